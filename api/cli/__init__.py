@@ -1,0 +1,59 @@
+"""The ``factor-search`` command: one module for each of its words."""
+
+import argparse
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+
+from factor_search.errors import FactorSearchError, one_line
+from factor_search.version import __version__
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; every failure is one line on standard error and a non-zero exit status."""
+    debug = bool(os.environ.get("FACTOR_SEARCH_DEBUG"))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not debug:
+        warnings.simplefilter("ignore")  # third parties' deprecations are not the user's business
+    parsed = build_parser().parse_args(arguments)
+    try:
+        return int(parsed.run(parsed))
+    except FactorSearchError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"factor-search: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("factor-search: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stdout = None  # type: ignore[assignment]  # whoever read our output has gone; nothing left to flush to
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        print(
+            f"factor-search: internal error: {type(error).__name__}: {one_line(error)} "
+            "(FACTOR_SEARCH_DEBUG=1 shows where)",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    from api.cli import demo, evaluate, export, inspect, methods, run
+
+    parser = argparse.ArgumentParser(
+        prog="factor-search",
+        description="Find non-uniform RoPE rescale factors that extend a language model's context window.",
+    )
+    parser.add_argument("--version", action="version", version=f"factor-search {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in (demo, run, evaluate, inspect, methods, export):
+        module.add_parser(commands)
+    return parser

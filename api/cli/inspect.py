@@ -1,0 +1,55 @@
+"""``factor-search inspect``: a model's rotary geometry, and what can be done with it."""
+
+import argparse
+import json
+from typing import Any
+
+from api.cli.arguments import Commands, add_json_argument, add_model_arguments, model_spec
+from factor_search.geometry import Geometry, read_geometry
+from factor_search.models import load_config
+
+EXPORT_FORMATS = ("huggingface",)
+
+
+def add_parser(commands: Commands) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "inspect",
+        help="rotary geometry of a model",
+        description="Show what a model's configuration says of its RoPE: base, pairs, wavelengths, critical dimension.",
+    )
+    add_model_arguments(parser)
+    add_json_argument(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read the configuration and print."""
+    spec = model_spec(arguments)
+    description = describe(read_geometry(load_config(spec), spec.original_length))
+    if arguments.json:
+        print(json.dumps(description))
+        return 0
+    wavelengths = description.pop("wavelengths")
+    for key, value in description.items():
+        if value is not None:
+            print(f"{key.replace('_', ' '):22}{', '.join(value) if isinstance(value, list) else value}")
+    print(f"{'wavelengths':22}{', '.join(f'{value:.4g}' for value in wavelengths)}")
+    return 0
+
+
+def describe(geometry: Geometry) -> dict[str, Any]:
+    """The geometry as JSON."""
+    return {
+        "architecture": geometry.architecture,
+        "rope_theta": geometry.rope_theta,
+        "rotary_dim": geometry.rotary_dim,
+        "pairs": geometry.pairs,
+        "layer_type": geometry.layer_type,
+        "original_length": geometry.original_length,
+        "configured_length": geometry.configured_length,
+        "base_rope_type": geometry.base_rope_type,
+        "critical_dimension": geometry.critical_dimension,
+        "export_formats": list(EXPORT_FORMATS),
+        "wavelengths": geometry.wavelengths,
+    }

@@ -1,0 +1,65 @@
+"""Progress on the terminal: a bar where there is one, a line for each generation where there is not."""
+
+import sys
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+from factor_search.documents import Document
+from factor_search.job import JobWatcher
+from factor_search.search import SearchState
+from factor_search.spec import BudgetSpec
+
+
+class Progress:
+    """Follows one job on standard error."""
+
+    def __init__(self, budget: BudgetSpec) -> None:
+        self._budget = budget
+        self._bar: tqdm | None = None
+        self._generation = -1
+        self._interactive = sys.stderr.isatty()
+
+    def watcher(self) -> JobWatcher:
+        """The callbacks to hand to the job."""
+        return JobWatcher(phase=self._phase, candidate=self._candidate, scored=self._scored, documents=self._documents)
+
+    def close(self) -> None:
+        """Leave the terminal clean."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _phase(self, text: str) -> None:
+        self.close()
+        print(f"{text} ...", file=sys.stderr, flush=True)
+
+    def _documents(self, documents: Iterable[Document]) -> Iterable[Document]:
+        return tqdm(documents, unit=" documents", disable=None, leave=False)
+
+    def _candidate(self, state: SearchState) -> None:
+        assert state.best is not None
+        best = f"{state.best.summary.perplexity:.4f}" if state.best.losses else "none"
+        speed = state.tokens / max(state.seconds, 1e-9)
+        count = len(state.evaluations)
+        if self._interactive:
+            if self._bar is None:
+                self._bar = tqdm(total=self._budget.candidates, unit="candidate", dynamic_ncols=True)
+            self._bar.set_postfix_str(f"generation {state.generation}, best {best}, {speed:,.0f} tokens/s", refresh=False)
+            self._bar.update(count - self._bar.n)
+        elif state.generation != self._generation:
+            left = ""
+            if self._budget.candidates:
+                left = f", about {state.seconds / count * (self._budget.candidates - count):.0f} s left"
+            print(
+                f"generation {state.generation}: {count} candidates, best {best}, {speed:,.0f} tokens/s{left}",
+                file=sys.stderr,
+                flush=True,
+            )
+            self._generation = state.generation
+
+    def _scored(self, part: str, done: int, total: int) -> None:
+        if self._interactive:
+            if self._bar is None:
+                self._bar = tqdm(total=total, unit="candidate", leave=False)
+            self._bar.update(done - self._bar.n)

@@ -1,0 +1,50 @@
+"""Where derived data lives between runs, and how files are written so that a reader never sees half of one."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+
+def cache_folder(kind: str) -> Path:
+    """``$FACTOR_SEARCH_CACHE`` or ``~/.cache/factor-search``, and a folder in it; created if it can be."""
+    root = os.environ.get("FACTOR_SEARCH_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "factor-search"
+    )
+    folder = Path(root) / kind
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_atomically(file: Path, content: bytes, *, required: bool = False) -> None:
+    """Write beside the file and rename over it.
+
+    Args:
+        file: the destination; its folder must exist.
+        content: all of the bytes.
+        required: whether a failure is raised (a result) or ignored (a cache, which can be derived again).
+
+    Raises:
+        OSError: the file cannot be written, if ``required``.
+    """
+    try:
+        descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, file)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+    except OSError:
+        if required:
+            raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,142 @@
+"""Where documents come from: text files, JSON lines, parquet, saved or named Hugging Face data sets."""
+
+import glob
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from factor_search.errors import DataError, one_line
+
+JSON_LINES = {".jsonl", ".ndjson"}
+NEEDS_EXTRA = "reading {what} needs the package {package}: pip install 'factor-search[data]'"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text and where it stands."""
+
+    source: str
+    """A path, with ``#n`` behind it where a file holds several documents."""
+    text: str
+
+
+def documents_from_files(patterns: Sequence[str], column: str = "text", split: str = "validation") -> Iterator[Document]:
+    """Documents of all files that the paths and globs name: in the order given, each glob's matches sorted.
+
+    Raises:
+        DataError: a path or glob matches nothing, or a file cannot be read as what its name says.
+    """
+    for pattern in patterns:
+        matches = sorted(glob.glob(pattern, recursive=True)) or ([pattern] if Path(pattern).exists() else [])
+        if not matches:
+            raise DataError(f"no file matches {pattern}")
+        for match in matches:
+            yield from _documents_of(Path(match), column, split, from_glob=match != pattern)
+
+
+def documents_from_hub(dataset: str, name: str | None, split: str, column: str) -> Iterator[Document]:
+    """Documents of a data set on the hub, streamed.
+
+    Raises:
+        DataError: the data set, its split or its column does not exist or cannot be reached.
+    """
+    datasets = _datasets(f"data set {dataset}")
+    try:
+        rows = datasets.load_dataset(dataset, name, split=split, streaming=True)
+        for number, row in enumerate(rows):
+            yield _document(f"{dataset}/{split}#{number}", row, column)
+    except DataError:
+        raise
+    except Exception as error:  # whatever the hub client and the loaders raise
+        raise DataError(f"cannot read split {split!r} of data set {dataset}: {one_line(error)}") from error
+
+
+def _documents_of(path: Path, column: str, split: str, from_glob: bool) -> Iterator[Document]:
+    if path.is_dir():
+        if any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
+            yield from _saved_data_set(path, split, column)
+        elif not from_glob:
+            raise DataError(f"{path} is a folder: name its files, for example {path / '*.txt'}")
+    elif path.suffix in JSON_LINES:
+        yield from _json_lines(path, column)
+    elif path.suffix == ".parquet":
+        yield from _parquet(path, column)
+    else:
+        yield Document(str(path), _read_text(path))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise DataError(f"{path} is not UTF-8 text: byte 0x{byte:02x} at position {error.start}") from None
+
+
+def _json_lines(path: Path, column: str) -> Iterator[Document]:
+    for number, line in enumerate(_read_text(path).split("\n")):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path} line {number + 1} is not JSON: {error}") from None
+        yield _document(f"{path}#{number}", row, column)
+
+
+def _parquet(path: Path, column: str) -> Iterator[Document]:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(NEEDS_EXTRA.format(what=path, package="pyarrow")) from None
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if column not in file.schema_arrow.names:
+                raise DataError(_no_column(str(path), column, file.schema_arrow.names))
+            for batch in file.iter_batches(columns=[column], batch_size=64):
+                for row in batch.to_pylist():
+                    yield _document(f"{path}#{number}", row, column)
+                    number += 1
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"cannot read {path} as parquet: {one_line(error)}") from None
+
+
+def _saved_data_set(path: Path, split: str, column: str) -> Iterator[Document]:
+    datasets = _datasets(str(path))
+    try:
+        rows = datasets.load_from_disk(str(path))
+    except Exception as error:  # whatever the loader raises on broken files
+        raise DataError(f"cannot read {path} as a saved data set: {one_line(error)}") from error
+    if isinstance(rows, datasets.DatasetDict):
+        if split not in rows:
+            raise DataError(f"{path} has no split {split!r}, only {', '.join(rows)}")
+        rows = rows[split]
+    for number, row in enumerate(rows):
+        yield _document(f"{path}#{number}", row, column)
+
+
+def _document(source: str, row: Any, column: str) -> Document:
+    if not isinstance(row, dict) or column not in row:
+        found = list(row) if isinstance(row, dict) else [type(row).__name__]
+        raise DataError(_no_column(source, column, found))
+    if not isinstance(row[column], str):
+        raise DataError(f"{source}: column {column!r} holds {type(row[column]).__name__}, not text")
+    return Document(source, row[column])
+
+
+def _no_column(source: str, column: str, found: Sequence[str]) -> str:
+    return f"{source} has no column {column!r}, only {', '.join(found)}: set data.column"
+
+
+def _datasets(what: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(NEEDS_EXTRA.format(what=what, package="datasets")) from None
+    datasets.disable_progress_bars()
+    return datasets

@@ -1,0 +1,63 @@
+"""Everything that can go wrong for a reason a user can act on.
+
+    FactorSearchError
+    ├── SpecError                 the request itself
+    ├── ModelError
+    │   ├── ModelLoadError        the checkpoint cannot be read
+    │   └── UnsupportedModelError it can, but RoPE factors cannot be put into it
+    ├── DataError                 documents missing, unreadable, too short or too few
+    ├── FactorsError              a factors file or vector
+    ├── SearchFailedError         no candidate could be evaluated
+    ├── ExportError               factors that an engine's format cannot express
+    └── OutputError               a result that cannot be written
+
+Each message is one line, names what was found, and says what to do next.
+"""
+
+
+class FactorSearchError(Exception):
+    """Base of all errors with a one-line message for the user."""
+
+
+class SpecError(FactorSearchError):
+    """The job specification is malformed or asks for something impossible."""
+
+
+class ModelError(FactorSearchError):
+    """Something about the model."""
+
+
+class ModelLoadError(ModelError):
+    """The checkpoint or its configuration cannot be loaded."""
+
+
+class UnsupportedModelError(ModelError):
+    """The model loads, but rescale factors cannot act on it."""
+
+
+class DataError(FactorSearchError):
+    """Documents are missing, unreadable, too short or too few."""
+
+
+class FactorsError(FactorSearchError):
+    """Rescale factors that are malformed or belong to another model."""
+
+
+class SearchFailedError(FactorSearchError):
+    """Not one candidate could be evaluated."""
+
+
+class ExportError(FactorSearchError):
+    """Factors cannot be expressed in the requested format."""
+
+
+class OutputError(FactorSearchError):
+    """Results cannot be written where asked."""
+
+
+def one_line(error: BaseException) -> str:
+    """The first non-empty line of an exception's message, for embedding in our own."""
+    for line in str(error).splitlines():
+        if line.strip():
+            return line.strip()
+    return type(error).__name__

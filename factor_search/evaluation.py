@@ -1,0 +1,193 @@
+"""One candidate on one set of samples: how it is computed, what is kept of it, and how it is addressed."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from factor_search.canonical_json import sha256_of
+from factor_search.factors import Factors
+from factor_search.injection import Injector
+from factor_search.models import LoadedModel
+from factor_search.perplexity import Summary, Window, sliding_windows, summarise, token_losses
+from factor_search.samples import SampleSet
+
+OK, DIVERGED, OUT_OF_MEMORY = "ok", "diverged", "out_of_memory"
+TOKENS_PER_PASS_ON_GPU = 16_384
+"""Samples are batched up to this many tokens on a GPU; on a CPU one at a time is as fast."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of one candidate on one set of samples."""
+
+    key: str
+    """Content address: hash of everything the losses depend on."""
+    factors: Factors
+    part: str
+    """Which samples: search, validation, held_out or evaluation."""
+    outcome: str
+    """``ok``, ``diverged`` (a loss is not finite) or ``out_of_memory``."""
+    losses: tuple[float, ...]
+    """Mean loss of each document, nats per token; empty unless ok."""
+    tokens: tuple[int, ...]
+    """Tokens predicted in each document."""
+    losses_at: dict[int, tuple[float, ...]]
+    """The same within the first n tokens of each document, for a ladder of lengths n."""
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """Mean loss in nats per token; infinite unless ok, so that any comparison rejects it."""
+        return self.summary.loss if self.outcome == OK else float("inf")
+
+    @property
+    def summary(self) -> Summary:
+        """Perplexity with its standard error over documents; only of an evaluation that is ok."""
+        return summarise(self.losses, self.tokens)
+
+    def as_json(self) -> dict[str, Any]:
+        """One line of ``evaluations.jsonl``."""
+        return {
+            "key": self.key,
+            "part": self.part,
+            "outcome": self.outcome,
+            **self.factors.as_json(),
+            "losses": list(self.losses),
+            "tokens": list(self.tokens),
+            "losses_at": {str(length): list(losses) for length, losses in self.losses_at.items()},
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_json(cls, line: dict[str, Any]) -> "Evaluation":
+        """Inverse of :meth:`as_json`; KeyError, TypeError or ValueError on anything else."""
+        return cls(
+            key=line["key"],
+            factors=Factors.of(line["rescale_factors"], line["initial_tokens"], line["attention_factor"]),
+            part=line["part"],
+            outcome=line["outcome"],
+            losses=tuple(line["losses"]),
+            tokens=tuple(line["tokens"]),
+            losses_at={int(length): tuple(losses) for length, losses in line["losses_at"].items()},
+            seconds=line["seconds"],
+        )
+
+
+class Evaluator(Protocol):
+    """Whatever can turn candidates into evaluations: this process, or a pool of workers."""
+
+    def key(self, factors: Factors, samples: SampleSet) -> str:
+        """The address under which the result would be stored."""
+        ...
+
+    def evaluate(self, factors: Factors, samples: SampleSet) -> Evaluation:
+        """Compute it."""
+        ...
+
+
+class LocalEvaluator:
+    """Evaluates in this process; a context manager, since it holds on to the model's rotary modules."""
+
+    def __init__(self, loaded: LoadedModel, target_length: int, stride: int | None = None) -> None:
+        self._loaded = loaded
+        self._length = target_length
+        self._stride = stride
+        self._injector = Injector(loaded.model, loaded.geometry)
+        on_gpu = loaded.model.device.type != "cpu"
+        self._rows_per_pass = max(1, TOKENS_PER_PASS_ON_GPU // target_length) if on_gpu else 1
+
+    def __enter__(self) -> "LocalEvaluator":
+        self._injector.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._injector.__exit__(*exception)
+
+    def key(self, factors: Factors, samples: SampleSet) -> str:
+        """Hash of model, precision, attention, samples, length, objective and factors."""
+        return sha256_of(
+            {
+                **self._loaded.identity,
+                "length": self._length,
+                "stride": self._stride,
+                "samples": [sample.sha256 for sample in samples.samples],
+                "factors": factors.as_json(),
+            }
+        )
+
+    def evaluate(self, factors: Factors, samples: SampleSet) -> Evaluation:
+        """The candidate's loss on every sample; numerical divergence and lack of memory are outcomes, not errors."""
+        start = time.perf_counter()
+        losses: list[float] = []
+        tokens: list[int] = []
+        losses_at: dict[int, list[float]] = {}
+        outcome = OK
+        try:
+            with self._injector.using([factors]):
+                for document in self._document_losses(samples):
+                    tokens.append(document.numel())
+                    losses.append(document.mean().item())
+                    for length in self._ladder():
+                        losses_at.setdefault(length, []).append(document[: length - 1].mean().item())
+        except (torch.OutOfMemoryError, MemoryError):
+            outcome = OUT_OF_MEMORY
+        except RuntimeError as error:
+            if "not enough memory" not in str(error):  # how the CPU allocator says it
+                raise
+            outcome = OUT_OF_MEMORY
+        if outcome == OK and not torch.tensor(losses).isfinite().all():
+            outcome = DIVERGED
+        if outcome != OK:
+            losses, tokens, losses_at = [], [], {}
+        return Evaluation(
+            key=self.key(factors, samples),
+            factors=factors,
+            part=samples.part,
+            outcome=outcome,
+            losses=tuple(losses),
+            tokens=tuple(tokens),
+            losses_at={length: tuple(values) for length, values in losses_at.items()},
+            seconds=time.perf_counter() - start,
+        )
+
+    def _ladder(self) -> list[int]:
+        """Original length, twice that, ... up to the target: a prefix's loss is exact, since factors do not change."""
+        if self._stride is not None:
+            return []
+        length, rungs = self._loaded.geometry.original_length, []
+        while length < self._length:
+            rungs.append(length)
+            length *= 2
+        return [*rungs, self._length]
+
+    def _document_losses(self, samples: SampleSet) -> Sequence[Tensor]:
+        """Losses of every scored token of every document, float64 on the CPU, one tensor a document."""
+        passes: list[tuple[int, Window]] = [
+            (d, window)
+            for d, sample in enumerate(samples.samples)
+            for window in sliding_windows(len(sample.tokens), self._length, self._stride)
+        ]
+        parts: list[list[Tensor]] = [[] for _ in samples.samples]
+        for group in _equal_lengths(passes, self._rows_per_pass):
+            rows = [torch.from_numpy(samples.samples[d].tokens[w.start : w.stop]) for d, w in group]
+            losses = token_losses(self._loaded.model, torch.stack(rows).to(self._loaded.model.device)).cpu().double()
+            for row, (d, window) in zip(losses, group, strict=True):
+                parts[d].append(row[window.scored - window.start - 1 :])
+        return [torch.cat(part) for part in parts]
+
+
+def _equal_lengths(passes: list[tuple[int, Window]], most: int) -> list[list[tuple[int, Window]]]:
+    """Consecutive passes of equal length, in groups of at most ``most``."""
+    groups: list[list[tuple[int, Window]]] = []
+    for item in passes:
+        length = item[1].stop - item[1].start
+        last = groups[-1] if groups else None
+        if last and len(last) < most and last[0][1].stop - last[0][1].start == length:
+            last.append(item)
+        else:
+            groups.append([item])
+    return groups

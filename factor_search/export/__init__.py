@@ -1,0 +1,1 @@
+"""Factors in the formats of inference engines, one module for each."""

@@ -1,0 +1,135 @@
+"""A Hugging Face configuration that plain transformers (and MLX) loads with the factors in force.
+
+The profile is static: the same factors for short and long inputs, so that nothing changes under a key-value cache when
+a conversation crosses the original length.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from factor_search.errors import ExportError, OutputError
+from factor_search.factors_file import FactorsFile, check_belongs, write_json
+from factor_search.geometry import Geometry, read_geometry
+
+
+def huggingface_config(file: FactorsFile, config: PretrainedConfig) -> dict[str, Any]:
+    """The model's ``config.json`` with the factors in it.
+
+    Both the current ``rope_parameters`` and the older ``rope_scaling`` with ``rope_theta`` are written.
+
+    Raises:
+        ExportError: the factors keep initial tokens, or the model's RoPE type cannot be replaced by longrope.
+        FactorsError: the factors belong to another rotary geometry.
+    """
+    geometry = read_geometry(config, file.model.original_length)
+    check_belongs(file, geometry)
+    if file.initial_tokens:
+        raise ExportError(
+            f"the factors keep {file.initial_tokens} initial tokens, which no inference engine can express: search with "
+            '"space": {"initial_tokens": [0]}, or export with --drop-initial-tokens and measure what that costs'
+        )
+    if geometry.rotated_pairs is not None:
+        raise ExportError(f"{geometry.architecture} uses proportional RoPE, which a longrope configuration cannot express")
+    longrope = _longrope(file, geometry)
+    content = config.to_dict()
+    text = content
+    if config.get_text_config(decoder=True) is not config:
+        text = next(
+            content[name]
+            for name in ("text_config", "decoder", "llm_config")
+            if isinstance(content.get(name), dict)  # where transformers keeps the text part
+        )
+    text["max_position_embeddings"] = max(file.target_length, int(text.get("max_position_embeddings") or 0))
+    text.pop("original_max_position_embeddings", None)  # would override the one inside
+    if geometry.layer_type is None:
+        text["rope_parameters"] = _kept(text["rope_parameters"]) | longrope
+        text["rope_scaling"] = dict(text["rope_parameters"])
+        text["rope_theta"] = geometry.rope_theta
+    else:
+        own = text["rope_parameters"]
+        text["rope_parameters"] = own | {geometry.layer_type: _kept(own[geometry.layer_type]) | longrope}
+    if "head_dim" not in text and hasattr(geometry.config, "hidden_size"):
+        text["head_dim"] = geometry.config.hidden_size // geometry.config.num_attention_heads
+    return content
+
+
+def export_huggingface(file: FactorsFile, config: PretrainedConfig, source: Path, out: Path) -> list[Path]:
+    """Write a model folder: the new ``config.json``, and everything else of the source folder linked or copied.
+
+    Weights are hard-linked where the file system allows it, so the export takes no space; small files are copied.
+    With ``out`` ending in ``.json`` only the configuration is written.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ExportError, FactorsError: see :func:`huggingface_config`.
+        OutputError: something cannot be written, or ``out`` is the source folder.
+    """
+    content = huggingface_config(file, config)
+    if out.suffix == ".json":
+        write_json(out, content)
+        return [out]
+    if out.resolve() == source.resolve():
+        raise OutputError(f"{out} is the model itself: choose another --out")
+    written = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for item in sorted(source.iterdir()):
+            if item.is_file() and item.name != "config.json":
+                _place(item, out / item.name)
+                written.append(out / item.name)
+        _adjust_tokenizer(out / "tokenizer_config.json", file.target_length)
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror or error}") from None
+    write_json(out / "config.json", content)
+    return [out / "config.json", *written]
+
+
+def _longrope(file: FactorsFile, geometry: Geometry) -> dict[str, Any]:
+    factors = list(file.rescale_factors)
+    return {
+        "rope_type": "longrope",
+        "type": "longrope",
+        "rope_theta": geometry.rope_theta,
+        "factor": file.scale,
+        "original_max_position_embeddings": file.model.original_length,
+        "short_factor": factors,
+        "long_factor": factors,
+        "attention_factor": file.attention_factor,
+        "short_mscale": file.attention_factor,
+        "long_mscale": file.attention_factor,
+    }
+
+
+def _kept(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the old RoPE parameters still holds: the geometry, and what attention layers read for themselves."""
+    names = ("partial_rotary_factor", "mrope_section", "mrope_interleaved", "mscale_all_dim")
+    return {name: parameters[name] for name in names if parameters.get(name) is not None}
+
+
+def _place(item: Path, destination: Path) -> None:
+    if destination.exists():
+        destination.unlink()
+    if item.suffix == ".json" or item.stat().st_size < 2**20:
+        shutil.copyfile(item, destination)
+        return
+    try:
+        os.link(item.resolve(), destination)
+    except OSError:  # another file system
+        os.symlink(item.resolve(), destination)
+
+
+def _adjust_tokenizer(file: Path, target_length: int) -> None:
+    """A tokenizer warns beyond the length it was configured for."""
+    if not file.exists():
+        return
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(content.get("model_max_length"), int) and content["model_max_length"] < target_length:
+        write_json(file, content | {"model_max_length": target_length})

@@ -1,0 +1,205 @@
+"""``factors.json``: factors with the model they belong to, what they were measured to do, and where they come from."""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from factor_search.canonical_json import sha256_of
+from factor_search.cache import write_atomically
+from factor_search.errors import FactorsError, OutputError
+from factor_search.factors import Factors
+from factor_search.geometry import Geometry
+from factor_search.spec import explain, read_json
+
+SCHEMA = "factor-search/factors@1"
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class FactorsModel(_Part):
+    """The model that factors belong to."""
+
+    id: str
+    revision: str | None = None
+    architecture: str
+    rope_theta: float = Field(gt=0, allow_inf_nan=False)
+    rotary_dim: int = Field(gt=0, multiple_of=2)
+    original_length: int = Field(gt=0)
+    base_rope_type: str
+
+    @classmethod
+    def of(cls, model_id: str, revision: str | None, geometry: Geometry) -> "FactorsModel":
+        """From a model's geometry."""
+        return cls(
+            id=model_id,
+            revision=revision,
+            architecture=geometry.architecture,
+            rope_theta=geometry.rope_theta,
+            rotary_dim=geometry.rotary_dim,
+            original_length=geometry.original_length,
+            base_rope_type=geometry.base_rope_type,
+        )
+
+
+class MeasuredPerplexity(_Part):
+    """Perplexities of the factors, by part of the documents; null where not measured."""
+
+    search: Finite | None = None
+    validation: Finite | None = None
+    held_out: Finite | None = None
+    held_out_baselines: dict[str, Finite] = {}
+
+
+class Provenance(_Part):
+    """Where factors come from."""
+
+    job: str
+    strategy: str
+    seed: int
+    candidates: int
+    tokens_evaluated: int
+    data_sha256: str | None
+    versions: dict[str, str]
+
+
+class FactorsFile(_Part):
+    """The whole document; ``sha256`` covers everything else in it."""
+
+    schema_: Literal["factor-search/factors@1"] = Field(SCHEMA, alias="schema")
+    model: FactorsModel
+    target_length: int = Field(gt=0)
+    scale: Finite = Field(gt=0)
+    rescale_factors: list[float]
+    initial_tokens: int
+    attention_factor: float
+    perplexity: MeasuredPerplexity = MeasuredPerplexity()
+    provenance: Provenance | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "FactorsFile":
+        pairs = self.model.rotary_dim // 2
+        if len(self.rescale_factors) != pairs:
+            raise ValueError(
+                f"rescale_factors has {len(self.rescale_factors)} numbers, but rotary_dim {self.model.rotary_dim} "
+                f"means {pairs}"
+            )
+        try:
+            factors = self.factors
+        except FactorsError as error:
+            raise ValueError(str(error)) from None
+        extends = self.target_length >= self.model.original_length
+        for i, value in enumerate(factors.rescale_factors):
+            if extends and value < 1:
+                raise ValueError(
+                    f"rescale_factors[{i}] is {value}: below 1 it would shorten the context, but the target length is "
+                    "not below the original"
+                )
+        if not math.isclose(self.scale, self.target_length / self.model.original_length, rel_tol=1e-6):
+            raise ValueError(
+                f"scale is {self.scale}, but target_length / original_length is "
+                f"{self.target_length / self.model.original_length}"
+            )
+        return self
+
+    @property
+    def factors(self) -> Factors:
+        """The candidate in the file."""
+        return Factors.of(self.rescale_factors, self.initial_tokens, self.attention_factor)
+
+    def as_json(self) -> dict[str, Any]:
+        """The document with its hash."""
+        content = self.model_dump(mode="json", by_alias=True)
+        return content | {"sha256": sha256_of(content)}
+
+    def write(self, file: Path) -> None:
+        """Write the document, indented for reading.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_json(file, self.as_json())
+
+
+def parse_factors(document: Any) -> FactorsFile:
+    """Validate a factors document; ``sha256`` may be absent, but must fit if it is there.
+
+    Raises:
+        FactorsError: naming what is wrong.
+    """
+    if not isinstance(document, dict):
+        raise FactorsError("a factors file must be a JSON object")
+    if document.get("schema") != SCHEMA:
+        raise FactorsError(f"unknown schema {document.get('schema')!r}: this version reads {SCHEMA!r}")
+    content = {key: value for key, value in document.items() if key != "sha256"}
+    try:
+        parsed = FactorsFile.model_validate(content)
+    except ValidationError as error:
+        raise FactorsError(f"the factors are not valid: {explain(error)}") from None
+    if "sha256" in document and document["sha256"] != parsed.as_json()["sha256"]:
+        raise FactorsError("the content does not match its sha256: the file was changed after it was written")
+    return parsed
+
+
+def read_factors(file: Path) -> FactorsFile:
+    """Read and validate a factors file.
+
+    Raises:
+        FactorsError: it cannot be read, is not JSON, or is not valid.
+    """
+    try:
+        return parse_factors(read_json(file, FactorsError))
+    except FactorsError as error:
+        raise FactorsError(str(error) if str(file) in str(error) else f"{file}: {error}") from None
+
+
+def factors_file(
+    factors: Factors,
+    model: FactorsModel,
+    target_length: int,
+    perplexity: MeasuredPerplexity | None = None,
+    provenance: Provenance | None = None,
+) -> FactorsFile:
+    """Assemble a document."""
+    return FactorsFile(
+        model=model,
+        target_length=target_length,
+        scale=target_length / model.original_length,
+        rescale_factors=list(factors.rescale_factors),
+        initial_tokens=factors.initial_tokens,
+        attention_factor=factors.attention_factor,
+        perplexity=perplexity or MeasuredPerplexity(),
+        provenance=provenance,
+    )
+
+
+def check_belongs(file: FactorsFile, geometry: Geometry) -> None:
+    """Refuse factors found for another rotary geometry.
+
+    Raises:
+        FactorsError: rotary dimensions or base differ.
+    """
+    for name in ("rotary_dim", "rope_theta"):
+        theirs, ours = getattr(file.model, name), getattr(geometry, name)
+        if theirs != ours:
+            raise FactorsError(
+                f"the factors are for {name} {theirs:g} ({file.model.id}), but {geometry.architecture} has {ours:g}"
+            )
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write JSON for people and machines, atomically.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write_atomically(file, text.encode(), required=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {file}: {error.strerror or error}") from None

@@ -1,0 +1,173 @@
+"""A whole search job in this process: load, search, choose on validation documents, measure on held-out ones."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from factor_search.errors import OutputError, SearchFailedError, SpecError
+from factor_search.evaluation import OK, Evaluation, LocalEvaluator
+from factor_search.factors import Factors
+from factor_search.factors_file import write_json
+from factor_search.geometry import Geometry, read_geometry
+from factor_search.injection import probe
+from factor_search.ledger import Ledger, RecordedEvaluator
+from factor_search.methods import closed_forms
+from factor_search.models import LoadedModel, load_config, load_model
+from factor_search.samples import Samples, SampleSet, Watch, load_samples
+from factor_search.search import SearchState, search
+from factor_search.space import SearchSpace
+from factor_search.spec import JobSpec, read_spec
+from factor_search.strategies import build_strategy
+from factor_search.tokens import CachedTokenizer
+
+FINALISTS = 5
+"""Candidates that are scored again on the validation documents, beside every closed form."""
+SEED_ORDER = ("yarn", "ntk-critical", "ntk", "llama3", "pi", "dynamic-ntk", "entropy-abf", "as-configured", "none")
+
+
+@dataclass
+class JobWatcher:
+    """What a job tells while it runs; every member may be replaced."""
+
+    phase: Callable[[str], None] = lambda text: None
+    candidate: Callable[[SearchState], None] = lambda state: None
+    scored: Callable[[str, int, int], None] = lambda part, done, total: None
+    documents: Watch | None = None
+
+
+@dataclass
+class JobResult:
+    """Everything a report is made of."""
+
+    spec: JobSpec
+    geometry: Geometry
+    samples: Samples
+    state: SearchState
+    methods: dict[str, Factors]
+    """The closed forms, by name."""
+    finalists: dict[str, Factors] = field(default_factory=dict)
+    validation: dict[str, Evaluation] = field(default_factory=dict)
+    """By name of method or finalist."""
+    held_out: dict[str, Evaluation] = field(default_factory=dict)
+    """By name of method, and of the winner."""
+    winner: str = ""
+    """Name of the finalist or method that is best on the validation documents."""
+    interrupted: bool = False
+    computed_tokens: int = 0
+
+    @property
+    def winning_factors(self) -> Factors:
+        """The winner's factors; before the choice was made, the best of the search."""
+        if self.winner:
+            return self.candidates[self.winner]
+        assert self.state.best is not None
+        return self.state.best.factors
+
+    @property
+    def candidates(self) -> dict[str, Factors]:
+        """Closed forms and finalists, by name."""
+        return self.methods | self.finalists
+
+
+def run_job(spec: JobSpec, out: Path, watcher: JobWatcher | None = None) -> JobResult:
+    """Run a search and measure its result; evaluations are kept in ``out`` and found there when run again.
+
+    A keyboard interrupt after the first candidate gives a partial result.
+
+    Raises:
+        FactorSearchError: see its subclasses; nothing that was written before is lost.
+        KeyboardInterrupt: before the first candidate.
+    """
+    watcher = watcher or JobWatcher()
+    geometry = read_geometry(load_config(spec.model), spec.model.original_length)
+    space = SearchSpace.build(spec.space, geometry, spec.target_length)
+    if spec.objective.stride is not None and spec.objective.stride > spec.target_length:
+        raise SpecError(
+            f"objective.stride is {spec.objective.stride}, beyond the target length of {spec.target_length} tokens"
+        )
+    with _open_folder(out, spec) as ledger:
+        watcher.phase(f"loading {spec.model.id}")
+        loaded = load_model(spec.model)
+        probe(loaded.model, loaded.geometry)
+        watcher.phase("reading documents")
+        samples = load_samples(
+            spec.data,
+            CachedTokenizer(loaded.tokenizer),
+            spec.target_length,
+            seed=spec.seed,
+            whole=spec.objective.stride is not None,
+            watch=watcher.documents,
+        )
+        write_json(out / "spec.json", spec.model_dump(mode="json"))
+        return _search_and_measure(spec, loaded, space, samples, ledger, watcher)
+
+
+def _search_and_measure(
+    spec: JobSpec,
+    loaded: LoadedModel,
+    space: SearchSpace,
+    samples: Samples,
+    ledger: Ledger,
+    watcher: JobWatcher,
+) -> JobResult:
+    methods = closed_forms(loaded.geometry, spec.target_length)
+    seeds = [methods[name] for name in SEED_ORDER if name in methods]
+    strategy = build_strategy(spec.strategy, space, seeds, spec.budget, spec.seed)
+    with LocalEvaluator(loaded, spec.target_length, spec.objective.stride) as local:
+        evaluator = RecordedEvaluator(local, ledger)
+        watcher.phase("searching")
+        state = search(strategy, evaluator, samples.search, spec.budget, watcher.candidate)
+        if state.best is None:
+            raise KeyboardInterrupt
+        if state.best.outcome != OK:
+            raise SearchFailedError(
+                f"none of {len(state.evaluations)} candidates could be evaluated: all {state.best.outcome}"
+            )
+        result = JobResult(spec, loaded.geometry, samples, state, methods)
+        result.interrupted = state.ended_by == "interrupt"
+        if not result.interrupted:
+            try:
+                _choose(result, evaluator, watcher)
+            except KeyboardInterrupt:
+                result.interrupted = True
+        result.computed_tokens = evaluator.computed_tokens
+    return result
+
+
+def _choose(result: JobResult, evaluator: RecordedEvaluator, watcher: JobWatcher) -> None:
+    """Score finalists and closed forms on validation documents, the winner and closed forms on held-out ones."""
+    ranked = sorted(result.state.evaluations, key=lambda evaluation: evaluation.loss)  # stable: ties keep their order
+    best = [evaluation.factors for evaluation in ranked if evaluation.outcome == OK][:FINALISTS]
+    known = set(result.methods.values())
+    result.finalists = {f"found-{n}": factors for n, factors in enumerate(best, start=1) if factors not in known}
+    watcher.phase("choosing on validation documents")
+    validation = _score(result.candidates, result.samples.validation, evaluator, watcher)
+    winner = min(validation, key=lambda name: validation[name].loss)
+    watcher.phase("measuring on held-out documents")
+    measured = result.methods | {winner: result.candidates[winner]}
+    held_out = _score(measured, result.samples.held_out, evaluator, watcher)
+    result.validation, result.held_out, result.winner = validation, held_out, winner
+
+
+def _score(
+    candidates: dict[str, Factors], samples: SampleSet, evaluator: RecordedEvaluator, watcher: JobWatcher
+) -> dict[str, Evaluation]:
+    scored = {}
+    for number, (name, factors) in enumerate(candidates.items(), start=1):
+        scored[name] = evaluator.evaluate(factors, samples)
+        watcher.scored(samples.part, number, len(candidates))
+    return scored
+
+
+def _open_folder(out: Path, spec: JobSpec) -> Ledger:
+    """The ledger in the output folder, which may be new or hold an earlier run of the same search."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot create {out}: {error.strerror or error}") from None
+    earlier = out / "spec.json"
+    if earlier.exists() and read_spec(earlier).sha256 != spec.sha256:
+        raise OutputError(
+            f"{out} holds the results of another search (they differ in more than name and budget): choose another --out"
+        )
+    return Ledger(out / "evaluations.jsonl")

@@ -1,0 +1,103 @@
+"""``evaluations.jsonl``: the truth about what was computed; a search that finds its results there does not repeat them."""
+
+import fcntl
+import json
+from pathlib import Path
+from types import TracebackType
+
+from factor_search.canonical_json import canonical_json
+from factor_search.errors import OutputError
+from factor_search.evaluation import Evaluation, Evaluator
+from factor_search.factors import Factors
+from factor_search.samples import SampleSet
+
+
+class Ledger:
+    """Evaluations by key, kept in a file that only ever grows by whole lines."""
+
+    def __init__(self, file: Path) -> None:
+        """Read what is there; a last line torn by a kill is cut off.
+
+        Raises:
+            OutputError: the file cannot be read or appended to, or a line before the last is damaged.
+        """
+        self._by_key: dict[str, Evaluation] = {}
+        try:
+            self._stream = file.open("a+b")
+        except OSError as error:
+            raise OutputError(f"cannot write {file}: {error.strerror or error}") from None
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read_all(file)
+        except BlockingIOError:
+            self._stream.close()
+            raise OutputError(f"{file} is being written by another process") from None
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def get(self, key: str) -> Evaluation | None:
+        """The stored evaluation, or None."""
+        return self._by_key.get(key)
+
+    def add(self, evaluation: Evaluation) -> None:
+        """Store an evaluation: it is in the operating system's hands when this returns.
+
+        Raises:
+            OutputError: the disk is full, or the like.
+        """
+        try:
+            self._stream.write(canonical_json(evaluation.as_json()).encode() + b"\n")
+            self._stream.flush()
+        except OSError as error:
+            raise OutputError(f"cannot write {self._stream.name}: {error.strerror or error}") from None
+        self._by_key[evaluation.key] = evaluation
+
+    def _read_all(self, file: Path) -> None:
+        self._stream.seek(0)
+        content = self._stream.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                evaluation = Evaluation.from_json(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise OutputError(
+                    f"{file} line {number} is not an evaluation: move the file away, or choose another --out"
+                ) from None
+            self._by_key[evaluation.key] = evaluation
+        self._stream.truncate(len(whole))
+
+
+class RecordedEvaluator:
+    """An evaluator that looks into a ledger first and records what it had to compute."""
+
+    def __init__(self, evaluator: Evaluator, ledger: Ledger) -> None:
+        self._evaluator = evaluator
+        self._ledger = ledger
+        self.computed_tokens = 0
+        """Tokens evaluated by this process, stored results not counted."""
+
+    def key(self, factors: Factors, samples: SampleSet) -> str:
+        """The evaluator's key."""
+        return self._evaluator.key(factors, samples)
+
+    def evaluate(self, factors: Factors, samples: SampleSet) -> Evaluation:
+        """The stored result, or a new one."""
+        stored = self._ledger.get(self.key(factors, samples))
+        if stored is not None:
+            return stored
+        evaluation = self._evaluator.evaluate(factors, samples)
+        self._ledger.add(evaluation)
+        self.computed_tokens += sum(evaluation.tokens)
+        return evaluation

@@ -1,0 +1,150 @@
+"""Closed-form rescale factors: the seeds of every search and the baselines of every report.
+
+All are written as lambda_i relative to the plain theta_i = base^(-2i/d), for a scale s = target / original length.
+"""
+
+import math
+from collections.abc import Callable
+
+from factor_search.errors import SpecError
+from factor_search.factors import Factors
+from factor_search.geometry import Geometry
+
+AS_CONFIGURED = "as-configured"
+
+
+def none(geometry: Geometry, target_length: int) -> Factors:
+    """Plain RoPE, nothing rescaled."""
+    return Factors.of([1.0] * geometry.pairs)
+
+
+def position_interpolation(geometry: Geometry, target_length: int) -> Factors:
+    """Position interpolation: every position divided by s (2306.15595, eq. 4)."""
+    return Factors.of([_scale(geometry, target_length)] * geometry.pairs)
+
+
+def ntk_aware(geometry: Geometry, target_length: int) -> Factors:
+    """NTK-aware scaling: base' = base * s^(d/(d-2)), so the last pair is interpolated by exactly s (2309.00071, eq. 16)."""
+    d = geometry.rotary_dim
+    base = geometry.rope_theta * _scale(geometry, target_length) ** (d / max(d - 2, 1))
+    return _new_base(geometry, base)
+
+
+def dynamic_ntk(geometry: Geometry, target_length: int) -> Factors:
+    """Dynamic NTK at the target length n = sL: base' = base * (s n / L - (s - 1))^(d/(d-2)), as inference engines do it."""
+    d = geometry.rotary_dim
+    scale = _scale(geometry, target_length)
+    base = geometry.rope_theta * (scale * target_length / geometry.original_length - (scale - 1)) ** (d / max(d - 2, 1))
+    return _new_base(geometry, base)
+
+
+def ntk_critical(geometry: Geometry, target_length: int) -> Factors:
+    """NTK to the critical dimension: base' = base^(ln(L'/2pi) / ln(L/2pi)).
+
+    The pair that just completed one period at L completes it at L' (LongRoPE2, 2502.20082, sec. 3).
+    """
+    two_pi = 2 * math.pi
+    exponent = math.log(target_length / two_pi) / math.log(geometry.original_length / two_pi)
+    return _new_base(geometry, geometry.rope_theta**exponent)
+
+
+def yarn(geometry: Geometry, target_length: int, beta_fast: float = 32.0, beta_slow: float = 1.0) -> Factors:
+    """YaRN: frequencies (not lambda) interpolated over a ramp of dimensions; attention factor 0.1 ln s + 1.
+
+    2309.00071, eq. 17-23, with the whole-dimension ramp ends of the authors' code and of transformers.
+    """
+    scale = _scale(geometry, target_length)
+    d, base, length = geometry.rotary_dim, geometry.rope_theta, geometry.original_length
+
+    def dimension_of(turns: float) -> float:
+        """The pair index that makes this many turns within the original length."""
+        return d * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(dimension_of(beta_fast)), 0)
+    high = min(math.ceil(dimension_of(beta_slow)), d - 1)
+    width = (high - low) or 0.001
+    factors = []
+    for i in range(geometry.pairs):
+        ramp = min(max((i - low) / width, 0.0), 1.0)
+        keep = 1 - ramp  # m: share of the original frequency that is kept
+        factors.append(1 / ((1 - keep) / scale + keep))
+    return Factors.of(factors, attention_factor=yarn_attention_factor(scale))
+
+
+def llama3(geometry: Geometry, target_length: int, low: float = 1.0, high: float = 4.0) -> Factors:
+    """Llama 3.1's rule: short wavelengths kept, long ones divided by s, frequencies blended in between."""
+    scale, length = _scale(geometry, target_length), geometry.original_length
+    factors = []
+    for wavelength in geometry.wavelengths:
+        if wavelength < length / high:
+            factors.append(1.0)
+        elif wavelength > length / low:
+            factors.append(scale)
+        else:
+            blend = (length / wavelength - low) / (high - low)
+            factors.append(1 / ((1 - blend) / scale + blend))
+    return Factors.of(factors)
+
+
+def entropy_abf(geometry: Geometry, target_length: int, base: float = 500_000.0) -> Factors:
+    """The adjusted base of Entropy-ABF (2401.07004, sec. 3): base' = 500,000 unless another is given.
+
+    A model whose base is already larger keeps it, so no factor falls below 1. The method's other half, a factor on
+    queries alone that grows with position, is not a RoPE factor and is left out.
+    """
+    return _new_base(geometry, max(base, geometry.rope_theta))
+
+
+Method = Callable[[Geometry, int], Factors]
+
+METHODS: dict[str, Method] = {
+    "none": none,
+    "pi": position_interpolation,
+    "ntk": ntk_aware,
+    "dynamic-ntk": dynamic_ntk,
+    "ntk-critical": ntk_critical,
+    "yarn": yarn,
+    "llama3": llama3,
+    "entropy-abf": entropy_abf,
+}
+
+
+def closed_form(name: str, geometry: Geometry, target_length: int) -> Factors:
+    """The factors of one method by name.
+
+    Raises:
+        SpecError: no such method, or ``as-configured`` on a model whose configuration has no scaling.
+    """
+    available = closed_forms(geometry, target_length)
+    if name not in available:
+        raise SpecError(f"unknown method {name!r}: choose one of {', '.join(available)}")
+    return available[name]
+
+
+def closed_forms(geometry: Geometry, target_length: int) -> dict[str, Factors]:
+    """Every method's factors, by name; ``as-configured`` is added where the model already has a scaling."""
+    factors = {name: method(geometry, target_length) for name, method in METHODS.items()}
+    configured = geometry.configured_factors(target_length)
+    if configured is not None:
+        factors[AS_CONFIGURED] = configured
+    return factors
+
+
+def yarn_attention_factor(scale: float) -> float:
+    """0.1 ln s + 1 (2309.00071, eq. 22)."""
+    return 0.1 * math.log(scale) + 1.0 if scale > 1 else 1.0
+
+
+def longrope_attention_factor(scale: float, original_length: int) -> float:
+    """sqrt(1 + ln s / ln L), the formula of the published LongRoPE models."""
+    return math.sqrt(1 + math.log(scale) / math.log(original_length)) if scale > 1 else 1.0
+
+
+def _scale(geometry: Geometry, target_length: int) -> float:
+    return target_length / geometry.original_length
+
+
+def _new_base(geometry: Geometry, base: float) -> Factors:
+    """lambda_i = (base' / base)^(2i/d)."""
+    ratio = base / geometry.rope_theta
+    return Factors.of([ratio ** (2 * i / geometry.rotary_dim) for i in range(geometry.pairs)])

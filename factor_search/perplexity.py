@@ -1,0 +1,157 @@
+"""Exact next-token loss of long sequences, without ever holding the logits of more than a chunk of them."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from factor_search.models import decoder_of
+
+LOGITS_CHUNK_BYTES = 64 * 2**20
+"""Bytes of float32 logits held at once; the loss takes about three times as much for a moment."""
+
+
+@torch.inference_mode()
+def token_losses(model: PreTrainedModel, input_ids: Tensor, *, chunk_bytes: int = LOGITS_CHUNK_BYTES) -> Tensor:
+    """Negative log-likelihood of every token given those before it.
+
+    The decoder runs once over the whole sequence. Then the model's own forward is replayed with the decoder answering
+    from memory, a chunk of positions at a time, so whatever the model does to its logits (soft-capping, scaling, an
+    output projection of its own) is done here as well.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        input_ids: token ids of shape (B, T), T >= 2.
+        chunk_bytes: bound on the float32 logits that exist at any moment.
+
+    Returns:
+        float32 tensor of shape (B, T - 1), in nats; entry t is the loss of token t + 1.
+    """
+    rows, length = input_ids.shape
+    targets = input_ids[:, 1:]
+    losses = torch.empty(rows, length - 1, dtype=torch.float32, device=input_ids.device)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    chunk = max(1, chunk_bytes // (4 * rows * vocabulary))
+    with _decoder_remembered(model) as view:
+        for start in range(0, length - 1, chunk):
+            stop = min(start + chunk, length - 1)
+            view.positions = slice(start, stop)
+            logits = model(input_ids=input_ids, use_cache=False, return_dict=True).logits
+            losses[:, start:stop] = torch.nn.functional.cross_entropy(
+                logits.float().flatten(0, 1), targets[:, start:stop].flatten(), reduction="none"
+            ).view(rows, -1)
+            del logits
+    return losses
+
+
+@dataclass
+class _View:
+    """Which positions of the decoder's output the head gets to see."""
+
+    positions: slice | None = None
+    output: Any = None
+
+
+@contextmanager
+def _decoder_remembered(model: PreTrainedModel) -> Iterator[_View]:
+    """Let the decoder compute once; answer later calls from memory, cut to the wanted positions."""
+    decoder = decoder_of(model)
+    instance_forward = decoder.__dict__.get("forward")
+    compute: Callable[..., Any] = decoder.forward
+    view = _View()
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if view.output is None:
+            view.output = compute(*args, **kwargs)
+        output = copy.copy(view.output)
+        output.last_hidden_state = view.output.last_hidden_state[:, view.positions or slice(None)]
+        return output
+
+    decoder.forward = forward
+    try:
+        yield view
+    finally:
+        if instance_forward is None:
+            del decoder.forward
+        else:
+            decoder.forward = instance_forward
+
+
+@dataclass(frozen=True)
+class Window:
+    """One forward pass over part of a document: tokens [start, stop), of which those from ``scored`` on count."""
+
+    start: int
+    stop: int
+    scored: int
+
+
+def sliding_windows(tokens: int, window: int, stride: int | None) -> list[Window]:
+    """Cut a document so that every token but the first is scored exactly once.
+
+    Args:
+        tokens: length of the document.
+        window: tokens a forward pass sees at most.
+        stride: tokens by which the window moves; each token after the first window is then predicted from at least
+            ``window - stride`` tokens before it. None: only the first window is used.
+
+    Raises:
+        ValueError: the stride is not within [1, window].
+    """
+    if stride is None:
+        return [Window(0, min(tokens, window), 1)]
+    if not 1 <= stride <= window:
+        raise ValueError(f"stride is {stride}: it must be between 1 and the window of {window} tokens")
+    windows, scored = [], 1
+    for start in range(0, tokens, stride):
+        stop = min(start + window, tokens)
+        first = max(scored, start + 1)  # a window that begins where the last one ended cannot predict its first token
+        if stop > first:
+            windows.append(Window(start, stop, first))
+            scored = stop
+        if stop == tokens:
+            break
+    return windows
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Perplexity over documents, with its uncertainty."""
+
+    perplexity: float
+    """exp of the mean loss per token."""
+    standard_error: float
+    """Standard error of the perplexity over documents (delta method); NaN for a single document."""
+    loss: float
+    """Mean loss in nats per token."""
+    tokens: int
+    """Tokens predicted."""
+    documents: int
+
+
+def summarise(losses: Sequence[float], tokens: Sequence[int]) -> Summary:
+    """Summarise documents' mean losses (nats per token), each weighted by its number of predicted tokens."""
+    total = sum(tokens)
+    mean = math.fsum(loss * count for loss, count in zip(losses, tokens, strict=True)) / total
+    perplexity = math.exp(mean) if mean < 700 else math.inf
+    n = len(losses)
+    # Ratio estimator: the variance of sum(w_i loss_i) / sum(w_i) over documents drawn at random.
+    spread = math.fsum((count * (loss - mean)) ** 2 for loss, count in zip(losses, tokens, strict=True))
+    error = math.sqrt(spread * n / (n - 1)) / total if n > 1 else math.nan
+    return Summary(perplexity, perplexity * error, mean, total, n)
+
+
+def paired_difference(losses: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
+    """Mean of ``losses - reference`` over documents and its standard error (NaN for a single document), in nats."""
+    differences = [a - b for a, b in zip(losses, reference, strict=True)]
+    n = len(differences)
+    mean = math.fsum(differences) / n
+    if n < 2:
+        return mean, math.nan
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in differences) / (n - 1) / n)

@@ -1,0 +1,192 @@
+"""What a job found, as one JSON document; every figure in the HTML page is read from it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from factor_search.errors import OutputError
+from factor_search.evaluation import OK, Evaluation
+from factor_search.factors_file import (
+    FactorsFile,
+    FactorsModel,
+    MeasuredPerplexity,
+    Provenance,
+    factors_file,
+    write_json,
+)
+from factor_search.job import JobResult
+from factor_search.perplexity import paired_difference, summarise
+from factor_search.samples import PARTS
+from factor_search.version import versions
+
+SCHEMA = "factor-search/report@1"
+FOUND = "found"
+"""The name under which reports show the winner, whatever it was called in the search."""
+
+
+def write_results(result: JobResult, out: Path) -> dict[str, Any]:
+    """Write ``factors.json``, ``report.json`` and ``report.html`` into the output folder; returns the report.
+
+    Raises:
+        OutputError: one of them cannot be written.
+    """
+    from factor_search.report_html import render  # matplotlib takes a second to import
+
+    report = build_report(result)
+    build_factors_file(result).write(out / "factors.json")
+    write_json(out / "report.json", report)
+    try:
+        (out / "report.html").write_text(render(report), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {out / 'report.html'}: {error.strerror or error}") from None
+    return report
+
+
+def build_factors_file(result: JobResult) -> FactorsFile:
+    """The factors file of the winner; of a partial result, of the best candidate so far."""
+    spec, state = result.spec, result.state
+    factors = result.winning_factors
+    on_search = next((e for e in state.evaluations if e.factors == factors and e.outcome == OK), None)
+    baselines = {name: _perplexity(e) for name, e in result.held_out.items() if name in result.methods}
+    return factors_file(
+        factors,
+        FactorsModel.of(spec.model.id, spec.model.revision, result.geometry),
+        spec.target_length,
+        MeasuredPerplexity(
+            search=_perplexity(on_search),
+            validation=_perplexity(result.validation.get(result.winner)),
+            held_out=_perplexity(result.held_out.get(result.winner)),
+            held_out_baselines={name: value for name, value in baselines.items() if value is not None},
+        ),
+        Provenance(
+            job=spec.name,
+            strategy=spec.strategy.kind,
+            seed=spec.seed,
+            candidates=len(state.evaluations),
+            tokens_evaluated=state.tokens,
+            data_sha256=result.samples.sha256,
+            versions=versions(),
+        ),
+    )
+
+
+def build_report(result: JobResult) -> dict[str, Any]:
+    """Everything measured, with its uncertainty."""
+    spec, geometry, state = result.spec, result.geometry, result.state
+    assert state.best is not None
+    parts = [getattr(result.samples, part) for part in PARTS]
+    return {
+        "schema": SCHEMA,
+        "name": spec.name,
+        "status": "interrupted" if result.interrupted else "finished",
+        "spec": spec.model_dump(mode="json"),
+        "model": {
+            **FactorsModel.of(spec.model.id, spec.model.revision, geometry).model_dump(mode="json"),
+            "wavelengths": geometry.wavelengths,
+            "critical_dimension": geometry.critical_dimension,
+        },
+        "documents": {part.part: [sample.source for sample in part.samples] for part in parts},
+        "search": {
+            "ended_by": state.ended_by,
+            "candidates": len(state.evaluations),
+            "tokens": state.tokens,
+            "seconds": state.seconds,
+            "generations": state.generations,
+            "perplexities": [_perplexity(evaluation) for evaluation in state.evaluations],
+            "best_perplexity": _perplexity(state.best),
+        },
+        "factors": result.winning_factors.as_json(),
+        "winner": result.winner or None,
+        "results": [_row(result, name) for name in [result.winner, *_others(result)] if name],
+        "comparison": _comparison(result),
+        "closed_forms": {name: factors.as_json() for name, factors in result.methods.items()},
+        "versions": versions(),
+    }
+
+
+def _others(result: JobResult) -> list[str]:
+    """The closed forms, best on held-out documents first."""
+    names = [name for name in result.held_out if name != result.winner]
+    return sorted(names, key=lambda name: result.held_out[name].loss)
+
+
+def _row(result: JobResult, name: str) -> dict[str, Any]:
+    """One line of the table: a method, or the winner."""
+    evaluation, winner = result.held_out[name], result.held_out[result.winner]
+    row: dict[str, Any] = {
+        "name": FOUND if name == result.winner else name,
+        "is": name,
+        "validation": _perplexity(result.validation[name]),
+        "held_out": _perplexity(evaluation),
+        "standard_error": _finite(evaluation.summary.standard_error) if evaluation.outcome == OK else None,
+        "outcome": evaluation.outcome,
+        "documents": len(evaluation.losses),
+        "tokens": sum(evaluation.tokens),
+        "losses": list(evaluation.losses),
+        "perplexity_at": {
+            str(length): _finite(summarise(losses, [length - 1] * len(losses)).perplexity)
+            for length, losses in evaluation.losses_at.items()
+        },
+        "difference": None,
+        "difference_standard_error": None,
+    }
+    if name != result.winner and evaluation.outcome == winner.outcome == OK:
+        mean, error = paired_difference(evaluation.losses, winner.losses)
+        row |= {"difference": mean, "difference_standard_error": _finite(error)}
+    return row
+
+
+def _comparison(result: JobResult) -> dict[str, Any] | None:
+    """The found factors against the closed form that is best on the held-out documents."""
+    others = _others(result)
+    if not result.winner or not others:
+        return None
+    row = _row(result, others[0])
+    mean, error = row["difference"], row["difference_standard_error"]
+    return {
+        "best_closed_form": others[0],
+        "difference": mean,
+        "standard_error": error,
+        "standard_errors": mean / error if mean is not None and error else None,
+    }
+
+
+def _perplexity(evaluation: Evaluation | None) -> float | None:
+    if evaluation is None or evaluation.outcome != OK:
+        return None
+    return _finite(evaluation.summary.perplexity)
+
+
+def _finite(value: float) -> float | None:
+    """None for what JSON cannot hold."""
+    return value if math.isfinite(value) else None
+
+
+def table(report: dict[str, Any]) -> str:
+    """The result for a terminal."""
+    if not report["results"]:
+        best = report["search"]["best_perplexity"]
+        return f"interrupted after {report['search']['candidates']} candidates; best so far {best:.4f} on search documents"
+    lines = [f"{'':14}{'validation':>12}{'held-out':>12}{'std. error':>12}{'vs found (nats, paired)':>28}"]
+    for row in report["results"]:
+        difference = ""
+        if row["difference"] is not None:
+            error = row["difference_standard_error"]
+            difference = f"{row['difference']:+.4f}" + (f" ± {error:.4f}" if error is not None else "")
+        cells = [_number(row[key]) for key in ("validation", "held_out", "standard_error")]
+        lines.append(f"{row['name']:14}" + "".join(f"{cell:>12}" for cell in cells) + f"{difference:>28}")
+    comparison = report["comparison"]
+    if comparison and comparison["standard_errors"] is not None:
+        lines.append(
+            f"found against {comparison['best_closed_form']}, the best closed form here: "
+            f"{comparison['standard_errors']:.1f} standard errors of the paired difference"
+        )
+    if report["winner"] and not report["winner"].startswith("found"):
+        lines.append(f"nothing found was better on the validation documents than {report['winner']}, which is reported")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if value < 1e5 else f"{value:.3g}"

@@ -1,0 +1,171 @@
+"""The report as one self-contained page: no script, no network, plots as inline SVG."""
+
+import io
+from html import escape
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+PLOTTED_METHODS = {"yarn": "#0072B2", "ntk": "#009E73", "pi": "#CC79A7", "ntk-critical": "#E69F00", "llama3": "#56B4E9"}
+FOUND_COLOUR = "#D55E00"  # Okabe and Ito's palette: distinguishable with any colour vision
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
+h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse;margin:1rem 0}
+th,td{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #ddd}th:first-child,td:first-child{text-align:left}
+tr.found td{font-weight:600;color:#B34700}svg{max-width:100%;height:auto}.big{font-size:1.15rem}
+code{overflow-wrap:anywhere}details{margin:.5rem 0}figcaption{color:#555;font-size:.9rem}figure{margin:1rem 0}
+"""
+
+
+def render(report: dict[str, Any]) -> str:
+    """The HTML page of a report (see :func:`factor_search.report.build_report`)."""
+    model, spec = report["model"], report["spec"]
+    scale = spec["target_length"] / model["original_length"]
+    plots = [
+        _figure(_factor_plot(report), "Rescale factors against the closed forms. The dotted line is the scale."),
+        _figure(_search_plot(report), "Every candidate in the order evaluated, and the best so far."),
+    ]
+    if report["results"]:
+        caption = "Perplexity of the first n tokens of the held-out documents."
+        plots.insert(1, _figure(_length_plot(report), caption))
+    body = f"""
+<h1>{escape(report["name"])}</h1>
+<p>{escape(model["architecture"])} <code>{escape(model["id"])}</code>, {model["original_length"]} to
+{spec["target_length"]} tokens (scale {scale:g}), {model["rotary_dim"] // 2} rotary pairs, base {model["rope_theta"]:g},
+RoPE type {escape(model["base_rope_type"])}, critical dimension {model["critical_dimension"]}.</p>
+{_headline(report)}{_results_table(report)}{"".join(plots)}
+<h2>Factors</h2><p>initial tokens {report["factors"]["initial_tokens"]}, attention factor
+{report["factors"]["attention_factor"]:.6g}</p>
+<p><code>{escape(str(report["factors"]["rescale_factors"]))}</code></p>
+<h2>Search</h2><p>{report["search"]["candidates"]} candidates, {report["search"]["tokens"]:,} tokens,
+{report["search"]["seconds"]:.1f} s of evaluation, seed {spec["seed"]}, strategy {escape(spec["strategy"]["kind"])};
+ended by {escape(report["search"]["ended_by"])}.</p>
+{_documents(report)}
+<p>{escape(", ".join(f"{name} {version}" for name, version in report["versions"].items()))}</p>"""
+    title = escape(f"factor-search: {report['name']}")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>{body}</body></html>\n'
+    )
+
+
+def _headline(report: dict[str, Any]) -> str:
+    if report["status"] == "interrupted":
+        return "<p class=big>Interrupted: a partial result. Run the same command again to continue.</p>"
+    comparison = report["comparison"]
+    found = report["results"][0]
+    if found["held_out"] is None or comparison is None or comparison["difference"] is None:
+        return ""
+    text = f"Held-out perplexity {found['held_out']:.4f}"
+    if comparison["standard_errors"] is not None:
+        text += (
+            f"; {comparison['difference']:+.4f} nats per token better than {comparison['best_closed_form']}, the best "
+            f"closed form, which is {comparison['standard_errors']:.1f} standard errors of the paired difference"
+        )
+    return f"<p class=big>{escape(text)}.</p>"
+
+
+def _results_table(report: dict[str, Any]) -> str:
+    if not report["results"]:
+        return ""
+    rows = []
+    for row in report["results"]:
+        difference = "" if row["difference"] is None else f"{row['difference']:+.4f}"
+        if row["difference_standard_error"] is not None:
+            difference += f" ± {row['difference_standard_error']:.4f}"
+        cells = [_number(row[key]) for key in ("validation", "held_out", "standard_error")]
+        kind = " class=found" if row["name"] == "found" else ""
+        columns = "".join(f"<td>{cell}</td>" for cell in [*cells, difference])
+        rows.append(f"<tr{kind}><td>{escape(row['name'])}</td>{columns}</tr>")
+    found = report["results"][0]
+    return (
+        f"<h2>Perplexity at {report['spec']['target_length']} tokens</h2><table><tr><th></th><th>validation</th>"
+        f"<th>held-out</th><th>standard error</th><th>minus found (nats, paired)</th></tr>{''.join(rows)}</table>"
+        f"<p>Held-out: {found['documents']} documents, {found['tokens']:,} tokens that neither the search nor the choice "
+        "of the winner saw. Standard errors are over documents.</p>"
+    )
+
+
+def _documents(report: dict[str, Any]) -> str:
+    parts = []
+    for part, sources in report["documents"].items():
+        listed = "".join(f"<li><code>{escape(source)}</code></li>" for source in sources)
+        parts.append(f"<details><summary>{len(sources)} {part.replace('_', '-')} documents</summary><ul>{listed}</ul></details>")
+    return "".join(parts)
+
+
+def _factor_plot(report: dict[str, Any]) -> Figure:
+    figure, axes = _axes("rotary pair i", "rescale factor", log=True)
+    found = report["factors"]["rescale_factors"]
+    for name, colour in PLOTTED_METHODS.items():
+        axes.plot(report["closed_forms"][name]["rescale_factors"], color=colour, linewidth=1.3, label=name)
+    axes.plot(found, color=FOUND_COLOUR, linewidth=2.5, label="found")
+    axes.axhline(report["spec"]["target_length"] / report["model"]["original_length"], color="#888", linestyle=":")
+    axes.axvline(report["model"]["critical_dimension"] / 2, color="#888", linestyle="--", linewidth=0.8)
+    axes.annotate("critical", (report["model"]["critical_dimension"] / 2, 1.0), fontsize=8, color="#555", rotation=90)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _length_plot(report: dict[str, Any]) -> Figure:
+    figure, axes = _axes("tokens", "perplexity", log=True)
+    axes.set_xscale("log", base=2)
+    highest = 0.0
+    for row in reversed(report["results"]):
+        colour = FOUND_COLOUR if row["name"] == "found" else PLOTTED_METHODS.get(row["name"])
+        points = {int(length): value for length, value in row["perplexity_at"].items() if value is not None}
+        if colour is None or not points:
+            continue
+        axes.plot(list(points), list(points.values()), color=colour, marker="o", markersize=4, label=row["name"])
+        highest = max(highest, *points.values())
+        axes.set_xticks(list(points), [str(length) for length in points])
+    axes.legend(frameon=False)
+    return figure
+
+
+def _search_plot(report: dict[str, Any]) -> Figure:
+    figure, axes = _axes("candidate", "perplexity on search documents")
+    perplexities = report["search"]["perplexities"]
+    known = [(n, value) for n, value in enumerate(perplexities, start=1) if value is not None]
+    best, running = [], float("inf")
+    for _, value in known:
+        running = min(running, value)
+        best.append(running)
+    numbers = [n for n, _ in known]
+    axes.scatter(numbers, [value for _, value in known], s=9, color="#999", label="candidate")
+    axes.step(numbers, best, where="post", color=FOUND_COLOUR, linewidth=2, label="best so far")
+    for end in report["search"]["generations"][:-1]:
+        axes.axvline(end + 0.5, color="#ddd", linewidth=0.7, zorder=0)
+    spread = sorted(value for _, value in known)
+    top = spread[int(0.95 * (len(spread) - 1))]  # a few wild candidates must not flatten the rest
+    if top > running:
+        axes.set_ylim(running - 0.06 * (top - running), top + 0.04 * (top - running))
+    axes.legend(frameon=False)
+    return figure
+
+
+def _axes(x: str, y: str, *, log: bool = False) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if log:
+        axes.set_yscale("log")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _figure(figure: Figure, caption: str) -> str:
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "factor-search"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    svg = stream.getvalue()
+    return f"<figure>{svg[svg.index('<svg') :]}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if value < 1e5 else f"{value:.3g}"

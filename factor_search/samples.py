@@ -1,0 +1,192 @@
+"""Documents to token samples, in three parts that share no document: search, validation, held-out."""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from factor_search.canonical_json import sha256_of
+from factor_search.documents import Document, documents_from_files, documents_from_hub
+from factor_search.errors import DataError
+from factor_search.spec import DataSpec
+from factor_search.tokens import TokenIds
+
+Tokenize = Callable[[str], TokenIds]
+PARTS = ("search", "validation", "held_out")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Tokens of one document (or of one piece of it)."""
+
+    source: str
+    tokens: TokenIds = field(repr=False, compare=False)
+    """Token ids, int64 of shape (tokens,)."""
+    sha256: str
+    """Hash of the token ids."""
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """The samples of one part."""
+
+    part: str
+    samples: tuple[Sample, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the samples' hashes, in order."""
+        return sha256_of([sample.sha256 for sample in self.samples])
+
+
+@dataclass(frozen=True)
+class Samples:
+    """All three parts."""
+
+    search: SampleSet
+    validation: SampleSet
+    held_out: SampleSet
+
+    @property
+    def sha256(self) -> str:
+        """Hash over all parts."""
+        return sha256_of([self.search.sha256, self.validation.sha256, self.held_out.sha256])
+
+
+def load_samples(
+    data: DataSpec, tokenize: Tokenize, length: int, *, seed: int, whole: bool = False, watch: "Watch | None" = None
+) -> Samples:
+    """Read, tokenise and divide documents.
+
+    The first long enough distinct documents in the order of their source are taken, and dealt to the three parts in an
+    order drawn from the seed.
+
+    Args:
+        data: where documents are and how many of them play which part.
+        tokenize: text to token ids.
+        length: tokens a sample needs; a sample is the first ``length`` tokens of its document.
+        seed: of the deal.
+        whole: keep all tokens of a document (for sliding windows).
+        watch: wraps the iteration over documents, to show progress.
+
+    Raises:
+        DataError: documents cannot be read, or too few of them are long enough; says which lengths there are.
+    """
+    watch = watch or (lambda documents: documents)
+    wanted = {"search": data.search_documents, "validation": data.validation_documents}
+    if data.held_out_files is None:
+        wanted["held_out"] = data.held_out_documents
+    cut = data.cut_long_documents
+    pool = _long_enough(watch(_documents(data)), tokenize, length, sum(wanted.values()), whole=whole, cut=cut)
+    order = np.random.default_rng([seed, len(pool)]).permutation(len(pool))
+    parts = _deal([pool[i] for i in order], wanted)
+    if data.held_out_files is not None:
+        elsewhere = documents_from_files(data.held_out_files, data.column, data.split)
+        known = {sample.sha256 for samples in parts.values() for sample in samples}
+        fresh = _long_enough(
+            watch(elsewhere), tokenize, length, data.held_out_documents, whole=whole, cut=cut, known=known
+        )
+        parts |= _deal(fresh, {"held_out": data.held_out_documents})
+    return Samples(*(SampleSet(part, tuple(parts[part])) for part in PARTS))
+
+
+def first_samples(
+    documents: Iterable[Document], tokenize: Tokenize, length: int, count: int | None, *, whole: bool = False
+) -> SampleSet:
+    """The first ``count`` documents that are long enough (all of them if None), as one part.
+
+    Raises:
+        DataError: there are fewer, or none.
+    """
+    pool = _long_enough(documents, tokenize, length, count, whole=whole)
+    return SampleSet("evaluation", tuple(pieces[0] for pieces in pool))
+
+
+Watch = Callable[[Iterable[Document]], Iterable[Document]]
+
+
+def _documents(data: DataSpec) -> Iterator[Document]:
+    if data.files:
+        return documents_from_files(data.files, data.column, data.split)
+    assert data.dataset is not None
+    return documents_from_hub(data.dataset, data.name, data.split, data.column)
+
+
+def _long_enough(
+    documents: Iterable[Document],
+    tokenize: Tokenize,
+    length: int,
+    count: int | None,
+    *,
+    whole: bool = False,
+    cut: bool = False,
+    known: Iterable[str] = (),
+) -> list[list[Sample]]:
+    """The first ``count`` documents with at least ``length`` tokens, none twice; each as a list of its samples."""
+    found: list[list[Sample]] = []
+    seen, lengths, repeated = set(known), [], 0
+    for document in documents:
+        tokens = tokenize(document.text)
+        lengths.append(len(tokens))
+        if len(tokens) < length:
+            continue
+        pieces = _pieces(document.source, tokens, length, whole=whole, cut=cut)
+        if pieces[0].sha256 in seen:
+            repeated += 1
+            continue
+        seen.update(piece.sha256 for piece in pieces)
+        found.append(pieces)
+        if len(found) == count:
+            break
+    if not found or (count is not None and len(found) < count and not cut):
+        raise DataError(_too_few(len(found), count or 1, length, lengths, repeated, cut))
+    return found
+
+
+def _pieces(source: str, tokens: TokenIds, length: int, *, whole: bool, cut: bool) -> list[Sample]:
+    if cut:
+        starts = range(0, len(tokens) - length + 1, length)
+        return [_sample(f"{source}@{start}", tokens[start : start + length]) for start in starts]
+    return [_sample(source, tokens if whole else tokens[:length])]
+
+
+def _sample(source: str, tokens: TokenIds) -> Sample:
+    tokens = np.ascontiguousarray(tokens)
+    return Sample(source, tokens, hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest())
+
+
+def _deal(documents: Sequence[list[Sample]], wanted: dict[str, int]) -> dict[str, list[Sample]]:
+    """Give each document to the part that is furthest from full; then each part takes its documents' pieces in turn."""
+    hands: dict[str, list[list[Sample]]] = {part: [] for part in wanted}
+
+    def fullness(part: str) -> tuple[float, int]:
+        return sum(len(pieces) for pieces in hands[part]) / wanted[part], -wanted[part]
+
+    for pieces in documents:
+        hands[min(wanted, key=fullness)].append(pieces)
+    parts = {}
+    for part, count in wanted.items():
+        in_turn = itertools.chain.from_iterable(itertools.zip_longest(*hands[part]))
+        parts[part] = [sample for sample in in_turn if sample is not None][:count]
+        if len(parts[part]) < count:
+            raise DataError(
+                f"{len(documents)} documents give the {part} part {len(parts[part])} of {count} samples: pieces of one "
+                "document never play different parts, so give more documents or ask for fewer samples"
+            )
+    return parts
+
+
+def _too_few(found: int, count: int, length: int, lengths: list[int], repeated: int, cut: bool) -> str:
+    if not lengths:
+        return "there are no documents"
+    sizes = sorted(lengths, reverse=True)
+    shown = ", ".join(str(size) for size in sizes[:8]) + (", ..." if len(sizes) > 8 else "")
+    message = f"{found} of the {count} documents needed have {length} tokens or more"
+    message += f" (token counts of the {len(sizes)} read: {shown})"
+    if repeated:
+        message += f"; {repeated} repeat another and do not count"
+    if found and not cut and sizes[0] >= 2 * length:
+        message += "; lower the *_documents, add documents, or set data.cut_long_documents to true"
+    return message

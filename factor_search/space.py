@@ -1,0 +1,109 @@
+"""The set of candidates a search may propose: bounds and grid of lambda, initial tokens, attention factor."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from factor_search.errors import SpecError
+from factor_search.factors import Factors
+from factor_search.geometry import Geometry
+from factor_search.methods import longrope_attention_factor, yarn_attention_factor
+from factor_search.spec import SpaceSpec
+
+
+@dataclass(frozen=True)
+class Genome:
+    """A candidate in grid units, which compare and hash exactly."""
+
+    levels: tuple[int, ...]
+    """lambda_i = 1 + step * level_i."""
+    initial_tokens: int
+    """Index into the space's choices."""
+    attention: int
+    """Index into the space's attention factors."""
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """LongRoPE's space (2402.13753, table 4): lambda_i in [1, upper_bound * s] on a grid, not decreasing with i."""
+
+    pairs: int
+    step: float
+    top_level: int
+    """Largest level, so lambda never exceeds its bound."""
+    monotone: bool
+    initial_tokens: tuple[int, ...]
+    """Choices, ascending."""
+    attention_factors: tuple[float, ...]
+    """Choices, ascending; a single one unless the attention factor is searched."""
+
+    @classmethod
+    def build(cls, spec: SpaceSpec, geometry: Geometry, target_length: int) -> "SearchSpace":
+        """The space for one model and target length.
+
+        Raises:
+            SpecError: the target is not above the original length, or an initial-token choice is not below it.
+        """
+        original = geometry.original_length
+        if target_length <= original:
+            raise SpecError(
+                f"target_length is {target_length}, but the model's original length is {original}: the target must be "
+                "larger"
+            )
+        if max(spec.initial_tokens) > original:
+            raise SpecError(f"space.initial_tokens has {max(spec.initial_tokens)}, beyond the original length {original}")
+        scale = target_length / original
+        return cls(
+            pairs=geometry.pairs,
+            step=spec.step,
+            top_level=math.floor((spec.upper_bound * scale - 1) / spec.step + 1e-9),
+            monotone=spec.monotone,
+            initial_tokens=tuple(sorted(set(spec.initial_tokens))),
+            attention_factors=_attention_factors(spec, scale, original),
+        )
+
+    def factors(self, genome: Genome) -> Factors:
+        """The candidate that a genome stands for."""
+        return Factors(
+            tuple(round(1 + self.step * level, 10) for level in genome.levels),
+            self.initial_tokens[genome.initial_tokens],
+            self.attention_factors[genome.attention],
+        )
+
+    def project(self, factors: Factors) -> Genome:
+        """The nearest genome: snapped to the grid, clipped to the bounds, made non-decreasing by a running maximum."""
+        raw = np.rint((np.asarray(factors.rescale_factors) - 1) / self.step)
+        levels = np.clip(raw, 0, self.top_level).astype(int)
+        if self.monotone:
+            levels = np.maximum.accumulate(levels)
+        return Genome(
+            tuple(levels.tolist()),
+            _nearest(self.initial_tokens, factors.initial_tokens),
+            _nearest(self.attention_factors, factors.attention_factor),
+        )
+
+    def gene_bounds(self, levels: Sequence[int], i: int) -> tuple[int, int]:
+        """The levels gene i may take given its neighbours, both ends included."""
+        if not self.monotone:
+            return 0, self.top_level
+        return levels[i - 1] if i else 0, levels[i + 1] if i + 1 < self.pairs else self.top_level
+
+    def contains(self, factors: Factors) -> bool:
+        """Whether a candidate lies in the space exactly."""
+        return len(factors.rescale_factors) == self.pairs and self.factors(self.project(factors)) == factors
+
+
+def _attention_factors(spec: SpaceSpec, scale: float, original_length: int) -> tuple[float, ...]:
+    if spec.attention_factor == "formula":
+        return (longrope_attention_factor(scale, original_length),)
+    if spec.attention_factor == "search":
+        # From no correction to twice YaRN's, in steps of 0.01; both formulas lie well inside.
+        steps = max(1, round(200 * (yarn_attention_factor(scale) - 1)))
+        return tuple(round(1 + 0.01 * n, 10) for n in range(steps + 1))
+    return (float(spec.attention_factor),)
+
+
+def _nearest(choices: Sequence[float], value: float) -> int:
+    return min(range(len(choices)), key=lambda index: abs(choices[index] - value))

@@ -1,0 +1,205 @@
+"""What a user asks for: one shape for a file, the command line and the REST interface; unknown keys are errors."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from factor_search.canonical_json import sha256_of
+from factor_search.errors import SpecError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+INITIAL_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
+"""The choices of the LongRoPE paper (2402.13753, table 4)."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class ModelSpec(_Strict):
+    """Which model, and how to run it."""
+
+    id: str = Field(min_length=1, description="A local folder with a Hugging Face checkpoint, or a hub id.")
+    revision: str | None = Field(None, description="Hub revision (branch, tag or commit).")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the weights and the computation; auto is what the checkpoint says."
+    )
+    attention: str = Field("auto", description="Attention implementation of transformers: auto, sdpa, eager, ...")
+    device: str = Field("auto", description="A torch device; auto is a GPU where there is one.")
+    original_length: PositiveInt | None = Field(
+        None, description="Tokens the model was trained for, where its configuration does not say so truly."
+    )
+
+
+class DataSpec(_Strict):
+    """Which documents, and how many of them play which part."""
+
+    files: list[str] | None = Field(None, description="Text, JSON-lines or parquet files, saved data sets, or globs.")
+    dataset: str | None = Field(None, description="A data set on the hub, instead of files.")
+    name: str | None = Field(None, description="Configuration name of the hub data set.")
+    split: str = Field("validation", description="Split of the hub or saved data set.")
+    column: str = Field("text", description="Column or JSON key that holds a document's text.")
+    search_documents: PositiveInt = Field(4, description="Documents that candidates are compared on.")
+    validation_documents: PositiveInt = Field(4, description="Documents that choose among the best few candidates.")
+    held_out_documents: PositiveInt = Field(8, description="Documents that only the final figures are measured on.")
+    held_out_files: list[str] | None = Field(None, description="Take the held-out documents from these files instead.")
+    cut_long_documents: bool = Field(
+        False,
+        description="Cut documents into consecutive pieces of the target length and count each as a document. Pieces "
+        "of one document never play different parts.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataSpec":
+        if bool(self.files) == bool(self.dataset):
+            raise ValueError("give either 'files' or 'dataset'")
+        return self
+
+
+class SpaceSpec(_Strict):
+    """Which candidates are possible."""
+
+    initial_tokens: list[Annotated[int, Field(ge=0)]] = Field(
+        default=list(INITIAL_TOKENS), min_length=1, description="Choices for the number of initial tokens."
+    )
+    attention_factor: Literal["formula", "search"] | PositiveFloat = Field(
+        "formula", description="LongRoPE's formula, part of the search, or a fixed number."
+    )
+    monotone: bool = Field(True, description="Whether lambda_i <= lambda_{i+1} is required.")
+    upper_bound: float = Field(
+        1.25, ge=1.0, allow_inf_nan=False, description="Largest lambda as a multiple of the scale."
+    )
+    step: float = Field(0.01, gt=0, le=1, allow_inf_nan=False, description="Grid of lambda.")
+
+
+class EvolutionSpec(_Strict):
+    """The LongRoPE paper's evolutionary search (2402.13753, algorithm 1)."""
+
+    kind: Literal["evolution"] = "evolution"
+    population: PositiveInt = Field(64, description="P: candidates of the first generation.")
+    parents: PositiveInt = Field(32, description="k: best candidates that breed.")
+    mutants: PositiveInt = Field(16, description="N1: mutants in a generation.")
+    crossovers: Annotated[int, Field(ge=0)] = Field(16, description="N2: crossovers in a generation.")
+    mutation_rate: float = Field(0.3, gt=0, le=1, description="p: chance of each gene to be redrawn.")
+    generations: PositiveInt = Field(40, description="T: generations after the first.")
+
+
+class AutoSpec(_Strict):
+    """Whatever currently measures best for the given budget."""
+
+    kind: Literal["auto"] = "auto"
+
+
+StrategySpec = Annotated[AutoSpec | EvolutionSpec, Field(discriminator="kind")]
+
+
+class ObjectiveSpec(_Strict):
+    """What a candidate is judged by."""
+
+    kind: Literal["perplexity"] = "perplexity"
+    stride: PositiveInt | None = Field(
+        None,
+        description="Score whole documents with a window of the target length moved by this many tokens; null scores "
+        "the first window only.",
+    )
+
+
+class BudgetSpec(_Strict):
+    """When the search ends; whichever comes first."""
+
+    candidates: PositiveInt | None = Field(200, description="Distinct candidates, the closed-form seeds included.")
+    tokens: PositiveInt | None = Field(None, description="Tokens evaluated during the search.")
+    seconds: PositiveFloat | None = Field(None, description="Seconds of wall time of the search.")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "BudgetSpec":
+        if self.candidates is None and self.tokens is None and self.seconds is None:
+            raise ValueError("give at least one of 'candidates', 'tokens' and 'seconds'")
+        return self
+
+
+class JobSpec(_Strict):
+    """One search: a model, documents, a target length."""
+
+    name: str = Field("search", min_length=1, max_length=200, description="For people; not interpreted.")
+    model: ModelSpec
+    data: DataSpec
+    target_length: PositiveInt = Field(description="Tokens of context wanted.")
+    objective: ObjectiveSpec = ObjectiveSpec()
+    space: SpaceSpec = SpaceSpec()
+    strategy: StrategySpec = AutoSpec()
+    budget: BudgetSpec = BudgetSpec()
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Of the search and of the choice of documents.")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_short(cls, value: Any) -> Any:
+        return {"id": value} if isinstance(value, str) else value
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _data_short(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"files": [value]}
+        return {"files": value} if isinstance(value, list) else value
+
+    @field_validator("objective", "strategy", mode="before")
+    @classmethod
+    def _kind_short(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _budget_short(cls, value: Any) -> Any:
+        return {"candidates": value} if isinstance(value, int) else value
+
+    @property
+    def sha256(self) -> str:
+        """Identity of what is searched: everything but the name and the budget, which a later run may raise."""
+        return sha256_of(self.model_dump(mode="json", exclude={"name", "budget"}))
+
+
+def parse_spec(document: Any) -> JobSpec:
+    """Validate a job specification given as a JSON object.
+
+    Raises:
+        SpecError: naming every offending key and why.
+    """
+    try:
+        return JobSpec.model_validate(document)
+    except ValidationError as error:
+        raise SpecError(f"the specification is not valid: {explain(error)}") from None
+
+
+def read_spec(file: Path) -> JobSpec:
+    """Read a job specification; relative paths in it are taken from the current folder.
+
+    Raises:
+        SpecError: the file cannot be read, is not JSON, or is not a valid specification.
+    """
+    return parse_spec(read_json(file, SpecError))
+
+
+def read_json(file: Path, error_type: type[Exception]) -> Any:
+    """Parse a JSON file; any failure becomes one line naming the file."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise error_type(f"cannot read {file}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise error_type(f"{file} is not UTF-8 text") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise error_type(f"{file} is not JSON: {error}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """All of pydantic's complaints on one line, each with its place."""
+    complaints = []
+    for item in error.errors(include_url=False):
+        place = ".".join(str(part) for part in item["loc"]) or "top level"
+        message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+        complaints.append(f"{place}: {message}")
+    return "; ".join(complaints)

@@ -1,0 +1,177 @@
+"""The recipe of the shipped model: ``python -m factor_search.testbed.train --out DIR``.
+
+A Llama of 3.1 million parameters with one token a byte, context 256, head_dim 64 and rope_theta 10,000. Matrices are
+optimised by Muon (momentum orthogonalised by Newton-Schulz iterations), the rest by AdamW; the learning rate warms up,
+stays and decays linearly to zero. About an hour on two cores with bfloat16 matrix units.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from factor_search.testbed.byte_tokenizer import byte_tokenizer
+from factor_search.testbed.corpus import held_out_files, training_documents
+
+CONTEXT = 256
+END_OF_TEXT_ID = 256
+
+
+def build_model(
+    hidden: int = 256, layers: int = 4, heads: int = 4, key_value_heads: int = 2, intermediate: int = 768
+) -> LlamaForCausalLM:
+    """A Llama with head_dim 64 and tied embeddings, randomly initialised."""
+    config = LlamaConfig(
+        vocab_size=257,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        head_dim=64,
+        max_position_embeddings=CONTEXT,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        tie_word_embeddings=True,
+        bos_token_id=END_OF_TEXT_ID,
+        eos_token_id=END_OF_TEXT_ID,
+        dtype="float32",
+    )
+    return LlamaForCausalLM(config)
+
+
+def token_stream(documents: list[bytes]) -> np.ndarray:
+    """All documents, each preceded by the end-of-text token: uint16 of shape (tokens,)."""
+    pieces = []
+    for document in documents:
+        pieces.append(np.array([END_OF_TEXT_ID], dtype=np.uint16))
+        pieces.append(np.frombuffer(document, dtype=np.uint8).astype(np.uint16))
+    return np.concatenate(pieces)
+
+
+def batch_of_windows(stream: np.ndarray, batch: int, generator: np.random.Generator) -> Tensor:
+    starts = generator.integers(0, len(stream) - CONTEXT - 1, size=batch)
+    windows = np.stack([stream[start : start + CONTEXT + 1] for start in starts])
+    return torch.from_numpy(windows.astype(np.int64))
+
+
+@torch.inference_mode()
+def held_out_loss(model: LlamaForCausalLM) -> float:
+    """Mean loss (nats per byte) over non-overlapping windows of 256 bytes of every held-out module."""
+    model.eval()
+    total, count = 0.0, 0
+    for file in held_out_files():
+        tokens = torch.from_numpy(np.frombuffer(file.read_bytes(), dtype=np.uint8).astype(np.int64))
+        windows = tokens[: len(tokens) // CONTEXT * CONTEXT].view(-1, CONTEXT)[:64]
+        logits = model(windows, use_cache=False).logits[:, :-1]
+        total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="sum").item()
+        count += windows[:, 1:].numel()
+    model.train()
+    return total / count
+
+
+def learning_rate_factor(step: int, steps: int, warm_up: int = 100, decay_share: float = 0.5) -> float:
+    decay_steps = decay_share * steps
+    return min(1.0, (step + 1) / warm_up, (steps - step) / decay_steps)
+
+
+def train(
+    model: LlamaForCausalLM,
+    stream: np.ndarray,
+    *,
+    seconds: float,
+    batch: int,
+    muon_rate: float,
+    adam_rate: float,
+    seed: int,
+    compiled: bool,
+) -> None:
+    """Train for about the given time; the number of steps is fixed from the speed of the first 40."""
+    generator = np.random.default_rng(seed)
+    hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
+    rest = [p for p in model.parameters() if all(p is not h for h in hidden)]
+    optimizers = [
+        torch.optim.Muon(hidden, lr=muon_rate, momentum=0.95, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    base_rates = [muon_rate, adam_rate]
+    calibration, steps, step, running = 40, 10**9, 0, 0.0
+    model.train()
+    forward = torch.compile(model) if compiled else model
+    start = time.monotonic()
+    while step < steps:
+        if step == 2:  # compilation is over
+            start = time.monotonic()
+        if step == calibration:
+            steps = max(calibration + 1, int((calibration - 2) * seconds / (time.monotonic() - start)))
+            print(f"{steps} steps of {batch * CONTEXT} tokens", flush=True)
+        for optimizer, rate in zip(optimizers, base_rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * learning_rate_factor(step, steps)
+        windows = batch_of_windows(stream, batch, generator)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = forward(windows[:, :-1], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
+        step += 1
+        if step % 200 == 0:
+            spent = time.monotonic() - start
+            line = f"step {step}/{steps} {spent:.0f} s loss {running:.4f} {step * batch * CONTEXT / spent:.0f} tokens/s"
+            if step % 2000 == 0:
+                loss_held_out = held_out_loss(model)
+                line += f" held-out {loss_held_out:.4f} perplexity {math.exp(loss_held_out):.3f}"
+            print(line, flush=True)
+
+
+def save(model: LlamaForCausalLM, folder: Path) -> None:
+    """Weights as float16 on disk (half the size); the config says float32, which is what loads."""
+    model.to(torch.float16)
+    model.save_pretrained(folder)
+    model.to(torch.float32)
+    model.config.dtype = torch.float32
+    model.config.save_pretrained(folder)
+    byte_tokenizer(CONTEXT).save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--batch", type=int, default=64, help="windows of 256 bytes in a step")
+    parser.add_argument("--muon-rate", type=float, default=4e-3)
+    parser.add_argument("--adam-rate", type=float, default=4e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="needs a C++ compiler")
+    parser.add_argument("--threads", type=int, default=None)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    model = build_model()
+    stream = token_stream(training_documents())
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(stream):,} training bytes", flush=True)
+    train(
+        model,
+        stream,
+        seconds=60 * arguments.minutes,
+        batch=arguments.batch,
+        muon_rate=arguments.muon_rate,
+        adam_rate=arguments.adam_rate,
+        seed=arguments.seed,
+        compiled=arguments.compile,
+    )
+    save(model, arguments.out)
+    loss = held_out_loss(LlamaForCausalLM.from_pretrained(arguments.out))
+    print(f"saved {arguments.out}; held-out perplexity per byte at 256: {math.exp(loss):.4f}")
+
+
+if __name__ == "__main__":
+    main()

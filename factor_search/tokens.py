@@ -1,0 +1,64 @@
+"""Text to token ids, each document once; the result is kept on disk."""
+
+import hashlib
+import io
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from factor_search.cache import cache_folder, write_atomically
+from factor_search.errors import DataError, one_line
+
+TokenIds = NDArray[np.int64]
+
+
+class CachedTokenizer:
+    """Turns a document into token ids, beginning with the token that the tokenizer itself puts at a beginning."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._prefix = _beginning(tokenizer)
+        self._identity = _identity(tokenizer, self._prefix)
+        self._folder = cache_folder("tokens")
+
+    def __call__(self, text: str) -> TokenIds:
+        """Token ids of shape (tokens,).
+
+        Raises:
+            DataError: the tokenizer fails on this text.
+        """
+        digest = hashlib.sha256(self._identity + text.encode("utf-8", "surrogatepass")).hexdigest()
+        file = self._folder / f"{digest}.npy"
+        try:
+            return np.load(file, allow_pickle=False).astype(np.int64)
+        except (OSError, ValueError, EOFError):
+            pass  # not there, or not whole: derive it
+        try:
+            ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        except Exception as error:  # a tokenizer of any make
+            raise DataError(f"the tokenizer fails on a document: {one_line(error)}") from error
+        tokens = np.array([*self._prefix, *ids], dtype=np.int32)
+        content = io.BytesIO()
+        np.save(content, tokens, allow_pickle=False)
+        write_atomically(file, content.getvalue())
+        return tokens.astype(np.int64)
+
+
+def _beginning(tokenizer: Any) -> list[int]:
+    """The beginning-of-text token, if the tokenizer adds it by itself."""
+    bos = getattr(tokenizer, "bos_token_id", None)
+    with_special = list(tokenizer("a", add_special_tokens=True)["input_ids"])
+    without = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    return [bos] if bos is not None and with_special[:1] == [bos] and without[:1] != [bos] else []
+
+
+def _identity(tokenizer: Any, prefix: list[int]) -> bytes:
+    """What token ids depend on besides the text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = backend.to_str()
+    else:
+        content = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+    return hashlib.sha256(f"{content}{prefix}".encode()).digest()

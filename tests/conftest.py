@@ -1,0 +1,48 @@
+"""Fixtures shared by all tests: a private cache, no network, small checkpoints and documents."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+from transformers import PreTrainedModel
+
+from factor_search.testbed.byte_tokenizer import byte_tokenizer
+from tests.families import tiny_model
+
+BOOKS = Path(__file__).parents[2] / "shared" / "data" / "books"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["FACTOR_SEARCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+def save_checkpoint(model: PreTrainedModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    byte_tokenizer(model.config.max_position_embeddings).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama over bytes, trained length 64."""
+    return save_checkpoint(tiny_model("llama", vocab_size=257), tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve distinct text files of 300 bytes or more."""
+    folder = tmp_path_factory.mktemp("texts")
+    for number in range(12):
+        (folder / f"{number:02}.txt").write_text(f"Document {number}. " + f"word{number} and more; " * (20 + number))
+    return folder
+
+
+@pytest.fixture
+def books() -> list[Path]:
+    files = sorted(BOOKS.glob("*.txt"))
+    if not files:
+        pytest.skip("the folder of books is not here")
+    return files

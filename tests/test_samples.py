@@ -1,0 +1,172 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from factor_search.documents import Document, documents_from_files
+from factor_search.errors import DataError
+from factor_search.samples import PARTS, Samples, first_samples, load_samples
+from factor_search.spec import DataSpec
+from factor_search.testbed.byte_tokenizer import byte_tokenizer
+from factor_search.tokens import CachedTokenizer
+
+TOKENIZE = CachedTokenizer(byte_tokenizer(64))
+
+
+def data_spec(files: object, counts: tuple[int, int, int] = (2, 3, 4), **more: object) -> DataSpec:
+    names = ("search_documents", "validation_documents", "held_out_documents")
+    return DataSpec.model_validate({"files": files, **dict(zip(names, counts, strict=True)), **more})
+
+
+def sources(samples: Samples) -> list[set[str]]:
+    return [{sample.source for sample in getattr(samples, part).samples} for part in PARTS]
+
+
+def test_parts_are_disjoint_complete_and_depend_on_the_seed_alone(texts: Path) -> None:
+    spec = data_spec([str(texts / "*.txt")])
+    first, again = (load_samples(spec, TOKENIZE, 128, seed=3) for _ in range(2))
+    other = load_samples(spec, TOKENIZE, 128, seed=4)
+    parts = sources(first)
+    assert [len(part) for part in parts] == [2, 3, 4]
+    assert len(set.union(*parts)) == 9
+    assert first == again
+    assert first.sha256 == again.sha256 != other.sha256
+    for sample in first.search.samples:
+        assert bytes(sample.tokens.astype(np.uint8)) == Path(sample.source).read_bytes()[:128]
+
+
+def test_text_json_lines_parquet_and_saved_data_sets_give_the_same(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    contents = [f"{n} " * 50 for n in range(4)]
+    (tmp_path / "t").mkdir()
+    for number, text in enumerate(contents):
+        (tmp_path / "t" / f"{number}.txt").write_text(text)
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"body": text}) for text in contents) + "\n\n")
+    table = datasets.Dataset.from_dict({"body": contents})
+    table.to_parquet(tmp_path / "rows.parquet")
+    table.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"validation": table}).save_to_disk(tmp_path / "splits")
+    for name in ("t/*.txt", "rows.jsonl", "rows.parquet", "saved", "splits"):
+        documents = list(documents_from_files([str(tmp_path / name)], column="body"))
+        assert [document.text for document in documents] == contents, name
+        assert len({document.source for document in documents}) == 4
+
+
+BAD_FILES: dict[str, tuple[str, bytes, str]] = {
+    "not UTF-8": ("a.txt", b"caf\xe9", "not UTF-8 text: byte 0xe9 at position 3"),
+    "broken JSON": ("a.jsonl", b'{"text": "x"}\n{', "line 2 is not JSON"),
+    "no column": ("a.jsonl", b'{"body": "x"}', "no column 'text', only body: set data.column"),
+    "not text": ("a.jsonl", b'{"text": 3}', "holds int, not text"),
+    "not an object": ("a.jsonl", b"[1]", "no column 'text'"),
+    "not parquet": ("a.parquet", b"text", "as parquet"),
+    "empty": ("a.txt", b"", "0 of the 9 documents needed have 128 tokens or more"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD_FILES.values(), ids=BAD_FILES)
+def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        load_samples(data_spec([str(tmp_path / name)]), TOKENIZE, 128, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no file matches"):
+        list(documents_from_files([str(tmp_path / "*.txt")]))
+    with pytest.raises(DataError, match="is a folder: name its files"):
+        list(documents_from_files([str(tmp_path)]))
+
+
+def test_too_few_says_which_lengths_exist(texts: Path) -> None:
+    lengths = sorted((len(file.read_bytes()) for file in texts.glob("*.txt")), reverse=True)
+    enough = sum(length >= 500 for length in lengths)
+    with pytest.raises(DataError, match=f"{enough} of the 9 documents needed .* 12 read: {lengths[0]}, {lengths[1]}"):
+        load_samples(data_spec([str(texts / "*.txt")]), TOKENIZE, 500, seed=0)
+
+
+def test_repeated_documents_do_not_count(texts: Path, tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}.txt").write_text((texts / "00.txt").read_text())
+    with pytest.raises(DataError, match="8 repeat another"):
+        load_samples(data_spec([str(tmp_path / "*.txt")]), TOKENIZE, 128, seed=0)
+
+
+def test_held_out_files_of_their_own(texts: Path, tmp_path: Path) -> None:
+    spec = data_spec([str(texts / "0*.txt")], (2, 2, 2), held_out_files=[str(texts / "*.txt")])
+    samples = load_samples(spec, TOKENIZE, 128, seed=0)
+    search, validation, held_out = sources(samples)
+    assert len(held_out) == 2
+    assert not held_out & (search | validation), "even where the files overlap"
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(3, 6),
+    st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 5)),
+    st.integers(0, 5),
+)
+def test_pieces_of_a_document_never_play_two_parts(count: int, counts: tuple[int, int, int], seed: int) -> None:
+    lines = [json.dumps({"text": f"{n:02} " * 200}) for n in range(count)]
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.jsonl"
+        file.write_text("\n".join(lines))
+        samples = load_samples(data_spec([str(file)], counts, cut_long_documents=True), TOKENIZE, 100, seed=seed)
+    parts = sources(samples)
+    assert tuple(len(part) for part in parts) == counts
+    files = [{source.split("@")[0] for source in part} for part in parts]
+    assert not (files[0] & files[1] or files[0] & files[2] or files[1] & files[2])
+
+
+def test_tokens_are_cached_and_a_damaged_cache_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACTOR_SEARCH_CACHE", str(tmp_path))
+    tokenizer = byte_tokenizer(64)
+    calls: list[str] = []
+
+    class Counting:
+        bos_token_id = None
+        backend_tokenizer = tokenizer.backend_tokenizer
+
+        def __call__(self, text: str, **options: object) -> object:
+            calls.append(text)
+            return tokenizer(text, **options)
+
+    for _ in range(2):
+        assert CachedTokenizer(Counting())("hello").tolist() == list(b"hello")
+    assert calls.count("hello") == 1
+    (entry,) = (tmp_path / "tokens").iterdir()
+    entry.write_bytes(b"damaged")
+    assert CachedTokenizer(Counting())("hello").tolist() == list(b"hello")
+
+
+def test_the_token_that_a_tokenizer_puts_first_is_kept() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_tokenizer(64)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A <|endoftext|>", special_tokens=[("<|endoftext|>", 256)]
+    )
+    assert CachedTokenizer(tokenizer)("ab").tolist() == [256, 97, 98]
+    assert CachedTokenizer(byte_tokenizer(64))("ab").tolist() == [97, 98]
+
+
+def test_first_samples_keeps_the_order_and_skips_short_ones() -> None:
+    documents = [Document("short", "x"), Document("b", "b" * 20), Document("a", "a" * 20), Document("c", "c" * 20)]
+    chosen = first_samples(documents, TOKENIZE, 10, 2)
+    assert [sample.source for sample in chosen.samples] == ["b", "a"]
+    assert len(first_samples(documents, TOKENIZE, 10, None).samples) == 3
+
+
+def test_a_unicode_round_trip_through_the_byte_tokenizer() -> None:
+    tokenizer = byte_tokenizer(64)
+    text = "Grüße, 世界 🌍\n\t\x00 end"
+    ids = tokenizer(text)["input_ids"]
+    assert ids == list(text.encode())
+    assert tokenizer.decode(ids) == text

@@ -1,0 +1,209 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.control_as_shipped import ControlAsShipped
+from factor_search.errors import SpecError
+from factor_search.factors import Factors
+from factor_search.methods import closed_forms
+from factor_search.space import Genome, SearchSpace
+from factor_search.spec import AutoSpec, BudgetSpec, EvolutionSpec, SpaceSpec
+from factor_search.strategies import Strategy, build_strategy
+from factor_search.strategies.evolution import Evolution, cross, mutate
+from tests.synthetic import geometry
+
+GEOMETRY = geometry(pairs=16)
+TARGET = 2048
+SMALL = EvolutionSpec(population=12, parents=5, mutants=4, crossovers=4, generations=3)
+SEEDS = list(closed_forms(GEOMETRY, TARGET).values())
+
+
+def loss_of(factors: Factors) -> float:
+    wanted = np.linspace(0, 1.8, len(factors.rescale_factors)) ** 2
+    return float(np.sum((np.log(factors.rescale_factors) - wanted) ** 2)) + 0.01 * factors.initial_tokens
+
+
+def make_evolution(seed: int) -> Strategy:
+    return Evolution(SMALL, SearchSpace.build(SpaceSpec(), GEOMETRY, TARGET), SEEDS, seed=seed)
+
+
+def make_auto(seed: int) -> Strategy:
+    space = SearchSpace.build(SpaceSpec(), GEOMETRY, TARGET)
+    return build_strategy(AutoSpec(), space, SEEDS, BudgetSpec(candidates=60), seed)
+
+
+def make_control(seed: int) -> Strategy:
+    return ControlAsShipped(GEOMETRY, TARGET, seed=seed, population=12, parents=5, mutants=4, crossovers=4, generations=3)
+
+
+@pytest.mark.parametrize("make", [make_evolution, make_auto, make_control])
+class TestStrategyContract:
+    """What every strategy promises, whatever it does inside."""
+
+    def drive(self, strategy: Strategy, loss: Callable[[Factors], float] = loss_of) -> list[list[Factors]]:
+        generations = []
+        for _ in range(1000):
+            proposed = strategy.ask()
+            if not proposed:
+                return generations
+            generations.append(proposed)
+            strategy.tell([loss(factors) for factors in proposed])
+        pytest.fail("the strategy does not end")
+
+    def test_it_ends_and_repeats_nothing(self, make: Callable[[int], Strategy]) -> None:
+        proposed = sum(self.drive(make(0)), [])
+        assert len(proposed) == len(set(proposed)) > 20
+
+    def test_it_is_a_function_of_its_seed(self, make: Callable[[int], Strategy]) -> None:
+        assert self.drive(make(1)) == self.drive(make(1))
+        assert self.drive(make(1)) != self.drive(make(2))
+
+    def test_candidates_are_monotone_and_bounded(self, make: Callable[[int], Strategy]) -> None:
+        for factors in sum(self.drive(make(0)), []):
+            assert factors.is_monotone
+            assert 1.0 <= factors.rescale_factors[0] <= factors.rescale_factors[-1] <= 1.25 * 8
+
+    def test_failed_candidates_do_not_breed(self, make: Callable[[int], Strategy]) -> None:
+        generations = self.drive(make(0), lambda factors: float("inf"))
+        assert generations
+
+    def test_it_improves(self, make: Callable[[int], Strategy]) -> None:
+        best = [min(map(loss_of, generation)) for generation in self.drive(make(0))]
+        assert min(best[1:]) < best[0]
+
+    def test_fewer_results_than_proposals(self, make: Callable[[int], Strategy]) -> None:
+        strategy = make(0)
+        strategy.tell([loss_of(factors) for factors in strategy.ask()[:7]])
+        assert strategy.ask()
+
+
+spaces = st.builds(
+    SearchSpace,
+    pairs=st.integers(2, 40),
+    step=st.sampled_from([0.01, 0.1, 0.25]),
+    top_level=st.integers(1, 2000),
+    monotone=st.booleans(),
+    initial_tokens=st.sampled_from([(0,), (0, 1, 2, 4), (3, 64)]),
+    attention_factors=st.sampled_from([(1.0,), (1.0, 1.1, 1.2)]),
+)
+
+
+@st.composite
+def genomes(draw: st.DrawFn, space: SearchSpace) -> Genome:
+    levels = draw(st.lists(st.integers(0, space.top_level), min_size=space.pairs, max_size=space.pairs))
+    return Genome(
+        tuple(sorted(levels) if space.monotone else levels),
+        draw(st.integers(0, len(space.initial_tokens) - 1)),
+        draw(st.integers(0, len(space.attention_factors) - 1)),
+    )
+
+
+@given(spaces, st.data())
+def test_a_genome_survives_the_way_through_factors(space: SearchSpace, data: st.DataObject) -> None:
+    genome = data.draw(genomes(space))
+    assert space.project(space.factors(genome)) == genome
+    assert space.contains(space.factors(genome))
+
+
+@given(spaces, st.data())
+def test_projection_always_lands_in_the_space(space: SearchSpace, data: st.DataObject) -> None:
+    values = data.draw(st.lists(st.floats(0.01, 1e4), min_size=space.pairs, max_size=space.pairs))
+    factors = Factors.of(values, data.draw(st.integers(0, 300)), data.draw(st.floats(0.5, 2)))
+    assert space.contains(space.factors(space.project(factors)))
+
+
+@settings(deadline=None)
+@given(spaces, st.integers(0, 2**32), st.data())
+def test_mutants_and_children_stay_in_the_space(space: SearchSpace, seed: int, data: st.DataObject) -> None:
+    rng = np.random.default_rng(seed)
+    first, second = data.draw(genomes(space)), data.draw(genomes(space))
+    assert space.contains(space.factors(mutate(first, space, 0.3, rng)))
+    child = cross(first, second, space, rng)
+    assert space.contains(space.factors(child))
+    assert all(gene in parents for gene, *parents in zip(child.levels, first.levels, second.levels, strict=True))
+
+
+@settings(deadline=None, max_examples=25)
+@given(spaces, st.integers(0, 2**32), st.integers(1, 6))
+def test_evolution_on_any_space_ends_without_repeating_itself(space: SearchSpace, seed: int, seeds: int) -> None:
+    """Tiny spaces run out of candidates: generations get smaller, loops stay bounded."""
+    starts = [Factors.of([1.0 + n] * space.pairs) for n in range(seeds)]
+    strategy = Evolution(SMALL, space, starts, seed=seed)
+    seen: list[Factors] = []
+    while proposed := strategy.ask():
+        seen += proposed
+        strategy.tell([loss_of(factors) for factors in proposed])
+    assert len(seen) == len(set(seen)) <= 12 + 3 * 8
+    assert all(map(space.contains, seen))
+
+
+def test_the_first_generation_begins_with_the_seeds() -> None:
+    space = SearchSpace.build(SpaceSpec(), GEOMETRY, TARGET)
+    first = Evolution(SMALL, space, SEEDS, seed=0).ask()
+    projected = list(dict.fromkeys(space.factors(space.project(factors)) for factors in SEEDS))
+    assert first[: len(projected)] == projected
+    assert len(first) == SMALL.population
+
+
+def test_mutation_rate_is_the_rate_of_genes_redrawn() -> None:
+    """With wide gaps between neighbours nearly every redrawn gene changes, so the rate can be counted."""
+    space = SearchSpace.build(SpaceSpec(step=0.001, upper_bound=100), geometry(pairs=32), TARGET)
+    rng = np.random.default_rng(0)
+    parent = Genome(tuple(range(1000, 33000, 1000)), 0, 0)
+    changed = [
+        sum(a != b for a, b in zip(parent.levels, mutate(parent, space, 0.3, rng).levels, strict=True)) for _ in range(500)
+    ]
+    assert 0.28 * 32 < np.mean(changed) < 0.32 * 32
+
+
+def test_crossover_takes_about_half_of_each_parent() -> None:
+    space = SearchSpace.build(SpaceSpec(), geometry(pairs=32), TARGET)
+    rng = np.random.default_rng(0)
+    first, second = Genome(tuple(range(0, 640, 20)), 0, 0), Genome(tuple(range(10, 650, 20)), 3, 0)
+    children = [cross(first, second, space, rng) for _ in range(400)]
+    shares = [np.mean([gene % 20 == 0 for gene in child.levels]) for child in children]
+    assert 0.45 < np.mean(shares) < 0.55
+    assert {child.initial_tokens for child in children} == {0, 3}
+
+
+def test_a_generation_is_drawn_from_seed_stage_and_generation_alone() -> None:
+    space = SearchSpace.build(SpaceSpec(), GEOMETRY, TARGET)
+    stages = [Evolution(SMALL, space, SEEDS, seed=0, stage=stage).ask() for stage in (0, 0, 1)]
+    assert stages[0] == stages[1] != stages[2]
+
+
+def test_the_space_of_the_paper() -> None:
+    space = SearchSpace.build(SpaceSpec(), GEOMETRY, TARGET)
+    assert space.factors(Genome((0,) * 15 + (space.top_level,), 0, 0)).rescale_factors[-1] == 1.25 * 8
+    assert space.step == 0.01
+    assert space.initial_tokens == (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
+    assert len(space.attention_factors) == 1
+
+
+def test_attention_factor_fixed_or_searched() -> None:
+    assert SearchSpace.build(SpaceSpec(attention_factor=1.05), GEOMETRY, TARGET).attention_factors == (1.05,)
+    searched = SearchSpace.build(SpaceSpec(attention_factor="search"), GEOMETRY, TARGET).attention_factors
+    assert searched[0] == 1.0
+    assert searched[-1] == pytest.approx(1 + 0.2 * np.log(8), abs=0.01)
+
+
+def test_impossible_spaces() -> None:
+    with pytest.raises(SpecError, match="must be larger"):
+        SearchSpace.build(SpaceSpec(), GEOMETRY, 256)
+    with pytest.raises(SpecError, match="beyond the original length"):
+        SearchSpace.build(SpaceSpec(initial_tokens=[0, 300]), GEOMETRY, TARGET)
+
+
+def test_auto_fits_the_budget() -> None:
+    for candidates in (10, 60, 200, 1344, 5000):
+        space = SearchSpace.build(SpaceSpec(), GEOMETRY, TARGET)
+        strategy = build_strategy(AutoSpec(), space, SEEDS, BudgetSpec(candidates=candidates), 0)
+        count, generations = 0, 0
+        while count < candidates and (proposed := strategy.ask()):
+            strategy.tell([loss_of(factors) for factors in proposed])
+            count, generations = count + len(proposed), generations + 1
+        assert count >= candidates, "the budget can be spent"
+        assert candidates < 60 or generations >= 8

@@ -1,0 +1,1 @@
+"""Execution of evaluations on many processes; nothing yet."""
