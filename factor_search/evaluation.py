@@ -72,7 +72,7 @@ class Evaluation:
             outcome=line["outcome"],
             losses=tuple(line["losses"]),
             tokens=tuple(line["tokens"]),
-            losses_at={int(length): tuple(losses) for length, losses in line["losses_at"].items()},
+            losses_at={length: tuple(line["losses_at"][str(length)]) for length in sorted(map(int, line["losses_at"]))},
             seconds=line["seconds"],
         )
 

@@ -54,7 +54,7 @@ def huggingface_config(file: FactorsFile, config: PretrainedConfig) -> dict[str,
     else:
         own = text["rope_parameters"]
         text["rope_parameters"] = own | {geometry.layer_type: _kept(own[geometry.layer_type]) | longrope}
-    if "head_dim" not in text and hasattr(geometry.config, "hidden_size"):
+    if text.get("head_dim") is None:  # older readers do not derive it
         text["head_dim"] = geometry.config.hidden_size // geometry.config.num_attention_heads
     return content
 

@@ -1,0 +1,358 @@
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+
+from api.cli import main
+from factor_search.factors_file import read_factors
+from tests.conftest import save_checkpoint
+from tests.families import tiny_model
+
+COMMAND = [sys.executable, "-W", "error", "-m", "api"]
+
+
+def specification(checkpoint: Path, texts: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "model": str(checkpoint),
+        "data": {
+            "files": [str(texts / "*.txt")],
+            "search_documents": 2,
+            "validation_documents": 2,
+            "held_out_documents": 4,
+        },
+        "target_length": 128,
+        "space": {"initial_tokens": [0, 1, 4]},
+        "budget": 24,
+    } | changes
+
+
+def write_spec(folder: Path, document: Any) -> str:
+    file = folder / "job.json"
+    file.write_text(json.dumps(document))
+    return str(file)
+
+
+def run_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A different architecture: grouped queries, norms on queries and keys, a head_dim of its own."""
+    model = tiny_model("qwen3", vocab_size=257, rope_theta=1_000_000.0)
+    return save_checkpoint(model, tmp_path_factory.mktemp("models") / "qwen3")
+
+
+@pytest.fixture(scope="module")
+def finished(other_checkpoint: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(spec file, output folder) of a finished run."""
+    folder = tmp_path_factory.mktemp("run")
+    spec = write_spec(folder, specification(other_checkpoint, texts))
+    assert main(["run", spec, "--out", str(folder / "out")]) == 0
+    return Path(spec), folder / "out"
+
+
+def test_run_leaves_its_four_files_with_the_published_keys(finished: tuple[Path, Path]) -> None:
+    _, out = finished
+    names = {"spec.json", "factors.json", "report.json", "report.html", "evaluations.jsonl"}
+    assert {file.name for file in out.iterdir()} == names
+    file, report = read_factors(out / "factors.json"), json.loads((out / "report.json").read_text())
+    assert file.perplexity.held_out is not None
+    assert {"none", "pi", "ntk", "yarn", "llama3"} <= set(file.perplexity.held_out_baselines)
+    assert file.provenance is not None
+    assert file.provenance.candidates == 24
+    assert report["status"] == "finished"
+    assert report["search"]["ended_by"] == "candidates"
+    assert len(report["search"]["perplexities"]) == 24
+    lines = (out / "evaluations.jsonl").read_text().splitlines()
+    keys = [json.loads(line)["key"] for line in lines]
+    assert len(keys) == len(set(keys)), "nothing is evaluated twice"
+
+
+def test_the_winner_is_best_on_validation_and_no_worse_than_any_closed_form(finished: tuple[Path, Path]) -> None:
+    report = json.loads((finished[1] / "report.json").read_text())
+    found, *others = report["results"]
+    assert found["name"] == "found"
+    assert all(found["validation"] <= row["validation"] for row in others)
+    assert [row["held_out"] for row in others] == sorted(row["held_out"] for row in others)
+    used = sum(report["documents"].values(), [])
+    assert len(used) == len(set(used)) == 8
+
+
+@pytest.mark.slow
+def test_evaluate_reproduces_the_held_out_figure_in_a_new_process(finished: tuple[Path, Path]) -> None:
+    spec, out = finished
+    expected = read_factors(out / "factors.json").perplexity.held_out
+    assert expected is not None
+    held_out = json.loads((out / "report.json").read_text())["documents"]["held_out"]
+    model = json.loads(spec.read_text())["model"]
+    factors = ["--factors", str(out / "factors.json"), "--json"]
+    for arguments in (["--spec", str(spec)], ["--model", model, "--length", "128", "--data", *held_out]):
+        process = run_process("evaluate", *arguments, *factors)
+        assert process.returncode == 0, process.stderr
+        figures = json.loads(process.stdout)
+        assert list(figures) == ["perplexity", "standard_error", "tokens", "documents", "factors"]
+        assert figures["perplexity"] == pytest.approx(expected, rel=1e-7)
+        assert (figures["documents"], figures["tokens"]) == (4, 4 * 127)
+
+
+def test_running_again_computes_nothing_and_changes_nothing(finished: tuple[Path, Path]) -> None:
+    spec, out = finished
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert main(["run", str(spec), "--out", str(out)]) == 0
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_another_search_does_not_overwrite(
+    finished: tuple[Path, Path], texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec, out = finished
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    changed = json.loads(spec.read_text()) | {"seed": 1}
+    assert main(["run", write_spec(tmp_path, changed), "--out", str(out)]) == 1
+    assert "results of another search" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_control_c_leaves_a_valid_result_and_running_again_ends_as_if_undisturbed(
+    finished: tuple[Path, Path], other_checkpoint: Path, tmp_path: Path
+) -> None:
+    spec, undisturbed = finished
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [*COMMAND, "run", str(spec), "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    ledger = out / "evaluations.jsonl"
+    deadline = time.monotonic() + 60
+    while not ledger.exists() or ledger.read_bytes().count(b"\n") < 5:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    partial = json.loads((out / "report.json").read_text())
+    assert partial["status"] == "interrupted"
+    assert read_factors(out / "factors.json").factors.is_monotone
+    assert "partial result" in (out / "report.html").read_text()
+    stored = ledger.read_bytes().count(b"\n")
+    assert main(["run", str(spec), "--out", str(out)]) == 0
+    lines = ledger.read_text().splitlines()
+    assert len(lines) > stored
+    assert len({json.loads(line)["key"] for line in lines}) == len(lines), "nothing is evaluated twice"
+    assert (out / "factors.json").read_bytes() == (undisturbed / "factors.json").read_bytes()
+
+
+def test_a_larger_budget_continues(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    spec, out = finished
+    larger = json.loads(spec.read_text()) | {"budget": 30, "name": "longer"}
+    before = (out / "evaluations.jsonl").read_bytes()
+    copy = tmp_path / "out"
+    copy.mkdir()
+    for file in out.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    assert main(["run", write_spec(tmp_path, larger), "--out", str(copy)]) == 0
+    assert (copy / "evaluations.jsonl").read_bytes().startswith(before)
+
+
+def test_methods_prints_a_factors_file(
+    checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["methods", "--model", str(checkpoint), "--target-length", "128"]
+    assert main([*arguments, "--method", "yarn", "--json"]) == 0
+    (tmp_path / "yarn.json").write_text(capsys.readouterr().out)
+    assert read_factors(tmp_path / "yarn.json").target_length == 128
+    assert main(arguments) == 0
+    assert "ntk-critical" in capsys.readouterr().out
+    evaluate = ["evaluate", "--model", str(checkpoint), "--data", str(texts / "*.txt"), "--length", "128", "--json"]
+    assert main([*evaluate, "--method", "yarn"]) == 0
+    by_name = capsys.readouterr().out
+    assert main([*evaluate, "--factors", str(tmp_path / "yarn.json")]) == 0
+    assert capsys.readouterr().out == by_name
+
+
+def test_inspect(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "--model", str(checkpoint), "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert (described["pairs"], described["original_length"], described["rope_theta"]) == (8, 64, 10_000.0)
+    assert main(["inspect", "--model", str(checkpoint)]) == 0
+    assert "critical dimension" in capsys.readouterr().out
+
+
+def test_evaluate_with_a_sliding_window_scores_whole_documents(
+    checkpoint: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", "--model", str(checkpoint), "--data", str(texts / "0*.txt"), "--length", "64", "--json"]
+    assert main([*arguments, "--documents", "3", "--stride", "32"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    sizes = [len(file.read_bytes()) for file in sorted(texts.glob("0*.txt"))[:3]]
+    assert figures["tokens"] == sum(sizes) - 3
+
+
+def test_a_spec_with_a_sliding_window(checkpoint: Path, texts: Path, tmp_path: Path) -> None:
+    objective = {"kind": "perplexity", "stride": 64}
+    document = specification(checkpoint, texts, objective=objective, budget=12, strategy={"kind": "evolution"})
+    assert main(["run", write_spec(tmp_path, document), "--out", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["results"][0]["tokens"] > 4 * 127
+
+
+def test_export_from_the_command_line(
+    finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["export", "--factors", str(finished[1] / "factors.json"), "--format", "huggingface"]
+    out = tmp_path / "model"
+    code = main([*arguments, "--out", str(out), "--drop-initial-tokens", "--json"])
+    assert code == 0
+    assert str(out / "config.json") in json.loads(capsys.readouterr().out)["files"]
+    assert AutoConfig.from_pretrained(out).rope_parameters["rope_type"] == "longrope"
+
+
+def test_the_books(checkpoint: Path, books: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    data = [str(book) for book in books]
+    assert main(["evaluate", "--model", str(checkpoint), "--data", *data, "--length", "512", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["documents"] == len(books)
+
+
+class TestBadInput:
+    """One clear line and a non-zero exit, never a traceback, nothing lost."""
+
+    def fails(self, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+        capsys.readouterr()
+        assert main(arguments) == 1
+        output = capsys.readouterr()
+        lines = [line for line in output.err.splitlines() if not line.endswith("...")]
+        assert len(lines) == 1, output.err
+        assert re.search(message, lines[0]), lines[0]
+        assert lines[0].startswith("factor-search: error: ")
+        assert output.out == ""
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"target_length": 64}, "target must be larger"),
+            ({"target_length": -5}, "target_length"),
+            ({"target_lenght": 9}, "target_lenght: unknown key"),
+            ({"space": {"monoton": True}}, "space.monoton: unknown key"),
+            ({"model": "no/such/model/folder"}, "no model folder"),
+            ({"model": {"id": "x", "dtype": "int8"}}, "model.dtype"),
+            ({"model": 3}, "model"),
+            ({"data": {}}, "either 'files' or 'dataset'"),
+            ({"data": "nothing-*.txt"}, "no file matches nothing"),
+            ({"strategy": "genetic"}, "strategy"),
+            ({"strategy": {"kind": "evolution", "population": 0}}, "population"),
+            ({"budget": {"candidates": None}}, "at least one of"),
+            ({"objective": {"kind": "perplexity", "stride": 400}}, "beyond the target length"),
+            ({"target_length": 100_000}, "of the 8 documents needed have 100000 tokens"),
+        ],
+    )
+    def test_specifications(
+        self,
+        changes: dict[str, Any],
+        message: str,
+        checkpoint: Path,
+        texts: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        spec = write_spec(tmp_path, specification(checkpoint, texts, **changes))
+        self.fails(capsys, ["run", spec, "--out", str(tmp_path / "out")], message)
+
+    @pytest.mark.parametrize("content", ["", "[]", "{", '"x"', "null"])
+    def test_files_that_are_no_specification(
+        self, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "job.json").write_text(content)
+        self.fails(capsys, ["run", str(tmp_path / "job.json"), "--out", str(tmp_path / "out")], "JSON|not valid")
+        self.fails(capsys, ["run", str(tmp_path / "none.json"), "--out", str(tmp_path / "out")], "No such file")
+
+    @pytest.mark.parametrize("broken", ["empty weights", "truncated weights", "missing weights", "broken config", "no rope"])
+    def test_checkpoints(
+        self, broken: str, checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        model = tmp_path / "model"
+        model.mkdir()
+        for file in checkpoint.iterdir():
+            (model / file.name).write_bytes(file.read_bytes())
+        weights = model / "model.safetensors"
+        message = f"cannot load the .* of {model}"
+        if broken == "empty weights":
+            weights.write_bytes(b"")
+        elif broken == "truncated weights":
+            weights.write_bytes(weights.read_bytes()[:1000])
+        elif broken == "missing weights":
+            tensors = load_file(weights)
+            del tensors["model.layers.1.mlp.up_proj.weight"]
+            save_file(tensors, weights, metadata={"format": "pt"})
+            message = "lacks 1 weights that the model needs, model.layers.1.mlp.up_proj.weight"
+        elif broken == "broken config":
+            (model / "config.json").write_text("{")
+        else:
+            config = json.loads((model / "config.json").read_text())
+            (model / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))
+            assert config["model_type"] == "llama"
+            message = "no RoPE parameters"
+        spec = write_spec(tmp_path, specification(model, texts))
+        self.fails(capsys, ["run", spec, "--out", str(tmp_path / "out")], message)
+        data = ["--data", str(texts / "*.txt"), "--length", "128"]
+        self.fails(capsys, ["evaluate", "--model", str(model), *data], message)
+
+    def test_output_that_cannot_be_written(
+        self, checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "file").write_text("precious")
+        spec = write_spec(tmp_path, specification(checkpoint, texts))
+        for out in ("file", "file/below"):
+            self.fails(capsys, ["run", spec, "--out", str(tmp_path / out)], "cannot create")
+        assert (tmp_path / "file").read_text() == "precious"
+
+    def test_documents(
+        self, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for name, content, message in (
+            ("empty.txt", b"", "0 of the 1 documents needed"),
+            ("latin.txt", b"caf\xe9" * 99, "not UTF-8"),
+        ):
+            (tmp_path / name).write_bytes(content)
+            data = ["--data", str(tmp_path / name), "--length", "128"]
+            self.fails(capsys, ["evaluate", "--model", str(checkpoint), *data], message)
+
+    def test_factors(
+        self, checkpoint: Path, texts: Path, finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        evaluate = ["evaluate", "--model", str(checkpoint), "--data", str(texts / "*.txt"), "--length", "128"]
+        foreign = ["--factors", str(finished[1] / "factors.json")]
+        self.fails(capsys, [*evaluate, *foreign], "the factors are for rotary_dim 32")
+        (tmp_path / "f.json").write_text("{}")
+        self.fails(capsys, [*evaluate, "--factors", str(tmp_path / "f.json")], "unknown schema")
+        self.fails(capsys, [*evaluate, "--method", "yarm"], "unknown method 'yarm'")
+        self.fails(capsys, ["evaluate", "--model", str(checkpoint)], "--data, --length missing")
+        self.fails(capsys, [*evaluate, "--stride", "0"], "--stride is 0")
+        self.fails(capsys, [*evaluate, "--documents", "99"], "12 of the 99 documents")
+        methods = ["methods", "--model", str(checkpoint)]
+        self.fails(capsys, [*methods, "--target-length", "10"], "below the model's original length")
+
+    def test_unknown_commands_and_options(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for arguments in ([], ["serch"], ["run"], ["evaluate", "--lenght", "3"]):
+            with pytest.raises(SystemExit) as caught:
+                main(arguments)
+            assert caught.value.code == 2
+
+
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("demo", "run", "evaluate", "inspect", "methods", "export"):
+        with pytest.raises(SystemExit) as caught:
+            main([command, "--help"])
+        assert caught.value.code == 0
+        assert "usage: factor-search" in capsys.readouterr().out
