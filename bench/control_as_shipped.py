@@ -9,6 +9,7 @@ Written afresh from a description of its behaviour. Where it departs from the pa
 * a crossover returns at the first gene that it changes.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -114,7 +115,7 @@ class ControlAsShipped:
         return first
 
     def _valid(self, values: Sequence[float]) -> bool:
-        ordered = all(a <= b for a, b in zip(values, values[1:], strict=False))
+        ordered = all(a <= b for a, b in itertools.pairwise(values))
         return ordered and values[0] >= 1.0 and values[-1] <= self._upper + 1e-9
 
 

@@ -22,7 +22,9 @@ class Document:
     text: str
 
 
-def documents_from_files(patterns: Sequence[str], column: str = "text", split: str = "validation") -> Iterator[Document]:
+def documents_from_files(
+    patterns: Sequence[str], column: str = "text", split: str = "validation"
+) -> Iterator[Document]:
     """Documents of all files that the paths and globs name: in the order given, each glob's matches sorted.
 
     Raises:

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from factor_search.canonical_json import sha256_of
 from factor_search.cache import write_atomically
+from factor_search.canonical_json import sha256_of
 from factor_search.errors import FactorsError, OutputError
 from factor_search.factors import Factors
 from factor_search.geometry import Geometry
@@ -71,7 +71,7 @@ class Provenance(_Part):
 class FactorsFile(_Part):
     """The whole document; ``sha256`` covers everything else in it."""
 
-    schema_: Literal["factor-search/factors@1"] = Field(SCHEMA, alias="schema")
+    schema_: Literal["factor-search/factors@1"] = Field("factor-search/factors@1", alias="schema")
     model: FactorsModel
     target_length: int = Field(gt=0)
     scale: Finite = Field(gt=0)

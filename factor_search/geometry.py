@@ -165,5 +165,7 @@ def _lengths(config: PretrainedConfig, parameters: Mapping[str, Any]) -> tuple[i
     )
     original = original or configured
     if not original:
-        raise UnsupportedModelError("the configuration gives no max_position_embeddings: the original length is unknown")
+        raise UnsupportedModelError(
+            "the configuration gives no max_position_embeddings: the original length is unknown"
+        )
     return int(original), int(configured or original)

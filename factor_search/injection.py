@@ -112,7 +112,7 @@ class Injector:
             parts = [
                 rotation(row, position_ids if shared else position_ids[..., b : b + 1, :]) for b, row in enumerate(rows)
             ]
-            return _map_tensors(lambda *tensors: torch.cat(tensors), *parts)
+            return _map_tensors(lambda *tensors: torch.cat(tensors, dim=_batch_dim(position_ids, tensors[0])), *parts)
 
         return forward
 
@@ -129,7 +129,7 @@ class Injector:
         module = site.module
         buffer = module._buffers[site.buffer]
         assert buffer is not None
-        inverse = self.geometry.inverse_frequencies(factors.rescale_factors).to(buffer.device, buffer.dtype)
+        inverse = self.geometry.inverse_frequencies(factors.rescale_factors).to(buffer.device)
         has_scaling = hasattr(module, site.scaling)
         own_scaling = getattr(module, site.scaling, None)
         module._buffers[site.buffer] = inverse
@@ -187,13 +187,17 @@ def _map_tensors(function: Callable[..., Tensor], *rotations: Rotation) -> Rotat
     return function(*rotations)
 
 
+def _batch_dim(position_ids: Tensor, rotation: Tensor) -> int:
+    """Rotations of multi-axis positions (axes, B, T) may keep the axes in front of the batch."""
+    return 1 if position_ids.ndim == 3 and rotation.ndim == 4 else 0
+
+
 def _where_initial(position_ids: Tensor, initial_tokens: int, kept: Tensor, rescaled: Tensor) -> Tensor:
     """Rows of ``kept`` where position < initial_tokens, of ``rescaled`` elsewhere."""
-    positions = position_ids if position_ids.ndim == 2 else position_ids[0]  # multi-axis positions: text has all equal
-    initial = positions < initial_tokens  # (B or 1, T)
-    if kept.ndim > initial.ndim + 1 and kept.shape[0] == position_ids.shape[0] != initial.shape[0]:
-        initial = initial[None]  # rotations that keep the axis of multi-axis positions in front
-    return torch.where(initial.reshape(*initial.shape, *[1] * (kept.ndim - initial.ndim)), kept, rescaled)
+    positions = position_ids if position_ids.ndim == 2 else position_ids[0]  # (B or 1, T); all axes of a text are equal
+    leading = _batch_dim(position_ids, kept)
+    shape = [1] * leading + list(positions.shape) + [1] * (kept.ndim - leading - 2)
+    return torch.where((positions < initial_tokens).reshape(shape), kept, rescaled)
 
 
 @torch.inference_mode()
@@ -208,7 +212,8 @@ def probe(model: PreTrainedModel, geometry: Geometry, tokens: int = 24) -> None:
     ids = (torch.arange(tokens, device=model.device) * 7919 % vocabulary)[None]
 
     def logits() -> Tensor:
-        return model(input_ids=ids, use_cache=False).logits.float()
+        computed: Tensor = model(input_ids=ids, use_cache=False).logits
+        return computed.float()
 
     before = logits()
     if not before.isfinite().all():

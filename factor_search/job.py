@@ -168,6 +168,6 @@ def _open_folder(out: Path, spec: JobSpec) -> Ledger:
     earlier = out / "spec.json"
     if earlier.exists() and read_spec(earlier).sha256 != spec.sha256:
         raise OutputError(
-            f"{out} holds the results of another search (they differ in more than name and budget): choose another --out"
+            f"{out} holds the results of another search (more than name and budget differ): choose another --out"
         )
     return Ledger(out / "evaluations.jsonl")

@@ -1,4 +1,4 @@
-"""``evaluations.jsonl``: the truth about what was computed; a search that finds its results there does not repeat them."""
+"""``evaluations.jsonl``: what was computed, and never has to be computed again."""
 
 import fcntl
 import json

@@ -24,14 +24,14 @@ def position_interpolation(geometry: Geometry, target_length: int) -> Factors:
 
 
 def ntk_aware(geometry: Geometry, target_length: int) -> Factors:
-    """NTK-aware scaling: base' = base * s^(d/(d-2)), so the last pair is interpolated by exactly s (2309.00071, eq. 16)."""
+    """NTK-aware scaling: base' = base * s^(d/(d-2)), so that lambda of the last pair is s (2309.00071, eq. 16)."""
     d = geometry.rotary_dim
     base = geometry.rope_theta * _scale(geometry, target_length) ** (d / max(d - 2, 1))
     return _new_base(geometry, base)
 
 
 def dynamic_ntk(geometry: Geometry, target_length: int) -> Factors:
-    """Dynamic NTK at the target length n = sL: base' = base * (s n / L - (s - 1))^(d/(d-2)), as inference engines do it."""
+    """Dynamic NTK at the target length n = sL, as engines do it: base' = base * (s n / L - (s - 1))^(d/(d-2))."""
     d = geometry.rotary_dim
     scale = _scale(geometry, target_length)
     base = geometry.rope_theta * (scale * target_length / geometry.original_length - (scale - 1)) ** (d / max(d - 2, 1))

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-import os
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +148,7 @@ def _file_hash(file: Path) -> str:
 
 def _looks_local(model_id: str) -> bool:
     """Whether an id can only be a path: hub ids are ``name`` or ``owner/name``."""
-    return model_id.startswith((".", "/", "~")) or model_id.count("/") > 1 or os.sep * 2 in model_id
+    return model_id.startswith((".", "/", "~")) or model_id.count("/") > 1
 
 
 def _device(spec: ModelSpec) -> torch.device:
@@ -159,15 +159,19 @@ def _device(spec: ModelSpec) -> torch.device:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Silence transformers' log lines and progress bars; what matters of them is raised as an error."""
+    """Silence the libraries' log lines and progress bars; what matters of them is raised as an error."""
+    hub_logger = logging.getLogger("huggingface_hub")
+    hub_level = hub_logger.level
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     transformers_logging.disable_progress_bar()
+    hub_logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+        hub_logger.setLevel(hub_level)
         if bars:
             transformers_logging.enable_progress_bar()
 
@@ -178,4 +182,5 @@ def _explained(spec: ModelSpec, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ModelLoadError(f"cannot load the {what} of {spec.id}: {one_line(error)}") from error
+        place = "" if Path(spec.id).is_dir() else " (no such folder here, so it was looked for on the hub)"
+        raise ModelLoadError(f"cannot load the {what} of {spec.id}{place}: {one_line(error)}") from error

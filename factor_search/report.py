@@ -166,7 +166,9 @@ def table(report: dict[str, Any]) -> str:
     """The result for a terminal."""
     if not report["results"]:
         best = report["search"]["best_perplexity"]
-        return f"interrupted after {report['search']['candidates']} candidates; best so far {best:.4f} on search documents"
+        return (
+            f"interrupted after {report['search']['candidates']} candidates; best so far {best:.4f} on search documents"
+        )
     lines = [f"{'':14}{'validation':>12}{'held-out':>12}{'std. error':>12}{'vs found (nats, paired)':>28}"]
     for row in report["results"]:
         difference = ""

@@ -83,8 +83,8 @@ def _results_table(report: dict[str, Any]) -> str:
     return (
         f"<h2>Perplexity at {report['spec']['target_length']} tokens</h2><table><tr><th></th><th>validation</th>"
         f"<th>held-out</th><th>standard error</th><th>minus found (nats, paired)</th></tr>{''.join(rows)}</table>"
-        f"<p>Held-out: {found['documents']} documents, {found['tokens']:,} tokens that neither the search nor the choice "
-        "of the winner saw. Standard errors are over documents.</p>"
+        f"<p>Held-out: {found['documents']} documents, {found['tokens']:,} tokens that neither the search nor the "
+        "choice of the winner saw. Standard errors are over documents.</p>"
     )
 
 
@@ -92,7 +92,9 @@ def _documents(report: dict[str, Any]) -> str:
     parts = []
     for part, sources in report["documents"].items():
         listed = "".join(f"<li><code>{escape(source)}</code></li>" for source in sources)
-        parts.append(f"<details><summary>{len(sources)} {part.replace('_', '-')} documents</summary><ul>{listed}</ul></details>")
+        parts.append(
+            f"<details><summary>{len(sources)} {part.replace('_', '-')} documents</summary><ul>{listed}</ul></details>"
+        )
     return "".join(parts)
 
 

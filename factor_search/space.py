@@ -41,10 +41,10 @@ class SearchSpace:
 
     @classmethod
     def build(cls, spec: SpaceSpec, geometry: Geometry, target_length: int) -> "SearchSpace":
-        """The space for one model and target length.
+        """The space for one model and target length; initial-token choices beyond the original length are left out.
 
         Raises:
-            SpecError: the target is not above the original length, or an initial-token choice is not below it.
+            SpecError: the target is not above the original length, or all initial-token choices are.
         """
         original = geometry.original_length
         if target_length <= original:
@@ -52,15 +52,16 @@ class SearchSpace:
                 f"target_length is {target_length}, but the model's original length is {original}: the target must be "
                 "larger"
             )
-        if max(spec.initial_tokens) > original:
-            raise SpecError(f"space.initial_tokens has {max(spec.initial_tokens)}, beyond the original length {original}")
+        initial_tokens = sorted({count for count in spec.initial_tokens if count <= original})
+        if not initial_tokens:
+            raise SpecError(f"every choice of space.initial_tokens is beyond the original length of {original} tokens")
         scale = target_length / original
         return cls(
             pairs=geometry.pairs,
             step=spec.step,
             top_level=math.floor((spec.upper_bound * scale - 1) / spec.step + 1e-9),
             monotone=spec.monotone,
-            initial_tokens=tuple(sorted(set(spec.initial_tokens))),
+            initial_tokens=tuple(initial_tokens),
             attention_factors=_attention_factors(spec, scale, original),
         )
 

@@ -32,7 +32,8 @@ class CachedTokenizer:
         digest = hashlib.sha256(self._identity + text.encode("utf-8", "surrogatepass")).hexdigest()
         file = self._folder / f"{digest}.npy"
         try:
-            return np.load(file, allow_pickle=False).astype(np.int64)
+            stored: TokenIds = np.load(file, allow_pickle=False).astype(np.int64)
+            return stored
         except (OSError, ValueError, EOFError):
             pass  # not there, or not whole: derive it
         try:

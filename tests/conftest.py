@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from factor_search.testbed.byte_tokenizer import byte_tokenizer
 from tests.families import tiny_model
 
-BOOKS = Path(__file__).parents[2] / "shared" / "data" / "books"
+BOOKS = Path(os.environ.get("FACTOR_SEARCH_BOOKS") or Path(__file__).parents[2] / "shared" / "data" / "books")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -84,7 +84,7 @@ def test_the_winner_is_best_on_validation_and_no_worse_than_any_closed_form(fini
     assert found["name"] == "found"
     assert all(found["validation"] <= row["validation"] for row in others)
     assert [row["held_out"] for row in others] == sorted(row["held_out"] for row in others)
-    used = sum(report["documents"].values(), [])
+    used = [source for sources in report["documents"].values() for source in sources]
     assert len(used) == len(set(used)) == 8
 
 
@@ -277,7 +277,9 @@ class TestBadInput:
         self.fails(capsys, ["run", str(tmp_path / "job.json"), "--out", str(tmp_path / "out")], "JSON|not valid")
         self.fails(capsys, ["run", str(tmp_path / "none.json"), "--out", str(tmp_path / "out")], "No such file")
 
-    @pytest.mark.parametrize("broken", ["empty weights", "truncated weights", "missing weights", "broken config", "no rope"])
+    @pytest.mark.parametrize(
+        "broken", ["empty weights", "truncated weights", "missing weights", "broken config", "no rope"]
+    )
     def test_checkpoints(
         self, broken: str, checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -317,9 +319,7 @@ class TestBadInput:
             self.fails(capsys, ["run", spec, "--out", str(tmp_path / out)], "cannot create")
         assert (tmp_path / "file").read_text() == "precious"
 
-    def test_documents(
-        self, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_documents(self, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for name, content, message in (
             ("empty.txt", b"", "0 of the 1 documents needed"),
             ("latin.txt", b"caf\xe9" * 99, "not UTF-8"),
@@ -329,7 +329,12 @@ class TestBadInput:
             self.fails(capsys, ["evaluate", "--model", str(checkpoint), *data], message)
 
     def test_factors(
-        self, checkpoint: Path, texts: Path, finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self,
+        checkpoint: Path,
+        texts: Path,
+        finished: tuple[Path, Path],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         evaluate = ["evaluate", "--model", str(checkpoint), "--data", str(texts / "*.txt"), "--length", "128"]
         foreign = ["--factors", str(finished[1] / "factors.json")]

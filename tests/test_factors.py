@@ -12,7 +12,12 @@ from factor_search.factors import Factors
 from factor_search.factors_file import FactorsModel, factors_file, parse_factors, read_factors
 
 MODEL = FactorsModel(
-    id="m", architecture="LlamaForCausalLM", rope_theta=10_000.0, rotary_dim=8, original_length=64, base_rope_type="default"
+    id="m",
+    architecture="LlamaForCausalLM",
+    rope_theta=10_000.0,
+    rotary_dim=8,
+    original_length=64,
+    base_rope_type="default",
 )
 DOCUMENT = factors_file(Factors.of([1.0, 1.5, 2.0, 8.0], 4, 1.1), MODEL, 512).as_json()
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen2_5_VLForConditionalGeneration
 
 from factor_search.errors import FactorsError, UnsupportedModelError
 from factor_search.factors import Factors
@@ -27,7 +27,7 @@ def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 def ids(rows: int) -> Tensor:
-    return torch.randint(3, 97, (rows, LENGTH), generator=torch.Generator().manual_seed(1))
+    return torch.randint(3, 95, (rows, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -51,6 +51,33 @@ def test_every_family(model_type: str) -> None:
             assert torch.equal(logits(model, tokens), before), "all tokens initial: the original RoPE"
     assert torch.equal(logits(model, tokens), before)
     assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+def test_multi_axis_positions_of_a_multimodal_model() -> None:
+    """Qwen2.5-VL keeps three positions for each token, and its rotations have that axis in front of the batch."""
+    config = AutoConfig.for_model("qwen2_5_vl")
+    text, vision = config.get_text_config(decoder=True), config.vision_config
+    for name, value in (SMALL | {"layer_types": ["full_attention"] * 2}).items():
+        setattr(text, name, value)
+    text.rope_parameters["mrope_section"] = [2, 3, 3]
+    for name in ("hidden_size", "out_hidden_size", "intermediate_size"):
+        setattr(vision, name, 64)
+    vision.depth, vision.num_heads, config.image_token_id, config.video_token_id = 1, 4, 95, 96
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    geometry = read_geometry(model.config)
+    probe(model, geometry)
+    tokens, rows = ids(3), candidates(geometry)
+    before = logits(model, tokens)
+    with Injector(model, geometry) as injector:
+        with injector.using(rows):
+            batched = logits(model, tokens)
+        for number, factors in enumerate(rows):
+            with injector.using([factors]):
+                alone = logits(model, tokens[number : number + 1])
+            torch.testing.assert_close(batched[number : number + 1], alone, rtol=0, atol=2e-6)
+        with injector.using([Factors.of([7.0] * geometry.pairs, LENGTH, 3.0)]):
+            assert torch.equal(logits(model, tokens), before)
 
 
 @pytest.mark.parametrize("model_type", ["phimoe"])

@@ -31,7 +31,9 @@ def geometry_of(base: float, head_dim: int, original: int, **rope_scaling: objec
     return read_geometry(config)
 
 
-def transformers_says(base: float, head_dim: int, original: int, length: int, **rope: object) -> tuple[torch.Tensor, float]:
+def transformers_says(
+    base: float, head_dim: int, original: int, length: int, **rope: object
+) -> tuple[torch.Tensor, float]:
     """The independent source: transformers' own initialisation function for a RoPE type."""
     config = geometry_of(base, head_dim, original, **rope).config
     return ROPE_INIT_FUNCTIONS[str(rope["rope_type"])](config, None, seq_len=length)

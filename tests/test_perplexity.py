@@ -60,7 +60,9 @@ def test_logits_of_one_chunk_at_most() -> None:
 
 
 @given(st.integers(2, 200), st.integers(2, 64), st.data())
-def test_sliding_windows_score_every_token_once_with_enough_context(tokens: int, window: int, data: st.DataObject) -> None:
+def test_sliding_windows_score_every_token_once_with_enough_context(
+    tokens: int, window: int, data: st.DataObject
+) -> None:
     stride = data.draw(st.integers(1, window))
     scored: list[int] = []
     for w in sliding_windows(tokens, window, stride):

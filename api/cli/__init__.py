@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("factor-search: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]  # whoever read our output has gone; nothing left to flush to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has gone
         return 1
     except Exception as error:
         if debug:

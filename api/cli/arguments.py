@@ -1,10 +1,12 @@
 """Arguments that several commands share."""
 
 import argparse
+from typing import TypeAlias
 
 from factor_search.spec import JobSpec, ModelSpec, parse_spec
 
-Commands = argparse._SubParsersAction  # argparse has no public name for what add_subparsers returns
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""What ``add_subparsers`` returns; argparse has no public name for it."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -62,7 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({**figures, **counts, "factors": factors.as_json()}))
     else:
         plus_minus = "" if error is None else f" ± {error:.4f} (standard error)"
-        print(f"perplexity {summary.perplexity:.6f}{plus_minus}, {summary.documents} documents, {summary.tokens:,} tokens")
+        print(
+            f"perplexity {summary.perplexity:.6f}{plus_minus}, {summary.documents} documents, {summary.tokens:,} tokens"
+        )
     return 0
 
 

@@ -35,7 +35,8 @@ class Progress:
         print(f"{text} ...", file=sys.stderr, flush=True)
 
     def _documents(self, documents: Iterable[Document]) -> Iterable[Document]:
-        return tqdm(documents, unit=" documents", disable=None, leave=False)
+        bar: Iterable[Document] = tqdm(documents, unit=" documents", disable=None, leave=False)
+        return bar
 
     def _candidate(self, state: SearchState) -> None:
         assert state.best is not None
@@ -45,7 +46,9 @@ class Progress:
         if self._interactive:
             if self._bar is None:
                 self._bar = tqdm(total=self._budget.candidates, unit="candidate", dynamic_ncols=True)
-            self._bar.set_postfix_str(f"generation {state.generation}, best {best}, {speed:,.0f} tokens/s", refresh=False)
+            self._bar.set_postfix_str(
+                f"generation {state.generation}, best {best}, {speed:,.0f} tokens/s", refresh=False
+            )
             self._bar.update(count - self._bar.n)
         elif state.generation != self._generation:
             left = ""

@@ -1,6 +1,5 @@
 """``factor-search run``: a whole search in this process."""
 
-import argparse
 import json
 import sys
 from pathlib import Path

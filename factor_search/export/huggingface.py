@@ -31,14 +31,16 @@ def huggingface_config(file: FactorsFile, config: PretrainedConfig) -> dict[str,
     check_belongs(file, geometry)
     if file.initial_tokens:
         raise ExportError(
-            f"the factors keep {file.initial_tokens} initial tokens, which no inference engine can express: search with "
-            '"space": {"initial_tokens": [0]}, or export with --drop-initial-tokens and measure what that costs'
+            f"the factors keep {file.initial_tokens} initial tokens, which no inference engine can express: search "
+            'with "space": {"initial_tokens": [0]}, or export with --drop-initial-tokens and measure what that costs'
         )
     if geometry.rotated_pairs is not None:
-        raise ExportError(f"{geometry.architecture} uses proportional RoPE, which a longrope configuration cannot express")
+        raise ExportError(
+            f"{geometry.architecture} uses proportional RoPE, which a longrope configuration cannot express"
+        )
     longrope = _longrope(file, geometry)
-    content = config.to_dict()
-    text = content
+    content: dict[str, Any] = config.to_dict()
+    text: dict[str, Any] = content
     if config.get_text_config(decoder=True) is not config:
         text = next(
             content[name]

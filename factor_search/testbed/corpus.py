@@ -1,4 +1,4 @@
-"""Text that every machine with this package has: Python source, split into modules trained on and modules never seen."""
+"""Text that every machine with this package has: Python source, in modules trained on and modules never seen."""
 
 import hashlib
 import sysconfig
@@ -10,7 +10,7 @@ HELD_OUT_MODULES = (
     "pprint", "shlex", "shutil", "smtplib", "socketserver", "statistics", "subprocess", "tempfile", "textwrap",
     "tokenize", "traceback", "turtle", "uuid", "weakref",
 )  # fmt: skip
-"""Standard-library modules that the shipped model never saw, each at least 13 KB long, present in Python 3.11 to 3.14."""
+"""Standard-library modules that the shipped model never saw: 13 KB or more each, there in Python 3.11 to 3.14."""
 
 PACKAGES = ("torch", "transformers", "numpy", "optuna", "sqlalchemy", "pydantic")
 BYTES_PER_PACKAGE = 10_000_000

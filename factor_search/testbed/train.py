@@ -54,6 +54,7 @@ def token_stream(documents: list[bytes]) -> np.ndarray:
 
 
 def batch_of_windows(stream: np.ndarray, batch: int, generator: np.random.Generator) -> Tensor:
+    """Random windows of context + 1 tokens: int64 of shape (batch, CONTEXT + 1)."""
     starts = generator.integers(0, len(stream) - CONTEXT - 1, size=batch)
     windows = np.stack([stream[start : start + CONTEXT + 1] for start in starts])
     return torch.from_numpy(windows.astype(np.int64))
@@ -68,13 +69,16 @@ def held_out_loss(model: LlamaForCausalLM) -> float:
         tokens = torch.from_numpy(np.frombuffer(file.read_bytes(), dtype=np.uint8).astype(np.int64))
         windows = tokens[: len(tokens) // CONTEXT * CONTEXT].view(-1, CONTEXT)[:64]
         logits = model(windows, use_cache=False).logits[:, :-1]
-        total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="sum").item()
+        total += torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="sum"
+        ).item()
         count += windows[:, 1:].numel()
     model.train()
     return total / count
 
 
 def learning_rate_factor(step: int, steps: int, warm_up: int = 100, decay_share: float = 0.5) -> float:
+    """Linear warm-up, a plateau, linear decay to zero over the last share of the steps."""
     decay_steps = decay_share * steps
     return min(1.0, (step + 1) / warm_up, (steps - step) / decay_steps)
 
@@ -92,7 +96,9 @@ def train(
 ) -> None:
     """Train for about the given time; the number of steps is fixed from the speed of the first 40."""
     generator = np.random.default_rng(seed)
-    hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
+    hidden = [
+        p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name
+    ]
     rest = [p for p in model.parameters() if all(p is not h for h in hidden)]
     optimizers = [
         torch.optim.Muon(hidden, lr=muon_rate, momentum=0.95, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
@@ -115,7 +121,7 @@ def train(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = forward(windows[:, :-1], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -142,6 +148,7 @@ def save(model: LlamaForCausalLM, folder: Path) -> None:
 
 
 def main() -> None:
+    """Train, save, and print the held-out perplexity of what was saved."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60.0)

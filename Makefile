@@ -1,0 +1,38 @@
+# Each target sets up its own virtual environment on a fresh machine with Python 3.11 or newer.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: install demo test check format bench clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[data,dev]'
+	touch $@
+
+# DEMO="--candidates 40" shortens it; the results are kept in demo-results and found there by the next run.
+demo: install
+	$(BIN)/factor-search demo $(DEMO)
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install
+	$(BIN)/python -m bench.throughput
+	$(BIN)/python -m bench.overhead
+	$(BIN)/python -m bench.memory
+
+clean:
+	rm -rf .venv demo-results build *.egg-info

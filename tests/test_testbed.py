@@ -1,0 +1,62 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from api.cli.demo import specification
+from factor_search.models import load_model
+from factor_search.spec import ModelSpec, parse_spec
+from factor_search.testbed import CHECKPOINT
+from factor_search.testbed.corpus import HELD_OUT_MODULES, held_out_files, long_lines, training_documents
+from factor_search.testbed.train import build_model, held_out_loss, token_stream, train
+
+
+def test_the_shipped_files_are_small_and_load_with_transformers_alone() -> None:
+    assert (CHECKPOINT / "model.safetensors").stat().st_size <= 8_000_000
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    assert tokenizer("def f():")["input_ids"] == list(b"def f():")
+    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT)
+    assert model.dtype == torch.float32
+    assert model.config.max_position_embeddings == 256
+    assert model.config.head_dim == 64
+
+
+def test_perplexity_per_byte_on_unseen_modules() -> None:
+    loaded = load_model(ModelSpec(id=str(CHECKPOINT)))
+    assert math.exp(held_out_loss(loaded.model)) < 3.6
+
+
+def test_no_held_out_module_is_trained_on() -> None:
+    held_out = [file.read_bytes() for file in held_out_files()]
+    assert len(held_out) >= 30
+    assert min(map(len, held_out)) > 8192
+    documents = training_documents()
+    assert len(documents) > 1000
+    assert not set(held_out) & set(documents)
+    lines = {line for text in held_out for line in long_lines(text)}
+    seen = set().union(*(set(long_lines(text)) & lines for text in documents))
+    assert len(seen) < 0.05 * len(lines), "few long lines of the held-out modules stand anywhere in the training text"
+
+
+def test_the_demo_uses_held_out_modules_alone() -> None:
+    spec = parse_spec(specification(None))
+    assert spec.data.files is not None
+    assert {Path(file).stem for file in spec.data.files} <= set(HELD_OUT_MODULES)
+    wanted = spec.data.search_documents + spec.data.validation_documents + spec.data.held_out_documents
+    assert wanted <= len(spec.data.files)
+
+
+@pytest.mark.slow
+def test_the_recipe_learns() -> None:
+    torch.manual_seed(0)
+    model = build_model(hidden=64, layers=1, heads=1, key_value_heads=1, intermediate=64)
+    stream = token_stream([b"the quick brown fox jumps over the lazy dog. " * 400])
+    before = held_out_loss(model)
+    train(model, stream, seconds=3, batch=4, muon_rate=6e-3, adam_rate=4e-3, seed=0, compiled=False)
+    windows = torch.from_numpy(stream[:256].astype(np.int64))[None]
+    with torch.inference_mode():
+        after = model(input_ids=windows, labels=windows).loss.item()
+    assert after < 0.5 < before
