@@ -180,8 +180,8 @@ def table(report: dict[str, Any]) -> str:
     comparison = report["comparison"]
     if comparison and comparison["standard_errors"] is not None:
         lines.append(
-            f"found against {comparison['best_closed_form']}, the best closed form here: "
-            f"{comparison['standard_errors']:.1f} standard errors of the paired difference"
+            f"found against {comparison['best_closed_form']}, the best other closed form on held-out documents: "
+            f"{comparison['standard_errors']:+.1f} standard errors of the paired difference"
         )
     if report["winner"] and not report["winner"].startswith("found"):
         lines.append(f"nothing found was better on the validation documents than {report['winner']}, which is reported")

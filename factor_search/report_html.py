@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 PLOTTED_METHODS = {"yarn": "#0072B2", "ntk": "#009E73", "pi": "#CC79A7", "ntk-critical": "#E69F00", "llama3": "#56B4E9"}
 FOUND_COLOUR = "#D55E00"  # Okabe and Ito's palette: distinguishable with any colour vision
@@ -60,10 +61,14 @@ def _headline(report: dict[str, Any]) -> str:
         return ""
     text = f"Held-out perplexity {found['held_out']:.4f}"
     if comparison["standard_errors"] is not None:
+        direction = "better" if comparison["difference"] >= 0 else "worse"
         text += (
-            f"; {comparison['difference']:+.4f} nats per token better than {comparison['best_closed_form']}, the best "
-            f"closed form, which is {comparison['standard_errors']:.1f} standard errors of the paired difference"
+            f"; {abs(comparison['difference']):.4f} nats per token {direction} than {comparison['best_closed_form']}, "
+            f"the best other closed form there: {abs(comparison['standard_errors']):.1f} standard errors of the paired "
+            "difference"
         )
+    if not report["winner"].startswith("found"):
+        text += f". Nothing found was better on the validation documents than {report['winner']}, which is reported"
     return f"<p class=big>{escape(text)}.</p>"
 
 
@@ -114,14 +119,12 @@ def _factor_plot(report: dict[str, Any]) -> Figure:
 def _length_plot(report: dict[str, Any]) -> Figure:
     figure, axes = _axes("tokens", "perplexity", log=True)
     axes.set_xscale("log", base=2)
-    highest = 0.0
     for row in reversed(report["results"]):
         colour = FOUND_COLOUR if row["name"] == "found" else PLOTTED_METHODS.get(row["name"])
         points = {int(length): value for length, value in row["perplexity_at"].items() if value is not None}
         if colour is None or not points:
             continue
         axes.plot(list(points), list(points.values()), color=colour, marker="o", markersize=4, label=row["name"])
-        highest = max(highest, *points.values())
         axes.set_xticks(list(points), [str(length) for length in points])
     axes.legend(frameon=False)
     return figure
@@ -155,6 +158,9 @@ def _axes(x: str, y: str, *, log: bool = False) -> tuple[Figure, Axes]:
     axes.set_ylabel(y)
     if log:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 4, 5, 7)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
