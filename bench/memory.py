@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from factor_search.allocator import keep_freed_memory
 from factor_search.perplexity import token_losses
 
 VOCABULARY = 128_256
@@ -44,6 +45,8 @@ def peak_of(way: str, length: int) -> int:
     )
     model = LlamaForCausalLM(config).eval()
     ids = torch.randint(0, VOCABULARY, (1, length))
+    if way == "chunked":
+        keep_freed_memory()
     before = resident_bytes()
     with torch.inference_mode():
         loss = token_losses(model, ids).mean() if way == "chunked" else model(input_ids=ids, labels=ids).loss

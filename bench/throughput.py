@@ -1,10 +1,15 @@
 """Tokens per second of a candidate's evaluation against plain ``model(input_ids)``: ``python -m bench.throughput``.
 
-Both run alternately on the same tokens in one process; what is printed is the median of the paired ratios. The plain
-call computes logits and nothing else; the evaluation computes logits, loss and everything that is recorded.
+Both run alternately on the same tokens, each in a process of its own: one as ``factor-search`` sets it up (which keeps
+freed memory for reuse), one as Python comes. What is printed is the median of the paired ratios; a second ratio gives
+the plain call the same memory settings. The plain call computes logits and nothing else; the evaluation computes
+logits, loss and everything that is recorded.
 """
 
+import argparse
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -12,6 +17,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from factor_search.allocator import keep_freed_memory
 from factor_search.evaluation import LocalEvaluator
 from factor_search.factors import Factors
 from factor_search.geometry import read_geometry
@@ -21,13 +27,20 @@ from factor_search.spec import ModelSpec
 from factor_search.testbed import CHECKPOINT
 
 ROUNDS = 15
+CASES = {
+    "shipped, 2048": (0, 2048),
+    "shipped, 8192": (0, 8192),
+    "32,000 words, 2048": (32_000, 2048),
+    "128,256 words, 2048": (128_256, 2048),
+}
+"""Name -> (vocabulary of a random model, or 0 for the shipped one; tokens)."""
 
 
-def large_vocabulary() -> LoadedModel:
+def large_vocabulary(words: int) -> LoadedModel:
     """A random Llama whose output layer weighs as much as in real models."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=32_000,
+        vocab_size=words,
         hidden_size=512,
         intermediate_size=1376,
         num_hidden_layers=6,
@@ -38,41 +51,76 @@ def large_vocabulary() -> LoadedModel:
     return LoadedModel(LlamaForCausalLM(config).eval(), None, read_geometry(config), "random", spec)
 
 
-def seconds_of(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def measure(name: str, loaded: LoadedModel, length: int) -> None:
-    vocabulary = loaded.model.config.vocab_size
-    tokens = np.random.default_rng(0).integers(0, vocabulary, length)
+def work_of(way: str, words: int, length: int) -> Callable[[], object]:
+    """The thing to be timed, in a process set up for it."""
+    if way != "plain":
+        keep_freed_memory()
+    loaded = large_vocabulary(words) if words else load_model(ModelSpec(id=str(CHECKPOINT), device="cpu"))
+    tokens = np.random.default_rng(0).integers(0, loaded.model.config.vocab_size, length)
+    if way != "evaluate":
+        ids = torch.from_numpy(tokens)[None]
+        return lambda: loaded.model(input_ids=ids)
     samples = SampleSet("search", (Sample("random", tokens, "0"),))
-    ids = torch.from_numpy(tokens)[None]
     factors = Factors.of([1.5] * loaded.geometry.pairs, attention_factor=1.1)
-    ours, plain = [], []
-    with LocalEvaluator(loaded, length) as evaluator, torch.inference_mode():
-        for round_number in range(ROUNDS + 2):
-            pair = (
-                seconds_of(lambda: evaluator.evaluate(factors, samples)),
-                seconds_of(lambda: loaded.model(input_ids=ids)),
-            )
-            if round_number >= 2:
-                ours.append(pair[0])
-                plain.append(pair[1])
-    ratios = sorted(b / a for a, b in zip(ours, plain, strict=True))
+    evaluator = LocalEvaluator(loaded, length).__enter__()
+    return lambda: evaluator.evaluate(factors, samples)
+
+
+def serve(way: str, words: int, length: int) -> None:
+    """Time one call for each line on standard input."""
+    work = work_of(way, words, length)
+    with torch.inference_mode():
+        for _ in sys.stdin:
+            start = time.perf_counter()
+            work()
+            print(time.perf_counter() - start, flush=True)
+
+
+def measure(name: str, words: int, length: int) -> None:
+    ways = ("evaluate", "plain", "plain-reusing")
+    servers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "bench.throughput", "--serve", way, str(words), str(length)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for way in ways
+    ]
+    seconds: list[list[float]] = []
+    for _ in range(ROUNDS + 2):
+        seconds.append([])
+        for server in servers:
+            assert server.stdin is not None
+            assert server.stdout is not None
+            server.stdin.write("\n")
+            server.stdin.flush()
+            seconds[-1].append(float(server.stdout.readline()))
+    for server in servers:
+        server.communicate()
+    counted = seconds[2:]
+    ours, plain, _ = (statistics.median(column) for column in zip(*counted, strict=True))
+    ratios = [statistics.quantiles([row[n] / row[0] for row in counted], n=4) for n in (1, 2)]
     print(
-        f"{name}, {length} tokens: {length / statistics.median(ours):,.0f} tokens/s evaluated, "
-        f"{length / statistics.median(plain):,.0f} plain; ratio {statistics.median(ratios):.3f} "
-        f"(quartiles {ratios[len(ratios) // 4]:.3f} to {ratios[3 * len(ratios) // 4]:.3f})"
+        f"{name} tokens: {length / ours:,.0f} tokens/s evaluated, {length / plain:,.0f} plain; "
+        + "; ".join(
+            f"ratio {middle:.3f} ({low:.3f} to {high:.3f}) {what}"
+            for (low, middle, high), what in zip(ratios, ("as it comes", "with the same memory settings"), strict=True)
+        ),
+        flush=True,
     )
 
 
 def main() -> None:
-    shipped = load_model(ModelSpec(id=str(CHECKPOINT), device="cpu"))
-    measure("shipped model", shipped, 2048)
-    measure("shipped model", shipped, 8192)
-    measure("vocabulary 32,000", large_vocabulary(), 2048)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--serve", nargs=3, metavar=("WAY", "WORDS", "LENGTH"))
+    arguments = parser.parse_args()
+    if arguments.serve:
+        way, words, length = arguments.serve
+        serve(way, int(words), int(length))
+        return
+    for name, (words, length) in CASES.items():
+        measure(name, words, length)
 
 
 if __name__ == "__main__":

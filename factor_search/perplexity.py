@@ -13,12 +13,16 @@ from transformers import PreTrainedModel
 
 from factor_search.models import decoder_of
 
-LOGITS_CHUNK_BYTES = 64 * 2**20
-"""Bytes of float32 logits held at once; the loss takes about three times as much for a moment."""
+REUSED_BYTES = 20 * 2**20
+"""Blocks of up to 32 MB are reused by the C library; larger ones are mapped, and zeroed page by page, every time."""
+LEAST_TOKENS, MANY_TOKENS = 128, 512
+"""With fewer rows than the first the product with the output layer gets slow; the second is taken instead."""
+LOSS_BLOCK = 2**20
+"""Logits whose exponentials are taken at once, so that they stay in the cache."""
 
 
 @torch.inference_mode()
-def token_losses(model: PreTrainedModel, input_ids: Tensor, *, chunk_bytes: int = LOGITS_CHUNK_BYTES) -> Tensor:
+def token_losses(model: PreTrainedModel, input_ids: Tensor, *, chunk_tokens: int | None = None) -> Tensor:
     """Negative log-likelihood of every token given those before it.
 
     The decoder runs once over the whole sequence. Then the model's own forward is replayed with the decoder answering
@@ -28,7 +32,7 @@ def token_losses(model: PreTrainedModel, input_ids: Tensor, *, chunk_bytes: int 
     Args:
         model: a causal language model in evaluation mode.
         input_ids: token ids of shape (B, T), T >= 2.
-        chunk_bytes: bound on the float32 logits that exist at any moment.
+        chunk_tokens: how many tokens, over all rows, have their logits in memory at once; None: what is fast.
 
     Returns:
         float32 tensor of shape (B, T - 1), in nats; entry t is the loss of token t + 1.
@@ -36,17 +40,40 @@ def token_losses(model: PreTrainedModel, input_ids: Tensor, *, chunk_bytes: int 
     rows, length = input_ids.shape
     targets = input_ids[:, 1:]
     losses = torch.empty(rows, length - 1, dtype=torch.float32, device=input_ids.device)
-    vocabulary = model.get_input_embeddings().num_embeddings
-    chunk = max(1, chunk_bytes // (4 * rows * vocabulary))
+    chunk = max(1, (chunk_tokens or _fast_chunk(model)) // rows)
     with _decoder_remembered(model) as view:
         for start in range(0, length - 1, chunk):
             stop = min(start + chunk, length - 1)
             view.positions = slice(start, stop)
             logits = model(input_ids=input_ids, use_cache=False, return_dict=True).logits
-            losses[:, start:stop] = torch.nn.functional.cross_entropy(
-                logits.float().flatten(0, 1), targets[:, start:stop].flatten(), reduction="none"
-            ).view(rows, -1)
+            losses[:, start:stop] = _cross_entropy(logits.flatten(0, 1), targets[:, start:stop].flatten()).view(
+                rows, -1
+            )
             del logits
+    return losses
+
+
+def _fast_chunk(model: PreTrainedModel) -> int:
+    tokens = REUSED_BYTES // (4 * model.get_input_embeddings().num_embeddings) // 32 * 32
+    return int(tokens) if tokens >= LEAST_TOKENS else MANY_TOKENS
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """log sum_j exp(logit_j - logit_target) for each row: float32 of shape (rows,).
+
+    The target takes the place of the maximum that is usually subtracted, which spares a slow pass; where that
+    overflows (a loss beyond 88 nats), the usual way is taken.
+    """
+    rows, vocabulary = logits.shape
+    losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    block = max(1, LOSS_BLOCK // vocabulary) if logits.device.type == "cpu" else rows
+    for start in range(0, rows, block):
+        part, target = logits[start : start + block].float(), targets[start : start + block]
+        shifted = part - part.gather(-1, target[:, None])
+        values = shifted.exp_().sum(-1).log_()
+        if not values.isfinite().all():
+            values = torch.nn.functional.cross_entropy(part, target, reduction="none")
+        losses[start : start + block] = values
     return losses
 
 

@@ -6,10 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factor_search.perplexity import paired_difference, sliding_windows, summarise, token_losses
+from factor_search.perplexity import _cross_entropy, paired_difference, sliding_windows, summarise, token_losses
 from tests.families import FAMILIES, tiny_model
-
-CHUNK_OF_SEVEN = 97 * 4 * 7
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -19,7 +17,7 @@ def test_equals_the_models_own_loss(model_type: str) -> None:
     tokens = torch.randint(3, 97, (1, 50), generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         expected = model(input_ids=tokens, labels=tokens).loss.item()
-    ours = token_losses(model, tokens, chunk_bytes=CHUNK_OF_SEVEN)
+    ours = token_losses(model, tokens, chunk_tokens=7)
     assert ours.shape == (1, 49)
     assert ours.double().mean().item() == pytest.approx(expected, rel=1e-5)
     assert "forward" not in model.get_decoder().__dict__
@@ -28,7 +26,7 @@ def test_equals_the_models_own_loss(model_type: str) -> None:
 def test_equals_a_loop_over_prefixes_in_float64() -> None:
     model = tiny_model("gemma2")
     tokens = torch.randint(3, 97, (2, 24), generator=torch.Generator().manual_seed(3))
-    ours = token_losses(model, tokens, chunk_bytes=CHUNK_OF_SEVEN)
+    ours = token_losses(model, tokens, chunk_tokens=7)
     precise = tiny_model("gemma2").double()
     for row in range(2):
         for t in range(1, 24):
@@ -43,17 +41,28 @@ def test_chunking_does_not_change_the_result_and_the_decoder_runs_once() -> None
     tokens = torch.randint(3, 97, (3, 40))
     calls = []
     handle = model.model.layers[0].register_forward_hook(lambda *_: calls.append(1))
-    chunked = token_losses(model, tokens, chunk_bytes=1)
+    chunked = token_losses(model, tokens, chunk_tokens=1)
     handle.remove()
     assert calls == [1]
     torch.testing.assert_close(chunked, token_losses(model, tokens), rtol=1e-5, atol=1e-6)
+
+
+def test_extreme_logits() -> None:
+    """Losses near zero, losses that overflow exp, and masked words of probability zero."""
+    logits = torch.tensor([[50.0, -50.0, 0.0], [-300.0, 300.0, 0.0], [1.0, float("-inf"), 1.0], [1.0, 2.0, 3.0]])
+    targets = torch.tensor([0, 0, 2, 1])
+    expected = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="none")
+    torch.testing.assert_close(_cross_entropy(logits, targets).double(), expected, rtol=1e-6, atol=1e-6)
+    assert _cross_entropy(torch.tensor([[float("nan"), 1.0]]), torch.tensor([1])).isnan().all()
+    halves = _cross_entropy(logits.bfloat16(), targets).double()
+    torch.testing.assert_close(halves, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_logits_of_one_chunk_at_most() -> None:
     model = tiny_model("llama")
     seen = []
     handle = model.lm_head.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape[1]))
-    token_losses(model, torch.randint(3, 97, (1, 60)), chunk_bytes=CHUNK_OF_SEVEN)
+    token_losses(model, torch.randint(3, 97, (1, 60)), chunk_tokens=7)
     handle.remove()
     assert max(seen) == 7
     assert sum(seen) == 59
