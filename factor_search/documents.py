@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,9 @@ def documents_from_files(
         if not matches:
             raise DataError(f"no file matches {pattern}")
         for match in matches:
-            yield from _documents_of(Path(match), column, split, from_glob=match != pattern)
+            for document in _documents_of(Path(match), column, split, from_glob=match != pattern):
+                name = os.fsencode(document.source).decode("utf-8", "backslashreplace")  # any bytes can be a file name
+                yield Document(name, document.text)
 
 
 def documents_from_hub(dataset: str, name: str | None, split: str, column: str) -> Iterator[Document]:

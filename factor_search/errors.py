@@ -56,8 +56,6 @@ class OutputError(FactorSearchError):
 
 
 def one_line(error: BaseException) -> str:
-    """The first non-empty line of an exception's message, for embedding in our own."""
-    for line in str(error).splitlines():
-        if line.strip():
-            return line.strip()
-    return type(error).__name__
+    """An exception's message on one line and not too long, for embedding in our own."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."

@@ -113,6 +113,7 @@ class LocalEvaluator:
             {
                 **self._loaded.identity,
                 "length": self._length,
+                "original_length": self._loaded.geometry.original_length,
                 "stride": self._stride,
                 "samples": [sample.sha256 for sample in samples.samples],
                 "factors": factors.as_json(),
@@ -136,7 +137,7 @@ class LocalEvaluator:
         except (torch.OutOfMemoryError, MemoryError):
             outcome = OUT_OF_MEMORY
         except RuntimeError as error:
-            if "not enough memory" not in str(error):  # how the CPU allocator says it
+            if "DefaultCPUAllocator" not in str(error):
                 raise
             outcome = OUT_OF_MEMORY
         if outcome == OK and not torch.tensor(losses).isfinite().all():

@@ -93,7 +93,8 @@ class FactorsFile(_Part):
             factors = self.factors
         except FactorsError as error:
             raise ValueError(str(error)) from None
-        extends = self.target_length >= self.model.original_length
+        # A model's own scaling may hold a factor a little below 1 (published longrope vectors do).
+        extends = self.target_length >= self.model.original_length and self.model.base_rope_type == "default"
         for i, value in enumerate(factors.rescale_factors):
             if extends and value < 1:
                 raise ValueError(
@@ -165,17 +166,24 @@ def factors_file(
     perplexity: MeasuredPerplexity | None = None,
     provenance: Provenance | None = None,
 ) -> FactorsFile:
-    """Assemble a document."""
-    return FactorsFile(
-        model=model,
-        target_length=target_length,
-        scale=target_length / model.original_length,
-        rescale_factors=list(factors.rescale_factors),
-        initial_tokens=factors.initial_tokens,
-        attention_factor=factors.attention_factor,
-        perplexity=perplexity or MeasuredPerplexity(),
-        provenance=provenance,
-    )
+    """Assemble a document.
+
+    Raises:
+        FactorsError: the factors cannot stand in a file for this model and length.
+    """
+    try:
+        return FactorsFile(
+            model=model,
+            target_length=target_length,
+            scale=target_length / model.original_length,
+            rescale_factors=list(factors.rescale_factors),
+            initial_tokens=factors.initial_tokens,
+            attention_factor=factors.attention_factor,
+            perplexity=perplexity or MeasuredPerplexity(),
+            provenance=provenance,
+        )
+    except ValidationError as error:
+        raise FactorsError(f"the factors are not valid: {explain(error)}") from None
 
 
 def check_belongs(file: FactorsFile, geometry: Geometry) -> None:

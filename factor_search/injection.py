@@ -218,6 +218,7 @@ def probe(model: PreTrainedModel, geometry: Geometry, tokens: int = 24) -> None:
     before = logits()
     if not before.isfinite().all():
         raise UnsupportedModelError(f"{geometry.architecture} gives non-finite logits on a short input of its own")
+    noise = (logits() - before).abs().max()  # 0, but for GPU kernels that add in any order
     neutral = Factors.of([1.0] * geometry.pairs)
     changed = {
         "rescale factors": Factors.of([1.0 + 3.0 * (i + 1) / geometry.pairs for i in range(geometry.pairs)]),
@@ -228,10 +229,10 @@ def probe(model: PreTrainedModel, geometry: Geometry, tokens: int = 24) -> None:
             plain = logits()
         for what, factors in changed.items():
             with injector.using([factors]):
-                if torch.equal(logits(), plain):
+                if not (logits() - plain).abs().max() > 4 * noise:
                     raise UnsupportedModelError(
                         f"{geometry.architecture} ignores {what}: its logits do not change when they do, so there is "
                         "nothing to search"
                     )
-    if not torch.equal(logits(), before):
+    if not (logits() - before).abs().max() <= 4 * noise:
         raise UnsupportedModelError(f"{geometry.architecture} does not return to its own RoPE after a candidate")

@@ -4,24 +4,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from factor_search.errors import OutputError, SearchFailedError, SpecError
+from factor_search.cache import write_atomically
+from factor_search.errors import OutputError, SearchFailedError
 from factor_search.evaluation import OK, Evaluation, LocalEvaluator
 from factor_search.factors import Factors
-from factor_search.factors_file import write_json
 from factor_search.geometry import Geometry, read_geometry
 from factor_search.injection import probe
 from factor_search.ledger import Ledger, RecordedEvaluator
 from factor_search.methods import closed_forms
 from factor_search.models import LoadedModel, load_config, load_model
-from factor_search.samples import Samples, SampleSet, Watch, load_samples
+from factor_search.samples import Samples, SampleSet, Watch, check_vocabulary, load_samples
 from factor_search.search import SearchState, search
 from factor_search.space import SearchSpace
-from factor_search.spec import JobSpec, read_spec
+from factor_search.spec import JobSpec
 from factor_search.strategies import build_strategy
 from factor_search.tokens import CachedTokenizer
 
 FINALISTS = 5
 """Candidates that are scored again on the validation documents, beside every closed form."""
+IDENTITY = ".factor-search"
+"""File in the output folder that says which search its results are of."""
 SEED_ORDER = ("yarn", "ntk-critical", "ntk", "llama3", "pi", "dynamic-ntk", "entropy-abf", "as-configured", "none")
 
 
@@ -53,7 +55,6 @@ class JobResult:
     winner: str = ""
     """Name of the finalist or method that is best on the validation documents."""
     interrupted: bool = False
-    computed_tokens: int = 0
 
     @property
     def winning_factors(self) -> Factors:
@@ -81,10 +82,6 @@ def run_job(spec: JobSpec, out: Path, watcher: JobWatcher | None = None) -> JobR
     watcher = watcher or JobWatcher()
     geometry = read_geometry(load_config(spec.model), spec.model.original_length)
     space = SearchSpace.build(spec.space, geometry, spec.target_length)
-    if spec.objective.stride is not None and spec.objective.stride > spec.target_length:
-        raise SpecError(
-            f"objective.stride is {spec.objective.stride}, beyond the target length of {spec.target_length} tokens"
-        )
     with _open_folder(out, spec) as ledger:
         watcher.phase(f"loading {spec.model.id}")
         loaded = load_model(spec.model)
@@ -98,7 +95,8 @@ def run_job(spec: JobSpec, out: Path, watcher: JobWatcher | None = None) -> JobR
             whole=spec.objective.stride is not None,
             watch=watcher.documents,
         )
-        write_json(out / "spec.json", spec.model_dump(mode="json"))
+        for part in (samples.search, samples.validation, samples.held_out):
+            check_vocabulary(part, loaded.model.get_input_embeddings().num_embeddings)
         return _search_and_measure(spec, loaded, space, samples, ledger, watcher)
 
 
@@ -112,7 +110,7 @@ def _search_and_measure(
 ) -> JobResult:
     methods = closed_forms(loaded.geometry, spec.target_length)
     seeds = [methods[name] for name in SEED_ORDER if name in methods]
-    strategy = build_strategy(spec.strategy, space, seeds, spec.budget, spec.seed)
+    strategy = build_strategy(spec.strategy, space, seeds, spec.seed)
     with LocalEvaluator(loaded, spec.target_length, spec.objective.stride) as local:
         evaluator = RecordedEvaluator(local, ledger)
         watcher.phase("searching")
@@ -130,7 +128,6 @@ def _search_and_measure(
                 _choose(result, evaluator, watcher)
             except KeyboardInterrupt:
                 result.interrupted = True
-        result.computed_tokens = evaluator.computed_tokens
     return result
 
 
@@ -162,12 +159,23 @@ def _score(
 def _open_folder(out: Path, spec: JobSpec) -> Ledger:
     """The ledger in the output folder, which may be new or hold an earlier run of the same search."""
     try:
+        if out.exists() and Path(spec.model.id).is_dir() and out.samefile(spec.model.id):
+            raise OutputError(f"{out} is the model itself: choose another --out")
         out.mkdir(parents=True, exist_ok=True)
+        identity = out / IDENTITY
+        if identity.exists():
+            if identity.read_text(encoding="utf-8") != spec.sha256:
+                raise OutputError(
+                    f"{out} holds results of another search (more than name and budget differ): choose another --out"
+                )
+        elif (foreign := out / "factors.json").exists():
+            raise OutputError(f"{foreign} is not of an earlier run of this search: choose another --out")
     except OSError as error:
         raise OutputError(f"cannot create {out}: {error.strerror or error}") from None
-    earlier = out / "spec.json"
-    if earlier.exists() and read_spec(earlier).sha256 != spec.sha256:
-        raise OutputError(
-            f"{out} holds the results of another search (more than name and budget differ): choose another --out"
-        )
-    return Ledger(out / "evaluations.jsonl")
+    ledger = Ledger(out / "evaluations.jsonl")
+    try:
+        write_atomically(identity, spec.sha256.encode(), required=True)
+    except OSError as error:
+        ledger.__exit__(None, None, None)
+        raise OutputError(f"cannot write {identity}: {error.strerror or error}") from None
+    return ledger

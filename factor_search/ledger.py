@@ -7,7 +7,7 @@ from types import TracebackType
 
 from factor_search.canonical_json import canonical_json
 from factor_search.errors import OutputError
-from factor_search.evaluation import Evaluation, Evaluator
+from factor_search.evaluation import OUT_OF_MEMORY, Evaluation, Evaluator
 from factor_search.factors import Factors
 from factor_search.samples import SampleSet
 
@@ -22,6 +22,7 @@ class Ledger:
             OutputError: the file cannot be read or appended to, or a line before the last is damaged.
         """
         self._by_key: dict[str, Evaluation] = {}
+        self._earlier: set[str] = set()
         try:
             self._stream = file.open("a+b")
         except OSError as error:
@@ -48,8 +49,9 @@ class Ledger:
         return len(self._by_key)
 
     def get(self, key: str) -> Evaluation | None:
-        """The stored evaluation, or None."""
-        return self._by_key.get(key)
+        """The stored evaluation, or None; what ran out of memory is worth another attempt in another process."""
+        stored = self._by_key.get(key)
+        return None if stored is None or (stored.outcome == OUT_OF_MEMORY and key in self._earlier) else stored
 
     def add(self, evaluation: Evaluation) -> None:
         """Store an evaluation: it is in the operating system's hands when this returns.
@@ -63,6 +65,7 @@ class Ledger:
         except OSError as error:
             raise OutputError(f"cannot write {self._stream.name}: {error.strerror or error}") from None
         self._by_key[evaluation.key] = evaluation
+        self._earlier.discard(evaluation.key)
 
     def _read_all(self, file: Path) -> None:
         self._stream.seek(0)
@@ -76,6 +79,7 @@ class Ledger:
                     f"{file} line {number} is not an evaluation: move the file away, or choose another --out"
                 ) from None
             self._by_key[evaluation.key] = evaluation
+        self._earlier = set(self._by_key)
         self._stream.truncate(len(whole))
 
 
@@ -85,8 +89,6 @@ class RecordedEvaluator:
     def __init__(self, evaluator: Evaluator, ledger: Ledger) -> None:
         self._evaluator = evaluator
         self._ledger = ledger
-        self.computed_tokens = 0
-        """Tokens evaluated by this process, stored results not counted."""
 
     def key(self, factors: Factors, samples: SampleSet) -> str:
         """The evaluator's key."""
@@ -99,5 +101,4 @@ class RecordedEvaluator:
             return stored
         evaluation = self._evaluator.evaluate(factors, samples)
         self._ledger.add(evaluation)
-        self.computed_tokens += sum(evaluation.tokens)
         return evaluation

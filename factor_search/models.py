@@ -52,6 +52,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     """
     config = load_config(spec)
     geometry = read_geometry(config, spec.original_length)
+    device = _device(spec)
     options: dict[str, Any] = {"dtype": spec.dtype, "revision": spec.revision}
     if spec.attention != "auto":
         options["attn_implementation"] = spec.attention
@@ -63,10 +64,8 @@ def load_model(spec: ModelSpec) -> LoadedModel:
             f"the checkpoint of {spec.id} lacks {len(absent)} weights that the model needs, {absent[0]} among them: "
             "its figures would come from random numbers"
         )
-    try:
-        model = model.to(_device(spec)).eval()
-    except RuntimeError as error:
-        raise ModelLoadError(f"cannot put {spec.id} on device {_device(spec)}: {one_line(error)}") from None
+    with _explained(spec, f"weights on device {device}"):
+        model = model.to(device).eval()
     return LoadedModel(model, load_tokenizer(spec), geometry, content_hash(spec, config), spec)
 
 
@@ -117,19 +116,18 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
 
 
 def content_hash(spec: ModelSpec, config: PretrainedConfig) -> str:
-    """What the weights are: the hub commit, or a hash over the names and bytes of the folder's model files.
+    """What the weights are: the hub commit, or a hash over the folder's configuration and weights.
 
     Hashing reads every byte once; the result is remembered by size and time of modification.
     """
     folder = Path(spec.id)
     if not folder.is_dir():
         return str(getattr(config, "_commit_hash", None) or sha256_of([spec.id, spec.revision]))
-    suffixes = {".safetensors", ".bin", ".pt", ".json"}
-    ignored = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"}
     digests = {
-        str(file.relative_to(folder)): _file_hash(file)
+        file.name: _file_hash(file)
         for file in sorted(folder.iterdir())
-        if file.is_file() and file.suffix in suffixes and file.name not in ignored
+        if file.is_file()
+        and (file.suffix == ".safetensors" or file.name.startswith("pytorch_model") or file.name == "config.json")
     }
     return sha256_of(digests)
 
@@ -152,9 +150,14 @@ def _looks_local(model_id: str) -> bool:
 
 
 def _device(spec: ModelSpec) -> torch.device:
-    if spec.device != "auto":
-        return torch.device(spec.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if spec.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(spec.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without the device
+        raise ModelLoadError(f"cannot use device {spec.device!r}: {one_line(error)}") from None
+    return device
 
 
 @contextlib.contextmanager

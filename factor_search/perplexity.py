@@ -120,7 +120,8 @@ class Window:
 
 
 def sliding_windows(tokens: int, window: int, stride: int | None) -> list[Window]:
-    """Cut a document so that every token but the first is scored exactly once.
+    """Cut a document so that every token but the first is scored exactly once (but the first of each window, where
+    the stride is the window).
 
     Args:
         tokens: length of the document.
@@ -164,21 +165,25 @@ class Summary:
 
 def summarise(losses: Sequence[float], tokens: Sequence[int]) -> Summary:
     """Summarise documents' mean losses (nats per token), each weighted by its number of predicted tokens."""
-    total = sum(tokens)
-    mean = math.fsum(loss * count for loss, count in zip(losses, tokens, strict=True)) / total
+    mean, error = _weighted_mean(losses, tokens)
     perplexity = math.exp(mean) if mean < 700 else math.inf
-    n = len(losses)
-    # Ratio estimator: the variance of sum(w_i loss_i) / sum(w_i) over documents drawn at random.
-    spread = math.fsum((count * (loss - mean)) ** 2 for loss, count in zip(losses, tokens, strict=True))
-    error = math.sqrt(spread * n / (n - 1)) / total if n > 1 else math.nan
-    return Summary(perplexity, perplexity * error, mean, total, n)
+    return Summary(perplexity, perplexity * error, mean, sum(tokens), len(losses))
 
 
-def paired_difference(losses: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
-    """Mean of ``losses - reference`` over documents and its standard error (NaN for a single document), in nats."""
+def paired_difference(
+    losses: Sequence[float], reference: Sequence[float], tokens: Sequence[int]
+) -> tuple[float, float]:
+    """Mean of ``losses - reference`` per token and its standard error over documents (NaN for a single document).
+
+    Documents weigh by their tokens, so the mean is the difference of the two summaries' losses, in nats.
+    """
     differences = [a - b for a, b in zip(losses, reference, strict=True)]
-    n = len(differences)
-    mean = math.fsum(differences) / n
-    if n < 2:
-        return mean, math.nan
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in differences) / (n - 1) / n)
+    return _weighted_mean(differences, tokens)
+
+
+def _weighted_mean(values: Sequence[float], weights: Sequence[int]) -> tuple[float, float]:
+    """Ratio estimator sum(w v) / sum(w), and its standard error over documents drawn at random."""
+    total, n = sum(weights), len(values)
+    mean = math.fsum(value * weight for value, weight in zip(values, weights, strict=True)) / total
+    spread = math.fsum((weight * (value - mean)) ** 2 for value, weight in zip(values, weights, strict=True))
+    return mean, math.sqrt(spread * n / (n - 1)) / total if n > 1 else math.nan

@@ -17,6 +17,7 @@ from factor_search.factors_file import (
 from factor_search.job import JobResult
 from factor_search.perplexity import paired_difference, summarise
 from factor_search.samples import PARTS
+from factor_search.spec import read_json
 from factor_search.version import versions
 
 SCHEMA = "factor-search/report@1"
@@ -27,12 +28,16 @@ FOUND = "found"
 def write_results(result: JobResult, out: Path) -> dict[str, Any]:
     """Write ``factors.json``, ``report.json`` and ``report.html`` into the output folder; returns the report.
 
+    A partial result does not replace the finished one of an earlier, shorter search.
+
     Raises:
         OutputError: one of them cannot be written.
     """
     from factor_search.report_html import render  # matplotlib takes a second to import
 
     report = build_report(result)
+    if result.interrupted and holds_finished(out):
+        return report
     build_factors_file(result).write(out / "factors.json")
     write_json(out / "report.json", report)
     try:
@@ -40,6 +45,14 @@ def write_results(result: JobResult, out: Path) -> dict[str, Any]:
     except OSError as error:
         raise OutputError(f"cannot write {out / 'report.html'}: {error.strerror or error}") from None
     return report
+
+
+def holds_finished(out: Path) -> bool:
+    """Whether a folder has the report of a finished search."""
+    try:
+        return bool(read_json(out / "report.json", OutputError)["status"] == "finished")
+    except (OutputError, KeyError, TypeError):
+        return False
 
 
 def build_factors_file(result: JobResult) -> FactorsFile:
@@ -131,7 +144,7 @@ def _row(result: JobResult, name: str) -> dict[str, Any]:
         "difference_standard_error": None,
     }
     if name != result.winner and evaluation.outcome == winner.outcome == OK:
-        mean, error = paired_difference(evaluation.losses, winner.losses)
+        mean, error = paired_difference(evaluation.losses, winner.losses, winner.tokens)
         row |= {"difference": mean, "difference_standard_error": _finite(error)}
     return row
 

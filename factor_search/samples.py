@@ -84,7 +84,7 @@ def load_samples(
     parts = _deal([pool[i] for i in order], wanted)
     if data.held_out_files is not None:
         elsewhere = documents_from_files(data.held_out_files, data.column, data.split)
-        known = {sample.sha256 for samples in parts.values() for sample in samples}
+        known = {_hash(sample.tokens[:length]) for samples in parts.values() for sample in samples}
         fresh = _long_enough(
             watch(elsewhere), tokenize, length, data.held_out_documents, whole=whole, cut=cut, known=known
         )
@@ -102,6 +102,19 @@ def first_samples(
     """
     pool = _long_enough(documents, tokenize, length, count, whole=whole)
     return SampleSet("evaluation", tuple(pieces[0] for pieces in pool))
+
+
+def check_vocabulary(samples: SampleSet, vocabulary: int) -> None:
+    """Refuse token ids that a model has no embedding for.
+
+    Raises:
+        DataError: the tokenizer is another model's.
+    """
+    largest = max(int(sample.tokens.max()) for sample in samples.samples)
+    if largest >= vocabulary:
+        raise DataError(
+            f"the tokenizer gives token id {largest}, but the model knows only {vocabulary}: it is another's"
+        )
 
 
 Watch = Callable[[Iterable[Document]], Iterable[Document]]
@@ -132,11 +145,15 @@ def _long_enough(
         lengths.append(len(tokens))
         if len(tokens) < length:
             continue
-        pieces = _pieces(document.source, tokens, length, whole=whole, cut=cut)
-        if pieces[0].sha256 in seen:
+        pieces = []
+        for piece in _pieces(document.source, tokens, length, whole=whole, cut=cut):
+            identity = _hash(piece.tokens[:length])  # what differs only later is the same to a model for too long
+            if identity not in seen:
+                seen.add(identity)
+                pieces.append(piece)
+        if not pieces:
             repeated += 1
             continue
-        seen.update(piece.sha256 for piece in pieces)
         found.append(pieces)
         if len(found) == count:
             break
@@ -154,7 +171,11 @@ def _pieces(source: str, tokens: TokenIds, length: int, *, whole: bool, cut: boo
 
 def _sample(source: str, tokens: TokenIds) -> Sample:
     tokens = np.ascontiguousarray(tokens)
-    return Sample(source, tokens, hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest())
+    return Sample(source, tokens, _hash(tokens))
+
+
+def _hash(tokens: TokenIds) -> str:
+    return hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()
 
 
 def _deal(documents: Sequence[list[Sample]], wanted: dict[str, int]) -> dict[str, list[Sample]]:

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from factor_search.canonical_json import sha256_of
 from factor_search.errors import SpecError
 
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Int = Annotated[int, Field(strict=True, ge=0, lt=2**53)]
+PositiveInt = Annotated[int, Field(strict=True, gt=0, lt=2**53)]
+PositiveFloat = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 INITIAL_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
 """The choices of the LongRoPE paper (2402.13753, table 4)."""
 
@@ -30,7 +31,7 @@ class ModelSpec(_Strict):
     attention: str = Field("auto", description="Attention implementation of transformers: auto, sdpa, eager, ...")
     device: str = Field("auto", description="A torch device; auto is a GPU where there is one.")
     original_length: PositiveInt | None = Field(
-        None, description="Tokens the model was trained for, where its configuration does not say so truly."
+        None, ge=8, description="Tokens the model was trained for, where its configuration does not say so truly."
     )
 
 
@@ -48,6 +49,7 @@ class DataSpec(_Strict):
     held_out_files: list[str] | None = Field(None, description="Take the held-out documents from these files instead.")
     cut_long_documents: bool = Field(
         False,
+        strict=True,
         description="Cut documents into consecutive pieces of the target length and count each as a document. Pieces "
         "of one document never play different parts.",
     )
@@ -62,17 +64,17 @@ class DataSpec(_Strict):
 class SpaceSpec(_Strict):
     """Which candidates are possible."""
 
-    initial_tokens: list[Annotated[int, Field(ge=0)]] = Field(
+    initial_tokens: list[Int] = Field(
         default=list(INITIAL_TOKENS), min_length=1, description="Choices for the number of initial tokens."
     )
     attention_factor: Literal["formula", "search"] | PositiveFloat = Field(
         "formula", description="LongRoPE's formula, part of the search, or a fixed number."
     )
-    monotone: bool = Field(True, description="Whether lambda_i <= lambda_{i+1} is required.")
+    monotone: bool = Field(True, strict=True, description="Whether lambda_i <= lambda_{i+1} is required.")
     upper_bound: float = Field(
-        1.25, ge=1.0, allow_inf_nan=False, description="Largest lambda as a multiple of the scale."
+        1.25, strict=True, ge=1.0, le=1000.0, description="Largest lambda as a multiple of the scale."
     )
-    step: float = Field(0.01, gt=0, le=1, allow_inf_nan=False, description="Grid of lambda.")
+    step: float = Field(0.01, strict=True, ge=1e-4, le=1, description="Grid of lambda.")
 
 
 class EvolutionSpec(_Strict):
@@ -82,8 +84,8 @@ class EvolutionSpec(_Strict):
     population: PositiveInt = Field(64, description="P: candidates of the first generation.")
     parents: PositiveInt = Field(32, description="k: best candidates that breed.")
     mutants: PositiveInt = Field(16, description="N1: mutants in a generation.")
-    crossovers: Annotated[int, Field(ge=0)] = Field(16, description="N2: crossovers in a generation.")
-    mutation_rate: float = Field(0.3, gt=0, le=1, description="p: chance of each gene to be redrawn.")
+    crossovers: Int = Field(16, description="N2: crossovers in a generation.")
+    mutation_rate: float = Field(0.3, strict=True, gt=0, le=1, description="p: chance of each gene to be redrawn.")
     generations: PositiveInt = Field(40, description="T: generations after the first.")
 
 
@@ -132,7 +134,7 @@ class JobSpec(_Strict):
     space: SpaceSpec = SpaceSpec()
     strategy: StrategySpec = AutoSpec()
     budget: BudgetSpec = BudgetSpec()
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Of the search and of the choice of documents.")
+    seed: Int = Field(0, description="Of the search and of the choice of documents.")
 
     @field_validator("model", mode="before")
     @classmethod
@@ -155,6 +157,14 @@ class JobSpec(_Strict):
     @classmethod
     def _budget_short(cls, value: Any) -> Any:
         return {"candidates": value} if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _stride_within_window(self) -> "JobSpec":
+        if self.objective.stride is not None and self.objective.stride > self.target_length:
+            raise ValueError(
+                f"objective.stride is {self.objective.stride}, beyond the target length of {self.target_length} tokens"
+            )
+        return self
 
     @property
     def sha256(self) -> str:
@@ -191,7 +201,7 @@ def read_json(file: Path, error_type: type[Exception]) -> Any:
         raise error_type(f"cannot read {file}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise error_type(f"{file} is not UTF-8 text") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise error_type(f"{file} is not JSON: {error}") from None
 
 

@@ -48,11 +48,13 @@ class CachedTokenizer:
 
 
 def _beginning(tokenizer: Any) -> list[int]:
-    """The beginning-of-text token, if the tokenizer adds it by itself."""
-    bos = getattr(tokenizer, "bos_token_id", None)
+    """The special tokens that the tokenizer by itself puts before a text."""
     with_special = list(tokenizer("a", add_special_tokens=True)["input_ids"])
     without = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    return [bos] if bos is not None and with_special[:1] == [bos] and without[:1] != [bos] else []
+    for start in range(len(with_special) - len(without) + 1):
+        if with_special[start : start + len(without)] == without:
+            return with_special[:start]
+    return []
 
 
 def _identity(tokenizer: Any, prefix: list[int]) -> bytes:

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from api.cli import main
+from factor_search.evaluation import LocalEvaluator
 from factor_search.factors_file import read_factors
 from tests.conftest import save_checkpoint
 from tests.families import tiny_model
@@ -63,7 +65,7 @@ def finished(other_checkpoint: Path, texts: Path, tmp_path_factory: pytest.TempP
 
 def test_run_leaves_its_four_files_with_the_published_keys(finished: tuple[Path, Path]) -> None:
     _, out = finished
-    names = {"spec.json", "factors.json", "report.json", "report.html", "evaluations.jsonl"}
+    names = {".factor-search", "factors.json", "report.json", "report.html", "evaluations.jsonl"}
     assert {file.name for file in out.iterdir()} == names
     file, report = read_factors(out / "factors.json"), json.loads((out / "report.json").read_text())
     assert file.perplexity.held_out is not None
@@ -154,16 +156,27 @@ def test_control_c_leaves_a_valid_result_and_running_again_ends_as_if_undisturbe
     assert (out / "factors.json").read_bytes() == (undisturbed / "factors.json").read_bytes()
 
 
-def test_a_larger_budget_continues(finished: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_larger_budget_continues_and_an_interrupt_keeps_the_finished_result(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec, out = finished
-    larger = json.loads(spec.read_text()) | {"budget": 30, "name": "longer"}
-    before = (out / "evaluations.jsonl").read_bytes()
+    larger = write_spec(tmp_path, json.loads(spec.read_text()) | {"budget": 60, "name": "longer"})
+    shorter = json.loads((out / "report.json").read_text())["search"]["perplexities"]
     copy = tmp_path / "out"
-    copy.mkdir()
-    for file in out.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
-    assert main(["run", write_spec(tmp_path, larger), "--out", str(copy)]) == 0
-    assert (copy / "evaluations.jsonl").read_bytes().startswith(before)
+    shutil.copytree(out, copy)
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalEvaluator, "evaluate", interrupt)
+        assert main(["run", larger, "--out", str(copy)]) == 130
+    for name in ("factors.json", "report.json", "report.html"):
+        assert (copy / name).read_bytes() == (out / name).read_bytes()
+    assert main(["run", larger, "--out", str(copy)]) == 0
+    longer = json.loads((copy / "report.json").read_text())["search"]["perplexities"]
+    assert longer[:24] == shorter
+    assert len(longer) == 60
 
 
 def test_methods_prints_a_factors_file(
@@ -243,6 +256,10 @@ class TestBadInput:
         [
             ({"target_length": 64}, "target must be larger"),
             ({"target_length": -5}, "target_length"),
+            ({"target_length": True}, "target_length"),
+            ({"seed": "7"}, "seed"),
+            ({"space": {"upper_bound": 1e18}}, "upper_bound"),
+            ({"model": {"id": "x", "original_length": 1}}, "original_length"),
             ({"target_lenght": 9}, "target_lenght: unknown key"),
             ({"space": {"monoton": True}}, "space.monoton: unknown key"),
             ({"model": "no/such/model/folder"}, "no model folder"),
@@ -269,7 +286,7 @@ class TestBadInput:
         spec = write_spec(tmp_path, specification(checkpoint, texts, **changes))
         self.fails(capsys, ["run", spec, "--out", str(tmp_path / "out")], message)
 
-    @pytest.mark.parametrize("content", ["", "[]", "{", '"x"', "null"])
+    @pytest.mark.parametrize("content", ["", "[]", "{", '"x"', "null", "9" * 5000])
     def test_files_that_are_no_specification(
         self, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -318,6 +335,27 @@ class TestBadInput:
         for out in ("file", "file/below"):
             self.fails(capsys, ["run", spec, "--out", str(tmp_path / out)], "cannot create")
         assert (tmp_path / "file").read_text() == "precious"
+        self.fails(capsys, ["run", spec, "--out", str(checkpoint)], "is the model itself")
+        (tmp_path / "foreign").mkdir()
+        (tmp_path / "foreign" / "factors.json").write_text("precious")
+        self.fails(capsys, ["run", spec, "--out", str(tmp_path / "foreign")], "not of an earlier run")
+        assert (tmp_path / "foreign" / "factors.json").read_text() == "precious"
+
+    def test_a_tokenizer_of_another_model(
+        self, checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        model = save_checkpoint(tiny_model("llama", vocab_size=100), tmp_path / "model")
+        spec = write_spec(tmp_path, specification(model, texts))
+        self.fails(capsys, ["run", spec, "--out", str(tmp_path / "out")], "the model knows only 100")
+
+    def test_devices(self, checkpoint: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        evaluate = ["evaluate", "--model", str(checkpoint), "--data", str(texts / "*.txt"), "--length", "128"]
+        self.fails(capsys, [*evaluate, "--device", "gpu"], "cannot use device 'gpu'")
+
+    def test_a_spec_and_what_it_says_already(
+        self, finished: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.fails(capsys, ["evaluate", "--spec", str(finished[0]), "--length", "64"], "--length cannot be given")
 
     def test_documents(self, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for name, content, message in (

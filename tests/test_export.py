@@ -42,7 +42,9 @@ def test_plain_transformers_gives_the_same_losses(model_type: str, overrides: di
     model = tiny_model(model_type, **overrides)
     file = found_for(model)
     model.save_pretrained(tmp_path / "source")
-    export_huggingface(file, AutoConfig.from_pretrained(tmp_path / "source"), tmp_path / "source", tmp_path / "out")
+    export_huggingface(
+        file, AutoConfig.from_pretrained(tmp_path / "source"), lambda: tmp_path / "source", tmp_path / "out"
+    )
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     for length in (TARGET, 20):  # beyond and within the original length: the profile is static
         tokens = torch.randint(3, 97, (1, length), generator=torch.Generator().manual_seed(4))
@@ -68,21 +70,25 @@ def test_both_spellings_are_written(tmp_path: Path) -> None:
     json.dumps(content)
 
 
-def test_weights_are_linked_and_the_source_is_untouched(checkpoint: Path, tmp_path: Path) -> None:
+def test_weights_are_linked_and_nothing_is_overwritten(checkpoint: Path, tmp_path: Path) -> None:
     before = {file.name: file.read_bytes() for file in checkpoint.iterdir()}
     config = AutoConfig.from_pretrained(checkpoint)
     file = found_for(tiny_model("llama", vocab_size=257))
-    for _ in range(2):  # again over the first export
-        export_huggingface(file, config, checkpoint, tmp_path / "out")
-    assert {file.name: file.read_bytes() for file in checkpoint.iterdir()} == before
+    export_huggingface(file, config, lambda: checkpoint, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 256
-    with pytest.raises(OutputError, match="the model itself"):
-        export_huggingface(file, config, checkpoint, checkpoint)
+    for occupied in (checkpoint, tmp_path / "out"):
+        with pytest.raises(OutputError, match="is not empty"):
+            export_huggingface(file, config, lambda: checkpoint, occupied)
+    assert {file.name: file.read_bytes() for file in checkpoint.iterdir()} == before
 
 
 def test_only_the_configuration(checkpoint: Path, tmp_path: Path) -> None:
     file = found_for(tiny_model("llama", vocab_size=257))
-    written = export_huggingface(file, AutoConfig.from_pretrained(checkpoint), checkpoint, tmp_path / "c.json")
+
+    def download() -> Path:
+        pytest.fail("the weights are not needed")
+
+    written = export_huggingface(file, AutoConfig.from_pretrained(checkpoint), download, tmp_path / "c.json")
     assert written == [tmp_path / "c.json"]
 
 

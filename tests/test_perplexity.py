@@ -123,7 +123,14 @@ def test_summary_weighs_documents_by_tokens() -> None:
 
 
 def test_paired_difference_is_tighter_than_the_documents_spread() -> None:
-    mean, error = paired_difference([1.1, 2.1, 3.1], [1.0, 2.0, 2.9])
+    mean, error = paired_difference([1.1, 2.1, 3.1], [1.0, 2.0, 2.9], [10] * 3)
     assert mean == pytest.approx(0.4 / 3)
     assert error == pytest.approx(np.std([0.1, 0.1, 0.2], ddof=1) / math.sqrt(3))
-    assert math.isnan(paired_difference([1.0], [2.0])[1])
+    assert math.isnan(paired_difference([1.0], [2.0], [5])[1])
+
+
+def test_paired_difference_is_the_difference_of_the_summaries() -> None:
+    """Also where documents differ in length, as under a sliding window."""
+    losses, reference, tokens = [1.0, 3.0, 2.0], [1.2, 2.9, 2.5], [1000, 10, 400]
+    mean, _ = paired_difference(losses, reference, tokens)
+    assert mean == pytest.approx(summarise(losses, tokens).loss - summarise(reference, tokens).loss)

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,7 @@ def test_held_out_files_of_their_own(texts: Path, tmp_path: Path) -> None:
     st.integers(0, 5),
 )
 def test_pieces_of_a_document_never_play_two_parts(count: int, counts: tuple[int, int, int], seed: int) -> None:
-    lines = [json.dumps({"text": f"{n:02} " * 200}) for n in range(count)]
+    lines = [json.dumps({"text": " ".join(f"{n}-{k}" for k in range(150))}) for n in range(count)]
     from tempfile import TemporaryDirectory
 
     with TemporaryDirectory() as folder:
@@ -123,6 +124,28 @@ def test_pieces_of_a_document_never_play_two_parts(count: int, counts: tuple[int
     assert tuple(len(part) for part in parts) == counts
     files = [{source.split("@")[0] for source in part} for part in parts]
     assert len(set.union(*files)) == sum(map(len, files))
+
+
+def test_no_part_sees_a_piece_or_a_beginning_of_another(tmp_path: Path) -> None:
+    common = "the same tail in every file " * 20
+    for number in range(4):
+        (tmp_path / f"{number}.txt").write_text(f"{number}" * 128 + common)
+    spec = data_spec([str(tmp_path / "*.txt")], (1, 1, 1), cut_long_documents=True)
+    samples = load_samples(spec, TOKENIZE, 128, seed=0)
+    pieces = [sample.sha256 for part in PARTS for sample in getattr(samples, part).samples]
+    assert len(pieces) == len(set(pieces))
+    (tmp_path / "more").mkdir()
+    for number in range(3):
+        (tmp_path / "more" / f"{number}.txt").write_text(common + str(number))
+    with pytest.raises(DataError, match="2 repeat another"):
+        load_samples(data_spec([str(tmp_path / "more" / "*.txt")], (1, 1, 1)), TOKENIZE, 128, seed=0, whole=True)
+
+
+def test_a_file_name_that_is_not_unicode(tmp_path: Path) -> None:
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")
+    Path(name).write_text("x" * 200)
+    (document,) = documents_from_files([str(tmp_path / "*.txt")])
+    assert document.source.encode() == os.fsencode(tmp_path) + b"/caf\\xe9.txt"
 
 
 def test_tokens_are_cached_and_a_damaged_cache_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,9 +174,9 @@ def test_the_token_that_a_tokenizer_puts_first_is_kept() -> None:
 
     tokenizer = byte_tokenizer(64)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|endoftext|> $A <|endoftext|>", special_tokens=[("<|endoftext|>", 256)]
+        single="<|endoftext|> <|endoftext|> $A <|endoftext|>", special_tokens=[("<|endoftext|>", 256)]
     )
-    assert CachedTokenizer(tokenizer)("ab").tolist() == [256, 97, 98]
+    assert CachedTokenizer(tokenizer)("ab").tolist() == [256, 256, 97, 98]
     assert CachedTokenizer(byte_tokenizer(64))("ab").tolist() == [97, 98]
 
 

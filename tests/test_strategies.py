@@ -11,7 +11,7 @@ from factor_search.errors import SpecError
 from factor_search.factors import Factors
 from factor_search.methods import closed_forms
 from factor_search.space import Genome, SearchSpace
-from factor_search.spec import AutoSpec, BudgetSpec, EvolutionSpec, SpaceSpec
+from factor_search.spec import AutoSpec, EvolutionSpec, SpaceSpec
 from factor_search.strategies import Strategy, build_strategy
 from factor_search.strategies.evolution import Evolution, cross, mutate
 from tests.synthetic import geometry
@@ -33,7 +33,7 @@ def make_evolution(seed: int) -> Strategy:
 
 def make_auto(seed: int) -> Strategy:
     space = SearchSpace.build(SpaceSpec(), GEOMETRY, TARGET)
-    return build_strategy(AutoSpec(), space, SEEDS, BudgetSpec(candidates=60), seed)
+    return build_strategy(AutoSpec(), space, SEEDS, seed)
 
 
 def make_control(seed: int) -> Strategy:
@@ -48,15 +48,12 @@ class TestStrategyContract:
 
     def drive(self, strategy: Strategy, loss: Callable[[Factors], float] = loss_of) -> list[list[Factors]]:
         generations = []
-        for _ in range(1000):
-            proposed = strategy.ask()
-            if not proposed:
-                return generations
+        while len(generations) < 6 and (proposed := strategy.ask()):
             generations.append(proposed)
             strategy.tell([loss(factors) for factors in proposed])
-        pytest.fail("the strategy does not end")
+        return generations
 
-    def test_it_ends_and_repeats_nothing(self, make: Callable[[int], Strategy]) -> None:
+    def test_it_repeats_nothing(self, make: Callable[[int], Strategy]) -> None:
         proposed = list(itertools.chain(*self.drive(make(0))))
         assert len(proposed) == len(set(proposed)) > 20
 
@@ -69,9 +66,8 @@ class TestStrategyContract:
             assert factors.is_monotone
             assert 1.0 <= factors.rescale_factors[0] <= factors.rescale_factors[-1] <= 1.25 * 8
 
-    def test_failed_candidates_do_not_breed(self, make: Callable[[int], Strategy]) -> None:
-        generations = self.drive(make(0), lambda factors: float("inf"))
-        assert generations
+    def test_it_survives_the_failure_of_every_candidate(self, make: Callable[[int], Strategy]) -> None:
+        assert self.drive(make(0), lambda factors: float("inf"))
 
     def test_it_improves(self, make: Callable[[int], Strategy]) -> None:
         best = [min(map(loss_of, generation)) for generation in self.drive(make(0))]
@@ -202,13 +198,27 @@ def test_impossible_spaces() -> None:
         SearchSpace.build(SpaceSpec(initial_tokens=[300]), GEOMETRY, TARGET)
 
 
-def test_auto_fits_the_budget() -> None:
-    for candidates in (10, 60, 200, 1344, 5000):
-        space = SearchSpace.build(SpaceSpec(), GEOMETRY, TARGET)
-        strategy = build_strategy(AutoSpec(), space, SEEDS, BudgetSpec(candidates=candidates), 0)
-        count, generations = 0, 0
-        while count < candidates and (proposed := strategy.ask()):
-            strategy.tell([loss_of(factors) for factors in proposed])
-            count, generations = count + len(proposed), generations + 1
-        assert count >= candidates, "the budget can be spent"
-        assert candidates < 60 or generations >= 8
+def test_failed_candidates_do_not_breed() -> None:
+    """Only the seeds are finite here, so every later candidate descends from them."""
+    space = SearchSpace.build(SpaceSpec(), GEOMETRY, TARGET)
+    strategy = Evolution(EvolutionSpec(population=12, parents=10, mutation_rate=0.01), space, SEEDS, seed=0)
+    first = strategy.ask()
+    alive = first[:2]
+    strategy.tell([1.0 if factors in alive else float("inf") for factors in first])
+    for child in strategy.ask():
+        near = [sum(a != b for a, b in zip(child.rescale_factors, f.rescale_factors, strict=True)) for f in alive]
+        mixed = all(
+            gene in genes
+            for gene, *genes in zip(child.rescale_factors, *(f.rescale_factors for f in alive), strict=True)
+        )
+        assert min(near) <= 3 or mixed
+
+
+def test_the_control_changes_nearly_every_gene_of_its_first_mutants() -> None:
+    """As described of the public implementation: about 58 of 64."""
+    control = ControlAsShipped(geometry(pairs=64, original=4096), 8 * 4096, seed=0)
+    start, *mutants = control.ask()
+    changed = [sum(a != b for a, b in zip(start.rescale_factors, m.rescale_factors, strict=True)) for m in mutants]
+    assert 55 <= np.mean(changed) <= 64
+    child = control.cross(start.rescale_factors, mutants[0].rescale_factors)
+    assert sum(a != b for a, b in zip(child, start.rescale_factors, strict=True)) <= 1

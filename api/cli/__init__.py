@@ -19,8 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not debug:
         warnings.simplefilter("ignore")  # third parties' deprecations are not the user's business
-    parsed = build_parser().parse_args(arguments)
     try:
+        parsed = build_parser().parse_args(arguments)  # imports torch, which takes seconds
         return int(parsed.run(parsed))
     except FactorSearchError as error:
         if debug:

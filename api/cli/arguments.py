@@ -18,17 +18,18 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = Tru
 
 def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
     """Precision and placement."""
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
-    parser.add_argument("--attention", default="auto", help="attention implementation of transformers")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument("--attention", help="attention implementation of transformers")
+    parser.add_argument("--device", help="a torch device; default: a GPU where there is one")
 
 
-def model_spec(arguments: argparse.Namespace) -> ModelSpec:
-    """The model that the arguments describe, validated like the one of a specification."""
-    names = ("revision", "dtype", "attention", "device", "original_length")
-    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
-    stand_in = {"data": ["-"], "target_length": 1}  # validates the model part as a job does, with the same messages
-    job: JobSpec = parse_spec({"model": {"id": arguments.model, **given}, **stand_in})
+def model_spec(arguments: argparse.Namespace, base: ModelSpec | None = None) -> ModelSpec:
+    """The model that the arguments describe, on top of one from a specification; validated like that one."""
+    names = {"model": "id", "revision": "revision", "original_length": "original_length"}
+    names |= {name: name for name in ("dtype", "attention", "device")}
+    given = {key: getattr(arguments, name) for name, key in names.items() if getattr(arguments, name, None) is not None}
+    described = (base.model_dump() if base else {}) | given
+    job: JobSpec = parse_spec({"model": described, "data": ["-"], "target_length": 1})
     return job.model
 
 

@@ -42,5 +42,5 @@ def specification(candidates: int | None) -> dict[str, object]:
         },
         "target_length": 2048,
         "space": {"initial_tokens": [0]},
-        "budget": {"candidates": candidates or 200},
+        "budget": {"candidates": 200 if candidates is None else candidates},
     }

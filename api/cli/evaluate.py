@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from api.cli.arguments import Commands, add_compute_arguments, add_json_argument, add_model_arguments, model_spec
+from factor_search.allocator import keep_freed_memory
 from factor_search.documents import documents_from_files
 from factor_search.errors import SearchFailedError, SpecError
 from factor_search.evaluation import OK, LocalEvaluator
@@ -14,8 +15,8 @@ from factor_search.geometry import Geometry
 from factor_search.injection import probe
 from factor_search.methods import closed_form
 from factor_search.models import LoadedModel, load_model
-from factor_search.samples import PARTS, SampleSet, first_samples, load_samples
-from factor_search.spec import ModelSpec, read_spec
+from factor_search.samples import PARTS, SampleSet, check_vocabulary, first_samples, load_samples
+from factor_search.spec import read_spec
 from factor_search.tokens import CachedTokenizer
 
 
@@ -47,7 +48,9 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate and print."""
+    keep_freed_memory()
     loaded, samples, length, stride = _from_job(arguments) if arguments.spec else _from_arguments(arguments)
+    check_vocabulary(samples, loaded.model.get_input_embeddings().num_embeddings)
     probe(loaded.model, loaded.geometry)
     factors = _factors(arguments, loaded.geometry, length)
     with LocalEvaluator(loaded, length, stride) as evaluator:
@@ -86,9 +89,13 @@ def _from_arguments(arguments: argparse.Namespace) -> tuple[LoadedModel, SampleS
 
 
 def _from_job(arguments: argparse.Namespace) -> tuple[LoadedModel, SampleSet, int, int | None]:
+    useless = [
+        f"--{name}" for name in ("data", "length", "documents", "stride") if getattr(arguments, name) is not None
+    ]
+    if useless:
+        raise SpecError(f"{', '.join(useless)} cannot be given with --spec, which says it already")
     spec = read_spec(arguments.spec)
-    model: ModelSpec = model_spec(arguments) if arguments.model else spec.model
-    loaded = load_model(model)
+    loaded = load_model(model_spec(arguments, spec.model))
     whole = spec.objective.stride is not None
     tokenize = CachedTokenizer(loaded.tokenizer)
     samples = load_samples(spec.data, tokenize, spec.target_length, seed=spec.seed, whole=whole)

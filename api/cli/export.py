@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         file = file.model_copy(update={"initial_tokens": 0})
     spec = ModelSpec(id=arguments.model or file.model.id, revision=None if arguments.model else file.model.revision)
     config = load_config(spec)
-    written = export_huggingface(file, config, checkpoint_folder(spec), arguments.out)
+    written = export_huggingface(file, config, lambda: checkpoint_folder(spec), arguments.out)
     if arguments.json:
         print(json.dumps({"files": [str(path) for path in written]}))
     else:

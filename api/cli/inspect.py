@@ -7,6 +7,7 @@ from typing import Any
 from api.cli.arguments import Commands, add_json_argument, add_model_arguments, model_spec
 from factor_search.geometry import Geometry, read_geometry
 from factor_search.models import load_config
+from factor_search.spec import INITIAL_TOKENS
 
 EXPORT_FORMATS = ("huggingface",)
 
@@ -32,6 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     wavelengths = description.pop("wavelengths")
     for key, value in description.items():
+        if isinstance(value, dict):
+            value = "; ".join(f"{name.replace('_', ' ')} {what}" for name, what in value.items())
         if value is not None:
             print(f"{key.replace('_', ' '):22}{', '.join(value) if isinstance(value, list) else value}")
     print(f"{'wavelengths':22}{', '.join(f'{value:.4g}' for value in wavelengths)}")
@@ -50,6 +53,11 @@ def describe(geometry: Geometry) -> dict[str, Any]:
         "configured_length": geometry.configured_length,
         "base_rope_type": geometry.base_rope_type,
         "critical_dimension": geometry.critical_dimension,
-        "export_formats": list(EXPORT_FORMATS),
+        "searchable": {
+            "rescale_factors": geometry.rotated_pairs or geometry.pairs,
+            "initial_tokens": [count for count in INITIAL_TOKENS if count <= geometry.original_length],
+            "target_length": f"above {geometry.original_length}",
+        },
+        "export_formats": list(EXPORT_FORMATS) if geometry.rotated_pairs is None else [],
         "wavelengths": geometry.wavelengths,
     }

@@ -42,24 +42,27 @@ class Progress:
         assert state.best is not None
         best = f"{state.best.summary.perplexity:.4f}" if state.best.losses else "none"
         speed = state.tokens / max(state.seconds, 1e-9)
-        count = len(state.evaluations)
+        line = f"generation {state.generation}: {len(state.evaluations)} candidates, best {best}, {speed:,.0f} tokens/s"
+        done = self._share_done(state)
+        line += f", about {state.seconds * (1 / done - 1):.0f} s left"
         if self._interactive:
             if self._bar is None:
-                self._bar = tqdm(total=self._budget.candidates, unit="candidate", dynamic_ncols=True)
-            self._bar.set_postfix_str(
-                f"generation {state.generation}, best {best}, {speed:,.0f} tokens/s", refresh=False
-            )
-            self._bar.update(count - self._bar.n)
+                self._bar = tqdm(total=1.0, bar_format="{percentage:3.0f} %|{bar:20}| {desc}", dynamic_ncols=True)
+            self._bar.set_description_str(line, refresh=False)
+            self._bar.update(done - self._bar.n)
         elif state.generation != self._generation:
-            left = ""
-            if self._budget.candidates:
-                left = f", about {state.seconds / count * (self._budget.candidates - count):.0f} s left"
-            print(
-                f"generation {state.generation}: {count} candidates, best {best}, {speed:,.0f} tokens/s{left}",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(line, file=sys.stderr, flush=True)
             self._generation = state.generation
+
+    def _share_done(self, state: SearchState) -> float:
+        """Share spent of the budget that will run out first, above 0."""
+        budget = self._budget
+        limits = (
+            (len(state.evaluations), budget.candidates),
+            (state.tokens, budget.tokens),
+            (state.seconds, budget.seconds),
+        )
+        return min(max((spent / limit for spent, limit in limits if limit), default=0) or 1e-6, 1.0)
 
     def _scored(self, part: str, done: int, total: int) -> None:
         if self._interactive:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from api.cli.arguments import Commands, add_json_argument
 from api.cli.progress import Progress
+from factor_search.allocator import keep_freed_memory
 from factor_search.job import run_job
-from factor_search.report import table, write_results
+from factor_search.report import holds_finished, table, write_results
 from factor_search.spec import JobSpec, read_spec
 
 INTERRUPTED = 130
@@ -29,6 +30,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(spec: JobSpec, out: Path, as_json: bool) -> int:
     """Run, write the results, print the table (or the report)."""
+    keep_freed_memory()
     progress = Progress(spec.budget)
     try:
         result = run_job(spec, out, progress.watcher())
@@ -37,7 +39,8 @@ def run(spec: JobSpec, out: Path, as_json: bool) -> int:
     report = write_results(result, out)
     print(json.dumps(report) if as_json else table(report))
     if result.interrupted:
-        print(f"interrupted: {out} holds a partial result; run again to continue", file=sys.stderr)
+        holds = "an earlier finished result" if holds_finished(out) else "a partial result"
+        print(f"interrupted: {out} holds {holds}; run again to continue", file=sys.stderr)
         return INTERRUPTED
     if not as_json:
         print(f"{out / 'factors.json'}  {out / 'report.html'}")

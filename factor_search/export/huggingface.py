@@ -4,10 +4,9 @@ The profile is static: the same factors for short and long inputs, so that nothi
 a conversation crosses the original length.
 """
 
-import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import PretrainedConfig
 from factor_search.errors import ExportError, OutputError
 from factor_search.factors_file import FactorsFile, check_belongs, write_json
 from factor_search.geometry import Geometry, read_geometry
+from factor_search.spec import read_json
 
 
 def huggingface_config(file: FactorsFile, config: PretrainedConfig) -> dict[str, Any]:
@@ -48,7 +48,8 @@ def huggingface_config(file: FactorsFile, config: PretrainedConfig) -> dict[str,
             if isinstance(content.get(name), dict)  # where transformers keeps the text part
         )
     text["max_position_embeddings"] = max(file.target_length, int(text.get("max_position_embeddings") or 0))
-    text.pop("original_max_position_embeddings", None)  # would override the one inside
+    if "original_max_position_embeddings" in text:  # overrides the one inside
+        text["original_max_position_embeddings"] = file.model.original_length
     if geometry.layer_type is None:
         text["rope_parameters"] = _kept(text["rope_parameters"]) | longrope
         text["rope_scaling"] = dict(text["rope_parameters"])
@@ -61,29 +62,31 @@ def huggingface_config(file: FactorsFile, config: PretrainedConfig) -> dict[str,
     return content
 
 
-def export_huggingface(file: FactorsFile, config: PretrainedConfig, source: Path, out: Path) -> list[Path]:
-    """Write a model folder: the new ``config.json``, and everything else of the source folder linked or copied.
+def export_huggingface(
+    file: FactorsFile, config: PretrainedConfig, checkpoint: Callable[[], Path], out: Path
+) -> list[Path]:
+    """Write a model folder: the new ``config.json``, and everything else of the checkpoint's folder linked or copied.
 
     Weights are hard-linked where the file system allows it, so the export takes no space; small files are copied.
-    With ``out`` ending in ``.json`` only the configuration is written.
+    With ``out`` ending in ``.json`` only the configuration is written, and the checkpoint is not asked for.
 
     Returns:
         The files written.
 
     Raises:
         ExportError, FactorsError: see :func:`huggingface_config`.
-        OutputError: something cannot be written, or ``out`` is the source folder.
+        OutputError: something cannot be written, or ``out`` is a folder with something in it.
     """
     content = huggingface_config(file, config)
     if out.suffix == ".json":
         write_json(out, content)
         return [out]
-    if out.resolve() == source.resolve():
-        raise OutputError(f"{out} is the model itself: choose another --out")
     written = []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for item in sorted(source.iterdir()):
+        if any(out.iterdir()):
+            raise OutputError(f"{out} is not empty: choose another --out")
+        for item in sorted(checkpoint().iterdir()):
             if item.is_file() and item.name != "config.json":
                 _place(item, out / item.name)
                 written.append(out / item.name)
@@ -117,8 +120,6 @@ def _kept(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _place(item: Path, destination: Path) -> None:
-    if destination.exists():
-        destination.unlink()
     if item.suffix == ".json" or item.stat().st_size < 2**20:
         shutil.copyfile(item, destination)
         return
@@ -132,6 +133,6 @@ def _adjust_tokenizer(file: Path, target_length: int) -> None:
     """A tokenizer warns beyond the length it was configured for."""
     if not file.exists():
         return
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = read_json(file, ExportError)
     if isinstance(content.get("model_max_length"), int) and content["model_max_length"] < target_length:
         write_json(file, content | {"model_max_length": target_length})

@@ -1,12 +1,11 @@
 """Search strategies behind one ask/tell contract."""
 
-import math
 from collections.abc import Sequence
 from typing import Protocol
 
 from factor_search.factors import Factors
 from factor_search.space import SearchSpace
-from factor_search.spec import AutoSpec, BudgetSpec, EvolutionSpec, StrategySpec
+from factor_search.spec import AutoSpec, EvolutionSpec, StrategySpec
 from factor_search.strategies.evolution import Evolution
 
 
@@ -25,8 +24,13 @@ class Strategy(Protocol):
         ...
 
 
+AUTO = EvolutionSpec(population=24, parents=12, mutants=8, crossovers=8, generations=1_000_000)
+"""What ``auto`` stands for: a small population, which a budget of a few hundred candidates can breed ten times. It does
+not depend on the budget, so that a search continues where a smaller budget ended it."""
+
+
 def build_strategy(
-    spec: StrategySpec, space: SearchSpace, seeds: Sequence[Factors], budget: BudgetSpec, seed: int, stage: int = 0
+    spec: StrategySpec, space: SearchSpace, seeds: Sequence[Factors], seed: int, stage: int = 0
 ) -> Strategy:
     """The strategy a specification asks for.
 
@@ -34,23 +38,7 @@ def build_strategy(
         spec: kind and settings.
         space: the candidates allowed.
         seeds: good starting points (closed forms), best guess first; projected into the space.
-        budget: lets ``auto`` fit its population to the candidates there will be.
         seed: of all randomness, with the stage and the generation.
         stage: position in a chain of searches.
     """
-    settings = _evolution_for(budget) if isinstance(spec, AutoSpec) else spec
-    return Evolution(settings, space, seeds, seed=seed, stage=stage)
-
-
-def _evolution_for(budget: BudgetSpec) -> EvolutionSpec:
-    """``auto``: the paper's proportions, shrunk until the budget holds at least ten generations."""
-    candidates = budget.candidates or 1344
-    population = min(64, max(10, candidates // 8))
-    bred = min(16, max(2, (candidates - population) // 20))
-    return EvolutionSpec(
-        population=population,
-        parents=population // 2,
-        mutants=bred,
-        crossovers=bred,
-        generations=max(1, math.ceil(candidates / bred)),
-    )
+    return Evolution(AUTO if isinstance(spec, AutoSpec) else spec, space, seeds, seed=seed, stage=stage)

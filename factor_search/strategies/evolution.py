@@ -1,5 +1,6 @@
 """The evolutionary search of the LongRoPE paper (2402.13753, algorithm 1)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ class Evolution:
             while len(self._proposed) < self._spec.population and self._propose_mutant(self._seeds):
                 pass
         elif self._generation <= self._spec.generations:
-            parents = [scored.genome for scored in self._best()]
+            parents = [scored.genome for scored in self._best()] or self._seeds
             for _ in range(self._spec.mutants):
                 self._propose_mutant(parents)
             for _ in range(self._spec.crossovers):  # parents grown alike have no new children; then mutants fill in
@@ -64,7 +65,8 @@ class Evolution:
             self._scored.append(_Scored(loss, len(self._scored), genome))
 
     def _best(self) -> list[_Scored]:
-        return sorted(self._scored, key=lambda scored: (scored.loss, scored.order))[: self._spec.parents]
+        alive = (scored for scored in self._scored if math.isfinite(scored.loss))
+        return sorted(alive, key=lambda scored: (scored.loss, scored.order))[: self._spec.parents]
 
     def _propose(self, genome: Genome) -> bool:
         """Add a genome to the generation, unless it was proposed before."""
