@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from api.cli import main
 from api.cli.demo import specification
 from factor_search.models import load_model
 from factor_search.spec import ModelSpec, parse_spec
@@ -22,6 +24,7 @@ def test_the_shipped_files_are_small_and_load_with_transformers_alone() -> None:
     assert model.dtype == torch.float32
     assert model.config.max_position_embeddings == 256
     assert model.config.head_dim == 64
+    assert json.loads((CHECKPOINT / "training.json").read_text())["held_out_perplexity_per_byte"] < 3.6
 
 
 def test_perplexity_per_byte_on_unseen_modules() -> None:
@@ -47,6 +50,24 @@ def test_the_demo_uses_held_out_modules_alone() -> None:
     assert {Path(file).stem for file in spec.data.files} <= set(HELD_OUT_MODULES)
     wanted = spec.data.search_documents + spec.data.validation_documents + spec.data.held_out_documents
     assert wanted <= len(spec.data.files)
+
+
+@pytest.mark.slow
+def test_the_promise_of_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A short search already beats every closed form on held-out documents beyond the noise, and exports exactly."""
+    assert main(["demo", "--candidates", "60", "--out", str(tmp_path / "demo")]) == 0
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert report["winner"].startswith("found")
+    assert report["comparison"]["standard_errors"] > 1
+    factors = str(tmp_path / "demo" / "factors.json")
+    assert main(["export", "--factors", factors, "--format", "huggingface", "--out", str(tmp_path / "model")]) == 0
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    losses = []
+    for source in report["documents"]["held_out"]:
+        ids = torch.from_numpy(np.frombuffer(Path(source).read_bytes()[:2048], np.uint8).astype(np.int64))[None]
+        with torch.inference_mode():
+            losses.append(exported(input_ids=ids, labels=ids).loss.item())
+    assert math.exp(np.mean(losses)) == pytest.approx(report["results"][0]["held_out"], rel=1e-5)
 
 
 @pytest.mark.slow

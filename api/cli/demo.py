@@ -26,7 +26,13 @@ def add_parser(commands: Commands) -> None:
 
 def demo(arguments: argparse.Namespace) -> int:
     """Run the demo's specification."""
-    return run(parse_spec(specification(arguments.candidates)), arguments.out, arguments.json)
+    code = run(parse_spec(specification(arguments.candidates)), arguments.out, arguments.json)
+    if code == 0 and not arguments.json:
+        print(
+            "\nTo load them in plain transformers:\n"
+            f"factor-search export --factors {arguments.out / 'factors.json'} --format huggingface --out extended"
+        )
+    return code
 
 
 def specification(candidates: int | None) -> dict[str, object]:
@@ -42,5 +48,5 @@ def specification(candidates: int | None) -> dict[str, object]:
         },
         "target_length": 2048,
         "space": {"initial_tokens": [0]},
-        "budget": {"candidates": 200 if candidates is None else candidates},
+        "budget": {"candidates": 300 if candidates is None else candidates},
     }

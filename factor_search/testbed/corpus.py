@@ -2,6 +2,7 @@
 
 import hashlib
 import sysconfig
+from importlib import metadata
 from pathlib import Path
 
 HELD_OUT_MODULES = (
@@ -13,6 +14,7 @@ HELD_OUT_MODULES = (
 """Standard-library modules that the shipped model never saw: 13 KB or more each, there in Python 3.11 to 3.14."""
 
 PACKAGES = ("torch", "transformers", "numpy", "optuna", "sqlalchemy", "pydantic")
+"""Installed packages that are trained on as well; ``pip install 'factor-search[train]'`` installs them all."""
 BYTES_PER_PACKAGE = 10_000_000
 SHARED_LINE_LENGTH = 40
 SHARED_LINES_ALLOWED = 0.10
@@ -62,6 +64,7 @@ def training_documents() -> list[bytes]:
             is_test = any(part in ("test", "tests", "idle_test") for part in relative.parts)
             add(file, copies=1 if is_test else 2)
     for package in PACKAGES:
+        metadata.version(package)  # fails on a missing package: another text would make another model
         left = BYTES_PER_PACKAGE
         for file in sorted((Path(sysconfig.get_paths()["purelib"]) / package).rglob("*.py"), key=_scattered):
             if left <= 0:

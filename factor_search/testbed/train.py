@@ -6,8 +6,11 @@ stays and decays linearly to zero. About an hour on two cores with bfloat16 matr
 """
 
 import argparse
+import json
 import math
+import platform
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from factor_search.testbed.byte_tokenizer import byte_tokenizer
-from factor_search.testbed.corpus import held_out_files, training_documents
+from factor_search.testbed.corpus import PACKAGES, held_out_files, training_documents
 
 CONTEXT = 256
 END_OF_TEXT_ID = 256
@@ -93,8 +96,8 @@ def train(
     adam_rate: float,
     seed: int,
     compiled: bool,
-) -> None:
-    """Train for about the given time; the number of steps is fixed from the speed of the first 40."""
+) -> int:
+    """Train for about the given time; the number of steps is fixed from the speed of the first 40, and returned."""
     generator = np.random.default_rng(seed)
     hidden = [
         p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name
@@ -135,6 +138,7 @@ def train(
                 loss_held_out = held_out_loss(model)
                 line += f" held-out {loss_held_out:.4f} perplexity {math.exp(loss_held_out):.3f}"
             print(line, flush=True)
+    return steps
 
 
 def save(model: LlamaForCausalLM, folder: Path) -> None:
@@ -151,9 +155,9 @@ def main() -> None:
     """Train, save, and print the held-out perplexity of what was saved."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--minutes", type=float, default=55.0)
     parser.add_argument("--batch", type=int, default=64, help="windows of 256 bytes in a step")
-    parser.add_argument("--muon-rate", type=float, default=4e-3)
+    parser.add_argument("--muon-rate", type=float, default=6e-3)
     parser.add_argument("--adam-rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="needs a C++ compiler")
@@ -165,7 +169,7 @@ def main() -> None:
     model = build_model()
     stream = token_stream(training_documents())
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(stream):,} training bytes", flush=True)
-    train(
+    steps = train(
         model,
         stream,
         seconds=60 * arguments.minutes,
@@ -176,8 +180,18 @@ def main() -> None:
         compiled=arguments.compile,
     )
     save(model, arguments.out)
-    loss = held_out_loss(LlamaForCausalLM.from_pretrained(arguments.out))
-    print(f"saved {arguments.out}; held-out perplexity per byte at 256: {math.exp(loss):.4f}")
+    perplexity = math.exp(held_out_loss(LlamaForCausalLM.from_pretrained(arguments.out)))
+    record = {
+        "settings": {name: value for name, value in vars(arguments).items() if name not in ("out", "threads")},
+        "steps": steps,
+        "tokens_a_step": arguments.batch * CONTEXT,
+        "training_bytes": len(stream),
+        "python": platform.python_version(),
+        "packages": {package: metadata.version(package) for package in PACKAGES},
+        "held_out_perplexity_per_byte": perplexity,
+    }
+    (arguments.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"saved {arguments.out}; held-out perplexity per byte at 256: {perplexity:.4f}")
 
 
 if __name__ == "__main__":
