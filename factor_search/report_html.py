@@ -1,16 +1,16 @@
 """The report as one self-contained page: no script, no network, plots as inline SVG."""
 
 import io
+from collections.abc import Callable
 from html import escape
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
-PLOTTED_METHODS = {"yarn": "#0072B2", "ntk": "#009E73", "pi": "#CC79A7", "ntk-critical": "#E69F00", "llama3": "#56B4E9"}
-FOUND_COLOUR = "#D55E00"  # Okabe and Ito's palette: distinguishable with any colour vision
+from factor_search.report_plots import draw_factors, draw_lengths, draw_search
+
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse;margin:1rem 0}
@@ -25,12 +25,12 @@ def render(report: dict[str, Any]) -> str:
     model, spec = report["model"], report["spec"]
     scale = spec["target_length"] / model["original_length"]
     plots = [
-        _figure(_factor_plot(report), "Rescale factors against the closed forms. The dotted line is the scale."),
-        _figure(_search_plot(report), "Every candidate in the order evaluated, and the best so far."),
+        _figure(draw_factors, report, "Rescale factors against the closed forms. The dotted line is the scale."),
+        _figure(draw_search, report, "Every candidate in the order evaluated, and the best so far."),
     ]
     if report["results"]:
         caption = "Perplexity of the first n tokens of the held-out documents."
-        plots.insert(1, _figure(_length_plot(report), caption))
+        plots.insert(1, _figure(draw_lengths, report, caption))
     body = f"""
 <h1>{escape(report["name"])}</h1>
 <p>{escape(model["architecture"])} <code>{escape(model["id"])}</code>, {model["original_length"]} to
@@ -103,69 +103,9 @@ def _documents(report: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def _factor_plot(report: dict[str, Any]) -> Figure:
-    figure, axes = _axes("rotary pair i", "rescale factor", log=True)
-    found = report["factors"]["rescale_factors"]
-    for name, colour in PLOTTED_METHODS.items():
-        axes.plot(report["closed_forms"][name]["rescale_factors"], color=colour, linewidth=1.3, label=name)
-    axes.plot(found, color=FOUND_COLOUR, linewidth=2.5, label="found")
-    axes.axhline(report["spec"]["target_length"] / report["model"]["original_length"], color="#888", linestyle=":")
-    axes.axvline(report["model"]["critical_dimension"] / 2, color="#888", linestyle="--", linewidth=0.8)
-    axes.annotate("critical", (report["model"]["critical_dimension"] / 2, 1.0), fontsize=8, color="#555", rotation=90)
-    axes.legend(frameon=False)
-    return figure
-
-
-def _length_plot(report: dict[str, Any]) -> Figure:
-    figure, axes = _axes("tokens", "perplexity", log=True)
-    axes.set_xscale("log", base=2)
-    for row in reversed(report["results"]):
-        colour = FOUND_COLOUR if row["name"] == "found" else PLOTTED_METHODS.get(row["name"])
-        points = {int(length): value for length, value in row["perplexity_at"].items() if value is not None}
-        if colour is None or not points:
-            continue
-        axes.plot(list(points), list(points.values()), color=colour, marker="o", markersize=4, label=row["name"])
-        axes.set_xticks(list(points), [str(length) for length in points])
-    axes.legend(frameon=False)
-    return figure
-
-
-def _search_plot(report: dict[str, Any]) -> Figure:
-    figure, axes = _axes("candidate", "perplexity on search documents")
-    perplexities = report["search"]["perplexities"]
-    known = [(n, value) for n, value in enumerate(perplexities, start=1) if value is not None]
-    best, running = [], float("inf")
-    for _, value in known:
-        running = min(running, value)
-        best.append(running)
-    numbers = [n for n, _ in known]
-    axes.scatter(numbers, [value for _, value in known], s=9, color="#999", label="candidate")
-    axes.step(numbers, best, where="post", color=FOUND_COLOUR, linewidth=2, label="best so far")
-    for end in report["search"]["generations"][:-1]:
-        axes.axvline(end + 0.5, color="#ddd", linewidth=0.7, zorder=0)
-    spread = sorted(value for _, value in known)
-    top = spread[int(0.95 * (len(spread) - 1))]  # a few wild candidates must not flatten the rest
-    if top > running:
-        axes.set_ylim(running - 0.06 * (top - running), top + 0.04 * (top - running))
-    axes.legend(frameon=False)
-    return figure
-
-
-def _axes(x: str, y: str, *, log: bool = False) -> tuple[Figure, Axes]:
+def _figure(draw: Callable[[Axes, dict[str, Any]], None], report: dict[str, Any], caption: str) -> str:
     figure = Figure(figsize=(8, 3.8), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    if log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 4, 5, 7)))
-        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axes.yaxis.set_minor_locator(NullLocator())
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _figure(figure: Figure, caption: str) -> str:
+    draw(figure.add_subplot(), report)
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "factor-search"}):
         figure.savefig(stream, format="svg", metadata={"Date": None})
