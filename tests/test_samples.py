@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factor_search.documents import Document, documents_from_files
+from factor_search.documents import Document, documents_from_files, documents_from_hub
 from factor_search.errors import DataError
 from factor_search.samples import PARTS, Samples, first_samples, load_samples
 from factor_search.spec import DataSpec
@@ -54,6 +54,21 @@ def test_text_json_lines_parquet_and_saved_data_sets_give_the_same(tmp_path: Pat
         documents = list(documents_from_files([str(tmp_path / name)], column="body"))
         assert [document.text for document in documents] == contents, name
         assert len({document.source for document in documents}) == 4
+
+
+def test_a_named_data_set_is_streamed(tmp_path: Path) -> None:
+    """The loader of hub data sets also takes a folder, which stands in for the hub here."""
+    pytest.importorskip("datasets")
+    (tmp_path / "validation.jsonl").write_text("\n".join(json.dumps({"text": f"{n} " * 99}) for n in range(9)))
+    spec = DataSpec(dataset=str(tmp_path), search_documents=2, validation_documents=2, held_out_documents=2)
+    samples = load_samples(spec, TOKENIZE, 128, seed=0)
+    assert all("/validation#" in sample.source for sample in samples.search.samples)
+    with pytest.raises(DataError, match="cannot read split 'train'"):
+        list(documents_from_hub(str(tmp_path), None, "train", "text"))
+    with pytest.raises(DataError, match="no column 'body', only text"):
+        list(documents_from_hub(str(tmp_path), None, "validation", "body"))
+    with pytest.raises(DataError, match="cannot read split 'validation' of data set no/such-data-set"):
+        list(documents_from_hub("no/such-data-set", None, "validation", "text"))
 
 
 BAD_FILES: dict[str, tuple[str, bytes, str]] = {
