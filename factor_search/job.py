@@ -158,24 +158,27 @@ def _score(
 
 def _open_folder(out: Path, spec: JobSpec) -> Ledger:
     """The ledger in the output folder, which may be new or hold an earlier run of the same search."""
+    identity = out / IDENTITY
     try:
         if out.exists() and Path(spec.model.id).is_dir() and out.samefile(spec.model.id):
             raise OutputError(f"{out} is the model itself: choose another --out")
         out.mkdir(parents=True, exist_ok=True)
-        identity = out / IDENTITY
-        if identity.exists():
-            if identity.read_text(encoding="utf-8") != spec.sha256:
-                raise OutputError(
-                    f"{out} holds results of another search (more than name and budget differ): choose another --out"
-                )
-        elif (foreign := out / "factors.json").exists():
+        if (foreign := out / "factors.json").exists() and not identity.exists():
             raise OutputError(f"{foreign} is not of an earlier run of this search: choose another --out")
+        earlier = identity.read_text(encoding="utf-8") if identity.exists() else spec.sha256
     except OSError as error:
         raise OutputError(f"cannot create {out}: {error.strerror or error}") from None
     ledger = Ledger(out / "evaluations.jsonl")
     try:
+        if earlier != spec.sha256 and len(ledger):
+            raise OutputError(
+                f"{out} holds results of another search (more than name and budget differ): choose another --out"
+            )
         write_atomically(identity, spec.sha256.encode(), required=True)
     except OSError as error:
-        ledger.__exit__(None, None, None)
+        ledger.close()
         raise OutputError(f"cannot write {identity}: {error.strerror or error}") from None
+    except OutputError:
+        ledger.close()
+        raise
     return ledger

@@ -341,6 +341,13 @@ class TestBadInput:
         self.fails(capsys, ["run", spec, "--out", str(tmp_path / "foreign")], "not of an earlier run")
         assert (tmp_path / "foreign" / "factors.json").read_text() == "precious"
 
+    def test_a_mended_specification_may_use_the_same_folder(
+        self, checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = ["--out", str(tmp_path / "out")]
+        self.fails(capsys, ["run", write_spec(tmp_path, specification(checkpoint, texts, data="no")), *out], "no file")
+        assert main(["run", write_spec(tmp_path, specification(checkpoint, texts, budget=10)), *out]) == 0
+
     def test_a_tokenizer_of_another_model(
         self, checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
