@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from api.cli.arguments import Commands, add_compute_arguments, add_json_argument, add_model_arguments, model_spec
@@ -53,6 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_vocabulary(samples, loaded.model.get_input_embeddings().num_embeddings)
     probe(loaded.model, loaded.geometry)
     factors = _factors(arguments, loaded.geometry, length)
+    count, longest = len(samples.samples), max(len(sample.tokens) for sample in samples.samples)
+    print(f"evaluating {count} documents of up to {longest:,} tokens ...", file=sys.stderr, flush=True)
     with LocalEvaluator(loaded, length, stride) as evaluator:
         evaluation = evaluator.evaluate(factors, samples)
     if evaluation.outcome != OK:
