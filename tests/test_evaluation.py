@@ -53,15 +53,19 @@ def test_a_prefix_of_a_sample_has_the_loss_of_a_shorter_sample(loaded: LoadedMod
 
 
 def test_the_key_changes_with_everything_the_losses_depend_on(loaded: LoadedModel) -> None:
-    def key(**changes: object) -> str:
-        model = replace(loaded, **{name: changes[name] for name in ("content", "geometry") if name in changes})
-        evaluator = LocalEvaluator(model, int(str(changes.get("length", 128))), changes.get("stride"))  # type: ignore[arg-type]
-        return evaluator.key(changes.get("factors", FACTORS), changes.get("samples", sample_set()))  # type: ignore[arg-type]
+    def key(
+        model: LoadedModel = loaded,
+        length: int = 128,
+        stride: int | None = None,
+        factors: Factors = FACTORS,
+        samples: SampleSet = sample_set(),  # noqa: B008
+    ) -> str:
+        return LocalEvaluator(model, length, stride).key(factors, samples)
 
     keys = [
         key(),
-        key(content="other weights"),
-        key(geometry=replace(loaded.geometry, original_length=32)),
+        key(model=replace(loaded, content="other weights")),
+        key(model=replace(loaded, geometry=replace(loaded.geometry, original_length=32))),
         key(length=127),
         key(stride=64),
         key(factors=replace(FACTORS, initial_tokens=1)),

@@ -30,6 +30,21 @@ def ids(rows: int) -> Tensor:
     return torch.randint(3, 95, (rows, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
+def assert_batch_equals_one_at_a_time(
+    model: PreTrainedModel, injector: Injector, tokens: Tensor, rows: list[Factors]
+) -> None:
+    """And every candidate reaches the logits."""
+    before = logits(model, tokens)
+    with injector.using(rows):
+        batched = logits(model, tokens)
+    for number, factors in enumerate(rows):
+        row = slice(number, number + 1)
+        with injector.using([factors]):
+            alone = logits(model, tokens[row])
+        torch.testing.assert_close(batched[row], alone, rtol=0, atol=1e-5)
+        assert not torch.equal(alone, before[row])
+
+
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_every_family(model_type: str) -> None:
     model = tiny_model(model_type)
@@ -38,14 +53,7 @@ def test_every_family(model_type: str) -> None:
     tokens = ids(3)
     before = logits(model, tokens)
     with Injector(model, geometry) as injector:
-        rows = candidates(geometry)
-        with injector.using(rows):
-            batched = logits(model, tokens)
-        for number, factors in enumerate(rows):
-            with injector.using([factors]):
-                alone = logits(model, tokens[number : number + 1])
-            torch.testing.assert_close(batched[number : number + 1], alone, rtol=0, atol=1e-5)
-            assert not torch.equal(alone, before[number : number + 1]), "the candidate must reach the logits"
+        assert_batch_equals_one_at_a_time(model, injector, tokens, candidates(geometry))
         assert torch.equal(logits(model, tokens), before), "outside of using() the model is itself"
         with injector.using([Factors.of([7.0] * geometry.pairs, LENGTH, 3.0)]):
             assert torch.equal(logits(model, tokens), before), "all tokens initial: the original RoPE"
@@ -70,12 +78,7 @@ def test_multi_axis_positions_of_a_multimodal_model() -> None:
     tokens, rows = ids(3), candidates(geometry)
     before = logits(model, tokens)
     with Injector(model, geometry) as injector:
-        with injector.using(rows):
-            batched = logits(model, tokens)
-        for number, factors in enumerate(rows):
-            with injector.using([factors]):
-                alone = logits(model, tokens[number : number + 1])
-            torch.testing.assert_close(batched[number : number + 1], alone, rtol=0, atol=1e-5)
+        assert_batch_equals_one_at_a_time(model, injector, tokens, rows)
         with injector.using([Factors.of([7.0] * geometry.pairs, LENGTH, 3.0)]):
             assert torch.equal(logits(model, tokens), before)
 
