@@ -1,7 +1,8 @@
 """One candidate on one set of samples: how it is computed, what is kept of it, and how it is addressed."""
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,10 @@ from factor_search.perplexity import Summary, Window, sliding_windows, summarise
 from factor_search.samples import SampleSet
 
 OK, DIVERGED, OUT_OF_MEMORY = "ok", "diverged", "out_of_memory"
+WORKER_LOST, TIMED_OUT, FAILED = "worker_lost", "timed_out", "failed"
+"""What only happens to evaluations in other processes."""
+LASTING = frozenset({OK, DIVERGED})
+"""Outcomes that say something about the candidate; the others are worth another attempt elsewhere."""
 TOKENS_PER_PASS_ON_GPU = 16_384
 """Samples are batched up to this many tokens on a GPU; on a CPU one at a time is as fast."""
 
@@ -30,7 +35,7 @@ class Evaluation:
     part: str
     """Which samples: search, validation, held_out or evaluation."""
     outcome: str
-    """``ok``, ``diverged`` (a loss is not finite) or ``out_of_memory``."""
+    """``ok``, ``diverged`` (a loss is not finite), ``out_of_memory``, ``worker_lost``, ``timed_out`` or ``failed``."""
     losses: tuple[float, ...]
     """Mean loss of each document, nats per token; empty unless ok."""
     tokens: tuple[int, ...]
@@ -84,9 +89,42 @@ class Evaluator(Protocol):
         """The address under which the result would be stored."""
         ...
 
-    def evaluate(self, factors: Factors, samples: SampleSet) -> Evaluation:
-        """Compute it."""
+    def evaluate_all(self, candidates: Sequence[Factors], samples: SampleSet) -> Iterator[Evaluation]:
+        """Their evaluations in the order given, each as soon as it and those before it are known.
+
+        Whoever closes the iterator early wants no more of them.
+        """
         ...
+
+
+def evaluation_key(
+    identity: dict[str, str],
+    original_length: int,
+    length: int,
+    stride: int | None,
+    factors: Factors,
+    samples: SampleSet,
+) -> str:
+    """The address of an evaluation: hash of model, precision, attention, samples, length, objective and factors.
+
+    Args:
+        identity: of the loaded model.
+        original_length: of the model in tokens; initial tokens and the ladder of lengths depend on it.
+        length: of the window in tokens.
+        stride: of the sliding window, None for the first window only.
+        factors: the candidate.
+        samples: the documents, in order.
+    """
+    return sha256_of(
+        {
+            **identity,
+            "length": length,
+            "original_length": original_length,
+            "stride": stride,
+            "samples": [sample.sha256 for sample in samples.samples],
+            "factors": factors.as_json(),
+        }
+    )
 
 
 class LocalEvaluator:
@@ -108,20 +146,24 @@ class LocalEvaluator:
         self._injector.__exit__(*exception)
 
     def key(self, factors: Factors, samples: SampleSet) -> str:
-        """Hash of model, precision, attention, samples, length, objective and factors."""
-        return sha256_of(
-            {
-                **self._loaded.identity,
-                "length": self._length,
-                "original_length": self._loaded.geometry.original_length,
-                "stride": self._stride,
-                "samples": [sample.sha256 for sample in samples.samples],
-                "factors": factors.as_json(),
-            }
-        )
+        """See :func:`evaluation_key`."""
+        original_length = self._loaded.geometry.original_length
+        return evaluation_key(self._loaded.identity, original_length, self._length, self._stride, factors, samples)
 
-    def evaluate(self, factors: Factors, samples: SampleSet) -> Evaluation:
-        """The candidate's loss on every sample; numerical divergence and lack of memory are outcomes, not errors."""
+    def evaluate_all(self, candidates: Sequence[Factors], samples: SampleSet) -> Iterator[Evaluation]:
+        """One after the other, each when it is asked for."""
+        return (self.evaluate(factors, samples) for factors in candidates)
+
+    def evaluate(
+        self, factors: Factors, samples: SampleSet, on_document: Callable[[float], None] = lambda loss: None
+    ) -> Evaluation:
+        """The candidate's loss on every sample; numerical divergence and lack of memory are outcomes, not errors.
+
+        Args:
+            factors: the candidate.
+            samples: documents to evaluate it on.
+            on_document: hears the mean loss of each document when it is known, in nats per token.
+        """
         start = time.perf_counter()
         losses: list[float] = []
         tokens: list[int] = []
@@ -132,6 +174,7 @@ class LocalEvaluator:
                 for document in self._document_losses(samples):
                     tokens.append(document.numel())
                     losses.append(document.mean().item())
+                    on_document(losses[-1])
                     for length in self._ladder():
                         losses_at.setdefault(length, []).append(document[: length - 1].mean().item())
         except (torch.OutOfMemoryError, MemoryError):
@@ -165,20 +208,24 @@ class LocalEvaluator:
             length *= 2
         return [*rungs, self._length]
 
-    def _document_losses(self, samples: SampleSet) -> Sequence[Tensor]:
+    def _document_losses(self, samples: SampleSet) -> Iterator[Tensor]:
         """Losses of every scored token of every document, float64 on the CPU, one tensor a document."""
         passes: list[tuple[int, Window]] = [
             (d, window)
             for d, sample in enumerate(samples.samples)
             for window in sliding_windows(len(sample.tokens), self._length, self._stride)
         ]
+        unfinished = Counter(d for d, _ in passes)
         parts: list[list[Tensor]] = [[] for _ in samples.samples]
         for group in _equal_lengths(passes, self._rows_per_pass):
             rows = [torch.from_numpy(samples.samples[d].tokens[w.start : w.stop]) for d, w in group]
             losses = token_losses(self._loaded.model, torch.stack(rows).to(self._loaded.model.device)).cpu().double()
             for row, (d, window) in zip(losses, group, strict=True):
                 parts[d].append(row[window.scored - window.start - 1 :])
-        return [torch.cat(part) for part in parts]
+                unfinished[d] -= 1
+                if not unfinished[d]:  # passes are in the order of the documents, and so are their ends
+                    yield torch.cat(parts[d])
+                    parts[d].clear()
 
 
 def _equal_lengths(passes: list[tuple[int, Window]], most: int) -> list[list[tuple[int, Window]]]:

@@ -1,18 +1,19 @@
 """A whole search job in this process: load, search, choose on validation documents, measure on held-out ones."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from factor_search.cache import write_atomically
 from factor_search.errors import OutputError, SearchFailedError
-from factor_search.evaluation import OK, Evaluation, LocalEvaluator
+from factor_search.evaluation import OK, Evaluation, Evaluator, LocalEvaluator
 from factor_search.factors import Factors
 from factor_search.geometry import Geometry, read_geometry
 from factor_search.injection import probe
 from factor_search.ledger import Ledger, RecordedEvaluator
 from factor_search.methods import closed_forms
-from factor_search.models import LoadedModel, load_config, load_model
+from factor_search.models import load_config, load_model
 from factor_search.samples import Samples, SampleSet, Watch, check_vocabulary, load_samples
 from factor_search.search import SearchState, search
 from factor_search.space import SearchSpace
@@ -81,7 +82,7 @@ def run_job(spec: JobSpec, out: Path, watcher: JobWatcher | None = None) -> JobR
     """
     watcher = watcher or JobWatcher()
     geometry = read_geometry(load_config(spec.model), spec.model.original_length)
-    space = SearchSpace.build(spec.space, geometry, spec.target_length)
+    SearchSpace.build(spec.space, geometry, spec.target_length)  # refuses what is impossible before a model is loaded
     with _open_folder(out, spec) as ledger:
         watcher.phase(f"loading {spec.model.id}")
         loaded = load_model(spec.model)
@@ -97,41 +98,44 @@ def run_job(spec: JobSpec, out: Path, watcher: JobWatcher | None = None) -> JobR
         )
         for part in (samples.search, samples.validation, samples.held_out):
             check_vocabulary(part, loaded.model.get_input_embeddings().num_embeddings)
-        return _search_and_measure(spec, loaded, space, samples, ledger, watcher)
+        with LocalEvaluator(loaded, spec.target_length, spec.objective.stride) as local:
+            return search_and_measure(spec, geometry, samples, RecordedEvaluator(local, ledger), watcher)
 
 
-def _search_and_measure(
-    spec: JobSpec,
-    loaded: LoadedModel,
-    space: SearchSpace,
-    samples: Samples,
-    ledger: Ledger,
-    watcher: JobWatcher,
+def search_and_measure(
+    spec: JobSpec, geometry: Geometry, samples: Samples, evaluator: Evaluator, watcher: JobWatcher
 ) -> JobResult:
-    methods = closed_forms(loaded.geometry, spec.target_length)
+    """What is the same wherever candidates are evaluated: search, choose, measure.
+
+    A keyboard interrupt after the first candidate gives a partial result.
+
+    Raises:
+        SearchFailedError: no candidate could be evaluated.
+        KeyboardInterrupt: before the first candidate.
+    """
+    space = SearchSpace.build(spec.space, geometry, spec.target_length)
+    methods = closed_forms(geometry, spec.target_length)
     seeds = [methods[name] for name in SEED_ORDER if name in methods]
     strategy = build_strategy(spec.strategy, space, seeds, spec.seed)
-    with LocalEvaluator(loaded, spec.target_length, spec.objective.stride) as local:
-        evaluator = RecordedEvaluator(local, ledger)
-        watcher.phase("searching")
-        state = search(strategy, evaluator, samples.search, spec.budget, watcher.candidate)
-        if state.best is None:
-            raise KeyboardInterrupt
-        if state.best.outcome != OK:
-            raise SearchFailedError(
-                f"none of {len(state.evaluations)} candidates could be evaluated: all {state.best.outcome}"
-            )
-        result = JobResult(spec, loaded.geometry, samples, state, methods)
-        result.interrupted = state.ended_by == "interrupt"
-        if not result.interrupted:
-            try:
-                _choose(result, evaluator, watcher)
-            except KeyboardInterrupt:
-                result.interrupted = True
+    watcher.phase("searching")
+    state = search(strategy, evaluator, samples.search, spec.budget, watcher.candidate)
+    if state.best is None:
+        raise KeyboardInterrupt
+    if state.best.outcome != OK:
+        outcomes = Counter(evaluation.outcome for evaluation in state.evaluations)
+        named = ", ".join(f"{count} {outcome.replace('_', ' ')}" for outcome, count in outcomes.most_common())
+        raise SearchFailedError(f"none of {len(state.evaluations)} candidates could be evaluated: {named}")
+    result = JobResult(spec, geometry, samples, state, methods)
+    result.interrupted = state.ended_by == "interrupt"
+    if not result.interrupted:
+        try:
+            _choose(result, evaluator, watcher)
+        except KeyboardInterrupt:
+            result.interrupted = True
     return result
 
 
-def _choose(result: JobResult, evaluator: RecordedEvaluator, watcher: JobWatcher) -> None:
+def _choose(result: JobResult, evaluator: Evaluator, watcher: JobWatcher) -> None:
     """Score finalists and closed forms on validation documents, the winner and closed forms on held-out ones."""
     ranked = sorted(result.state.evaluations, key=lambda evaluation: evaluation.loss)  # stable: ties keep their order
     best = [evaluation.factors for evaluation in ranked if evaluation.outcome == OK][:FINALISTS]
@@ -147,11 +151,12 @@ def _choose(result: JobResult, evaluator: RecordedEvaluator, watcher: JobWatcher
 
 
 def _score(
-    candidates: dict[str, Factors], samples: SampleSet, evaluator: RecordedEvaluator, watcher: JobWatcher
+    candidates: dict[str, Factors], samples: SampleSet, evaluator: Evaluator, watcher: JobWatcher
 ) -> dict[str, Evaluation]:
     scored = {}
-    for number, (name, factors) in enumerate(candidates.items(), start=1):
-        scored[name] = evaluator.evaluate(factors, samples)
+    evaluations = evaluator.evaluate_all(list(candidates.values()), samples)
+    for number, (name, evaluation) in enumerate(zip(candidates, evaluations, strict=True), start=1):
+        scored[name] = evaluation
         watcher.scored(samples.part, number, len(candidates))
     return scored
 

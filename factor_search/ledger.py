@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -98,11 +99,11 @@ class RecordedEvaluator:
         """The evaluator's key."""
         return self._evaluator.key(factors, samples)
 
-    def evaluate(self, factors: Factors, samples: SampleSet) -> Evaluation:
-        """The stored result, or a new one."""
-        stored = self._ledger.get(self.key(factors, samples))
-        if stored is not None:
-            return stored
-        evaluation = self._evaluator.evaluate(factors, samples)
-        self._ledger.add(evaluation)
-        return evaluation
+    def evaluate_all(self, candidates: Sequence[Factors], samples: SampleSet) -> Iterator[Evaluation]:
+        """The stored results, and new ones where there are none."""
+        for factors in candidates:
+            evaluation = self._ledger.get(self.key(factors, samples))
+            if evaluation is None:
+                (evaluation,) = self._evaluator.evaluate_all([factors], samples)
+                self._ledger.add(evaluation)
+            yield evaluation

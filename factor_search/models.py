@@ -53,7 +53,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     config = load_config(spec)
     geometry = read_geometry(config, spec.original_length)
     device = _device(spec)
-    options: dict[str, Any] = {"dtype": spec.dtype, "revision": spec.revision}
+    options: dict[str, Any] = {"dtype": spec.dtype, **_origin(spec)}
     if spec.attention != "auto":
         options["attn_implementation"] = spec.attention
     with _quietly(), _explained(spec, "model"):
@@ -75,10 +75,10 @@ def load_config(spec: ModelSpec) -> PretrainedConfig:
     Raises:
         ModelLoadError: there is none, or it is broken.
     """
-    if _looks_local(spec.id) and not Path(spec.id).is_dir():
+    if looks_local(spec.id) and not Path(spec.id).is_dir():
         raise ModelLoadError(f"there is no model folder {spec.id}")
     with _quietly(), _explained(spec, "configuration"):
-        return AutoConfig.from_pretrained(spec.id, revision=spec.revision)
+        return AutoConfig.from_pretrained(spec.id, **_origin(spec))
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
@@ -88,7 +88,7 @@ def load_tokenizer(spec: ModelSpec) -> Any:
         ModelLoadError: there is none, or it is broken.
     """
     with _quietly(), _explained(spec, "tokenizer"):
-        return AutoTokenizer.from_pretrained(spec.id, revision=spec.revision)
+        return AutoTokenizer.from_pretrained(spec.id, **_origin(spec))
 
 
 def checkpoint_folder(spec: ModelSpec) -> Path:
@@ -127,7 +127,12 @@ def content_hash(spec: ModelSpec, config: PretrainedConfig) -> str:
         file.name: _file_hash(file)
         for file in sorted(folder.iterdir())
         if file.is_file()
-        and (file.suffix == ".safetensors" or file.name.startswith("pytorch_model") or file.name == "config.json")
+        and (
+            file.suffix == ".safetensors"
+            or file.name.startswith("pytorch_model")
+            or file.name == "config.json"
+            or (file.suffix == ".py" and spec.trust_remote_code)
+        )
     }
     return sha256_of(digests)
 
@@ -144,7 +149,11 @@ def _file_hash(file: Path) -> str:
     return digest
 
 
-def _looks_local(model_id: str) -> bool:
+def _origin(spec: ModelSpec) -> dict[str, Any]:
+    return {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+
+
+def looks_local(model_id: str) -> bool:
     """Whether an id can only be a path: hub ids are ``name`` or ``owner/name``."""
     return model_id.startswith((".", "/", "~")) or model_id.count("/") > 1
 

@@ -46,14 +46,15 @@ def search(
             if not proposed:
                 ended_by = "strategy"
                 break
+            if budget.candidates is not None:
+                proposed = proposed[: budget.candidates - len(state.evaluations)]
             losses: list[float] = []
-            for factors in proposed:
-                if _exhausted(budget, state):
-                    break
-                evaluation = evaluator.evaluate(factors, samples)
+            for evaluation in evaluator.evaluate_all(proposed, samples):
                 losses.append(evaluation.loss)
                 _record(state, evaluation)
                 on_candidate(state)
+                if _exhausted(budget, state):
+                    break
             strategy.tell(losses)
             state.generations.append(len(state.evaluations))
             state.generation += 1

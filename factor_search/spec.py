@@ -30,6 +30,9 @@ class ModelSpec(_Strict):
     )
     attention: str = Field("auto", description="Attention implementation of transformers: auto, sdpa, eager, ...")
     device: str = Field("auto", description="A torch device; auto is a GPU where there is one.")
+    trust_remote_code: bool = Field(
+        False, strict=True, description="Run Python code that comes with the checkpoint; a service must allow it."
+    )
     original_length: PositiveInt | None = Field(
         None, ge=8, description="Tokens the model was trained for, where its configuration does not say so truly."
     )

@@ -1,7 +1,7 @@
 """A stand-in for a model: an objective with a known optimum, behind the evaluator's protocol."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from transformers import AutoConfig
@@ -31,6 +31,9 @@ class SyntheticEvaluator:
 
     def key(self, factors: Factors, samples: SampleSet) -> str:
         return sha256_of([factors.as_json(), samples.sha256])
+
+    def evaluate_all(self, candidates: Sequence[Factors], samples: SampleSet) -> Iterator[Evaluation]:
+        return (self.evaluate(factors, samples) for factors in candidates)
 
     def evaluate(self, factors: Factors, samples: SampleSet) -> Evaluation:
         if len(self.calls) == self._stop_at:

@@ -92,11 +92,11 @@ def test_lack_of_memory_is_an_outcome_and_tried_again_by_the_next_process(
         patched.setattr(evaluation, "token_losses", lambda model, ids: torch.empty(2**52))  # a real refusal
         with Ledger(tmp_path / "evaluations.jsonl") as ledger:
             recorded = RecordedEvaluator(evaluator, ledger)
-            assert recorded.evaluate(FACTORS, sample_set()).outcome == OUT_OF_MEMORY
+            assert next(recorded.evaluate_all([FACTORS], sample_set())).outcome == OUT_OF_MEMORY
             assert ledger.get(recorded.key(FACTORS, sample_set())) is not None
     for _ in range(2):
         with Ledger(tmp_path / "evaluations.jsonl") as ledger, LocalEvaluator(loaded, 128) as evaluator:
-            assert RecordedEvaluator(evaluator, ledger).evaluate(FACTORS, sample_set()).outcome == OK
+            assert next(RecordedEvaluator(evaluator, ledger).evaluate_all([FACTORS], sample_set())).outcome == OK
     assert len((tmp_path / "evaluations.jsonl").read_text().splitlines()) == 2
 
 
