@@ -1,1 +1,1 @@
-"""Records of jobs and evaluations in a database; nothing yet."""
+"""Records of jobs and evaluations in SQLite or PostgreSQL, and their projection into Optuna's tables."""

@@ -1,0 +1,150 @@
+"""One database, SQLite or PostgreSQL: connections, transactions, migrations."""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+
+from factor_search.errors import one_line
+from storage.errors import DatabaseError
+
+VERSION_TABLE = "factor_search_version"
+"""Optuna's own Alembic keeps the default name in the same database."""
+BUSY_SECONDS = 30
+MIGRATION_LOCK = 0x0FAC7025
+POOL_SIZE = 8
+
+
+class Database:
+    """A database that is migrated to this version when opened."""
+
+    def __init__(self, url: str, *, migrate: bool = True) -> None:
+        """Open it.
+
+        Args:
+            url: ``sqlite:///file.db`` or ``postgresql://user:password@host/name``.
+            migrate: bring the tables to this version; refuses a database of a newer one.
+
+        Raises:
+            DatabaseError: the URL is malformed, or the database cannot be reached, opened or migrated.
+        """
+        self.url = url
+        self.engine = _engine(url)
+        self.is_sqlite = self.engine.dialect.name == "sqlite"
+        self.shown = make_url(url).render_as_string(hide_password=True)
+        if migrate:
+            try:
+                self._migrate()
+            except BaseException:
+                self.close()
+                raise
+
+    def __enter__(self) -> "Database":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.engine.dispose()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection in a transaction that only reads.
+
+        Raises:
+            DatabaseError: the database cannot be reached now.
+        """
+        with self._explained(), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A connection in a transaction that writes, committed at the end of the block.
+
+        On SQLite it takes the write lock at once: a transaction that began by reading could not get it any more if
+        somebody else wrote in between.
+
+        Raises:
+            DatabaseError: the database cannot be reached now; nothing was written, or (only if the connection broke in
+                the commit) all of it.
+        """
+        with self._explained(), self.engine.connect() as connection:
+            connection = connection.execution_options(writing=True)
+            with connection.begin():
+                yield connection
+
+    def _migrate(self) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+        with self.writing() as connection:
+            if not self.is_sqlite:  # SQLite's write lock is held already
+                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+            config.attributes["connection"] = connection
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise DatabaseError(
+                    f"the tables in {self.shown} are not of this version: {one_line(error)}; update factor-search"
+                ) from None
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (OperationalError, InterfaceError, sqlite3.OperationalError) as error:
+            raise DatabaseError(
+                f"cannot use the database {self.shown}: {one_line(getattr(error, 'orig', error))}"
+            ) from error
+        except DBAPIError as error:
+            if not (error.connection_invalidated or "not a database" in str(error.orig)):
+                raise
+            raise DatabaseError(f"cannot use the database {self.shown}: {one_line(error.orig or error)}") from error
+
+
+def _engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise DatabaseError(f"a {parsed.get_backend_name()} database is not supported: sqlite or postgresql")
+        if parsed.get_backend_name() == "sqlite":
+            return _sqlite(url)
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        arguments = {"connect_timeout": 10, "application_name": "factor-search"}
+        return create_engine(parsed, pool_pre_ping=True, pool_size=POOL_SIZE, connect_args=arguments)
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        raise DatabaseError(
+            f"{url!r} is no database URL (sqlite:///file.db, postgresql://...): {one_line(error)}"
+        ) from None
+
+
+def _sqlite(url: str) -> Engine:
+    file = make_url(url).database
+    if not file or file == ":memory:":
+        raise DatabaseError("an SQLite database must be a file, since several processes use it: sqlite:///file.db")
+    if not Path(file).absolute().parent.is_dir():
+        raise DatabaseError(f"there is no folder {Path(file).absolute().parent} for the database")
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}, pool_size=POOL_SIZE)
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, record: object) -> None:
+        connection.isolation_level = None  # transactions are begun below, not by the driver
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writing = connection.get_execution_options().get("writing")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+    return engine

@@ -1,0 +1,285 @@
+"""Evaluations, the truth that everything else can be rebuilt from, and the candidates of jobs that point at them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Row, Table, and_, func, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from factor_search.evaluation import LASTING, Evaluation
+from factor_search.factors import Factors
+from storage.database import Database
+from storage.errors import LeaseLostError
+from storage.events import append_events
+from storage.jobs import Lease, fenced_update
+from storage.schema import (
+    CANDIDATE_DONE,
+    CANDIDATE_RUNNING,
+    CANDIDATE_WITHDRAWN,
+    candidates,
+    evaluations,
+    now,
+    stages,
+)
+
+KEYS_AT_ONCE = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A candidate's place in a job."""
+
+    part: str
+    """search, validation or held_out."""
+    number: int
+    """In the order proposed within its part, from 0."""
+    generation: int
+    key: str
+    factors: Factors
+    stage: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computed:
+    """An evaluation and how it came about."""
+
+    evaluation: Evaluation
+    worker: str
+    """Where it was computed."""
+    attempts: int
+    error: str | None = None
+    """What a failed attempt said."""
+
+
+@dataclass
+class Batch:
+    """What one job has to record at a time; written in one transaction, in this order."""
+
+    started: list[Candidate] = field(default_factory=list)
+    losses_so_far: dict[Candidate, Sequence[float]] = field(default_factory=dict)
+    computed: list[Computed] = field(default_factory=list)
+    done: list[tuple[Candidate, bool]] = field(default_factory=list)
+    """With whether the evaluation was known before."""
+    withdrawn: list[Candidate] = field(default_factory=list)
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    progress: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateRow:
+    """A candidate of a job with its evaluation, if there is one yet."""
+
+    stage: int
+    part: str
+    number: int
+    generation: int
+    state: str
+    """running, done or withdrawn."""
+    key: str
+    factors: Factors
+    losses_so_far: list[float] | None
+    reused: bool
+    projected: str | None
+    evaluation: Evaluation | None
+    worker: str | None
+    attempts: int | None
+    error: str | None
+    recorded_at: float | None
+
+
+class EvaluationStore:
+    """Evaluations by key, candidates by job."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def lookup(self, keys: Iterable[str], job_id: str) -> dict[str, Evaluation]:
+        """The stored evaluations among these keys that a job may use.
+
+        What says something about the candidate is shared between jobs; that a worker died, or had no memory, holds for
+        the job that met with it: its replay must see the same.
+        """
+        wanted, found = list(keys), {}
+        shared = or_(evaluations.c.outcome.in_(sorted(LASTING)), evaluations.c.job_id == job_id)
+        with self._database.reading() as connection:
+            for start in range(0, len(wanted), KEYS_AT_ONCE):
+                chunk = evaluations.c.key.in_(wanted[start : start + KEYS_AT_ONCE])
+                for row in connection.execute(select(evaluations).where(chunk, shared)):
+                    found[row.key] = _evaluation(row)
+        return found
+
+    def record(self, batches: Mapping[Lease, Batch]) -> list[Lease]:
+        """Write what several jobs have to record, in one transaction.
+
+        Returns:
+            The leases that do not hold any more; nothing was written for them.
+
+        Raises:
+            DatabaseError: the database cannot be reached; the whole may be written again.
+        """
+        lost = []
+        with self._database.writing() as connection:
+            for lease in sorted(batches, key=lambda lease: lease.job_id):  # one order of locks for all coordinators
+                batch = batches[lease]
+                values: dict[str, Any] = {"claims_in_vain": 0}
+                if batch.progress is not None:
+                    values["progress"] = batch.progress
+                try:
+                    fenced_update(connection, lease, values)
+                except LeaseLostError:
+                    lost.append(lease)
+                    continue
+                _write(connection, lease.job_id, batch)
+        return lost
+
+    def start_stage(self, lease: Lease, number: int, target_length: int, study: str, prepared: dict[str, Any]) -> None:
+        """Say that a stage of a job begins; a stage that had begun before stays as it is.
+
+        Raises:
+            LeaseLostError: the job is not ours any more.
+        """
+        values = {
+            "job_id": lease.job_id,
+            "number": number,
+            "target_length": target_length,
+            "study": study,
+            "started_at": now(),
+            "prepared": prepared,
+        }
+        with self._database.writing() as connection:
+            fenced_update(connection, lease, {"attempt": lease.attempt})
+            connection.execute(insert_for(connection, stages).values(values).on_conflict_do_nothing())
+
+    def end_stage(self, lease: Lease, number: int) -> None:
+        """Say that a stage of a job has ended.
+
+        Raises:
+            LeaseLostError: the job is not ours any more.
+        """
+        ended = update(stages).where(stages.c.job_id == lease.job_id, stages.c.number == number)
+        with self._database.writing() as connection:
+            fenced_update(connection, lease, {"attempt": lease.attempt})
+            connection.execute(ended.values(ended_at=now()))
+
+    def of_job(
+        self, job_id: str, *, part: str = "search", stage: int = 0, after: int = -1, limit: int = 100
+    ) -> list[CandidateRow]:
+        """Candidates of a job in the order proposed, after a number."""
+        in_page = (candidates.c.job_id == job_id, candidates.c.part == part, candidates.c.stage == stage)
+        query = select(*_CANDIDATE_COLUMNS).select_from(_CANDIDATES).where(*in_page, candidates.c.number > after)
+        with self._database.reading() as connection:
+            rows = connection.execute(query.order_by(candidates.c.number).limit(limit))
+            return [candidate_row(row) for row in rows]
+
+    def totals(self) -> dict[str, tuple[int, float]]:
+        """Number and seconds of the stored evaluations, by outcome."""
+        query = select(evaluations.c.outcome, func.count(), func.sum(evaluations.c.seconds))
+        with self._database.reading() as connection:
+            rows = connection.execute(query.group_by(evaluations.c.outcome))
+            return {outcome: (count, seconds) for outcome, count, seconds in rows}
+
+
+_RESULT = ("part", "outcome", "losses", "tokens", "losses_at", "seconds", "worker", "attempts", "error", "recorded_at")
+_PLACE = ("stage", "part", "number", "generation", "state", "key", "factors", "losses_so_far", "reused", "projected")
+_CANDIDATES = candidates.outerjoin(
+    evaluations, and_(candidates.c.key == evaluations.c.key, candidates.c.state == CANDIDATE_DONE)
+)
+_CANDIDATE_COLUMNS = [
+    *(candidates.c[name] for name in _PLACE),
+    *(evaluations.c[name].label(f"result_{name}") for name in _RESULT),
+]
+
+
+def candidate_row(row: Row[Any]) -> CandidateRow:
+    """A row of candidates with its evaluation as a value."""
+    place = {name: getattr(row, name) for name in _PLACE}
+    place["factors"] = factors_of(row.factors)
+    result = {name: getattr(row, f"result_{name}") for name in _RESULT}
+    evaluation = None
+    if result["outcome"] is not None:
+        line = {name: result[name] for name in ("outcome", "losses", "tokens", "losses_at", "seconds")}
+        evaluation = Evaluation.from_json({"key": row.key, "part": row.part, **row.factors, **line})
+    rest = {name: result[name] for name in ("worker", "attempts", "error", "recorded_at")}
+    return CandidateRow(**place, evaluation=evaluation, **rest)
+
+
+def factors_of(document: Mapping[str, Any]) -> Factors:
+    """Factors from the JSON that candidates and evaluations keep."""
+    return Factors.of(document["rescale_factors"], document["initial_tokens"], document["attention_factor"])
+
+
+def _evaluation(row: Row[Any]) -> Evaluation:
+    names = ("key", "part", "outcome", "losses", "tokens", "losses_at", "seconds")
+    return Evaluation.from_json({**row.factors, **{name: getattr(row, name) for name in names}})
+
+
+def _write(connection: Connection, job_id: str, batch: Batch) -> None:
+    known: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for candidate in batch.started:
+        known[_place(candidate)] = _row(job_id, candidate, CANDIDATE_RUNNING, False)
+    for candidate, losses in batch.losses_so_far.items():
+        known[_place(candidate)] = _row(job_id, candidate, CANDIDATE_RUNNING, False, list(losses))
+    for candidate, reused in batch.done:
+        known[_place(candidate)] = _row(job_id, candidate, CANDIDATE_DONE, reused)
+    for candidate in batch.withdrawn:
+        known[_place(candidate)] = _row(job_id, candidate, CANDIDATE_WITHDRAWN, False)
+    _write_evaluations(connection, job_id, batch.computed)
+    if known:
+        written = insert_for(connection, candidates)
+        columns = ("generation", "state", "key", "factors", "losses_so_far")
+        changed = {name: written.excluded[name] for name in columns}
+        # what is done stays as it is: a replay after a kill finds it known, but this job had it computed
+        unfinished = candidates.c.state != CANDIDATE_DONE
+        connection.execute(
+            written.on_conflict_do_update(
+                index_elements=list(candidates.primary_key),
+                set_=changed | {"reused": written.excluded.reused},
+                where=unfinished,
+            ),
+            list(known.values()),
+        )
+    append_events(connection, job_id, batch.events)
+
+
+def _write_evaluations(connection: Connection, job_id: str, computed: Sequence[Computed]) -> None:
+    """Store results; one that is there already stays, unless it only says that an attempt failed."""
+    if not computed:
+        return
+    rows = []
+    for item in computed:
+        line = item.evaluation.as_json()
+        factors = {name: line.pop(name) for name in item.evaluation.factors.as_json()}
+        rest = {"job_id": job_id, "worker": item.worker, "attempts": item.attempts, "error": item.error}
+        rows.append({**line, "factors": factors, **rest})
+    written = insert_for(connection, evaluations).values(recorded_at=now())
+    replaced = {column.name: written.excluded[column.name] for column in evaluations.c if column.name != "key"}
+    passing = and_(*(evaluations.c.outcome != outcome for outcome in sorted(LASTING)))
+    upsert = written.on_conflict_do_update(index_elements=[evaluations.c.key], set_=replaced, where=passing)
+    connection.execute(upsert, rows)
+
+
+def _place(candidate: Candidate) -> tuple[Any, ...]:
+    return candidate.stage, candidate.part, candidate.number
+
+
+def _row(
+    job_id: str, candidate: Candidate, state: str, reused: bool, losses_so_far: list[float] | None = None
+) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "stage": candidate.stage,
+        "part": candidate.part,
+        "number": candidate.number,
+        "generation": candidate.generation,
+        "state": state,
+        "key": candidate.key,
+        "factors": candidate.factors.as_json(),
+        "losses_so_far": losses_so_far,
+        "reused": reused,
+    }
+
+
+def insert_for(connection: Connection, table: Table) -> Any:
+    """The dialect's insert, which knows ON CONFLICT; both spell it alike."""
+    return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)

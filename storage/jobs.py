@@ -1,0 +1,332 @@
+"""Jobs: submitted once, claimed by one coordinator at a time, paused, resumed, cancelled, ended."""
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from factor_search.canonical_json import sha256_of
+from factor_search.spec import JobSpec, parse_spec
+from storage.database import Database
+from storage.errors import ConflictError, LeaseLostError, NotFoundError
+from storage.events import append_events
+from storage.schema import CANCELLED, ENDED, FINISHED, PAUSED, QUEUED, RUNNING, jobs, now
+
+PAUSE, CANCEL = "pause", "cancel"
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to drive one job; every write of a driver names it."""
+
+    job_id: str
+    owner: str
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A job as stored. Times are seconds since 1970."""
+
+    id: str
+    name: str
+    spec: dict[str, Any]
+    state: str
+    request: str | None
+    """``pause`` or ``cancel``, while a coordinator has not yet done so."""
+    submitted_at: float
+    started_at: float | None
+    ended_at: float | None
+    owner: str | None
+    attempt: int
+    claims_in_vain: int
+    """Claims since something was last recorded: a job that fells its coordinator again and again must end."""
+    lease_until: float | None
+    events: int
+    progress: dict[str, Any]
+    error: str | None
+
+    def parse_spec(self) -> JobSpec:
+        """The specification as a value; it was valid when submitted."""
+        return parse_spec(self.spec)
+
+
+_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__]
+_LARGE = {"factors": jobs.c.factors, "report": jobs.c.report}
+
+
+class JobStore:
+    """All that happens to rows of jobs."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def submit(
+        self, spec: JobSpec, *, idempotency_key: str | None = None, submitted_by: str | None = None
+    ) -> tuple[Job, bool]:
+        """Queue a job.
+
+        Returns:
+            The job and whether it is new; an idempotency key that was used before gives the job of that time.
+
+        Raises:
+            ConflictError: the idempotency key was used for another specification.
+        """
+        document = spec.model_dump(mode="json")
+        job_id, request_sha256 = _new_id(), sha256_of(document)
+        values = {
+            "id": job_id,
+            "name": spec.name,
+            "spec": document,
+            "spec_sha256": spec.sha256,
+            "state": QUEUED,
+            "idempotency_key": idempotency_key,
+            "request_sha256": request_sha256,
+            "submitted_by": submitted_by,
+            "submitted_at": now(),
+            "attempt": 0,
+            "claims_in_vain": 0,
+            "events": 0,
+            "progress": {},
+        }
+        try:
+            with self._database.writing() as connection:
+                connection.execute(insert(jobs).values(values))
+                append_events(connection, job_id, [("submitted", {"name": spec.name})])
+                return _read(connection, job_id), True
+        except IntegrityError:
+            if idempotency_key is None:
+                raise
+        return self._known(idempotency_key, request_sha256), False
+
+    def _known(self, idempotency_key: str, request_sha256: str) -> Job:
+        query = select(*_COLUMNS, jobs.c.request_sha256).where(jobs.c.idempotency_key == idempotency_key)
+        with self._database.reading() as connection:
+            row = connection.execute(query).one()
+        if row.request_sha256 != request_sha256:
+            raise ConflictError(
+                f"the idempotency key {idempotency_key!r} was used for another specification, which became job {row.id}"
+            )
+        return _job(row)
+
+    def get(self, job_id: str) -> Job:
+        """One job.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        with self._database.reading() as connection:
+            return _read(connection, job_id)
+
+    def document(self, job_id: str, name: str) -> dict[str, Any] | None:
+        """``factors`` or ``report`` of a job, None before there are any.
+
+        Raises:
+            NotFoundError: there is no such job.
+        """
+        with self._database.reading() as connection:
+            row = connection.execute(select(_LARGE[name]).where(jobs.c.id == job_id)).one_or_none()
+        if row is None:
+            raise NotFoundError(f"there is no job {job_id}")
+        found: dict[str, Any] | None = row[0]
+        return found
+
+    def list(self, *, state: str | None = None, limit: int = 50, before: tuple[float, str] | None = None) -> list[Job]:
+        """Jobs, newest first.
+
+        Args:
+            state: only jobs in this state.
+            limit: at most so many.
+            before: ``submitted_at`` and id of the last job of the page before.
+        """
+        query = select(*_COLUMNS).order_by(jobs.c.submitted_at.desc(), jobs.c.id.desc()).limit(limit)
+        if state is not None:
+            query = query.where(jobs.c.state == state)
+        if before is not None:
+            at, job_id = before
+            query = query.where(or_(jobs.c.submitted_at < at, and_(jobs.c.submitted_at == at, jobs.c.id < job_id)))
+        with self._database.reading() as connection:
+            return [_job(row) for row in connection.execute(query)]
+
+    def count_by_state(self) -> dict[str, int]:
+        """How many jobs are in each state that occurs."""
+        with self._database.reading() as connection:
+            rows = connection.execute(select(jobs.c.state, func.count().label("jobs")).group_by(jobs.c.state))
+            return {row.state: row.jobs for row in rows}
+
+    def pause(self, job_id: str) -> Job:
+        """Stop a job so that it can be resumed; at once if nobody drives it, else as soon as its coordinator hears it.
+
+        Raises:
+            NotFoundError: there is no such job.
+            ConflictError: it has ended, or is to be cancelled.
+        """
+        return self._ask_for(job_id, PAUSE, PAUSED)
+
+    def cancel(self, job_id: str) -> Job:
+        """End a job for good.
+
+        Raises:
+            NotFoundError: there is no such job.
+            ConflictError: it has ended otherwise.
+        """
+        return self._ask_for(job_id, CANCEL, CANCELLED)
+
+    def resume(self, job_id: str) -> Job:
+        """Queue a paused job again, or take back a pause that was not carried out yet.
+
+        Raises:
+            NotFoundError: there is no such job.
+            ConflictError: it has ended, or is to be cancelled.
+        """
+        with self._database.writing() as connection:
+            job = _read(connection, job_id, lock=True)
+            if job.state in ENDED or job.request == CANCEL:
+                raise ConflictError(f"job {job_id} is {job.state}: it cannot be resumed")
+            if job.state == PAUSED:
+                values: dict[str, Any] = {"state": QUEUED, "owner": None, "lease_until": None, "request": None}
+            elif job.request == PAUSE:
+                values = {"request": None}
+            else:
+                return job
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
+            append_events(connection, job_id, [("resumed", {})])
+            return _read(connection, job_id)
+
+    def _ask_for(self, job_id: str, request: str, state: str) -> Job:
+        with self._database.writing() as connection:
+            job = _read(connection, job_id, lock=True)
+            if job.state == state or job.request == request:
+                return job
+            if job.state in ENDED or job.request == CANCEL:
+                raise ConflictError(f"job {job_id} is {job.request or job.state}: it cannot be {state}")
+            driven = job.state == RUNNING and connection.scalar(
+                select(jobs.c.lease_until > now()).where(jobs.c.id == job_id)
+            )
+            if driven:
+                values: dict[str, Any] = {"request": request}
+                kind = f"{request}_requested"
+            else:
+                values, kind = {"state": state, "request": None}, state
+                # a coordinator that still believes in an old lease must not write any more
+                values |= {"attempt": jobs.c.attempt + 1, "lease_until": None}
+                if state in ENDED:
+                    values["ended_at"] = now()
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
+            append_events(connection, job_id, [(kind, {})])
+            return _read(connection, job_id)
+
+    def claim(self, owner: str, lease_seconds: float) -> tuple[Job, Lease] | None:
+        """Take the oldest job that is queued, or whose coordinator has let its lease run out.
+
+        One statement, so two coordinators never get the same job; a row that another one is just claiming is skipped.
+        """
+        claimable = or_(
+            and_(jobs.c.state == QUEUED, or_(jobs.c.waits_until.is_(None), jobs.c.waits_until <= now())),
+            and_(jobs.c.state == RUNNING, jobs.c.lease_until <= now()),
+        )
+        oldest = select(jobs.c.id).where(claimable).order_by(jobs.c.submitted_at, jobs.c.id).limit(1)
+        values = {
+            "state": RUNNING,
+            "owner": owner,
+            "attempt": jobs.c.attempt + 1,
+            "claims_in_vain": jobs.c.claims_in_vain + 1,
+            "lease_until": now() + lease_seconds,
+            "started_at": func.coalesce(jobs.c.started_at, now()),
+            "waits_until": None,
+        }
+        claimed = update(jobs).where(jobs.c.id == oldest.with_for_update(skip_locked=True).scalar_subquery())
+        with self._database.writing() as connection:
+            row = connection.execute(claimed.values(values).returning(*_COLUMNS)).one_or_none()
+            if row is None:
+                return None
+            append_events(connection, row.id, [("claimed", {"coordinator": owner, "attempt": row.attempt})])
+        return _job(row), Lease(row.id, owner, row.attempt)
+
+    def renew(self, owner: str, lease_seconds: float) -> dict[Lease, str | None]:
+        """Prolong all leases of a coordinator, even late, as long as nobody else took the job.
+
+        Returns:
+            The leases that hold, each with what the coordinator is asked to do with the job (None, pause, cancel).
+        """
+        held = update(jobs).where(jobs.c.owner == owner, jobs.c.state == RUNNING)
+        values = held.values(lease_until=now() + lease_seconds)
+        with self._database.writing() as connection:
+            rows = connection.execute(values.returning(jobs.c.id, jobs.c.attempt, jobs.c.request)).all()
+        return {Lease(row.id, owner, row.attempt): row.request for row in rows}
+
+    def give_back(self, lease: Lease, *, wait_seconds: float = 0.0, reason: str | None = None) -> None:
+        """Put a claimed job back into the queue, to be claimed again after a while.
+
+        Raises:
+            LeaseLostError: it is not ours any more.
+        """
+        with self._database.writing() as connection:
+            values: dict[str, Any] = {
+                "state": QUEUED,
+                "owner": None,
+                "lease_until": None,
+                "waits_until": now() + wait_seconds,
+            }
+            values["claims_in_vain"] = 0
+            fenced_update(connection, lease, values)
+            append_events(connection, lease.job_id, [("waiting", {"reason": reason})] if reason else [])
+
+    def end(
+        self,
+        lease: Lease,
+        state: str,
+        *,
+        error: str | None = None,
+        factors: Mapping[str, Any] | None = None,
+        report: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Say how driving a job ended: finished, failed, cancelled or paused.
+
+        Raises:
+            LeaseLostError: it is not ours any more.
+        """
+        values: dict[str, Any] = {"state": state, "request": None, "lease_until": None, "error": error}
+        if state in ENDED:
+            values["ended_at"] = now()
+        if state == FINISHED:
+            values |= {"factors": factors, "report": report}
+        with self._database.writing() as connection:
+            fenced_update(connection, lease, values)
+            entry = dict(data or {}) | ({"error": error} if error else {})
+            append_events(connection, lease.job_id, [(state, entry)])
+
+
+def fenced_update(connection: Connection, lease: Lease, values: Mapping[str, Any]) -> None:
+    """Update a job that is still ours; also locks its row until the end of the transaction.
+
+    Raises:
+        LeaseLostError: it is not ours any more.
+    """
+    ours = and_(
+        jobs.c.id == lease.job_id, jobs.c.owner == lease.owner, jobs.c.attempt == lease.attempt, jobs.c.state == RUNNING
+    )
+    if connection.execute(update(jobs).where(ours).values(values)).rowcount != 1:
+        raise LeaseLostError(f"job {lease.job_id} is not driven by {lease.owner} any more")
+
+
+def _read(connection: Connection, job_id: str, *, lock: bool = False) -> Job:
+    query = select(*_COLUMNS).where(jobs.c.id == job_id)
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no job {job_id}")
+    return _job(row)
+
+
+def _job(row: Row[*tuple[Any, ...]]) -> Job:
+    return Job(**{name: getattr(row, name) for name in Job.__dataclass_fields__})
+
+
+def _new_id() -> str:
+    """Sorts by time of submission, cannot be guessed."""
+    return f"{int(time.time() * 1000):012x}{secrets.token_hex(6)}"

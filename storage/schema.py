@@ -1,0 +1,164 @@
+"""The tables. Times are seconds since 1970 (UTC) by the database's clock, so that leases need no common clock."""
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+QUEUED, RUNNING, PAUSED = "queued", "running", "paused"
+FINISHED, FAILED, CANCELLED = "finished", "failed", "cancelled"
+JOB_STATES = (QUEUED, RUNNING, PAUSED, FINISHED, FAILED, CANCELLED)
+ENDED = (FINISHED, FAILED, CANCELLED)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("spec_sha256", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("request", String(16), comment="pause or cancel: what a coordinator shall do as soon as it can"),
+    Column("idempotency_key", String(200), unique=True),
+    Column("request_sha256", String(64), nullable=False, comment="of the submitted specification, budget included"),
+    Column("submitted_by", String(16), comment="id of an API key"),
+    Column("submitted_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("ended_at", Float),
+    Column("owner", String(64), comment="the coordinator that drives it, or did last"),
+    Column("attempt", Integer, nullable=False, comment="raised by each claim; with owner, the fence of every write"),
+    Column("claims_in_vain", Integer, nullable=False, comment="claims since something was last recorded"),
+    Column("lease_until", Float),
+    Column("waits_until", Float, comment="not to be claimed before: it did not fit the capacity"),
+    Column("events", Integer, nullable=False, comment="number of the last event"),
+    Column("progress", JSON, nullable=False),
+    Column("error", Text),
+    Column("factors", JSON, comment="the factors file"),
+    Column("report", JSON),
+    Index(None, "state", "submitted_at"),
+    Index(None, "submitted_at", "id"),
+)
+
+stages = Table(
+    "stages",
+    metadata,
+    Column("job_id", String(32), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("target_length", Integer, nullable=False),
+    Column("study", String(200), nullable=False, comment="name of its Optuna study"),
+    Column("started_at", Float, nullable=False),
+    Column("ended_at", Float),
+    Column("prepared", JSON, nullable=False, comment="geometry, closed forms and documents: what figures are drawn of"),
+)
+
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("job_id", String(32), nullable=False, comment="the job that had it computed"),
+    Column("part", String(16), nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("factors", JSON, nullable=False),
+    Column("losses", JSON, nullable=False),
+    Column("tokens", JSON, nullable=False),
+    Column("losses_at", JSON, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("worker", String(100), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("error", Text),
+    Column("recorded_at", Float, nullable=False),
+    Index(None, "outcome"),
+)
+
+CANDIDATE_RUNNING, CANDIDATE_DONE, CANDIDATE_WITHDRAWN = "running", "done", "withdrawn"
+
+candidates = Table(
+    "candidates",
+    metadata,
+    Column("job_id", String(32), primary_key=True),
+    Column("stage", Integer, primary_key=True),
+    Column("part", String(16), primary_key=True),
+    Column("number", Integer, primary_key=True, comment="in the order proposed, from 0"),
+    Column("generation", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("key", String(64), nullable=False, comment="of its evaluation"),
+    Column("factors", JSON, nullable=False),
+    Column("losses_so_far", JSON, comment="mean loss of each document known while it runs"),
+    Column("reused", Boolean, nullable=False, comment="whether the evaluation was known before"),
+    Column("projected", String(16), comment="the state that Optuna's tables show"),
+    ForeignKeyConstraint(["job_id", "stage"], ["stages.job_id", "stages.number"], ondelete="CASCADE"),
+    Index(None, "key"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("job_id", String(32), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, comment="from 1 without gaps, in the order of the commits"),
+    Column("at", Float, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("data", JSON, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("sha256", String(64), nullable=False, unique=True, comment="of the whole key, which is random and long"),
+    Column("scopes", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("revoked_at", Float),
+)
+
+coordinators = Table(
+    "coordinators",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("process", Integer, nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("seen_at", Float, nullable=False),
+    Column("capacity", JSON, nullable=False, comment="workers alive and busy, processors, GPUs"),
+)
+
+
+class now(FunctionElement[float]):  # noqa: N801 - reads like SQL's own function
+    """The database's clock, in seconds since 1970."""
+
+    type = Float()
+    inherit_cache = True
+
+
+@compiles(now, "sqlite")
+def _now_sqlite(element: now, compiler: SQLCompiler, **options: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(now, "postgresql")
+def _now_postgresql(element: now, compiler: SQLCompiler, **options: Any) -> str:
+    return "extract(epoch from clock_timestamp())::float"
