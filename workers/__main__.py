@@ -1,0 +1,104 @@
+"""``python -m workers``: a coordinator of its own process, started and watched over by ``factor-search serve``."""
+
+import argparse
+import logging
+import os
+import signal
+import stat
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+from factor_search.errors import FactorSearchError
+from storage.database import Database
+from workers.coordinator import Coordinator, new_owner
+from workers.policy import Policy, add_policy_arguments
+from workers.ray_crew import RayCrew
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a coordinator until a signal, or the end of the process that holds the other end of standard input."""
+    parsed = build_parser().parse_args(arguments)
+    logging.basicConfig(
+        level=parsed.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        _run(parsed)
+    except FactorSearchError as error:
+        print(f"coordinator: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with Database(parsed.database) as database:
+        crew = RayCrew(
+            parsed.ray_address,
+            workers=parsed.workers,
+            cpus_per_worker=parsed.cpus_per_worker,
+            gpus_per_worker=parsed.gpus_per_worker,
+        )
+        owner = new_owner()
+        try:
+            coordinator = Coordinator(
+                database,
+                crew,
+                policy=Policy.from_arguments(parsed, hub=False),
+                jobs=parsed.jobs,
+                lease_seconds=parsed.lease_seconds,
+                evaluation_timeout=parsed.evaluation_timeout,
+                owner=owner,
+            )
+            _stop_when(stop, coordinator.shut_down)
+            if stat.S_ISFIFO(os.fstat(0).st_mode):
+                _stop_at_end_of_input(stop)
+            capacity = crew.capacity()
+            print(f"coordinator ready: {owner}, room for {capacity.workers} workers", flush=True)
+            coordinator.run()
+        finally:
+            crew.close()
+
+
+def _stop_when(stop: threading.Event, shut_down: Callable[[], None]) -> None:
+    def wait() -> None:
+        stop.wait()
+        shut_down()
+
+    threading.Thread(target=wait, name="stop", daemon=True).start()
+
+
+def _stop_at_end_of_input(stop: threading.Event) -> None:
+    """Whoever started us holds the other end of the pipe; its end means that it has died."""
+
+    def wait() -> None:
+        while sys.stdin.buffer.read(1024):
+            pass
+        stop.set()
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all settings of a coordinator."""
+    parser = argparse.ArgumentParser(prog="python -m workers", description="A coordinator: drives jobs of a database.")
+    parser.add_argument("--database", required=True, metavar="URL")
+    parser.add_argument("--dashboard-database", metavar="URL", help="where Optuna's tables are; default: none are kept")
+    parser.add_argument("--ray-address", metavar="HOST:PORT", help="join this cluster; default: a Ray of our own")
+    parser.add_argument("--workers", type=int, metavar="N", help="at most so many; default: as many as fit")
+    parser.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="X")
+    parser.add_argument("--gpus-per-worker", type=float, metavar="X", help="default: one, where there are GPUs")
+    parser.add_argument("--jobs", type=int, default=4, metavar="N", help="at most so many at once")
+    parser.add_argument("--evaluation-timeout", type=float, metavar="SECONDS")
+    parser.add_argument("--lease-seconds", type=float, default=10.0, metavar="SECONDS")
+    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    add_policy_arguments(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
