@@ -82,10 +82,10 @@ class Pool:
         self._messages.put(partial(self._turns.add, tasks))
 
     def withdraw(self, tasks: Sequence[Task], *, abandon: bool) -> "Future[set[Task]]":
-        """Take back candidates that no worker has begun; with ``abandon``, also stop waiting for those begun.
+        """Take back candidates that no worker was given; with ``abandon``, also stop waiting for those that were.
 
         Returns:
-            Those that will still be told of: begun, and not abandoned.
+            Those that will still be told of: given to workers, and not abandoned.
         """
         staying: Future[set[Task]] = Future()
         self._messages.put(partial(self._withdraw, tasks, abandon, staying))
@@ -148,7 +148,7 @@ class Pool:
                 work.withdrawn = work.withdrawn or work.job_id == job_id
 
     def _withdraw(self, tasks: Sequence[Task], abandon: bool, staying: "Future[set[Task]]") -> None:
-        begun = {seat.given[0] for seat in self._seats.values() if seat.given}
+        begun = {work for seat in self._seats.values() for work in seat.given}
         stay = set() if abandon else {task for task in tasks if task in begun}
         for task in tasks:
             task.withdrawn = task not in stay
