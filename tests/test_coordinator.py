@@ -323,6 +323,18 @@ def test_a_search_of_which_every_candidate_fails_says_how(service: Service) -> N
     assert "30 diverged" in str(service.jobs.get(job.id).error)
 
 
+def test_workers_that_fail_at_everything_end_the_job_soon(service: Service) -> None:
+    class Broken(StubWorker):
+        def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+            raise RuntimeError("no kernel image is available")
+
+    service.start(make=Broken)
+    job, _ = service.jobs.submit(stub_spec())
+    assert service.wait(job.id, seconds=60) == "failed"
+    assert "5 candidates in a row" in str(service.jobs.get(job.id).error)
+    assert "no kernel image" in str(service.jobs.get(job.id).error)
+
+
 def test_a_job_that_cannot_be_prepared_fails_with_the_reason(service: Service) -> None:
     class NoData(StubWorker):
         def prepare(self, spec: JobSpec) -> Prepared:

@@ -13,7 +13,7 @@ from factor_search.errors import FactorSearchError
 from storage.database import Database
 from workers.coordinator import Coordinator, new_owner
 from workers.policy import Policy, add_policy_arguments
-from workers.ray_crew import RayCrew
+from workers.ray_environment import prepare_environment
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,9 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> None:
+    prepare_environment(parsed.ray_address)
+    from workers.ray_crew import RayCrew  # Ray reads the environment when it is imported
+
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     with Database(parsed.database) as database:
         crew = RayCrew(
             parsed.ray_address,
@@ -43,6 +44,8 @@ def _run(parsed: argparse.Namespace) -> None:
             cpus_per_worker=parsed.cpus_per_worker,
             gpus_per_worker=parsed.gpus_per_worker,
         )
+        for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has started, which sets handlers of its own
+            signal.signal(number, lambda *_: stop.set())
         owner = new_owner()
         try:
             coordinator = Coordinator(

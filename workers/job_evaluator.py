@@ -7,7 +7,8 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from factor_search.evaluation import Evaluation, evaluation_key
+from factor_search.errors import FactorSearchError
+from factor_search.evaluation import FAILED, WORKER_LOST, Evaluation, evaluation_key
 from factor_search.factors import Factors
 from factor_search.samples import SampleSet
 from storage.evaluations import Batch, Candidate, Computed, EvaluationStore
@@ -20,6 +21,8 @@ from workers.recorder import Recorder
 from workers.tasks import Task
 
 LEASE_LOST, SHUTDOWN = "lease_lost", "shutdown"
+FAILURES_IN_A_ROW = 5
+"""After so many candidates without a result, each tried more than once, it is not the candidates' fault."""
 
 
 class JobStopped(Exception):  # noqa: N818 - not an error
@@ -28,6 +31,10 @@ class JobStopped(Exception):  # noqa: N818 - not an error
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class EvaluationsFailError(FactorSearchError):
+    """One candidate after the other fails in a way that says nothing about the candidates."""
 
 
 class JobEvaluator:
@@ -44,12 +51,13 @@ class JobEvaluator:
         self._pool = pool
         self._crew = crew
         self._stopped: str | None = None
-        self._inbox: queue.SimpleQueue[Evaluation | None] = queue.SimpleQueue()
-        """Recorded evaluations; None to look whether the job was stopped."""
+        self._inbox: queue.SimpleQueue[tuple[Evaluation, str | None] | None] = queue.SimpleQueue()
+        """Recorded evaluations with what failed attempts said; None to look whether the job was stopped."""
         self._places: dict[str, list[Candidate]] = {}
         """Of the present generation, by key."""
         self._begun: set[str] = set()
         self._shared: dict[str, SharedSamples] = {}
+        self._failures = 0
         self._calls: Counter[str] = Counter()
         self._numbers: Counter[str] = Counter()
 
@@ -102,6 +110,9 @@ class JobEvaluator:
         except JobStopped as stop:
             self._withdraw(tasks, results, wait=stop.reason == PAUSE)
             raise
+        except EvaluationsFailError:
+            self._withdraw(tasks, results, wait=False)
+            raise
         except GeneratorExit:
             self._withdraw(tasks, results, wait=False)
             begun = [self._places[key][0] for key in self._begun if key not in results]
@@ -148,17 +159,26 @@ class JobEvaluator:
     def _hear(self, results: dict[str, Evaluation]) -> None:
         """Wait for the next recorded evaluation."""
         self.check()
-        evaluation = self._inbox.get()
-        if evaluation is not None:
-            results[evaluation.key] = evaluation
+        heard = self._inbox.get()
+        if heard is None:
+            return
+        evaluation, error = heard
+        results[evaluation.key] = evaluation
+        if evaluation.outcome not in (FAILED, WORKER_LOST):
+            self._failures = 0
+            return
+        self._failures += 1
+        if self._failures >= FAILURES_IN_A_ROW:
+            raise EvaluationsFailError(
+                f"{self._failures} candidates in a row could not be evaluated, the last because of: {error}"
+            )
 
     def _withdraw(self, tasks: dict[str, Task], results: dict[str, Evaluation], *, wait: bool) -> None:
         missing = [task for key, task in tasks.items() if key not in results]
         staying = {task.key for task in self._pool.withdraw(missing, abandon=not wait).result()}
         while staying and self._stopped == PAUSE:
-            evaluation = self._inbox.get()
-            if evaluation is not None:
-                staying.discard(evaluation.key)
+            if (heard := self._inbox.get()) is not None:
+                staying.discard(heard[0].key)
 
     def _record(self, add: Callable[[Batch], Any]) -> "Future[None]":
         return self._recorder.put(self._lease, add)
@@ -185,14 +205,14 @@ class JobEvaluator:
             batch.computed.append(computed)
             batch.done.extend(done)
 
-        self._record(add).add_done_callback(partial(self._written, evaluation))
+        self._record(add).add_done_callback(partial(self._written, evaluation, error))
 
     def event(self, kind: str, data: dict[str, Any]) -> None:
         """Record what happened."""
         self._record(lambda batch: batch.events.append((kind, data)))
 
-    def _written(self, evaluation: Evaluation, written: "Future[None]") -> None:
+    def _written(self, evaluation: Evaluation, error: str | None, written: "Future[None]") -> None:
         if written.exception() is None:
-            self._inbox.put(evaluation)
+            self._inbox.put((evaluation, error))
         else:
             self.stop(LEASE_LOST)

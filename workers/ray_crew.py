@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 from concurrent.futures import Future
 from typing import Any
 
@@ -24,19 +23,25 @@ class ClusterError(FactorSearchError):
     """Ray cannot be started or joined."""
 
 
-class RayModelWorker(ModelWorker):
-    """A worker as an actor: samples are fetched from Ray's object store when first needed."""
+class ActorMethods:
+    """What makes a worker an actor: samples come from Ray's object store when first needed."""
 
-    def evaluate_shared(self, setting: Setting, factors: Factors, sha256: str, reference: list[Any]) -> Evaluation:
+    def evaluate_shared(self: Any, setting: Setting, factors: Factors, sha256: str, reference: list[Any]) -> Evaluation:
         """Evaluate; the reference comes in a list, so that Ray does not resolve it with every call."""
         if not self.knows(sha256):
             self.learn(sha256, ray.get(reference[0]))
-        return self.evaluate(setting, factors, sha256)
+        evaluation: Evaluation = self.evaluate(setting, factors, sha256)
+        return evaluation
 
     @ray.method(concurrency_group=WATCH)
-    def watch(self) -> list[float]:
+    def watch(self: Any) -> list[float]:
         """Losses so far, answered beside the candidate that is being evaluated."""
-        return self.losses_so_far()
+        losses: list[float] = self.losses_so_far()
+        return losses
+
+
+class RayModelWorker(ActorMethods, ModelWorker):
+    """The worker of a service."""
 
 
 class RayWorker:
@@ -81,7 +86,7 @@ class RayCrew:
         workers: int | None = None,
         cpus_per_worker: float = 1.0,
         gpus_per_worker: float | None = None,
-        worker_class: type[ModelWorker] = RayModelWorker,
+        worker_class: type[ActorMethods] = RayModelWorker,
     ) -> None:
         """Start Ray on this machine, or join a cluster.
 
@@ -95,8 +100,6 @@ class RayCrew:
         Raises:
             ClusterError: Ray cannot be started, or there is no cluster at the address.
         """
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         options: dict[str, Any] = {"address": address} if address else _LOCAL
         try:
             ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=False)
