@@ -124,7 +124,7 @@ def test_ray_commands_exist(compose: Any) -> None:
         command = compose["services"][name]["command"]
         assert command[:2] == ["ray", "start"]
         ray_start.make_context("start", command[2:])
-    joining = re.search(r"^ray start (.*)", (ROOT / "docker/join-ray.sh").read_text(), re.MULTILINE)
+    joining = re.search(r"^ray start (.*) &$", (ROOT / "docker/join-ray.sh").read_text(), re.MULTILINE)
     assert joining
     ray_start.make_context("start", shlex.split(joining[1].replace("$RAY_OBJECT_STORE_BYTES", "1")))
 
