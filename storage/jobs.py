@@ -266,8 +266,9 @@ class JobStore:
         Returns:
             The leases that hold, each with what the coordinator is asked to do with the job (None, pause, cancel).
         """
-        held = update(jobs).where(jobs.c.owner == owner, jobs.c.state == RUNNING)
-        values = held.values(lease_until=now() + lease_seconds)
+        held = select(jobs.c.id).where(jobs.c.owner == owner, jobs.c.state == RUNNING)
+        in_order = held.order_by(jobs.c.id).with_for_update()  # as everybody locks them, or two could block each other
+        values = update(jobs).where(jobs.c.id.in_(in_order)).values(lease_until=now() + lease_seconds)
         with self._database.writing() as connection:
             rows = connection.execute(values.returning(jobs.c.id, jobs.c.attempt, jobs.c.request)).all()
         return {Lease(row.id, owner, row.attempt): row.request for row in rows}

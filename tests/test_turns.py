@@ -42,10 +42,13 @@ def drain(turns: Turns, idle: list[Seat], seats: list[Seat], now: float = 0.0) -
     return chosen
 
 
-def test_jobs_on_the_same_model_take_turns() -> None:
-    places = seats(A, A, A, A)
-    chosen = drain(turns(one=[A] * 9, two=[A] * 9), list(places), places)
-    assert [job for _, job in chosen] == ["one", "two", "one", "two"]
+def test_generations_are_served_in_the_order_they_came() -> None:
+    places = seats(A, A)
+    both = turns(one=[A] * 3, two=[A] * 3)
+    served = [job for _ in range(2) for _, job in drain(both, list(places), places)]
+    both.add([work("one") for _ in range(2)])  # the next generation of a job goes to the end
+    served += [job for _ in range(2) for _, job in drain(both, list(places), places)]
+    assert served == ["one"] * 3 + ["two"] * 3 + ["one"] * 2
 
 
 def test_a_worker_stays_with_its_model_while_that_has_work() -> None:

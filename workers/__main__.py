@@ -15,6 +15,9 @@ from workers.coordinator import Coordinator, new_owner
 from workers.policy import Policy, add_policy_arguments
 from workers.ray_environment import prepare_environment
 
+SWITCH_SECONDS = 0.0005
+"""Threads here work for microseconds and wait for each other; Python's own five milliseconds would be felt."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a coordinator until a signal, or the end of the process that holds the other end of standard input."""
@@ -24,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         _run(parsed)
     except FactorSearchError as error:

@@ -1,4 +1,8 @@
-"""Whose turn it is: jobs in rotation, workers where their model is, and a fair share of workers for each model."""
+"""Whose turn it is: generations first come, first served; workers where their model is, a fair share for each model.
+
+Jobs that took turns by candidates would all come to the ends of their generations together, and leave workers idle
+there; so the generation that has waited longest goes first, and the next one of its job goes to the end of the queue.
+"""
 
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
@@ -35,10 +39,14 @@ class Turns:
             work.withdrawn = True
 
     def add(self, works: Iterable[Work]) -> None:
-        """Queue work of jobs that take part."""
+        """Queue work of jobs that take part; a job that had nothing waiting goes to the end of the turns."""
         for work in works:
-            if work.job_id in self._waiting:
-                self._waiting[work.job_id].append(work)
+            waiting = self._waiting.get(work.job_id)
+            if waiting is None:
+                continue
+            if not waiting:
+                self._waiting[work.job_id] = self._waiting.pop(work.job_id)
+            waiting.append(work)
 
     def put_back(self, work: Work) -> None:
         """Queue work again that was lost with its worker; it comes first."""
@@ -59,28 +67,24 @@ class Turns:
             now: by the monotonic clock.
         """
         holders = Counter(seat.model for seat in seats if seat.model is not None)
-        for job_id, works in self._waiting.items():
-            if not works:
-                continue
-            seat = self._seat_for(self._models[job_id], idle, holders, len(seats), now)
+        share = len(seats) / len(set(self._models.values())) if self._models else 0.0
+        waiting = [(works, self._models[job_id]) for job_id, works in self._waiting.items() if works]
+        # a model with less than its share of workers comes first, or it might never get any
+        for works, model in sorted(waiting, key=lambda item: holders[item[1]] >= max(1, int(share))):
+            seat = self._seat_for(model, idle, holders, share, now)
             if seat is not None:
-                return seat, self._take(job_id)
+                return seat, works.popleft()
         return None
 
     def ahead(self, seat: Seat) -> Work | None:
         """A candidate that a busy worker can do next without loading anything."""
-        for job_id, works in self._waiting.items():
+        for works in self._waiting.values():
             if works and isinstance(works[0], Task) and works[0].setting == seat.setting:
-                return self._take(job_id)
+                return works.popleft()
         return None
 
-    def _take(self, job_id: str) -> Work:
-        works = self._waiting.pop(job_id)
-        self._waiting[job_id] = works  # to the end of the turns
-        return works.popleft()
-
     def _seat_for(
-        self, model: ModelSpec, idle: Sequence[Seat], holders: "Counter[ModelSpec]", seats: int, now: float
+        self, model: ModelSpec, idle: Sequence[Seat], holders: "Counter[ModelSpec]", share: float, now: float
     ) -> Seat | None:
         active = set(self._models.values())
         free = None
@@ -91,7 +95,6 @@ class Turns:
                 free = free or seat
         if free is not None:
             return free
-        share = seats / len(active)
         wants = holders[model] < max(1, int(share))
         for seat in idle:
             assert seat.model is not None
