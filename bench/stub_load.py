@@ -42,7 +42,7 @@ class Load:
     """What was measured."""
 
     recorded: int
-    """Evaluations while all jobs were searching: from the first of the last job to begin to the last of the first to end."""
+    """Evaluations while all jobs were searching: from when the last began until the first had ended."""
     seconds: float
     """Of that time."""
     busy: float

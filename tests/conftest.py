@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_AUTH_MODE"] = "token"  # read when Ray is imported
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 import psycopg
 import pytest

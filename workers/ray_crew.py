@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import socket
 from concurrent.futures import Future
 from typing import Any
 
@@ -17,6 +18,7 @@ from workers.crew import Capacity, SharedSamples, WorkerGoneError, WorkerOutOfMe
 from workers.model_worker import ModelWorker, Prepared, Setting
 
 WATCH = "watch"
+CONNECT_SECONDS = 5.0
 
 
 class ClusterError(FactorSearchError):
@@ -101,6 +103,8 @@ class RayCrew:
             ClusterError: Ray cannot be started, or there is no cluster at the address.
         """
         options: dict[str, Any] = {"address": address} if address else _LOCAL
+        if address is not None:
+            _check_reachable(address)
         try:
             ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=False)
         except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
@@ -147,6 +151,15 @@ class RayCrew:
         return (1.0 if gpus else 0.0) if self._gpus is None else self._gpus
 
 
+def _check_reachable(address: str) -> None:
+    """Find out in seconds what Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise ClusterError(f"cannot join the Ray cluster at {address} (host:port of its head): {error}") from None
+
+
 _LOCAL: dict[str, Any] = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
 
 
@@ -177,10 +190,10 @@ def _translated(error: BaseException) -> BaseException:
 
 
 def _why(error: RayActorError) -> str:
-    """The telling line of Ray's account of an actor's death."""
-    text = str(error)
-    if "node" in text and ("died" in text or "dead" in text or "unregistered" in text):
+    """What Ray's account of an actor's death, several paragraphs long, comes to."""
+    account = str(error)
+    if "its node has died" in account or "node was terminated" in account:
         return "its node is gone"
-    if "memory" in text.lower() and "killed" in text.lower():
-        return "its machine ran out of memory"
-    return "its process died"
+    if "process has died" in account or "process died" in account:
+        return "its process died"
+    return one_line(account)
