@@ -40,7 +40,7 @@ def _run(parsed: argparse.Namespace) -> None:
     prepare_environment(parsed.ray_address)
     from workers.ray_crew import RayCrew  # Ray reads the environment when it is imported
 
-    stop = threading.Event()
+    stop, policy = threading.Event(), Policy.from_arguments(parsed, hub=False)
     with Database(parsed.database) as database:
         crew = RayCrew(
             parsed.ray_address,
@@ -55,7 +55,7 @@ def _run(parsed: argparse.Namespace) -> None:
             coordinator = Coordinator(
                 database,
                 crew,
-                policy=Policy.from_arguments(parsed, hub=False),
+                policy=policy,
                 jobs=parsed.jobs,
                 lease_seconds=parsed.lease_seconds,
                 evaluation_timeout=parsed.evaluation_timeout,

@@ -14,12 +14,17 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-def patiently(call: Callable[[], T], give_up: Callable[[], bool] = lambda: False) -> T:
+def patiently(
+    call: Callable[[], T],
+    give_up: Callable[[], bool] = lambda: False,
+    on_back: Callable[[float], None] = lambda seconds: None,
+) -> T:
     """Call until the database answers.
 
     Args:
         call: what reads or writes; it may be carried out twice if the connection broke in a commit.
         give_up: asked after each failure; if true, the failure is raised.
+        on_back: hears how many seconds the database was away, if it was.
 
     Raises:
         DatabaseError: it does not answer, and ``give_up`` says not to wait for it.
@@ -36,5 +41,7 @@ def patiently(call: Callable[[], T], give_up: Callable[[], bool] = lambda: False
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             continue
         if pause > FIRST_PAUSE_SECONDS:
-            logger.warning("the database is back after %.1f s", time.monotonic() - since)
+            seconds = time.monotonic() - since
+            logger.warning("the database is back after %.1f s", seconds)
+            on_back(seconds)
         return result

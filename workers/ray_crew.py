@@ -196,4 +196,4 @@ def _why(error: RayActorError) -> str:
         return "its node is gone"
     if "process has died" in account or "process died" in account:
         return "its process died"
-    return one_line(account)
+    return one_line(error)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from storage.errors import LeaseLostError
@@ -69,10 +70,15 @@ class Recorder:
                 pending, self._pending = self._pending, {}
             self._write(pending)
 
+    def _tell_back(self, leases: list[Lease], seconds: float) -> None:
+        for lease in leases:
+            self.put(lease, lambda batch: batch.events.append(("database_back", {"seconds_away": round(seconds, 1)})))
+
     def _write(self, pending: dict[Lease, _Pending]) -> None:
         try:
             batches = {lease: item.batch for lease, item in pending.items()}
-            lost = set(patiently(lambda: self._store.record(batches), lambda: self._closed))
+            back = partial(self._tell_back, list(batches))
+            lost = set(patiently(lambda: self._store.record(batches), lambda: self._closed, back))
         except BaseException as error:
             logger.exception("cannot record")
             for item in pending.values():
