@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -18,8 +19,8 @@ from optuna.distributions import distribution_to_json
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
-from sqlalchemy import Connection, MetaData, Table, column, func, insert, select, table
-from sqlalchemy.engine import Engine, make_url
+from sqlalchemy import Connection, MetaData, NullPool, Table, column, create_engine, func, insert, select, table
+from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from factor_search.errors import one_line
@@ -29,9 +30,25 @@ from storage.errors import DatabaseError
 KNOWN_VERSION = "v3.2.0.a"
 """The revision of Optuna's tables that :class:`TrialTables` writes."""
 CREATION_ATTEMPTS = 8
+CREATION_LOCK = 0x0FAC7026
+CONNECT_SECONDS = 10
 _TABLES = ("trials", "trial_values", "trial_params", "trial_user_attributes", "trial_intermediate_values")
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def optuna_url_beside(database_url: str) -> str:
+    """Where Optuna's tables are unless somebody says otherwise: the same PostgreSQL, or an SQLite file beside ours.
+
+    Optuna commits often, and an SQLite file has one writer at a time: recording must not wait for the projection.
+    """
+    url = make_url(database_url)
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return database_url
+    file = Path(url.database)
+    return url.set(database=str(file.with_name(f"{file.stem}.dashboard{file.suffix}"))).render_as_string(
+        hide_password=False
+    )
 
 
 def open_optuna(url: str) -> RDBStorage:
@@ -46,27 +63,47 @@ def open_optuna(url: str) -> RDBStorage:
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
         # what is lost in a crash is written again, since our own mark is committed later and in full
-        arguments = {"connect_timeout": 10, "application_name": "factor-search", "options": "-csynchronous_commit=off"}
+        arguments = {
+            "connect_timeout": CONNECT_SECONDS,
+            "application_name": "factor-search",
+            "options": "-csynchronous_commit=off",
+        }
         options = {"connect_args": arguments, "pool_pre_ping": True}
     template = parsed.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-    storage = _create(template, options, shown=parsed.render_as_string(hide_password=True))
+    try:
+        with _creating_alone(parsed):
+            storage = _create(template, options)
+    except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+        shown = parsed.render_as_string(hide_password=True)
+        raise DatabaseError(f"cannot use Optuna's tables in {shown}: {one_line(error)}") from error
     if storage.engine.dialect.name == "sqlite":
         set_up_sqlite(storage.engine)
         storage.engine.dispose()  # connections of before would stay as they are
     return storage
 
 
-def _create(url: str, options: dict[str, Any], shown: str) -> RDBStorage:
+@contextlib.contextmanager
+def _creating_alone(url: URL) -> Iterator[None]:
     """Optuna looks which tables there are and creates the others: of two that do so at once, one fails."""
-    for attempt in range(1, CREATION_ATTEMPTS + 1):
+    if url.get_backend_name() != "postgresql":
+        yield
+        return
+    engine = create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": CONNECT_SECONDS})
+    with engine.begin() as connection:
+        connection.execute(select(func.pg_advisory_xact_lock(CREATION_LOCK)))
+        yield
+
+
+def _create(url: str, options: dict[str, Any]) -> RDBStorage:
+    """A file has no such lock: whoever comes second tries again, and finds the tables there."""
+    for attempt in range(CREATION_ATTEMPTS):
         try:
             return RDBStorage(url, engine_kwargs=options)
-        except (SQLAlchemyError, StorageInternalError, AssertionError) as error:
-            if attempt == CREATION_ATTEMPTS or "connection failed" in str(error):
-                raise DatabaseError(f"cannot use Optuna's tables in {shown}: {one_line(error)}") from error
-        except RuntimeError as error:
-            raise DatabaseError(f"cannot use Optuna's tables in {shown}: {one_line(error)}") from error
-        time.sleep(random.uniform(0.05, 0.3) * attempt)
+        except (SQLAlchemyError, StorageInternalError) as error:
+            raced = any(word in str(error.__cause__ or error) for word in ("already exists", "locked", "UNIQUE"))
+            if attempt == CREATION_ATTEMPTS - 1 or not raced:
+                raise
+        time.sleep(random.uniform(0.05, 0.2) * (attempt + 1))
     raise AssertionError
 
 

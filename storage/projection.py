@@ -179,7 +179,8 @@ class Projection:
         try:
             study_id = self._storage.get_study_id_from_name(row.study)
         except KeyError:
-            study_id = self._create_study(row.study, job.id, row.target_length)
+            with one_transaction(self._storage):
+                study_id = self._create_study(row.study, job.id, row.target_length)
         study = Study(row.study, self._storage)
         queue = Unprojected(self._database, job.id, stage)
         known = _StudyState(study, study_id, queue, row.target_length, row.prepared)

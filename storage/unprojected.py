@@ -1,14 +1,17 @@
 """Which candidates Optuna's tables do not show as they are now."""
 
+import time
 from collections.abc import Iterable
 
 from sqlalchemy import ColumnElement, and_, bindparam, case, func, literal, select, update
 
 from storage.database import Database
+from storage.errors import DatabaseError
 from storage.evaluations import CANDIDATE_COLUMNS, CANDIDATES, CandidateRow, candidate_row
 from storage.schema import CANDIDATE_RUNNING, ENDED, PAUSED, candidates, jobs
 from storage.trials import STOPPED, WAITING
 
+CATCH_UP_POLL_SECONDS = 0.1
 PART = "search"
 """Only what was searched is shown; the other parts measure the winner."""
 
@@ -66,3 +69,21 @@ def _shown(job_state: str) -> ColumnElement[str]:
     left_running = STOPPED if job_state in ENDED else WAITING if job_state == PAUSED else CANDIDATE_RUNNING
     running = candidates.c.state == CANDIDATE_RUNNING
     return case((running, literal(left_running)), else_=candidates.c.state)
+
+
+def catch_up(database: Database, job_id: str, stage: int, seconds: float) -> int:
+    """Wait until a projector has brought all candidates of a stage up to date, but not longer than so many seconds.
+
+    Returns:
+        How many are still not shown as they are; -1 if the database could not say so.
+    """
+    end = time.monotonic() + seconds
+    queue = Unprojected(database, job_id, stage)
+    while True:
+        try:
+            left = queue.count()
+        except DatabaseError:
+            left = -1
+        if left == 0 or time.monotonic() >= end:
+            return left
+        time.sleep(CATCH_UP_POLL_SECONDS)

@@ -3,14 +3,15 @@
 import json
 import math
 import threading
-import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard import get_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
@@ -75,6 +76,16 @@ def done(*numbers: int, outcome: str = OK, losses: tuple[float, ...] = (1.5, 1.2
     return Batch(computed=[computed(item, outcome, losses) for item in items], done=[(item, False) for item in items])
 
 
+@contextmanager
+def opened(url: str) -> Iterator[RDBStorage]:
+    storage = open_optuna(url)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
 class TestProjectionContract:
     @pytest.fixture(params=["sqlite", "postgresql"])
     def urls(self, request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
@@ -112,10 +123,8 @@ class TestProjectionContract:
     @pytest.fixture
     def trials(self, urls: tuple[str, str]) -> Iterator[Any]:
         """Reads the trials anew, as another process would."""
-        storage = open_optuna(urls[1])
-        yield lambda: optuna.load_study(study_name=STUDY, storage=storage).get_trials()
-        storage.remove_session()
-        storage.engine.dispose()
+        with opened(urls[1]) as storage:
+            yield lambda: optuna.load_study(study_name=STUDY, storage=storage).get_trials()
 
     def test_a_finished_candidate_is_a_complete_trial(
         self, projection: Projection, evaluations: EvaluationStore, lease: Lease, trials: Any
@@ -221,17 +230,22 @@ class TestProjectionContract:
         self, database: Database, urls: tuple[str, str], evaluations: EvaluationStore, lease: Lease, trials: Any
     ) -> None:
         evaluations.record({lease: done(*range(60))})
+        errors: list[BaseException] = []
 
         def catch_up() -> None:
-            with Projection(database, urls[1]) as projection:
-                while projection.project(lease.job_id, 0, limit=7):
-                    pass
+            try:
+                with Projection(database, urls[1]) as projection:
+                    while projection.project(lease.job_id, 0, limit=7):
+                        pass
+            except BaseException as error:
+                errors.append(error)
 
         threads = [threading.Thread(target=catch_up) for _ in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        assert errors == []
         assert sorted(trial.user_attrs["candidate"] for trial in trials()) == list(range(60))
         assert sorted(trial.number for trial in trials()) == list(range(60))
 
@@ -271,14 +285,11 @@ class TestProjectionContract:
         self, projection: Projection, jobs: JobStore, evaluations: EvaluationStore, lease: Lease, urls: tuple[str, str]
     ) -> None:
         def page() -> tuple[str, dict[str, Any]]:
-            storage = open_optuna(urls[1])
-            study = optuna.load_study(study_name=STUDY, storage=storage)
-            attributes = storage.get_study_system_attrs(storage.get_study_id_from_name(STUDY))
-            drawn = {name: json.loads(figure) for name, figure in get_plotly_graph_objects(attributes).items()}
-            found = get_note(study), drawn
-            storage.remove_session()
-            storage.engine.dispose()
-            return found
+            with opened(urls[1]) as storage:
+                study = optuna.load_study(study_name=STUDY, storage=storage)
+                attributes = storage.get_study_system_attrs(storage.get_study_id_from_name(STUDY))
+                drawn = {name: json.loads(figure) for name, figure in get_plotly_graph_objects(attributes).items()}
+                return get_note(study), drawn
 
         assert projection.summarise(lease.job_id, 0)
         words, drawn = page()
@@ -319,10 +330,9 @@ class TestProjectionContract:
         evaluations.record({lease: done(0, 1)})
         projection.project(lease.job_id, 0)
         projection.summarise(lease.job_id, 0)
-        with Projection(database, urls[1]) as other:
+        with Projection(database, urls[1]) as other, opened(urls[1]) as storage:
             other.summarise(lease.job_id, 0)
-            study = optuna.load_study(study_name=STUDY, storage=open_optuna(urls[1]))
-            assert "2 (2 ok)" in get_note(study)
+            assert "2 (2 ok)" in get_note(optuna.load_study(study_name=STUDY, storage=storage))
 
     def test_a_study_that_was_deleted_comes_back(
         self,
@@ -335,7 +345,8 @@ class TestProjectionContract:
     ) -> None:
         evaluations.record({lease: done(0, 1)})
         projection.project(lease.job_id, 0)
-        optuna.delete_study(study_name=STUDY, storage=open_optuna(urls[1]))
+        with opened(urls[1]) as storage:
+            optuna.delete_study(study_name=STUDY, storage=storage)
         evaluations.record({lease: done(2)})
         with pytest.raises(DatabaseError, match="deleted"):
             projection.project(lease.job_id, 0)
@@ -373,31 +384,34 @@ class TestProjectionContract:
                 )
             )
         given = study.get_trials()
-        storage = open_optuna(urls[1])
         written = []
-        for version in (storage.get_current_version(), "another"):
-            monkeypatch.setattr(optuna_tables, "KNOWN_VERSION", version)
-            study_id = storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], version)
-            for _ in range(2):
-                with one_transaction(storage) as connection:
-                    tables = TrialTables(storage)
-                    tables.lock(connection, study_id)
-                    ids = tables.insert(connection, study_id, given)
-            assert [storage.get_trial(trial_id).number for trial_id in ids] == [4, 5, 6, 7]
-            trials = storage.get_all_trials(study_id)
-            written.append([replaced(trial) for trial in trials])
+        with opened(urls[1]) as storage:
+            for version in (storage.get_current_version(), "another"):
+                monkeypatch.setattr(optuna_tables, "KNOWN_VERSION", version)
+                study_id = storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], version)
+                for _ in range(2):
+                    with one_transaction(storage) as connection:
+                        tables = TrialTables(storage)
+                        tables.lock(connection, study_id)
+                        ids = tables.insert(connection, study_id, given)
+                assert [storage.get_trial(trial_id).number for trial_id in ids] == [4, 5, 6, 7]
+                written.append([replaced(trial) for trial in storage.get_all_trials(study_id)])
         assert written[0] == written[1] == [replaced(trial) for trial in given] * 2
-        storage.remove_session()
-        storage.engine.dispose()
 
     def test_optunas_tables_and_ours_in_either_order_and_by_many_at_once(self, urls: tuple[str, str]) -> None:
         errors: list[BaseException] = []
 
+        def ours() -> None:
+            Database(urls[0]).close()
+
+        def optunas() -> None:
+            with opened(urls[1]):
+                pass
+
         def open_both(optuna_first: bool) -> None:
             try:
-                storage = open_optuna(urls[1]) if optuna_first else None
-                Database(urls[0]).close()
-                (storage or open_optuna(urls[1])).engine.dispose()
+                for open_one in (optunas, ours) if optuna_first else (ours, optunas):
+                    open_one()
             except BaseException as error:
                 errors.append(error)
 
@@ -407,9 +421,8 @@ class TestProjectionContract:
         for thread in threads:
             thread.join()
         assert errors == []
-        storage = open_optuna(urls[1])
-        assert storage.get_current_version() == storage.get_head_version() == optuna_tables.KNOWN_VERSION
-        storage.engine.dispose()
+        with opened(urls[1]) as storage:
+            assert storage.get_current_version() == storage.get_head_version() == optuna_tables.KNOWN_VERSION
 
     def test_an_unknown_stage(self, projection: Projection, lease: Lease) -> None:
         with pytest.raises(NotFoundError):
@@ -426,10 +439,8 @@ def replaced(trial: FrozenTrial) -> tuple[Any, ...]:
 
 def test_tables_of_another_version_of_optuna_are_refused_in_one_line(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'dashboard.db'}"
-    storage = open_optuna(url)
-    with one_transaction(storage) as connection:
+    with opened(url) as storage, one_transaction(storage) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = 'v2.6.0.a'"))
-    storage.engine.dispose()
-    with warnings.catch_warnings(), pytest.raises(DatabaseError, match="storage upgrade") as raised:
+    with pytest.raises(DatabaseError, match="storage upgrade") as raised:
         open_optuna(url)
     assert "\n" not in str(raised.value)
