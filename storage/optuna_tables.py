@@ -17,22 +17,19 @@ from typing import Any
 import optuna
 from optuna.distributions import distribution_to_json
 from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
-from sqlalchemy import Connection, MetaData, NullPool, Table, column, create_engine, func, insert, select, table
-from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy import Connection, NullPool, column, create_engine, func, insert, select, table
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from factor_search.errors import one_line
 from storage.database import BUSY_SECONDS, set_up_sqlite
 from storage.errors import DatabaseError
+from storage.optuna_reading import TABLES, QuickStorage
 
-KNOWN_VERSION = "v3.2.0.a"
-"""The revision of Optuna's tables that :class:`TrialTables` writes."""
 CREATION_ATTEMPTS = 8
 CREATION_LOCK = 0x0FAC7026
 CONNECT_SECONDS = 10
-_TABLES = ("trials", "trial_values", "trial_params", "trial_user_attributes", "trial_intermediate_values")
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -51,7 +48,7 @@ def optuna_url_beside(database_url: str) -> str:
     )
 
 
-def open_optuna(url: str) -> RDBStorage:
+def open_optuna(url: str) -> QuickStorage:
     """Open Optuna's storage, with its tables created if need be, also by several processes at once.
 
     Raises:
@@ -94,11 +91,11 @@ def _creating_alone(url: URL) -> Iterator[None]:
         yield
 
 
-def _create(url: str, options: dict[str, Any]) -> RDBStorage:
+def _create(url: str, options: dict[str, Any]) -> QuickStorage:
     """A file has no such lock: whoever comes second tries again, and finds the tables there."""
     for attempt in range(CREATION_ATTEMPTS):
         try:
-            return RDBStorage(url, engine_kwargs=options)
+            return QuickStorage(url, engine_kwargs=options)
         except (SQLAlchemyError, StorageInternalError) as error:
             raced = any(word in str(error.__cause__ or error) for word in ("already exists", "locked", "UNIQUE"))
             if attempt == CREATION_ATTEMPTS - 1 or not raced:
@@ -108,7 +105,7 @@ def _create(url: str, options: dict[str, Any]) -> RDBStorage:
 
 
 @contextlib.contextmanager
-def one_transaction(storage: RDBStorage) -> Iterator[Connection]:
+def one_transaction(storage: QuickStorage) -> Iterator[Connection]:
     """Everything that this thread writes through the storage within the block, committed at once or not at all.
 
     Optuna commits after every attribute; here such a commit only ends a savepoint. A reader never sees half a figure.
@@ -128,9 +125,8 @@ def one_transaction(storage: RDBStorage) -> Iterator[Connection]:
 class TrialTables:
     """Inserts trials as Optuna's ``create_new_trial`` would, in a few statements for all of them."""
 
-    def __init__(self, storage: RDBStorage) -> None:
+    def __init__(self, storage: QuickStorage) -> None:
         self._storage = storage
-        self._tables = _reflect(storage.engine) if storage.get_current_version() == KNOWN_VERSION else None
 
     def lock(self, connection: Connection, study_id: int) -> None:
         """Hold a study against other writers until the end of the transaction.
@@ -148,9 +144,9 @@ class TrialTables:
 
         The caller holds the study against other writers, since numbers are counted.
         """
-        if self._tables is None:
+        tables = self._storage.known_tables
+        if tables is None:
             return [self._storage.create_new_trial(study_id, trial) for trial in trials]
-        tables = self._tables
         counted = select(func.count()).where(tables["trials"].c.study_id == study_id)
         first: int = connection.scalar(counted) or 0
         rows = [
@@ -173,7 +169,7 @@ class TrialTables:
 
 def _contents(ids: Sequence[int], trials: Sequence[FrozenTrial]) -> dict[str, list[dict[str, Any]]]:
     """Rows of the tables that belong to trials."""
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _TABLES[1:]}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES[1:]}
     for trial_id, trial in zip(ids, trials, strict=True):
         if trial.value is not None:
             objective = {"objective": 0, "value": trial.value, "value_type": "FINITE"}
@@ -189,12 +185,6 @@ def _contents(ids: Sequence[int], trials: Sequence[FrozenTrial]) -> dict[str, li
             seen = {"step": step, "intermediate_value": seen_value, "intermediate_value_type": "FINITE"}
             rows["trial_intermediate_values"].append({"trial_id": trial_id, **seen})
     return rows
-
-
-def _reflect(engine: Engine) -> dict[str, Table]:
-    metadata = MetaData()
-    metadata.reflect(engine, only=_TABLES)
-    return {name: metadata.tables[name] for name in _TABLES}
 
 
 def _utc(local: datetime | None) -> datetime | None:

@@ -13,7 +13,6 @@ from typing import Any
 
 from optuna import Study
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
-from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from optuna_dashboard import save_note, save_plotly_graph_object
@@ -79,7 +78,7 @@ class Projection:
         """
         self._database = database
         self._jobs = JobStore(database)
-        self._storage: RDBStorage = open_optuna(optuna_url)
+        self._storage = open_optuna(optuna_url)
         self._tables = TrialTables(self._storage)
         self._studies: dict[tuple[str, int], _StudyState] = {}
         self._me = secrets.token_hex(8)

@@ -20,11 +20,11 @@ from sqlalchemy import text
 from factor_search.evaluation import DIVERGED, OK, WORKER_LOST, Evaluation
 from factor_search.factors import Factors
 from factor_search.spec import parse_spec
-from storage import optuna_tables
 from storage.database import Database
 from storage.errors import DatabaseError, NotFoundError
 from storage.evaluations import Batch, Candidate, Computed, EvaluationStore
 from storage.jobs import JobStore, Lease
+from storage.optuna_reading import KNOWN_VERSION, QuickStorage
 from storage.optuna_tables import TrialTables, one_transaction, open_optuna
 from storage.projection import Projection
 
@@ -77,7 +77,7 @@ def done(*numbers: int, outcome: str = OK, losses: tuple[float, ...] = (1.5, 1.2
 
 
 @contextmanager
-def opened(url: str) -> Iterator[RDBStorage]:
+def opened(url: str) -> Iterator[QuickStorage]:
     storage = open_optuna(url)
     try:
         yield storage
@@ -386,8 +386,9 @@ class TestProjectionContract:
         given = study.get_trials()
         written = []
         with opened(urls[1]) as storage:
-            for version in (storage.get_current_version(), "another"):
-                monkeypatch.setattr(optuna_tables, "KNOWN_VERSION", version)
+            assert storage.known_tables is not None
+            for version in ("known", "another"):
+                monkeypatch.setattr(storage, "known_tables", storage.known_tables if version == "known" else None)
                 study_id = storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], version)
                 for _ in range(2):
                     with one_transaction(storage) as connection:
@@ -397,6 +398,22 @@ class TestProjectionContract:
                 assert [storage.get_trial(trial_id).number for trial_id in ids] == [4, 5, 6, 7]
                 written.append([replaced(trial) for trial in storage.get_all_trials(study_id)])
         assert written[0] == written[1] == [replaced(trial) for trial in given] * 2
+
+    def test_trials_are_read_as_optuna_reads_them(self, urls: tuple[str, str]) -> None:
+        with opened(urls[1]) as storage:
+            study = optuna.create_study(storage=storage)
+            study.optimize(odd_objective, n_trials=12, catch=ValueError)
+            study.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
+            study.enqueue_trial({"x": 0.5})
+            ours = storage.get_all_trials(study._study_id)
+            plain = RDBStorage(storage.url)
+            theirs = plain.get_all_trials(study._study_id)
+            plain.remove_session()
+            plain.engine.dispose()
+            assert [(trial.number, trial._trial_id, *replaced(trial)) for trial in ours] == [
+                (trial.number, trial._trial_id, *replaced(trial)) for trial in theirs
+            ]
+            assert {trial.state for trial in ours} == set(TrialState)
 
     def test_optunas_tables_and_ours_in_either_order_and_by_many_at_once(self, urls: tuple[str, str]) -> None:
         errors: list[BaseException] = []
@@ -422,13 +439,27 @@ class TestProjectionContract:
             thread.join()
         assert errors == []
         with opened(urls[1]) as storage:
-            assert storage.get_current_version() == storage.get_head_version() == optuna_tables.KNOWN_VERSION
+            assert storage.get_current_version() == storage.get_head_version() == KNOWN_VERSION
 
     def test_an_unknown_stage(self, projection: Projection, lease: Lease) -> None:
         with pytest.raises(NotFoundError):
             projection.project(lease.job_id, 7)
         with pytest.raises(NotFoundError):
             projection.project("nothing", 0)
+
+
+def odd_objective(trial: optuna.Trial) -> float:
+    """Something of everything."""
+    trial.suggest_float("x", 0, 1)
+    trial.suggest_categorical("c", ["a", None, 1])
+    trial.set_user_attr("n", [trial.number])
+    for step, value in enumerate([1.0, math.inf, -math.inf, 0.1]):
+        trial.report(value, 3 - step)
+    if trial.number % 4 == 1:
+        raise optuna.TrialPruned
+    if trial.number % 4 == 2:
+        raise ValueError
+    return math.inf if trial.number % 4 else trial.suggest_int("i", 1, 64, log=True)
 
 
 def replaced(trial: FrozenTrial) -> tuple[Any, ...]:
