@@ -8,6 +8,7 @@ from optuna_dashboard import wsgi
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp
 
+from storage.optuna_reading import FewCurvesStorage
 from storage.optuna_tables import open_optuna
 
 COMPRESSION_LEVEL = 3
@@ -20,5 +21,5 @@ def dashboard_app(optuna_url: str) -> ASGIApp:
     Raises:
         DatabaseError: the tables cannot be reached.
     """
-    dashboard = WSGIMiddleware(wsgi(get_storage(open_optuna(optuna_url))))
+    dashboard = WSGIMiddleware(wsgi(get_storage(open_optuna(optuna_url, FewCurvesStorage))))
     return GZipMiddleware(cast(ASGIApp, dashboard), minimum_size=10_000, compresslevel=COMPRESSION_LEVEL)

@@ -48,7 +48,7 @@ def optuna_url_beside(database_url: str) -> str:
     )
 
 
-def open_optuna(url: str) -> QuickStorage:
+def open_optuna(url: str, kind: type[QuickStorage] = QuickStorage) -> QuickStorage:
     """Open Optuna's storage, with its tables created if need be, also by several processes at once.
 
     Raises:
@@ -69,7 +69,7 @@ def open_optuna(url: str) -> QuickStorage:
     template = parsed.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
     try:
         with _creating_alone(parsed):
-            storage = _create(template, options)
+            storage = _create(kind, template, options)
     except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
         shown = parsed.render_as_string(hide_password=True)
         raise DatabaseError(f"cannot use Optuna's tables in {shown}: {one_line(error)}") from error
@@ -91,11 +91,11 @@ def _creating_alone(url: URL) -> Iterator[None]:
         yield
 
 
-def _create(url: str, options: dict[str, Any]) -> QuickStorage:
+def _create(kind: type[QuickStorage], url: str, options: dict[str, Any]) -> QuickStorage:
     """A file has no such lock: whoever comes second tries again, and finds the tables there."""
     for attempt in range(CREATION_ATTEMPTS):
         try:
-            return QuickStorage(url, engine_kwargs=options)
+            return kind(url, engine_kwargs=options)
         except (SQLAlchemyError, StorageInternalError) as error:
             raced = any(word in str(error.__cause__ or error) for word in ("already exists", "locked", "UNIQUE"))
             if attempt == CREATION_ATTEMPTS - 1 or not raced:

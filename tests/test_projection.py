@@ -24,7 +24,7 @@ from storage.database import Database
 from storage.errors import DatabaseError, NotFoundError
 from storage.evaluations import Batch, Candidate, Computed, EvaluationStore
 from storage.jobs import JobStore, Lease
-from storage.optuna_reading import KNOWN_VERSION, QuickStorage
+from storage.optuna_reading import KNOWN_VERSION, MOST_CURVES, FewCurvesStorage, QuickStorage
 from storage.optuna_tables import TrialTables, one_transaction, open_optuna
 from storage.projection import Projection
 
@@ -77,8 +77,8 @@ def done(*numbers: int, outcome: str = OK, losses: tuple[float, ...] = (1.5, 1.2
 
 
 @contextmanager
-def opened(url: str) -> Iterator[QuickStorage]:
-    storage = open_optuna(url)
+def opened(url: str, kind: type[QuickStorage] = QuickStorage) -> Iterator[QuickStorage]:
+    storage = open_optuna(url, kind)
     try:
         yield storage
     finally:
@@ -414,6 +414,20 @@ class TestProjectionContract:
                 (trial.number, trial._trial_id, *replaced(trial)) for trial in theirs
             ]
             assert {trial.state for trial in ours} == set(TrialState)
+
+    def test_the_dashboard_gets_few_curves(
+        self, projection: Projection, evaluations: EvaluationStore, lease: Lease, urls: tuple[str, str]
+    ) -> None:
+        for number in range(40):
+            evaluations.record({lease: done(number, losses=(1.0 if number == 30 else 2.0, 2.0))})
+        evaluations.record({lease: Batch(losses_so_far={candidate(40): [2.0]})})
+        projection.project(lease.job_id, 0)
+        with opened(urls[1]) as everything, opened(urls[1], FewCurvesStorage) as few:
+            study_id = few.get_study_id_from_name(STUDY)
+            assert all(trial.intermediate_values for trial in everything.get_all_trials(study_id))
+            for _ in range(2):
+                curves = [trial.number for trial in few.get_all_trials(study_id) if trial.intermediate_values]
+                assert curves == [*range(MOST_CURVES), 30, 40]
 
     def test_optunas_tables_and_ours_in_either_order_and_by_many_at_once(self, urls: tuple[str, str]) -> None:
         errors: list[BaseException] = []
