@@ -42,6 +42,7 @@ TRIALS, PAIRS, DOCUMENTS = 1500, 32, 4
 FIRST_LOAD_LIMIT, POLL_LIMIT = 3.0, 0.3
 POLLS = 5
 LOADS = 3
+OTHER_TRIALS = 20
 POLL_WAIT_SECONDS = 25
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
@@ -195,7 +196,7 @@ def browse(address: str, study: int, trials: int, executable: str, polls: int, s
             executable_path=executable,
             headless=True,
             args=CHROMIUM_ARGUMENTS,
-            viewport={"width": 1400, "height": 2400},
+            viewport={"width": 1400, "height": 900},
         )
         try:
             page = browser.new_page()
@@ -214,6 +215,7 @@ def browse(address: str, study: int, trials: int, executable: str, polls: int, s
             while len(seen) < 1 + polls and time.monotonic() < end:
                 page.wait_for_timeout(200)
             if screenshot is not None:
+                page.set_viewport_size({"width": 1400, "height": 2600})
                 page.wait_for_timeout(1500)
                 page.screenshot(path=screenshot)
             browsed.requests = seen
@@ -246,7 +248,7 @@ def measure(kind: str, trials: int, others: int, screenshot: Path | None) -> boo
             projection.summarise(lease.job_id, 0)
             for number in range(others):  # a service that has been used for a while
                 other = new_job(database, f"other-{number}")
-                record_search(database, other, 20)
+                record_search(database, other, OTHER_TRIALS)
                 projection.project(other.job_id, 0)
                 projection.summarise(other.job_id, 0)
         print(f"{kind}: {trials} trials beside {others} other studies")
@@ -270,9 +272,12 @@ def measure(kind: str, trials: int, others: int, screenshot: Path | None) -> boo
                 browsed = browse(address, 1, trials, executable, int(attempt == 0), None if attempt else screenshot)
             loads.append(browsed.first_load_seconds)
             own_polls += [seconds for _, seconds in browsed.requests[1:]]
+        with served(optuna_url) as address:  # what a page costs that shows next to nothing
+            floor = browse(address, 2, OTHER_TRIALS, executable, 0, None).first_load_seconds if others else math.nan
         first_load = statistics.median(loads)
         each = ", ".join(f"{load:.2f}" for load in loads)
         print(f"  page drawn after {first_load:.2f} s, median of {each} (limit {FIRST_LOAD_LIMIT} s)")
+        print(f"  the page of a study of {OTHER_TRIALS} trials: {floor:.2f} s")
         print(
             f"  the page's own polls: {', '.join(f'{seconds:.3f} s' for seconds in own_polls)} (limit {POLL_LIMIT} s)"
         )

@@ -23,7 +23,7 @@ KNOWN_VERSION = "v3.2.0.a"
 TABLES = ("trials", "trial_values", "trial_params", "trial_user_attributes", "trial_intermediate_values")
 _SYSTEM = "trial_system_attributes"
 MOST_UNFINISHED = 1000
-MOST_CURVES = 20
+MOST_CURVES = 5
 _SPECIAL = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
 
 

@@ -1,4 +1,4 @@
-"""What the dashboard shows of a study besides its trials: a note and two figures, from what is known so far."""
+"""What the dashboard shows of a study besides its trials: a note and a figure, from what is known so far."""
 
 import json
 import re
@@ -35,14 +35,6 @@ class SearchSoFar:
         if self.best is None or (perplexity, number) < (self.perplexities[self.best], self.best):
             self.best, self.best_factors = number, tuple(factors)
 
-    def improvements(self) -> list[tuple[int, float]]:
-        """Each candidate that was better than all proposed before it, and its perplexity."""
-        found: list[tuple[int, float]] = []
-        for number in sorted(self.perplexities):
-            if not found or self.perplexities[number] < found[-1][1]:
-                found.append((number, self.perplexities[number]))
-        return found
-
 
 @dataclass(frozen=True)
 class Figure:
@@ -57,16 +49,16 @@ class Figure:
 
 
 def figures(prepared: dict[str, Any], search: SearchSoFar, report: dict[str, Any] | None) -> dict[str, Figure]:
-    """The figures by their ids; none before there is a best candidate."""
+    """The figures by their ids, the best so far against the closed forms; none before there is a best candidate.
+
+    The dashboard itself draws the course of the search.
+    """
     if search.best is None:
         return {}
     factors, name = search.best_factors, f"candidate {search.best}"
     if report is not None:
         factors, name = report["factors"]["rescale_factors"], "found"
-    return {
-        "rescale-factors": _factors_figure(prepared, factors, name),
-        "best-so-far": _best_figure(search),
-    }
+    return {"rescale-factors": _factors_figure(prepared, factors, name)}
 
 
 def _factors_figure(prepared: dict[str, Any], factors: Sequence[float], name: str) -> Figure:
@@ -85,17 +77,6 @@ def _factors_figure(prepared: dict[str, Any], factors: Sequence[float], name: st
         label = {"x": critical / 2, "y": 1, "yref": "paper", "text": "critical", "showarrow": False, "xanchor": "left"}
         layout["annotations"] = [label]
     return Figure([*lines, _line(name, factors, FOUND_COLOUR, 3)], layout)
-
-
-def _best_figure(search: SearchSoFar) -> Figure:
-    steps = search.improvements()
-    last = max(search.perplexities)
-    if last > steps[-1][0]:
-        steps.append((last, steps[-1][1]))
-    numbers, values = [number for number, _ in steps], [round(value, 6) for _, value in steps]
-    line: dict[str, Any] = {"type": "scatter", "mode": "lines", "name": "best so far", "x": numbers, "y": values}
-    line |= {"line": {"color": FOUND_COLOUR, "width": 3, "shape": "hv"}}
-    return Figure([line], _layout("Best perplexity so far", "candidate", "perplexity on search documents"))
 
 
 def _line(name: str, factors: Sequence[float], colour: str, width: float) -> dict[str, Any]:

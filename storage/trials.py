@@ -16,7 +16,7 @@ from storage.evaluations import CandidateRow
 from storage.schema import CANDIDATE_DONE, CANDIDATE_RUNNING, CANDIDATE_WITHDRAWN
 
 Number = TypeVar("Number", int, float)
-KNOTS = 8
+KNOTS = 6
 """So many of the rescale factors are parameters: the dashboard draws and ships every one of every trial."""
 WAITING, STOPPED = "waiting", "stopped"
 """What a running candidate shows once its job is paused, or has ended without it."""

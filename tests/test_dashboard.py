@@ -61,7 +61,7 @@ def test_the_mounted_dashboard_shows_what_another_process_writes(database: Datab
         assert [trial["number"] for trial in trials_of(client, after=2)] == [2]
         study = client.get("/api/studies/1").json()
         assert "2 (2 ok)" in study["note"]["body"]
-        assert {figure["id"] for figure in study["plotly_graph_objects"]} == {"rescale-factors", "best-so-far"}
+        assert {figure["id"] for figure in study["plotly_graph_objects"]} == {"rescale-factors"}
         assert study["objective_names"] == ["perplexity"]
 
 
