@@ -167,7 +167,7 @@ class EvaluationStore:
     ) -> list[CandidateRow]:
         """Candidates of a job in the order proposed, after a number."""
         in_page = (candidates.c.job_id == job_id, candidates.c.part == part, candidates.c.stage == stage)
-        query = select(*_CANDIDATE_COLUMNS).select_from(_CANDIDATES).where(*in_page, candidates.c.number > after)
+        query = select(*CANDIDATE_COLUMNS).select_from(CANDIDATES).where(*in_page, candidates.c.number > after)
         with self._database.reading() as connection:
             rows = connection.execute(query.order_by(candidates.c.number).limit(limit))
             return [candidate_row(row) for row in rows]
@@ -182,10 +182,10 @@ class EvaluationStore:
 
 _RESULT = ("part", "outcome", "losses", "tokens", "losses_at", "seconds", "worker", "attempts", "error", "recorded_at")
 _PLACE = ("stage", "part", "number", "generation", "state", "key", "factors", "losses_so_far", "reused", "projected")
-_CANDIDATES = candidates.outerjoin(
+CANDIDATES = candidates.outerjoin(
     evaluations, and_(candidates.c.key == evaluations.c.key, candidates.c.state == CANDIDATE_DONE)
 )
-_CANDIDATE_COLUMNS = [
+CANDIDATE_COLUMNS = [
     *(candidates.c[name] for name in _PLACE),
     *(evaluations.c[name].label(f"result_{name}") for name in _RESULT),
 ]
