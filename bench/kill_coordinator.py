@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.ray_cluster import RayCluster, use_token
+from bench.scratch import scratch_database
 from factor_search.evaluation import Evaluation
 from factor_search.factors import Factors
 from factor_search.job import run_job
@@ -182,11 +183,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["FACTOR_SEARCH_CACHE"] = str(folder / "cache")
-        if not arguments.postgresql:
-            return int(run(arguments.kills, f"sqlite:///{folder / 'jobs.db'}", folder) > 0)
-        from bench.postgresql import postgresql
-
-        with postgresql() as url:
+        with scratch_database("postgresql" if arguments.postgresql else "sqlite") as url:
             return int(run(arguments.kills, url, folder) > 0)
 
 

@@ -10,7 +10,8 @@ import random
 import statistics
 import time
 
-from bench.dashboard import evaluated, new_job, proposed, scratch_database
+from bench.dashboard import evaluated, new_job, proposed
+from bench.scratch import scratch_database
 from storage.database import Database
 from storage.evaluations import Batch, Computed, EvaluationStore
 from storage.optuna_tables import optuna_url_beside

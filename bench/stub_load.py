@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from bench.postgresql import postgresql
+from bench.scratch import scratch_database
 from bench.stub import StubWorker, stub_spec
 from storage.database import Database
 from storage.jobs import JobStore
@@ -129,12 +128,8 @@ def crew_of(engine: str, workers: int, sleep: float) -> Iterator[Crew]:
 
 @contextlib.contextmanager
 def database_of(on_postgresql: bool) -> Iterator[Database]:
-    with contextlib.ExitStack() as stack:
-        if on_postgresql:
-            url = stack.enter_context(postgresql())
-        else:
-            url = f"sqlite:///{stack.enter_context(tempfile.TemporaryDirectory())}/jobs.db"
-        yield stack.enter_context(Database(url))
+    with scratch_database("postgresql" if on_postgresql else "sqlite") as url, Database(url) as database:
+        yield database
 
 
 def main() -> int:

@@ -35,9 +35,17 @@ DATABASE, DASHBOARD_DATABASE = "FACTOR_SEARCH_DATABASE", "FACTOR_SEARCH_DASHBOAR
 
 def start(database_url: str, optuna_url: str, owner: str) -> "subprocess.Popen[bytes]":
     """Start a projector as a child; it ends by itself when its standard input is closed or this process dies."""
-    environment = os.environ | {DATABASE: database_url, DASHBOARD_DATABASE: optuna_url}
-    command = [sys.executable, "-m", "storage.projector", "--owner", owner]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
+    return subprocess.Popen(command(owner), stdin=subprocess.PIPE, env=environment(database_url, optuna_url))
+
+
+def command(owner: str) -> list[str]:
+    """Program and arguments of a projector."""
+    return [sys.executable, "-m", "storage.projector", "--owner", owner]
+
+
+def environment(database_url: str, optuna_url: str) -> dict[str, str]:
+    """What a projector's environment must be."""
+    return os.environ | {DATABASE: database_url, DASHBOARD_DATABASE: optuna_url}
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """``python -m workers``: a coordinator of its own process, started and watched over by ``factor-search serve``."""
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -8,12 +9,17 @@ import stat
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from factor_search.errors import FactorSearchError
 from storage.database import Database
+from storage.projector import command as projector_command
+from storage.projector import environment as projector_environment
+from storage.unprojected import catch_up
 from workers.coordinator import Coordinator, new_owner
 from workers.policy import Policy, add_policy_arguments
 from workers.ray_environment import prepare_environment
+from workers.supervisor import Supervisor
 
 SWITCH_SECONDS = 0.0005
 """Threads here work for microseconds and wait for each other; Python's own five milliseconds would be felt."""
@@ -51,7 +57,12 @@ def _run(parsed: argparse.Namespace) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has started, which sets handlers of its own
             signal.signal(number, lambda *_: stop.set())
         owner = new_owner()
-        try:
+        shown: Callable[[str], int] = lambda job_id: 0  # noqa: E731
+        with contextlib.ExitStack() as stack:
+            stack.callback(crew.close)
+            if parsed.dashboard_database is not None:
+                stack.enter_context(projector(parsed.database, parsed.dashboard_database, owner))
+                shown = partial(catch_up, database, stage=0, seconds=0.5)
             coordinator = Coordinator(
                 database,
                 crew,
@@ -60,6 +71,7 @@ def _run(parsed: argparse.Namespace) -> None:
                 lease_seconds=parsed.lease_seconds,
                 evaluation_timeout=parsed.evaluation_timeout,
                 owner=owner,
+                unprojected=shown,
             )
             _stop_when(stop, coordinator.shut_down)
             if stat.S_ISFIFO(os.fstat(0).st_mode):
@@ -67,8 +79,15 @@ def _run(parsed: argparse.Namespace) -> None:
             capacity = crew.capacity()
             print(f"coordinator ready: {owner}, room for {capacity.workers} workers", flush=True)
             coordinator.run()
-        finally:
-            crew.close()
+
+
+def projector(database_url: str, dashboard_url: str, owner: str) -> Supervisor:
+    """The process that keeps the dashboard's tables up to date, kept running.
+
+    The addresses go by its environment, since others can read a process's arguments.
+    """
+    environment = projector_environment(database_url, dashboard_url)
+    return Supervisor(projector_command(owner), name="projector", environment=environment)
 
 
 def _stop_when(stop: threading.Event, shut_down: Callable[[], None]) -> None:
@@ -93,8 +112,12 @@ def _stop_at_end_of_input(stop: threading.Event) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all settings of a coordinator."""
     parser = argparse.ArgumentParser(prog="python -m workers", description="A coordinator: drives jobs of a database.")
-    parser.add_argument("--database", required=True, metavar="URL")
-    parser.add_argument("--dashboard-database", metavar="URL", help="where Optuna's tables are; default: none are kept")
+    for name, purpose in (("DATABASE", "where jobs are"), ("DASHBOARD_DATABASE", "where Optuna's tables are, if any")):
+        variable = f"FACTOR_SEARCH_{name}"  # others can read a process's arguments, and a URL may hold a password
+        given = os.environ.get(variable)
+        option = f"--{name.lower().replace('_', '-')}"
+        needed = name == "DATABASE" and given is None
+        parser.add_argument(option, default=given, required=needed, metavar="URL", help=f"{purpose}; or ${variable}")
     parser.add_argument("--ray-address", metavar="HOST:PORT", help="join this cluster; default: a Ray of our own")
     parser.add_argument("--workers", type=int, metavar="N", help="at most so many; default: as many as fit")
     parser.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="X")

@@ -51,7 +51,7 @@ class Coordinator:
             jobs: at most so many at once.
             lease_seconds: after so long without a sign of life, another coordinator takes a job over.
             evaluation_timeout: seconds after which the evaluation of a candidate is ended.
-            unprojected: how many candidates of a job the dashboard does not show yet.
+            unprojected: waits a moment for the dashboard to show all candidates of a job; how many it does not.
             owner: this coordinator's id.
         """
         self.owner = owner or new_owner()

@@ -52,7 +52,7 @@ class Tools:
     crew: Crew
     policy: Policy
     unprojected: Callable[[str], int] = lambda job_id: 0
-    """How many candidates of a job the dashboard does not show yet."""
+    """Waits a moment for the dashboard to show all candidates of a job; how many it does not."""
 
 
 class Driver:
@@ -175,12 +175,11 @@ class Driver:
     def _await_projection(self) -> None:
         """The dashboard's study is complete when the job says it is finished."""
         until = time.monotonic() + PROJECTION_SECONDS
-        while (behind := self._persist(lambda: self._tools.unprojected(self.lease.job_id))) > 0:
+        while (left := self._tools.unprojected(self.lease.job_id)) != 0:
             self._evaluator.check()
             if time.monotonic() > until:
-                self._evaluator.event("projection_late", {"candidates": behind})
+                self._evaluator.event("projection_late", {"candidates": left})
                 return
-            time.sleep(0.1)
 
     def _start_stage(self, spec: JobSpec, prepared: Prepared) -> None:
         document = _describe(spec, prepared)

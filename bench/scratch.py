@@ -1,4 +1,4 @@
-"""An embedded PostgreSQL for benchmarks, over a Unix socket."""
+"""Empty databases for benchmarks: a file, or a PostgreSQL of our own over a Unix socket."""
 
 import contextlib
 import os
@@ -21,3 +21,14 @@ def postgresql() -> Iterator[str]:
     finally:
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def scratch_database(kind: str) -> Iterator[str]:
+    """Address of an empty database, ``sqlite`` or ``postgresql``."""
+    if kind == "postgresql":
+        with postgresql() as url:
+            yield url
+        return
+    with tempfile.TemporaryDirectory(prefix="fs") as folder:
+        yield f"sqlite:///{folder}/jobs.db"
