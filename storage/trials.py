@@ -78,11 +78,7 @@ def trial_of(row: CandidateRow, shown: str, space: TrialSpace) -> FrozenTrial:
         CANDIDATE: row.number,
         "generation": row.generation,
         "rescale_factors": ", ".join(f"{factor:.6g}" for factor in row.factors.rescale_factors),
-        "key": row.key,
     }
-    for name in ("initial_tokens", "attention_factor"):
-        if name not in params:
-            attributes[name] = getattr(row.factors, name)
     start, end = _times(row)
     return FrozenTrial(
         number=-1,
@@ -117,12 +113,9 @@ def result_attributes(row: CandidateRow, shown: str) -> dict[str, Any]:
         return {}
     if row.evaluation is None or shown != CANDIDATE_DONE:
         return {"outcome": shown}
-    known = {
-        "outcome": row.evaluation.outcome,
-        "seconds": round(row.evaluation.seconds, 4),
-        "worker": row.worker,
-        "reused": row.reused,
-    }
+    known: dict[str, Any] = {"outcome": row.evaluation.outcome, "worker": row.worker}
+    if row.reused:
+        known["reused"] = True
     if row.error:
         known["error"] = row.error[:300]
     return known
