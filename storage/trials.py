@@ -18,8 +18,8 @@ from storage.schema import CANDIDATE_DONE, CANDIDATE_RUNNING, CANDIDATE_WITHDRAW
 Number = TypeVar("Number", int, float)
 KNOTS = 6
 """So many of the rescale factors are parameters: the dashboard draws and ships every one of every trial."""
-WAITING, STOPPED = "waiting", "stopped"
-"""What a running candidate shows once its job is paused, or has ended without it."""
+WAITING = "waiting"
+"""What a running candidate shows once its job is paused."""
 CANDIDATE = "candidate"
 """The attribute by which a trial is found again."""
 
@@ -79,6 +79,9 @@ def trial_of(row: CandidateRow, shown: str, space: TrialSpace) -> FrozenTrial:
         "generation": row.generation,
         "rescale_factors": ", ".join(f"{factor:.6g}" for factor in row.factors.rescale_factors),
     }
+    for name in ("initial_tokens", "attention_factor"):
+        if name not in params:
+            attributes[name] = getattr(row.factors, name)
     start, end = _times(row)
     return FrozenTrial(
         number=-1,
