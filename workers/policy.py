@@ -1,0 +1,178 @@
+"""What a submitted job may touch on this machine: whose files, the hub or not, foreign code or not."""
+
+import argparse
+import glob
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from factor_search.errors import SpecError
+from factor_search.models import looks_local
+from factor_search.spec import DataSpec, JobSpec, ModelSpec
+from factor_search.testbed import CHECKPOINT
+from factor_search.testbed.corpus import held_out_files
+
+MATCHES_CHECKED = 100_000
+LINKS_CHECKED = 100_000
+WILDCARD = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the operator of a service allows. The shipped model and the demo's documents are always allowed."""
+
+    roots: tuple[Path, ...]
+    """Folders under which models and documents may lie, links followed."""
+    allow_hub: bool
+    """Whether models and data sets may come from the Hugging Face hub."""
+    allow_remote_code: bool
+    """Whether a checkpoint's own Python code, or an attention kernel of the hub, may be run."""
+
+    def check(self, spec: JobSpec) -> None:
+        """Refuse a job that asks for more than is allowed.
+
+        Raises:
+            SpecError: naming what is not allowed and how the operator can allow it.
+        """
+        self._check_code(spec.model)
+        self._check_model(spec.model)
+        self._check_data(spec.data)
+
+    def as_arguments(self) -> list[str]:
+        """The same policy for another process's command line; see :func:`add_policy_arguments`."""
+        roots = [argument for root in self.roots for argument in ("--root", str(root))]
+        code = ["--allow-remote-code"] if self.allow_remote_code else []
+        return [*roots, "--hub" if self.allow_hub else "--no-hub", *code]
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace, *, hub: bool) -> "Policy":
+        """What the arguments of :func:`add_policy_arguments` say.
+
+        Args:
+            arguments: the parsed command line.
+            hub: what holds where neither ``--hub`` nor ``--no-hub`` is given.
+
+        Raises:
+            SpecError: a root is no folder.
+        """
+        roots = []
+        for root in arguments.root or [Path.cwd()]:
+            if not root.is_dir():
+                raise SpecError(f"--root {root} is no folder")
+            roots.append(root.resolve())
+        allow_hub = hub if arguments.hub is None else arguments.hub
+        return cls(tuple(dict.fromkeys(roots)), allow_hub, arguments.allow_remote_code)
+
+    def _check_code(self, model: ModelSpec) -> None:
+        if self.allow_remote_code:
+            return
+        remedy = "the operator must start the service with --allow-remote-code"
+        if model.trust_remote_code:
+            raise SpecError(f"model.trust_remote_code is not allowed here: {remedy}")
+        if "/" in model.attention:  # transformers takes such a name for a kernel on the hub, which is code
+            raise SpecError(f"model.attention {model.attention!r} names code on the hub, not allowed here: {remedy}")
+
+    def _check_model(self, model: ModelSpec) -> None:
+        if looks_local(model.id) or _exists(model.id, "model.id"):
+            self._check_path(model.id, "model.id")
+            return
+        self._check_hub(f"model {model.id!r} is no folder here, and")
+        revision = model.revision
+        if revision is not None and (".." in revision or not re.fullmatch(r"[\w.\-/]+", revision)):
+            raise SpecError(f"model.revision {revision!r} is no branch, tag or commit")
+
+    def _check_data(self, data: DataSpec) -> None:
+        for pattern in data.files or ():
+            self._check_pattern(pattern, "data.files")
+        for pattern in data.held_out_files or ():
+            self._check_pattern(pattern, "data.held_out_files")
+        if data.dataset is None:
+            return
+        if looks_local(data.dataset) or _exists(data.dataset, "data.dataset"):
+            self._check_path(data.dataset, "data.dataset")
+        else:
+            self._check_hub(f"data set {data.dataset!r} would come from the hub, but")
+
+    def _check_hub(self, what: str) -> None:
+        if not self.allow_hub:
+            raise SpecError(f"{what} the hub is not allowed here: use a local path, or start the service with --hub")
+
+    def _check_pattern(self, pattern: str, key: str) -> None:
+        """Refuse a glob that begins, or at present matches anything, outside the roots."""
+        parts = Path(pattern).parts
+        fixed = list(itertools.takewhile(lambda part: not WILDCARD.search(part), parts))
+        if len(fixed) == len(parts) or _exists(pattern, key):
+            self._check_path(pattern, key)
+            if len(fixed) == len(parts):
+                return
+        if ".." in parts[len(fixed) :]:
+            raise SpecError(f"{key}: {pattern} has '..' behind a wildcard: write the path without")
+        self._check_path(str(Path(*fixed)), key, shown=pattern, whole=False)
+        for match in itertools.islice(glob.iglob(pattern, recursive=True), MATCHES_CHECKED):
+            self._check_path(match, key)
+
+    def _check_path(self, path: str, key: str, *, shown: str | None = None, whole: bool = True) -> None:
+        """Refuse what does not lie under a root; of a folder (if ``whole``) also what links in it lead to."""
+        resolved = _resolved(path, key)
+        if resolved in _always_allowed():
+            return
+        remedy = "the operator can allow a folder with --root"
+        if not self._is_inside(resolved):
+            raise SpecError(f"{key}: {shown or path} is not in a folder that jobs may use: {remedy}")
+        if whole and resolved.is_dir():
+            for link in itertools.islice(_links(resolved), LINKS_CHECKED):
+                if not self._is_inside(_resolved(str(link), key)):
+                    raise SpecError(f"{key}: {link} links out of the folders that jobs may use: {remedy}")
+
+    def _is_inside(self, resolved: Path) -> bool:
+        return any(resolved.is_relative_to(root.resolve()) for root in self.roots)
+
+
+def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--root``, ``--hub`` / ``--no-hub`` and ``--allow-remote-code``."""
+    parser.add_argument(
+        "--root",
+        action="append",
+        type=Path,
+        metavar="DIR",
+        help="a folder under which jobs' models and documents may lie; may be repeated; default: the current folder",
+    )
+    parser.add_argument(
+        "--hub", action=argparse.BooleanOptionalAction, help="whether models and data sets may come from the hub"
+    )
+    parser.add_argument(
+        "--allow-remote-code", action="store_true", help="let jobs run Python code that comes with a checkpoint"
+    )
+
+
+def _always_allowed() -> set[Path]:
+    return {CHECKPOINT.resolve(), *(file.resolve() for file in held_out_files())}
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        for name in itertools.chain(folders, files):
+            if (link := Path(place, name)).is_symlink():
+                yield link
+
+
+def _resolved(path: str, key: str) -> Path:
+    try:
+        return Path(path).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
+        raise _unusable(path, key, error) from None
+
+
+def _exists(path: str, key: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError) as error:
+        raise _unusable(path, key, error) from None
+
+
+def _unusable(path: str, key: str, error: Exception) -> SpecError:
+    reason = getattr(error, "strerror", None) or error
+    return SpecError(f"{key}: {path[:100]!r} cannot be a path: {reason}")
