@@ -44,7 +44,7 @@ def create_app(settings: Settings, dashboard: ASGIApp | None = None) -> FastAPI:
             finally:
                 registry.unregister(records)
 
-    app = FastAPI(title="factor-search", version=__version__, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(title="factor-search", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     problems.install(app)
     for module in (jobs, results, health):
         app.include_router(module.router)

@@ -105,7 +105,7 @@ class RecordMetrics(Collector):
         alive = [known for known in self._coordinators.list() if known.silent_seconds < self._silent_seconds]
         coordinators = GaugeMetricFamily("factor_search_coordinators", "Coordinators alive.", value=len(alive))
         workers = GaugeMetricFamily("factor_search_workers", "Workers of live coordinators.", labels=["state"])
-        for state, reported in (("alive", "workers"), ("busy", "busy")):
-            numbers = (known.capacity.get(reported, 0) for known in alive)
+        for state in ("alive", "busy"):
+            numbers = (known.capacity.get(state, 0) for known in alive)
             workers.add_metric([state], sum(number for number in numbers if isinstance(number, int | float)))
         return [coordinators, workers]

@@ -16,6 +16,10 @@ UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 
 
+_JSON_NAMES = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean"}
+_JSON_NAMES[type(None)] = "null"
+
+
 async def submitted_spec(request: Request) -> JobSpec:
     """The specification in a request's body.
 
@@ -46,6 +50,8 @@ def parse_body(body: bytes) -> JobSpec:
         raise RefusedError(400, "the body is nested too deeply") from None
     except ValueError as error:
         raise RefusedError(400, f"the body is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise RefusedError(422, f"a specification is a JSON object, not {_JSON_NAMES[type(document)]}")
     unprintable = [
         Fault(pointer=place, detail="a control character or half a surrogate") for place in _unprintable(document)
     ]
