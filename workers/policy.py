@@ -104,7 +104,7 @@ class Policy:
         """Refuse a glob that begins, or at present matches anything, outside the roots."""
         parts = Path(pattern).parts
         fixed = list(itertools.takewhile(lambda part: not WILDCARD.search(part), parts))
-        if len(fixed) == len(parts) or _exists(pattern, key):
+        if _exists(pattern, key) or len(fixed) == len(parts):
             self._check_path(pattern, key)
             if len(fixed) == len(parts):
                 return
@@ -122,7 +122,7 @@ class Policy:
         remedy = "the operator can allow a folder with --root"
         if not self._is_inside(resolved):
             raise SpecError(f"{key}: {shown or path} is not in a folder that jobs may use: {remedy}")
-        if whole and resolved.is_dir():
+        if whole and os.path.isdir(resolved):
             for link in itertools.islice(_links(resolved), LINKS_CHECKED):
                 if not self._is_inside(_resolved(str(link), key)):
                     raise SpecError(f"{key}: {link} links out of the folders that jobs may use: {remedy}")
@@ -168,8 +168,8 @@ def _resolved(path: str, key: str) -> Path:
 
 def _exists(path: str, key: str) -> bool:
     try:
-        return Path(path).exists()
-    except (OSError, ValueError) as error:
+        return Path(path).resolve().exists()
+    except (OSError, ValueError, RuntimeError) as error:
         raise _unusable(path, key, error) from None
 
 
