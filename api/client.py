@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx2 as httpx
 from pydantic import BaseModel, ValidationError
@@ -57,16 +57,17 @@ class Client:
         key = key or os.environ.get("FACTOR_SEARCH_KEY")
         self._patience = patience_seconds
         try:
-            parsed = httpx.URL(self.url)
-        except (httpx.InvalidURL, ValueError) as error:
+            parsed = urlsplit(self.url)
+            usable = parsed.scheme in ("http", "https") and bool(parsed.hostname) and parsed.port != 0
+        except ValueError as error:
             raise ServiceError(f"{self.url!r} is no URL: {one_line(error)}") from None
-        if parsed.scheme not in ("http", "https") or not parsed.host:
+        if not usable:
             raise ServiceError(f"{self.url!r} is no URL of a server, such as {DEFAULT_URL}")
         if key is not None and not (key.isascii() and key.isprintable()):
             raise ServiceError(
                 "the key has characters that no key has: set FACTOR_SEARCH_KEY to what keys create printed"
             )
-        self.is_local = parsed.host in ("127.0.0.1", "localhost", "::1")
+        self.is_local = parsed.hostname in ("127.0.0.1", "localhost", "::1")
         self._http = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"} if key else {},

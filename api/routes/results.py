@@ -161,6 +161,6 @@ def _huggingface(stores: Records, job: Job, document: dict[str, Any]) -> dict[st
     from factor_search.export.huggingface import huggingface_config  # loads transformers
     from factor_search.models import load_config
 
-    spec = job.parse_spec()
-    stores.settings.policy.check(spec)
-    return huggingface_config(parse_factors(document), load_config(spec.model))
+    model = job.parse_spec().model
+    stores.settings.policy.check_model(model)
+    return huggingface_config(parse_factors(document), load_config(model))
