@@ -5,14 +5,13 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
-PLOTTED_METHODS = {"yarn": "#0072B2", "ntk": "#009E73", "pi": "#CC79A7", "ntk-critical": "#E69F00", "llama3": "#56B4E9"}
-FOUND_COLOUR = "#D55E00"  # Okabe and Ito's palette: distinguishable with any colour vision
+from factor_search.palette import FOUND_COLOUR, METHOD_COLOURS
 
 
 def draw_factors(axes: Axes, report: dict[str, Any]) -> None:
     """Rescale factors of the closed forms and of what was found, over the rotary pairs."""
     critical = report["model"]["critical_dimension"] / 2
-    for name, colour in PLOTTED_METHODS.items():
+    for name, colour in METHOD_COLOURS.items():
         axes.plot(report["closed_forms"][name]["rescale_factors"], color=colour, linewidth=1.3, label=name)
     axes.plot(report["factors"]["rescale_factors"], color=FOUND_COLOUR, linewidth=2.5, label="found")
     axes.axhline(report["spec"]["target_length"] / report["model"]["original_length"], color="#888", linestyle=":")
@@ -26,7 +25,7 @@ def draw_lengths(axes: Axes, report: dict[str, Any]) -> None:
     axes.set_xscale("log", base=2)
     for row in reversed(report["results"]):
         found = row["name"] == "found"
-        colour = FOUND_COLOUR if found else PLOTTED_METHODS.get(row["name"])
+        colour = FOUND_COLOUR if found else METHOD_COLOURS.get(row["name"])
         points = {int(length): value for length, value in row["perplexity_at"].items() if value is not None}
         if colour is None or not points:
             continue

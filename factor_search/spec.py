@@ -126,6 +126,13 @@ class BudgetSpec(_Strict):
         return self
 
 
+class ResourcesSpec(_Strict):
+    """What a service must have before the job starts; without meaning for a search in one process."""
+
+    workers: PositiveInt = Field(1, description="Least number of workers.")
+    gpus: float = Field(0.0, strict=True, ge=0, le=1, description="GPUs, or the share of one, that each worker needs.")
+
+
 class JobSpec(_Strict):
     """One search: a model, documents, a target length."""
 
@@ -137,6 +144,7 @@ class JobSpec(_Strict):
     space: SpaceSpec = SpaceSpec()
     strategy: StrategySpec = AutoSpec()
     budget: BudgetSpec = BudgetSpec()
+    resources: ResourcesSpec = ResourcesSpec()
     seed: Int = Field(0, description="Of the search and of the choice of documents.")
 
     @field_validator("model", mode="before", json_schema_input_type=ModelSpec | str)
@@ -176,8 +184,8 @@ class JobSpec(_Strict):
 
     @property
     def sha256(self) -> str:
-        """Identity of what is searched: everything but the name and the budget, which a later run may raise."""
-        return sha256_of(self.model_dump(mode="json", exclude={"name", "budget"}))
+        """Identity of what is searched: everything but the name, the budget, which a later run may raise, and where."""
+        return sha256_of(self.model_dump(mode="json", exclude={"name", "budget", "resources"}))
 
 
 def parse_spec(document: Any) -> JobSpec:

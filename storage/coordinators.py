@@ -36,7 +36,9 @@ class CoordinatorStore:
         """Say that a coordinator is alive; those silent for a day are forgotten."""
         with self._database.writing() as connection:
             values = {"id": coordinator_id, "host": host, "process": process, "capacity": capacity}
-            written = insert_for(connection, coordinators).values(**values, started_at=now(), seen_at=now())
+            written = insert_for(connection.dialect.name, coordinators).values(
+                **values, started_at=now(), seen_at=now()
+            )
             seen = {"seen_at": written.excluded.seen_at, "capacity": written.excluded.capacity}
             connection.execute(written.on_conflict_do_update(index_elements=[coordinators.c.id], set_=seen))
             connection.execute(delete(coordinators).where(coordinators.c.seen_at < now() - FORGOTTEN_AFTER_SECONDS))

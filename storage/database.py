@@ -135,6 +135,12 @@ def _sqlite(url: str) -> Engine:
     if not Path(file).absolute().parent.is_dir():
         raise DatabaseError(f"there is no folder {Path(file).absolute().parent} for the database")
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}, pool_size=POOL_SIZE)
+    set_up_sqlite(engine)
+    return engine
+
+
+def set_up_sqlite(engine: Engine) -> None:
+    """Let several processes use a file: readers beside one writer, transactions that say whether they will write."""
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, record: object) -> None:
@@ -146,5 +152,3 @@ def _sqlite(url: str) -> Engine:
     def begin(connection: Connection) -> None:
         writing = connection.get_execution_options().get("writing")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
-
-    return engine

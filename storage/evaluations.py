@@ -149,7 +149,7 @@ class EvaluationStore:
         }
         with self._database.writing() as connection:
             fenced_update(connection, lease, {"attempt": lease.attempt})
-            connection.execute(insert_for(connection, stages).values(values).on_conflict_do_nothing())
+            connection.execute(insert_for(connection.dialect.name, stages).values(values).on_conflict_do_nothing())
 
     def end_stage(self, lease: Lease, number: int) -> None:
         """Say that a stage of a job has ended.
@@ -167,7 +167,7 @@ class EvaluationStore:
     ) -> list[CandidateRow]:
         """Candidates of a job in the order proposed, after a number."""
         in_page = (candidates.c.job_id == job_id, candidates.c.part == part, candidates.c.stage == stage)
-        query = select(*_CANDIDATE_COLUMNS).select_from(_CANDIDATES).where(*in_page, candidates.c.number > after)
+        query = select(*CANDIDATE_COLUMNS).select_from(CANDIDATES).where(*in_page, candidates.c.number > after)
         with self._database.reading() as connection:
             rows = connection.execute(query.order_by(candidates.c.number).limit(limit))
             return [candidate_row(row) for row in rows]
@@ -182,10 +182,10 @@ class EvaluationStore:
 
 _RESULT = ("part", "outcome", "losses", "tokens", "losses_at", "seconds", "worker", "attempts", "error", "recorded_at")
 _PLACE = ("stage", "part", "number", "generation", "state", "key", "factors", "losses_so_far", "reused", "projected")
-_CANDIDATES = candidates.outerjoin(
+CANDIDATES = candidates.outerjoin(
     evaluations, and_(candidates.c.key == evaluations.c.key, candidates.c.state == CANDIDATE_DONE)
 )
-_CANDIDATE_COLUMNS = [
+CANDIDATE_COLUMNS = [
     *(candidates.c[name] for name in _PLACE),
     *(evaluations.c[name].label(f"result_{name}") for name in _RESULT),
 ]
@@ -226,24 +226,11 @@ def _write(connection: Connection, job_id: str, batch: Batch) -> None:
         known[_place(candidate)] = _row(job_id, candidate, CANDIDATE_WITHDRAWN, False)
     _write_evaluations(connection, job_id, batch.computed)
     if known:
-        written = insert_for(connection, candidates)
-        columns = ("generation", "state", "key", "factors", "losses_so_far")
-        changed = {name: written.excluded[name] for name in columns}
-        # what is done stays as it is: a replay after a kill finds it known, but this job had it computed
-        unfinished = candidates.c.state != CANDIDATE_DONE
-        connection.execute(
-            written.on_conflict_do_update(
-                index_elements=list(candidates.primary_key),
-                set_=changed | {"reused": written.excluded.reused},
-                where=unfinished,
-            ),
-            list(known.values()),
-        )
+        connection.execute(_UPSERT_CANDIDATE[connection.dialect.name], list(known.values()))
     append_events(connection, job_id, batch.events)
 
 
 def _write_evaluations(connection: Connection, job_id: str, computed: Sequence[Computed]) -> None:
-    """Store results; one that is there already stays, unless it only says that an attempt failed."""
     if not computed:
         return
     rows = []
@@ -252,11 +239,7 @@ def _write_evaluations(connection: Connection, job_id: str, computed: Sequence[C
         factors = {name: line.pop(name) for name in item.evaluation.factors.as_json()}
         rest = {"job_id": job_id, "worker": item.worker, "attempts": item.attempts, "error": item.error}
         rows.append({**line, "factors": factors, **rest})
-    written = insert_for(connection, evaluations).values(recorded_at=now())
-    replaced = {column.name: written.excluded[column.name] for column in evaluations.c if column.name != "key"}
-    passing = and_(*(evaluations.c.outcome != outcome for outcome in sorted(LASTING)))
-    upsert = written.on_conflict_do_update(index_elements=[evaluations.c.key], set_=replaced, where=passing)
-    connection.execute(upsert, rows)
+    connection.execute(_UPSERT_EVALUATION[connection.dialect.name], rows)
 
 
 def _place(candidate: Candidate) -> tuple[Any, ...]:
@@ -280,6 +263,32 @@ def _row(
     }
 
 
-def insert_for(connection: Connection, table: Table) -> Any:
+def insert_for(dialect: str, table: Table) -> Any:
     """The dialect's insert, which knows ON CONFLICT; both spell it alike."""
-    return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
+    return (sqlite if dialect == "sqlite" else postgresql).insert(table)
+
+
+def _upsert_candidate(dialect: str) -> Any:
+    """What is done stays as it is: a replay after a kill finds it known, but this job had it computed."""
+    written = insert_for(dialect, candidates)
+    columns = ("generation", "state", "key", "factors", "losses_so_far", "reused")
+    return written.on_conflict_do_update(
+        index_elements=list(candidates.primary_key),
+        set_={name: written.excluded[name] for name in columns},
+        where=candidates.c.state != CANDIDATE_DONE,
+    )
+
+
+def _upsert_evaluation(dialect: str) -> Any:
+    """A result that is there already stays, unless it only says that an attempt failed."""
+    written = insert_for(dialect, evaluations).values(recorded_at=now())
+    return written.on_conflict_do_update(
+        index_elements=[evaluations.c.key],
+        set_={column.name: written.excluded[column.name] for column in evaluations.c if column.name != "key"},
+        where=and_(*(evaluations.c.outcome != outcome for outcome in sorted(LASTING))),
+    )
+
+
+_DIALECTS = ("sqlite", "postgresql")
+_UPSERT_CANDIDATE = {dialect: _upsert_candidate(dialect) for dialect in _DIALECTS}  # building them takes milliseconds
+_UPSERT_EVALUATION = {dialect: _upsert_evaluation(dialect) for dialect in _DIALECTS}

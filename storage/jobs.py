@@ -14,7 +14,19 @@ from factor_search.spec import JobSpec, parse_spec
 from storage.database import Database
 from storage.errors import ConflictError, LeaseLostError, NotFoundError
 from storage.events import append_events
-from storage.schema import CANCELLED, ENDED, FINISHED, PAUSED, QUEUED, RUNNING, jobs, now
+from storage.schema import (
+    CANCELLED,
+    CANDIDATE_RUNNING,
+    CANDIDATE_WITHDRAWN,
+    ENDED,
+    FINISHED,
+    PAUSED,
+    QUEUED,
+    RUNNING,
+    candidates,
+    jobs,
+    now,
+)
 
 PAUSE, CANCEL = "pause", "cancel"
 
@@ -214,9 +226,10 @@ class JobStore:
                 values, kind = {"state": state, "request": None}, state
                 # a coordinator that still believes in an old lease must not write any more
                 values |= {"attempt": jobs.c.attempt + 1, "lease_until": None}
-                if state in ENDED:
-                    values["ended_at"] = now()
+                values |= _ending(state)
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
+            if not driven:
+                _withdraw_unfinished(connection, job_id, state)
             append_events(connection, job_id, [(kind, {})])
             return _read(connection, job_id)
 
@@ -253,8 +266,9 @@ class JobStore:
         Returns:
             The leases that hold, each with what the coordinator is asked to do with the job (None, pause, cancel).
         """
-        held = update(jobs).where(jobs.c.owner == owner, jobs.c.state == RUNNING)
-        values = held.values(lease_until=now() + lease_seconds)
+        held = select(jobs.c.id).where(jobs.c.owner == owner, jobs.c.state == RUNNING)
+        in_order = held.order_by(jobs.c.id).with_for_update()  # as everybody locks them, or two could block each other
+        values = update(jobs).where(jobs.c.id.in_(in_order)).values(lease_until=now() + lease_seconds)
         with self._database.writing() as connection:
             rows = connection.execute(values.returning(jobs.c.id, jobs.c.attempt, jobs.c.request)).all()
         return {Lease(row.id, owner, row.attempt): row.request for row in rows}
@@ -288,16 +302,21 @@ class JobStore:
     ) -> None:
         """Say how driving a job ended: finished, failed, cancelled or paused.
 
+        What was asked of a job while it came to a pause counts: resumed, it is queued again; cancelled, it is.
+
         Raises:
             LeaseLostError: it is not ours any more.
         """
-        values: dict[str, Any] = {"state": state, "request": None, "lease_until": None, "error": error}
-        if state in ENDED:
-            values["ended_at"] = now()
-        if state == FINISHED:
-            values |= {"factors": factors, "report": report}
         with self._database.writing() as connection:
-            fenced_update(connection, lease, values)
+            fenced_update(connection, lease, {"attempt": lease.attempt})
+            if state == PAUSED:
+                request = _read(connection, lease.job_id).request
+                state = {PAUSE: PAUSED, CANCEL: CANCELLED}.get(request or "", QUEUED)
+            values: dict[str, Any] = {"state": state, "request": None, "lease_until": None, "error": error}
+            if state == FINISHED:
+                values |= {"factors": factors, "report": report}
+            fenced_update(connection, lease, values | _ending(state))
+            _withdraw_unfinished(connection, lease.job_id, state)
             entry = dict(data or {}) | ({"error": error} if error else {})
             append_events(connection, lease.job_id, [(state, entry)])
 
@@ -313,6 +332,17 @@ def fenced_update(connection: Connection, lease: Lease, values: Mapping[str, Any
     )
     if connection.execute(update(jobs).where(ours).values(values)).rowcount != 1:
         raise LeaseLostError(f"job {lease.job_id} is not driven by {lease.owner} any more")
+
+
+def _ending(state: str) -> dict[str, Any]:
+    return {"ended_at": now()} if state in ENDED else {}
+
+
+def _withdraw_unfinished(connection: Connection, job_id: str, state: str) -> None:
+    """No candidate of a job that has ended is running."""
+    if state in ENDED:
+        unfinished = and_(candidates.c.job_id == job_id, candidates.c.state == CANDIDATE_RUNNING)
+        connection.execute(update(candidates).where(unfinished).values(state=CANDIDATE_WITHDRAWN))
 
 
 def _read(connection: Connection, job_id: str, *, lock: bool = False) -> Job:

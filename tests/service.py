@@ -1,145 +1,120 @@
-"""A service without Ray: an application on a fresh database, a real server, and a coordinator that only writes."""
+"""Coordinators in this process, with workers that are threads and do as they are told."""
 
-import contextlib
+import random
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from fastapi import FastAPI
-from starlette.testclient import TestClient
-
-from api.app import create_app
-from api.server import Server, listen, url_of
-from api.settings import Settings
-from factor_search.evaluation import DIVERGED, OK, Evaluation
+from bench.stub import PREPARED, StubEvaluator, StubWorker
+from factor_search.evaluation import Evaluation
 from factor_search.factors import Factors
-from storage.coordinators import CoordinatorStore
+from factor_search.job import JobWatcher, search_and_measure
+from factor_search.report import build_factors_file
+from factor_search.spec import JobSpec
 from storage.database import Database
-from storage.evaluations import Batch, Candidate, Computed, EvaluationStore
-from storage.jobs import JobStore, Lease
+from storage.evaluations import EvaluationStore
+from storage.events import read_events
+from storage.jobs import JobStore
+from workers.coordinator import Coordinator
+from workers.model_worker import Setting
 from workers.policy import Policy
+from workers.thread_crew import ThreadCrew
 
-BASE = "http://127.0.0.1"
-SPEC: dict[str, Any] = {"name": "one", "model": "some/model", "data": {"dataset": "some/data"}, "target_length": 512}
-
-
-def settings(folder: Path, **changes: Any) -> Settings:
-    values: dict[str, Any] = {
-        "database_url": f"sqlite:///{folder / 'jobs.db'}",
-        "policy": Policy((folder,), allow_hub=True, allow_remote_code=False),
-        "loopback": True,
-        "poll_seconds": 0.05,
-    }
-    return Settings(**values | changes)
+ANYTHING = Policy((Path("/"),), allow_hub=True, allow_remote_code=True)
+LEASE_SECONDS = 1.5
 
 
-@contextlib.contextmanager
-def calling(app: FastAPI) -> Iterator[TestClient]:
-    with TestClient(app, base_url=BASE, raise_server_exceptions=False) as client:
-        yield client
+class Faults:
+    """What shall go wrong, by the count of evaluations begun; shared by all workers of a test."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.begun: Counter[str] = Counter()
+        self.at: dict[int, Callable[[], None]] = {}
+        self.always: Callable[[Factors], str | None] = lambda factors: None
+        self.seconds = 0.002
 
 
-@contextlib.contextmanager
-def serving(app: FastAPI, port: int = 0) -> Iterator[str]:
-    """The address of a real server in a thread."""
-    ready = threading.Event()
-    with listen("127.0.0.1", port) as listener:
-        server = Server(app, log_level="warning", on_ready=ready.set, on_stop=lambda: None)
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            assert ready.wait(30)
-            yield url_of(listener)
-        finally:
-            server.should_exit = True
-            thread.join(30)
-            assert not thread.is_alive()
+class FaultyWorker(StubWorker):
+    def __init__(self, faults: Faults) -> None:
+        super().__init__()
+        self._faults = faults
+
+    def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+        with self._faults.lock:
+            number = sum(self._faults.begun.values())
+            self._faults.begun[factors.sha256 + samples_sha256] += 1
+            fault = self._faults.at.pop(number, None)
+        if fault is not None:
+            fault()
+        time.sleep(self._faults.seconds * random.random())
+        evaluation = super().evaluate(setting, factors, samples_sha256)
+        outcome = self._faults.always(factors)
+        if outcome is not None:
+            return Evaluation(evaluation.key, factors, evaluation.part, outcome, (), (), {}, 0.0)
+        return evaluation
 
 
-def candidate(number: int, part: str = "search") -> Candidate:
-    factors = Factors.of([1.0, 1.0 + number / 7], 0, 1.1)
-    return Candidate(
-        part=part, number=number, generation=number // 4, key=f"{part}{number}".rjust(64, "0"), factors=factors
-    )
-
-
-def computed(of: Candidate, outcome: str = OK) -> Computed:
-    fine = outcome == OK
-    evaluation = Evaluation(
-        key=of.key,
-        factors=of.factors,
-        part=of.part,
-        outcome=outcome,
-        losses=(1.5, 1.25) if fine else (),
-        tokens=(511, 511) if fine else (),
-        losses_at={256: (1.6, 1.7), 512: (1.5, 1.25)} if fine else {},
-        seconds=0.25,
-    )
-    return Computed(evaluation=evaluation, worker="host:1", attempts=1, error=None if fine else "not finite")
-
-
-def progress(generation: int, **changes: Any) -> dict[str, Any]:
-    return {
-        "phase": "searching",
-        "generation": generation,
-        "candidates": 4 * generation,
-        "candidates_budget": 16,
-        "tokens": 1000 * generation,
-        "seconds": 1.0 * generation,
-        "best_perplexity": 5.25 if generation else None,
-        "share": min(generation / 4, 1.0),
-        "workers": 2,
-        "scored": None,
-        "to_score": None,
-        **changes,
-    }
-
-
-class FakeCoordinator:
-    """Writes what a coordinator writes."""
+class Service:
+    """Coordinators on one database, each with a crew of threads."""
 
     def __init__(self, url: str) -> None:
         self.database = Database(url)
         self.jobs = JobStore(self.database)
-        self.evaluations = EvaluationStore(self.database)
+        self.faults = Faults()
+        self.running: list[tuple[Coordinator, threading.Thread, ThreadCrew]] = []
 
-    def __enter__(self) -> "FakeCoordinator":
-        CoordinatorStore(self.database).report("fake", "host", 1, {"workers": 4, "alive": 2, "busy": 1})
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.database.close()
-
-    def claim(self) -> Lease:
-        for _ in range(100):
-            claim = self.jobs.claim("fake", 60)
-            if claim is not None:
-                self.evaluations.start_stage(claim[1], 0, 512, "study", {})
-                return claim[1]
-            time.sleep(0.05)
-        raise AssertionError("nothing to claim")
-
-    def generation(self, lease: Lease, number: int) -> None:
-        """Four candidates, one of them diverged, and their event."""
-        items = [candidate(4 * number + i) for i in range(4)]
-        outcomes = [OK, OK, OK, DIVERGED]
-        batch = Batch(
-            started=items,
-            computed=[computed(item, outcome) for item, outcome in zip(items, outcomes, strict=True)],
-            done=[(item, False) for item in items],
-            events=[("progress", progress(number + 1))],
-            progress=progress(number + 1),
+    def start(self, workers: int = 4, make: Callable[[], StubWorker] | None = None, **options: float) -> Coordinator:
+        crew = ThreadCrew(make or (lambda: FaultyWorker(self.faults)), workers)
+        coordinator = Coordinator(
+            self.database,
+            crew,
+            policy=ANYTHING,
+            lease_seconds=LEASE_SECONDS,
+            **options,  # type: ignore[arg-type]
         )
-        assert self.evaluations.record({lease: batch}) == []
+        thread = threading.Thread(target=coordinator.run, daemon=True)
+        thread.start()
+        self.running.append((coordinator, thread, crew))
+        return coordinator
 
-    def event(self, lease: Lease, kind: str, **data: Any) -> None:
-        self.evaluations.record({lease: Batch(events=[(kind, data)])})
+    def stop(self) -> None:
+        for coordinator, thread, crew in self.running:
+            coordinator.shut_down()
+            thread.join(20)
+            assert not thread.is_alive()
+            crew.close()
+        self.running.clear()
 
-    def finish(self, lease: Lease, factors: Any = None, report: Any = None) -> None:
-        self.jobs.end(lease, "finished", factors=factors or {"a": 1}, report=report or {"b": 2})
+    def wait(self, job_id: str, *states: str, seconds: float = 30.0) -> str:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            job = self.jobs.get(job_id)
+            if job.state in (states or ("finished", "failed", "cancelled")):
+                return job.state
+            time.sleep(0.02)
+        raise AssertionError(f"still {job.state}: {job.progress} {job.error} {self.kinds(job_id)}")
+
+    def candidates(self, job_id: str, at_least: int, seconds: float = 20.0) -> None:
+        until = time.monotonic() + seconds
+        store = EvaluationStore(self.database)
+        while sum(row.state == "done" for row in store.of_job(job_id, limit=1000)) < at_least:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+    def kinds(self, job_id: str) -> list[str]:
+        return [event.kind for event in read_events(self.database, job_id)]
+
+    def factors(self, job_id: str) -> dict[str, object]:
+        document = self.jobs.document(job_id, "factors")
+        assert document is not None, self.jobs.get(job_id).error
+        return {key: value for key, value in document.items() if key != "sha256"}
 
 
-def app_on(folder: Path, **changes: Any) -> FastAPI:
-    return create_app(settings(folder, **changes))
+def undisturbed(spec: JobSpec) -> dict[str, object]:
+    """The factors file of the same search in one process."""
+    result = search_and_measure(spec, PREPARED.geometry, PREPARED.samples, StubEvaluator(), JobWatcher())
+    document = build_factors_file(result).as_json()
+    return {key: value for key, value in document.items() if key != "sha256"}

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from factor_search.spec import parse_spec
 from storage.errors import DatabaseError
-from tests.service import SPEC, FakeCoordinator, app_on, calling, candidate, progress, settings
+from tests.rest_service import SPEC, FakeCoordinator, app_on, calling, candidate, progress, settings
 
 
 @pytest.fixture

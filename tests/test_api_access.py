@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from api.app import create_app
 from api.settings import is_loopback
 from storage.keys import KeyStore
-from tests.service import SPEC, app_on, calling, settings
+from tests.rest_service import SPEC, app_on, calling, settings
 
 ORDER = ("read", "submit", "admin")
 

@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from tests.service import SPEC, app_on, calling, serving
+from tests.rest_service import SPEC, app_on, calling, serving
 
 JOB = "0" * 24
 JSON = {"Content-Type": "application/json"}

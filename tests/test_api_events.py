@@ -12,7 +12,7 @@ import pytest
 
 from api.app import create_app
 from storage.errors import DatabaseError
-from tests.service import SPEC, FakeCoordinator, app_on, serving, settings
+from tests.rest_service import SPEC, FakeCoordinator, app_on, serving, settings
 
 
 @pytest.fixture

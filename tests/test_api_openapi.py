@@ -14,7 +14,7 @@ from api.cli import main
 from factor_search.errors import SpecError
 from factor_search.spec import parse_spec
 from storage.database import Database
-from tests.service import SPEC, FakeCoordinator, app_on, calling, settings
+from tests.rest_service import SPEC, FakeCoordinator, app_on, calling, settings
 
 META = "https://json-schema.org/draft/2020-12/schema"
 

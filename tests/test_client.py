@@ -26,7 +26,7 @@ from api.client import (
 from api.event_stream import read_stream
 from factor_search.spec import parse_spec
 from storage.keys import KeyStore
-from tests.service import SPEC, FakeCoordinator, app_on, serving, settings
+from tests.rest_service import SPEC, FakeCoordinator, app_on, serving, settings
 
 
 @pytest.fixture(autouse=True)

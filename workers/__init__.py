@@ -1,1 +1,1 @@
-"""Execution of evaluations on many processes; nothing yet."""
+"""Execution of evaluations on many processes: Ray actors, the pool, the coordinator that drives jobs."""

@@ -1,0 +1,107 @@
+"""A worker without a model: sleeps, and scores candidates by their distance from an optimum."""
+
+import hashlib
+import math
+import os
+import random
+import socket
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from transformers import AutoConfig
+
+from factor_search.evaluation import OK, Evaluation, evaluation_key
+from factor_search.factors import Factors
+from factor_search.geometry import Geometry, read_geometry
+from factor_search.methods import closed_form
+from factor_search.samples import Sample, Samples, SampleSet
+from factor_search.spec import JobSpec, parse_spec
+from workers.model_worker import Prepared, Setting
+
+IDENTITY = {"model": "stub", "dtype": "float32", "attention": "none"}
+PAIRS, ORIGINAL, TARGET = 16, 256, 1024
+
+
+def stub_spec(**changes: object) -> JobSpec:
+    """A job that stub workers can do."""
+    document = {"name": "stub", "model": "stub", "data": ["none"], "target_length": TARGET}
+    return parse_spec(document | {"budget": 100} | changes)
+
+
+def geometry() -> Geometry:
+    return read_geometry(AutoConfig.for_model("llama", head_dim=2 * PAIRS, max_position_embeddings=ORIGINAL))
+
+
+def samples(documents: int = 2) -> Samples:
+    def part(name: str) -> SampleSet:
+        names = [f"{name}-{i}" for i in range(documents)]
+        tokens = np.zeros(4, dtype=np.int64)
+        return SampleSet(name, tuple(Sample(n, tokens, hashlib.sha256(n.encode()).hexdigest()) for n in names))
+
+    return Samples(part("search"), part("validation"), part("held_out"))
+
+
+PREPARED = Prepared(IDENTITY, geometry(), samples())
+OPTIMUM = np.log(closed_form("yarn", geometry(), TARGET).rescale_factors) * 0.9
+
+
+def score(factors: Factors, part: SampleSet, seconds: float = 0.0) -> Evaluation:
+    """The evaluation of a candidate, without waiting."""
+    distance = float(np.mean((np.log(factors.rescale_factors) - OPTIMUM) ** 2))
+    loss = 1.0 + distance + 0.01 * math.log1p(factors.initial_tokens)
+    losses = tuple(loss + 0.01 * i for i in range(len(part.samples)))
+    return Evaluation(
+        key=evaluation_key(IDENTITY, ORIGINAL, TARGET, None, factors, part),
+        factors=factors,
+        part=part.part,
+        outcome=OK,
+        losses=losses,
+        tokens=(TARGET - 1,) * len(losses),
+        losses_at={},
+        seconds=seconds,
+    )
+
+
+class StubEvaluator:
+    """In this process, one after the other, at once: what a search through the service must equal."""
+
+    def key(self, factors: Factors, part: SampleSet) -> str:
+        return score(factors, part).key
+
+    def evaluate_all(self, candidates: Sequence[Factors], part: SampleSet) -> Iterator[Evaluation]:
+        return (score(factors, part) for factors in candidates)
+
+
+class StubWorker:
+    """Sleeps a random time around ``mean_seconds`` for each candidate (between a half and one and a half of it)."""
+
+    mean_seconds = float(os.environ.get("STUB_SECONDS", "0"))
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._samples: dict[str, SampleSet] = {}
+        self.busy_seconds = 0.0
+
+    def name(self) -> str:
+        return f"{socket.gethostname()}:{os.getpid()}"
+
+    def prepare(self, spec: JobSpec) -> Prepared:
+        return PREPARED
+
+    def load(self, setting: Setting) -> None:
+        pass
+
+    def knows(self, samples_sha256: str) -> bool:
+        return samples_sha256 in self._samples
+
+    def learn(self, samples_sha256: str, samples: SampleSet) -> None:
+        self._samples[samples_sha256] = samples
+
+    def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+        start = time.perf_counter()
+        if self.mean_seconds:
+            time.sleep(self.mean_seconds * random.uniform(0.5, 1.5))
+        return score(factors, self._samples[samples_sha256], time.perf_counter() - start)
+
+    def losses_so_far(self) -> list[float]:
+        return []

@@ -1,0 +1,158 @@
+"""How busy 64 workers are kept, and how many evaluations a second are recorded: stub workers that sleep.
+
+Everything but the model is real: jobs in the database, the coordinator, strategies with generations of 64, the pool,
+the recorder. Several jobs run at once, so that a worker that is done with one generation has something else to do.
+
+    python -m bench.stub_load [--postgresql] [--ray] [--workers 64] [--jobs 4] [--generations 12] [--sleep 0.12]
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from bench.scratch import scratch_database
+from bench.stub import StubWorker, stub_spec
+from storage.database import Database
+from storage.jobs import JobStore
+from storage.schema import candidates, evaluations
+from workers.__main__ import SWITCH_SECONDS
+from workers.coordinator import Coordinator
+from workers.crew import Crew
+from workers.policy import Policy
+from workers.pool import Pool
+from workers.thread_crew import ThreadCrew
+
+GENERATION = 64
+BUSY, RATE = 0.97, 500.0
+"""What must be reached."""
+
+
+@dataclass
+class Load:
+    """What was measured."""
+
+    recorded: int
+    """Evaluations while all jobs were searching: from when the last began until the first had ended."""
+    seconds: float
+    """Of that time."""
+    busy: float
+    """Share of it that the workers evaluated."""
+
+    @property
+    def rate(self) -> float:
+        return self.recorded / self.seconds
+
+
+def run(database: Database, crew: Crew, *, jobs: int, generations: int) -> Load:
+    """Submit jobs, drive them to their ends."""
+    store = JobStore(database)
+    budget = GENERATION * generations
+    evolution = {"kind": "evolution", "population": GENERATION, "mutants": GENERATION // 2}
+    strategy = evolution | {"crossovers": GENERATION // 2, "generations": 1000}
+    specs = [stub_spec(name=f"load {n}", seed=n, strategy=strategy, budget=budget) for n in range(jobs)]
+    ids = [store.submit(spec)[0].id for spec in specs]
+    coordinator = Coordinator(database, crew, policy=Policy((Path("/"),), True, True), jobs=jobs)
+    hire_all(coordinator._pool, crew)
+    thread = threading.Thread(target=coordinator.run, daemon=True)
+    thread.start()
+    while any(store.get(job_id).state not in ("finished", "failed") for job_id in ids):
+        time.sleep(0.5)
+    failed = [job.error for job in (store.get(job_id) for job_id in ids) if job.state != "finished"]
+    coordinator.shut_down()
+    thread.join()
+    if failed:
+        raise RuntimeError(failed[0])
+    return measure(database, ids, crew.capacity().workers)
+
+
+def hire_all(pool: Pool, crew: Crew) -> None:
+    """Have all workers up before the clock runs: starting processes is not what is measured."""
+
+    class Nobody:
+        def event(self, kind: str, data: dict[str, Any]) -> None:
+            pass
+
+    pool.join("start", stub_spec().model, Nobody())  # type: ignore[arg-type]
+    while pool.status()["alive"] < crew.capacity().workers:
+        time.sleep(0.1)
+    pool.leave("start")
+
+
+def measure(database: Database, ids: list[str], workers: int) -> Load:
+    """From the records themselves: when each evaluation was recorded and how long it took."""
+    joined = candidates.join(evaluations, candidates.c.key == evaluations.c.key)
+    columns = (candidates.c.job_id, candidates.c.part, evaluations.c.recorded_at, evaluations.c.seconds)
+    with database.reading() as connection:
+        rows = connection.execute(select(*columns, evaluations.c.key).select_from(joined)).all()
+    searched = [row for row in rows if row.part == "search"]
+    ended = {row.key: row for row in searched}.values()  # each evaluation once
+    began = {job: min(row.recorded_at - row.seconds for row in searched if row.job_id == job) for job in ids}
+    done = {job: max(row.recorded_at for row in searched if row.job_id == job) for job in ids}
+    since, until = max(began.values()), min(done.values())
+    overlaps = (min(row.recorded_at, until) - max(row.recorded_at - row.seconds, since) for row in ended)
+    busy = sum(overlap for overlap in overlaps if overlap > 0)
+    recorded = sum(since <= row.recorded_at <= until for row in ended)
+    return Load(recorded, until - since, busy / (workers * (until - since)))
+
+
+@contextlib.contextmanager
+def crew_of(engine: str, workers: int, sleep: float) -> Iterator[Crew]:
+    """Threads, or Ray actors that share the processors."""
+    StubWorker.mean_seconds = sleep
+    if engine == "threads":
+        crew: Crew = ThreadCrew(StubWorker, workers)
+    else:
+        from workers.ray_environment import prepare_environment
+
+        prepare_environment(None)
+        from workers.ray_crew import ActorMethods, RayCrew
+
+        class StubActor(ActorMethods, StubWorker):
+            mean_seconds = sleep
+
+        crew = RayCrew(workers=workers, cpus_per_worker=(os.cpu_count() or 1) / workers, worker_class=StubActor)
+    try:
+        yield crew
+    finally:
+        crew.close()
+
+
+@contextlib.contextmanager
+def database_of(on_postgresql: bool) -> Iterator[Database]:
+    with scratch_database("postgresql" if on_postgresql else "sqlite") as url, Database(url) as database:
+        yield database
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--postgresql", action="store_true")
+    parser.add_argument("--ray", action="store_true", help="actors instead of threads; give fewer --workers")
+    parser.add_argument("--workers", type=int, default=64)
+    parser.add_argument("--jobs", type=int, default=4)
+    parser.add_argument("--generations", type=int, default=12)
+    parser.add_argument("--sleep", type=float, default=0.115, help="mean seconds of an evaluation")
+    arguments = parser.parse_args()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    engine = "ray" if arguments.ray else "threads"
+    with database_of(arguments.postgresql) as database, crew_of(engine, arguments.workers, arguments.sleep) as crew:
+        load = run(database, crew, jobs=arguments.jobs, generations=arguments.generations)
+    name = "PostgreSQL" if arguments.postgresql else "SQLite"
+    print(f"{name}, {arguments.workers} workers ({engine}), {arguments.jobs} jobs, generations of {GENERATION}:")
+    print(
+        f"  {load.recorded} evaluations in {load.seconds:.2f} s: {load.rate:.0f} recorded a second (asked: {RATE:.0f})"
+    )
+    print(f"  workers busy {100 * load.busy:.1f} % of the time (asked: {100 * BUSY:.0f} %)")
+    return int(load.rate < RATE or load.busy < BUSY)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

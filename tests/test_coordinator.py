@@ -1,0 +1,208 @@
+"""Jobs from submission to end: claimed, paused, resumed, cancelled, taken over; always with the same result."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.stub import stub_spec
+from factor_search.evaluation import OK, Evaluation
+from factor_search.factors import Factors
+from storage.evaluations import EvaluationStore
+from storage.events import read_events
+from tests.service import FaultyWorker, Service, undisturbed
+from workers.model_worker import Setting
+from workers.thread_crew import ThreadCrew
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    service = Service(f"sqlite:///{tmp_path / 'jobs.db'}")
+    yield service
+    service.stop()
+    service.database.close()
+
+
+def test_a_job_gives_what_its_twin_in_one_process_gives(service: Service) -> None:
+    spec = stub_spec(budget=150)
+    service.start()
+    job, _ = service.jobs.submit(spec)
+    assert service.wait(job.id) == "finished"
+    assert service.factors(job.id) == undisturbed(spec)
+    report = service.jobs.document(job.id, "report")
+    assert report is not None
+    assert report["search"]["candidates"] == 150
+    rows = EvaluationStore(service.database).of_job(job.id, limit=1000)
+    assert [row.number for row in rows] == list(range(150))
+    assert {row.state for row in rows} == {"done"}
+    assert max(service.faults.begun.values()) == 1
+    kinds = service.kinds(job.id)
+    assert (kinds[0], kinds[-1]) == ("submitted", "finished")
+
+
+def test_another_job_takes_over_what_is_known(service: Service) -> None:
+    service.start()
+    first, _ = service.jobs.submit(stub_spec(budget=80))
+    service.wait(first.id)
+    second, _ = service.jobs.submit(stub_spec(name="stub", budget=100))
+    service.wait(second.id)
+    assert max(service.faults.begun.values()) == 1
+    rows = EvaluationStore(service.database).of_job(second.id, limit=1000)
+    assert sum(row.reused for row in rows) == 80
+    assert service.factors(second.id) == undisturbed(stub_spec(budget=100))
+
+
+def test_several_jobs_at_once(service: Service) -> None:
+    specs = [stub_spec(name=f"job {seed}", seed=seed, budget=60) for seed in range(6)]
+    ids = [service.jobs.submit(spec)[0].id for spec in specs]
+    service.start(jobs=3)
+    for job_id, spec in zip(ids, specs, strict=True):
+        assert service.wait(job_id) == "finished"
+        assert service.factors(job_id) == undisturbed(spec)
+
+
+def test_pause_stops_at_a_candidate_and_resume_goes_on(service: Service) -> None:
+    service.faults.seconds = 0.05
+    spec = stub_spec(budget=120)
+    service.start(workers=2)
+    job, _ = service.jobs.submit(spec)
+    service.candidates(job.id, 5)
+    service.jobs.pause(job.id)
+    assert service.wait(job.id, "paused") == "paused"
+    rows = EvaluationStore(service.database).of_job(job.id, limit=1000)
+    assert {row.state for row in rows} == {"done"}  # what was begun came to its end
+    begun = service.faults.begun.total()
+    time.sleep(0.3)
+    assert service.faults.begun.total() == begun
+    service.faults.seconds = 0.002
+    service.jobs.resume(job.id)
+    assert service.wait(job.id) == "finished"
+    assert service.factors(job.id) == undisturbed(spec)
+    assert max(service.faults.begun.values()) == 1
+
+
+def test_cancel_does_not_wait(service: Service) -> None:
+    service.faults.seconds = 30.0
+    service.start(workers=2)
+    job, _ = service.jobs.submit(stub_spec())
+    while service.faults.begun.total() < 2:
+        time.sleep(0.01)
+    service.jobs.cancel(job.id)
+    assert service.wait(job.id, seconds=5) == "cancelled"
+    rows = EvaluationStore(service.database).of_job(job.id)
+    assert {row.state for row in rows} <= {"withdrawn"}
+
+
+def test_a_resume_while_the_job_comes_to_a_pause_counts(service: Service) -> None:
+    service.faults.seconds = 0.3
+    spec = stub_spec(budget=30)
+    service.start(workers=2)
+    job, _ = service.jobs.submit(spec)
+    service.candidates(job.id, 1)
+    service.jobs.pause(job.id)
+    time.sleep(0.6)
+    service.jobs.resume(job.id)
+    service.faults.seconds = 0.002
+    assert service.wait(job.id) == "finished"
+
+
+def test_a_job_that_needs_more_than_there_is(service: Service) -> None:
+    service.start(workers=2)
+    needs = [
+        ({"gpus": 1.0, "workers": 2}, "needs 2 GPUs, the cluster has 0"),
+        ({"workers": 3}, "needs 3 workers, the cluster has room for 2"),
+    ]
+    for resources, message in needs:
+        job, _ = service.jobs.submit(stub_spec(resources=resources))
+        assert service.wait(job.id) == "failed"
+        assert message in str(service.jobs.get(job.id).error)
+
+
+def test_where_machines_may_join_such_a_job_waits(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ThreadCrew, "grows", True)
+    monkeypatch.setattr("workers.driver.WAIT_FOR_CAPACITY_SECONDS", 0.2)
+    service.start(workers=2)
+    spec = stub_spec(resources={"workers": 3}, budget=20)
+    job, _ = service.jobs.submit(spec)
+    while "waiting" not in service.kinds(job.id):
+        time.sleep(0.05)
+    assert "room for 2" in service.jobs.get(job.id).progress["phase"]
+    time.sleep(1.0)
+    service.running[0][2]._workers = 3
+    assert service.wait(job.id) == "finished"
+    assert Counter(service.kinds(job.id))["waiting"] == 1  # said once, however often it was tried
+
+
+def test_a_coordinator_that_falls_silent_is_replaced(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.faults.seconds = 0.1
+    spec = stub_spec(budget=150)
+    silent = service.start(workers=2)
+    job, _ = service.jobs.submit(spec)
+    service.candidates(job.id, 20)
+    monkeypatch.setattr(silent, "_round", lambda: None)  # keeps no lease any more, but works on
+    service.start(workers=2)
+    assert service.wait(job.id) == "finished"
+    assert service.factors(job.id) == undisturbed(spec)
+    claims = [event.data for event in read_events(service.database, job.id) if event.kind == "claimed"]
+    assert [claim["attempt"] for claim in claims] == [1, 2]
+    rows = EvaluationStore(service.database).of_job(job.id, limit=1000)
+    assert [(row.number, row.state) for row in rows] == [(n, "done") for n in range(150)]
+
+
+def test_two_coordinators_never_drive_the_same_job(service: Service) -> None:
+    specs = [stub_spec(name=f"job {seed}", seed=seed, budget=40) for seed in range(8)]
+    service.start(workers=2, jobs=2)
+    service.start(workers=2, jobs=2)
+    ids = [service.jobs.submit(spec)[0].id for spec in specs]
+    for job_id, spec in zip(ids, specs, strict=True):
+        assert service.wait(job_id, seconds=60) == "finished"
+        assert service.factors(job_id) == undisturbed(spec)
+        assert Counter(service.kinds(job_id))["claimed"] == 1
+    owners = {service.jobs.get(job_id).owner for job_id in ids}
+    assert len(owners) == 2
+
+
+def test_a_shutdown_gives_jobs_back_at_once(service: Service) -> None:
+    service.faults.seconds = 0.05
+    spec = stub_spec(budget=100)
+    service.start(workers=2)
+    job, _ = service.jobs.submit(spec)
+    service.candidates(job.id, 10)
+    service.stop()
+    assert service.jobs.get(job.id).state == "queued"
+    service.faults.seconds = 0.002
+    service.start(workers=2)
+    assert service.wait(job.id) == "finished"
+    assert service.factors(job.id) == undisturbed(spec)
+
+
+def test_a_job_that_fells_every_coordinator_ends(service: Service) -> None:
+    job, _ = service.jobs.submit(stub_spec())
+    for n in range(10):
+        assert service.jobs.claim(f"felled {n}", -1) is not None
+    service.start()
+    assert service.wait(job.id) == "failed"
+    assert "died 10 times" in str(service.jobs.get(job.id).error)
+
+
+def test_a_budget_of_seconds_withdraws_what_was_begun_too_much(service: Service) -> None:
+    service.faults.seconds = 0.05
+    service.start(workers=4, make=lambda: Slow(service.faults))
+    job, _ = service.jobs.submit(stub_spec(budget={"candidates": None, "seconds": 1.0}))
+    assert service.wait(job.id) == "finished"
+    report = service.jobs.document(job.id, "report")
+    assert report is not None
+    assert (report["search"]["ended_by"], report["search"]["candidates"]) == ("seconds", 8)
+    rows = EvaluationStore(service.database).of_job(job.id, limit=1000)
+    assert all(row.state == "done" for row in rows[:8])
+    assert {row.state for row in rows[8:]} <= {"done", "withdrawn"}
+
+
+class Slow(FaultyWorker):
+    """Says that each evaluation took an eighth of a second."""
+
+    def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+        evaluation = super().evaluate(setting, factors, samples_sha256)
+        return Evaluation(**vars(evaluation) | {"seconds": 0.125, "outcome": OK})

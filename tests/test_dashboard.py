@@ -1,0 +1,90 @@
+"""The dashboard as the service serves it: through the mounted application, and in a real browser."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from api.dashboard import dashboard_app
+from bench.dashboard import browse, chromium, new_job, record_search, served
+from storage.database import Database
+from storage.evaluations import Batch, EvaluationStore
+from storage.optuna_tables import optuna_url_beside
+from storage.projection import Projection
+from tests.test_projection import candidate, done
+
+CACHED_SECONDS = 2.0
+"""So long the dashboard answers for a small study without looking."""
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    with Database(f"sqlite:///{tmp_path / 'jobs.db'}") as database:
+        yield database
+
+
+@pytest.fixture
+def projection(database: Database) -> Iterator[Projection]:
+    with Projection(database, optuna_url_beside(database.url)) as projection:
+        yield projection
+
+
+def trials_of(client: TestClient, after: int = 0) -> list[dict[str, Any]]:
+    answer = client.get("/api/studies/1", params={"after": after})
+    assert answer.status_code == 200
+    trials: list[dict[str, Any]] = answer.json()["trials"]
+    return trials
+
+
+def test_the_mounted_dashboard_shows_what_another_process_writes(database: Database, projection: Projection) -> None:
+    evaluations, lease = EvaluationStore(database), new_job(database, "one")
+    app = FastAPI()
+    app.mount("/", dashboard_app(optuna_url_beside(database.url)))
+    with TestClient(app) as client:
+        assert client.get("/dashboard").status_code == 200
+        assert client.get("/api/studies").json() == {"study_summaries": []}
+        evaluations.record({lease: Batch(started=[candidate(0), candidate(1)])})
+        projection.project(lease.job_id, 0)
+        assert [trial["state"] for trial in trials_of(client)] == ["Running", "Running"]
+        evaluations.record({lease: Batch(losses_so_far={candidate(1): [1.0, 2.0]})})
+        evaluations.record({lease: done(0, 2)})
+        projection.project(lease.job_id, 0)
+        projection.summarise(lease.job_id, 0)
+        time.sleep(CACHED_SECONDS)
+        first, second, third = trials_of(client)
+        assert [trial["state"] for trial in (first, second, third)] == ["Complete", "Running", "Complete"]
+        assert len(second["intermediate_values"]) == 2
+        assert [trial["number"] for trial in trials_of(client, after=2)] == [2]
+        study = client.get("/api/studies/1").json()
+        assert "2 (2 ok)" in study["note"]["body"]
+        assert {figure["id"] for figure in study["plotly_graph_objects"]} == {"rescale-factors"}
+        assert study["objective_names"] == ["perplexity"]
+
+
+def test_large_answers_are_compressed(database: Database, projection: Projection) -> None:
+    lease = new_job(database, "one")
+    record_search(database, lease, 64)
+    projection.project(lease.job_id, 0)
+    with TestClient(dashboard_app(optuna_url_beside(database.url))) as client:
+        answer = client.get("/api/studies/1", params={"after": 0})
+        assert answer.headers["content-encoding"] == "gzip"
+        assert len(answer.json()["trials"]) == 64
+
+
+@pytest.mark.slow
+def test_in_a_browser(database: Database, projection: Projection, tmp_path: Path) -> None:
+    executable = chromium()
+    if executable is None:
+        pytest.skip("there is no Chromium here")
+    lease = new_job(database, "one")
+    record_search(database, lease, 200)
+    projection.project(lease.job_id, 0)
+    projection.summarise(lease.job_id, 0)
+    with served(optuna_url_beside(database.url)) as address:
+        browsed = browse(address, 1, 200, executable, 1, tmp_path / "page.png")
+    assert (tmp_path / "page.png").stat().st_size > 50_000
+    assert browsed.requests[0][0] == "/api/studies/1?after=0"

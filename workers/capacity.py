@@ -1,0 +1,30 @@
+"""Whether a job can run on what there is, asked before anything is loaded."""
+
+from factor_search.errors import FactorSearchError
+from factor_search.spec import JobSpec
+from workers.crew import Capacity
+
+
+class CapacityError(FactorSearchError):
+    """The job needs more than this machine has."""
+
+
+def lacking(spec: JobSpec, capacity: Capacity) -> str | None:
+    """What a job needs and the cluster has not, in one line; None if it can start."""
+    workers, gpus = spec.resources.workers, spec.resources.gpus
+    if workers * gpus > capacity.gpus:
+        return f"needs {_count(workers * gpus, 'GPU')}, the cluster has {capacity.gpus:g}"
+    if gpus > capacity.gpus_each:
+        return f"needs {_count(gpus, 'GPU')} for each worker, workers here have {capacity.gpus_each:g}"
+    if spec.model.device.startswith("cuda") and not capacity.gpus_each:
+        return "needs a GPU (model.device), workers here have none"
+    if workers > capacity.workers:
+        return (
+            f"needs {_count(workers, 'worker')}, the cluster has room for {capacity.workers} "
+            f"({_count(capacity.cpus, 'processor')}, {_count(capacity.gpus, 'GPU')}, {_count(capacity.nodes, 'node')})"
+        )
+    return None
+
+
+def _count(number: float, what: str) -> str:
+    return f"{number:g} {what}" + ("" if number == 1 else "s")

@@ -1,0 +1,157 @@
+"""The coordinator: claims jobs, keeps their leases, hears what is asked of them, drives several at once."""
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from storage.coordinators import CoordinatorStore
+from storage.database import Database
+from storage.errors import DatabaseError
+from storage.evaluations import EvaluationStore
+from storage.jobs import JobStore, Lease
+from workers.crew import Crew
+from workers.driver import Driver, Tools
+from workers.job_evaluator import LEASE_LOST, SHUTDOWN
+from workers.policy import Policy
+from workers.pool import Pool
+from workers.recorder import Recorder
+
+ROUND_SECONDS = 0.5
+REPORT_SECONDS = 5.0
+SHUTDOWN_SECONDS = 8.0
+
+logger = logging.getLogger(__name__)
+
+
+class Coordinator:
+    """Drives jobs of one database with one crew; any number of coordinators may share the database."""
+
+    def __init__(
+        self,
+        database: Database,
+        crew: Crew,
+        *,
+        policy: Policy,
+        jobs: int = 4,
+        lease_seconds: float = 10.0,
+        evaluation_timeout: float | None = None,
+        unprojected: Callable[[str], int] = lambda job_id: 0,
+        owner: str | None = None,
+    ) -> None:
+        """Get ready.
+
+        Args:
+            database: where jobs come from and results go.
+            crew: what evaluates.
+            policy: what the operator allows jobs to read.
+            jobs: at most so many at once.
+            lease_seconds: after so long without a sign of life, another coordinator takes a job over.
+            evaluation_timeout: seconds after which the evaluation of a candidate is ended.
+            unprojected: waits a moment for the dashboard to show all candidates of a job; how many it does not.
+            owner: this coordinator's id.
+        """
+        self.owner = owner or new_owner()
+        self._database = database
+        self._crew = crew
+        self._jobs = jobs
+        self._lease_seconds = lease_seconds
+        self._store = JobStore(database)
+        self._coordinators = CoordinatorStore(database)
+        evaluations = EvaluationStore(database)
+        self._recorder = Recorder(evaluations)
+        self._pool = Pool(crew, evaluation_timeout=evaluation_timeout)
+        self._tools = Tools(
+            jobs=self._store,
+            evaluations=evaluations,
+            recorder=self._recorder,
+            pool=self._pool,
+            crew=crew,
+            policy=policy,
+            unprojected=unprojected,
+        )
+        self._drivers: dict[Lease, Driver] = {}
+        self._reported_at = -1e9
+        self._shutdown = threading.Event()
+
+    def shut_down(self) -> None:
+        """Have :meth:`run` end; called from any thread, or a signal handler."""
+        self._shutdown.set()
+
+    def run(self) -> None:
+        """Work until told to shut down; then put the jobs back into the queue."""
+        while not self._shutdown.is_set():
+            try:
+                self._round()
+            except DatabaseError as error:
+                logger.warning("%s; trying again", error)
+                self._shutdown.wait(1.0)
+            self._shutdown.wait(ROUND_SECONDS)
+        self._end()
+
+    def _round(self) -> None:
+        self._drivers = {lease: driver for lease, driver in self._drivers.items() if driver.alive}
+        self._keep_leases()
+        while len(self._drivers) < self._jobs and not self._shutdown.is_set():
+            claim = self._store.claim(self.owner, self._lease_seconds)
+            if claim is None:
+                break
+            job, lease = claim
+            logger.info("claimed job %s (attempt %d)", job.id, lease.attempt)
+            self._drivers[lease] = Driver(job, lease, self._tools)
+        now = time.monotonic()
+        if now - self._reported_at > REPORT_SECONDS:
+            self._reported_at = now
+            self._report()
+
+    def _keep_leases(self) -> None:
+        if not self._drivers:
+            return
+        held = self._store.renew(self.owner, self._lease_seconds)
+        for lease, driver in self._drivers.items():
+            if not driver.alive:
+                continue
+            if lease in held:
+                driver.hear(held[lease])
+            else:
+                driver.stop(LEASE_LOST)
+
+    def _report(self) -> None:
+        capacity, status = self._crew.capacity(), self._pool.status()
+        self._coordinators.report(
+            self.owner,
+            socket.gethostname(),
+            os.getpid(),
+            {
+                "workers": capacity.workers,
+                "alive": status["alive"],
+                "busy": status["busy"],
+                "waiting": status["waiting"],
+                "cpus": capacity.cpus,
+                "gpus": capacity.gpus,
+                "nodes": capacity.nodes,
+                "jobs": len(self._drivers),
+            },
+        )
+
+    def _end(self) -> None:
+        """Jobs go back into the queue at once, so that nobody has to wait for their leases to run out."""
+        for driver in self._drivers.values():
+            driver.stop(SHUTDOWN)
+        until = time.monotonic() + SHUTDOWN_SECONDS
+        for driver in self._drivers.values():
+            driver.join(max(0.0, until - time.monotonic()))
+        self._recorder.close()
+        self._pool.close()
+        try:
+            self._coordinators.leave(self.owner)
+        except DatabaseError as error:
+            logger.warning("%s", error)
+
+
+def new_owner() -> str:
+    """An id that no other coordinator has, not even a later one with this process's number."""
+    return f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"

@@ -1,0 +1,218 @@
+"""The evaluator of a job in the service: what is stored is reused, the rest goes through the pool and is recorded."""
+
+import queue
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from factor_search.errors import FactorSearchError
+from factor_search.evaluation import FAILED, WORKER_LOST, Evaluation, evaluation_key
+from factor_search.factors import Factors
+from factor_search.samples import SampleSet
+from storage.evaluations import Batch, Candidate, Computed, EvaluationStore
+from storage.jobs import PAUSE, Lease
+from workers.crew import Crew, SharedSamples
+from workers.model_worker import Prepared, Setting
+from workers.patience import patiently
+from workers.pool import Pool
+from workers.recorder import Recorder
+from workers.tasks import Task
+
+LEASE_LOST, SHUTDOWN = "lease_lost", "shutdown"
+FAILURES_IN_A_ROW = 5
+"""After so many candidates without a result, each tried more than once, it is not the candidates' fault."""
+
+
+class JobStopped(Exception):  # noqa: N818 - not an error
+    """A job is not driven any further here; ``reason`` is pause, cancel, lease_lost or shutdown."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class EvaluationsFailError(FactorSearchError):
+    """One candidate after the other fails in a way that says nothing about the candidates."""
+
+
+class JobEvaluator:
+    """Evaluates generations of one job on the pool.
+
+    An evaluation is given to the search only when it is in the database, so whatever the search has seen is found there
+    by a later run, which then takes the same way. It also is the job's port to the pool.
+    """
+
+    def __init__(self, lease: Lease, store: EvaluationStore, recorder: Recorder, pool: Pool, crew: Crew) -> None:
+        self._lease = lease
+        self._store = store
+        self._recorder = recorder
+        self._pool = pool
+        self._crew = crew
+        self._stopped: str | None = None
+        self._inbox: queue.SimpleQueue[tuple[Evaluation, str | None] | None] = queue.SimpleQueue()
+        """Recorded evaluations with what failed attempts said; None to look whether the job was stopped."""
+        self._places: dict[str, list[Candidate]] = {}
+        """Of the present generation, by key."""
+        self._begun: set[str] = set()
+        self._shared: dict[str, SharedSamples] = {}
+        self._failures = 0
+        self._calls: Counter[str] = Counter()
+        self._numbers: Counter[str] = Counter()
+
+    def use(self, prepared: Prepared, setting: Setting) -> None:
+        """Say what is evaluated, once that is known."""
+        self._prepared = prepared
+        self._setting = setting
+
+    def stop(self, reason: str) -> None:
+        """Have the search end soon; called from any thread. The first reason counts, unless it was to pause."""
+        if self._stopped in (None, PAUSE):
+            self._stopped = reason
+        self._inbox.put(None)
+
+    def carry_on(self) -> None:
+        """Take back a pause."""
+        if self._stopped == PAUSE:
+            self._stopped = None
+
+    def check(self) -> None:
+        """Raise JobStopped if the job was stopped."""
+        if self._stopped is not None:
+            raise JobStopped(self._stopped)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the job was stopped."""
+        return self._stopped is not None
+
+    def key(self, factors: Factors, samples: SampleSet) -> str:
+        """See :func:`factor_search.evaluation.evaluation_key`."""
+        prepared, setting = self._prepared, self._setting
+        original_length = prepared.geometry.original_length
+        return evaluation_key(prepared.identity, original_length, setting.length, setting.stride, factors, samples)
+
+    def evaluate_all(self, candidates: Sequence[Factors], samples: SampleSet) -> Iterator[Evaluation]:
+        """In the order given; all of them are with the pool at once.
+
+        Raises:
+            JobStopped: a stop was asked for; with pause, when the candidates begun are recorded.
+        """
+        places = self._place(candidates, samples)
+        results = self._known(places)
+        tasks = self._submit(places, results, samples)
+        try:
+            for place in places:
+                while place.key not in results:
+                    self._hear(results)
+                yield results[place.key]
+        except JobStopped as stop:
+            self._withdraw(tasks, results, wait=stop.reason == PAUSE)
+            raise
+        except EvaluationsFailError:
+            self._withdraw(tasks, results, wait=False)
+            raise
+        except GeneratorExit:
+            self._withdraw(tasks, results, wait=False)
+            begun = [self._places[key][0] for key in self._begun if key not in results]
+            self._record(lambda batch: batch.withdrawn.extend(begun))
+            raise
+
+    def _place(self, candidates: Sequence[Factors], samples: SampleSet) -> list[Candidate]:
+        part = samples.part
+        first, generation = self._numbers[part], self._calls[part]
+        self._numbers[part] += len(candidates)
+        self._calls[part] += 1
+        return [
+            Candidate(part=part, number=number, generation=generation, key=self.key(factors, samples), factors=factors)
+            for number, factors in enumerate(candidates, start=first)
+        ]
+
+    def _known(self, places: list[Candidate]) -> dict[str, Evaluation]:
+        """Stored evaluations; recorded as candidates of this job."""
+        keys = [place.key for place in places]
+        known = patiently(lambda: self._store.lookup(keys, self._lease.job_id), lambda: self.stopped)
+        reused = [(place, True) for place in places if place.key in known]
+        if reused:
+            self._record(lambda batch: batch.done.extend(reused))
+        return known
+
+    def _submit(self, places: list[Candidate], known: dict[str, Evaluation], samples: SampleSet) -> dict[str, Task]:
+        """Hand over what has to be computed, each key once."""
+        self._places, self._begun = {}, set()
+        for place in places:
+            self._places.setdefault(place.key, []).append(place)
+        if samples.sha256 not in self._shared:
+            self._shared[samples.sha256] = self._crew.share(samples)
+        shared = self._shared[samples.sha256]
+        tasks = {
+            key: Task(
+                job_id=self._lease.job_id, key=key, setting=self._setting, factors=places[0].factors, samples=shared
+            )
+            for key, places in self._places.items()
+            if key not in known
+        }
+        self._pool.submit(list(tasks.values()))
+        return tasks
+
+    def _hear(self, results: dict[str, Evaluation]) -> None:
+        """Wait for the next recorded evaluation."""
+        self.check()
+        heard = self._inbox.get()
+        if heard is None:
+            return
+        evaluation, error = heard
+        results[evaluation.key] = evaluation
+        if evaluation.outcome not in (FAILED, WORKER_LOST):
+            self._failures = 0
+            return
+        self._failures += 1
+        if self._failures >= FAILURES_IN_A_ROW:
+            raise EvaluationsFailError(
+                f"{self._failures} candidates in a row could not be evaluated, the last because of: {error}"
+            )
+
+    def _withdraw(self, tasks: dict[str, Task], results: dict[str, Evaluation], *, wait: bool) -> None:
+        missing = [task for key, task in tasks.items() if key not in results]
+        staying = {task.key for task in self._pool.withdraw(missing, abandon=not wait).result()}
+        while staying and self._stopped == PAUSE:
+            if (heard := self._inbox.get()) is not None:
+                staying.discard(heard[0].key)
+
+    def _record(self, add: Callable[[Batch], Any]) -> "Future[None]":
+        return self._recorder.put(self._lease, add)
+
+    # The job's port to the pool: these are called from the pool's thread.
+
+    def started(self, task: Task) -> None:
+        """Record that a worker has the candidate."""
+        if (places := self._places.get(task.key)) is not None:
+            self._begun.add(task.key)
+            self._record(lambda batch: batch.started.append(places[0]))
+
+    def losses_so_far(self, task: Task, losses: list[float]) -> None:
+        """Record how far a candidate is."""
+        if (places := self._places.get(task.key)) is not None:
+            self._record(lambda batch: batch.losses_so_far.update({places[0]: losses}))
+
+    def done(self, task: Task, evaluation: Evaluation, worker: str, error: str | None) -> None:
+        """Record the outcome, and only then tell the search."""
+        computed = Computed(evaluation=evaluation, worker=worker, attempts=task.attempts, error=error)
+        done = [(place, number > 0) for number, place in enumerate(self._places.get(task.key, ()))]
+
+        def add(batch: Batch) -> None:
+            batch.computed.append(computed)
+            batch.done.extend(done)
+
+        self._record(add).add_done_callback(partial(self._written, evaluation, error))
+
+    def event(self, kind: str, data: dict[str, Any]) -> None:
+        """Record what happened."""
+        self._record(lambda batch: batch.events.append((kind, data)))
+
+    def _written(self, evaluation: Evaluation, error: str | None, written: "Future[None]") -> None:
+        if written.exception() is None:
+            self._inbox.put((evaluation, error))
+        else:
+            self.stop(LEASE_LOST)

@@ -1,0 +1,138 @@
+"""What runs in a worker's process: one model in memory, candidates evaluated on it."""
+
+import os
+import socket
+from dataclasses import dataclass
+
+import torch
+
+from factor_search.allocator import keep_freed_memory
+from factor_search.evaluation import Evaluation, LocalEvaluator
+from factor_search.factors import Factors
+from factor_search.geometry import Geometry
+from factor_search.injection import probe
+from factor_search.models import LoadedModel, load_model
+from factor_search.samples import PARTS, Samples, SampleSet, check_vocabulary, load_samples
+from factor_search.spec import JobSpec, ModelSpec
+from factor_search.tokens import CachedTokenizer
+
+SAMPLE_SETS_KEPT = 6
+"""Two jobs' three parts."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How candidates of a job are evaluated."""
+
+    model: ModelSpec
+    length: int
+    """Tokens of the window."""
+    stride: int | None
+    """Of the sliding window; None scores the first window only."""
+
+    @classmethod
+    def of(cls, spec: JobSpec) -> "Setting":
+        """The setting of a specification."""
+        return cls(spec.model, spec.target_length, spec.objective.stride)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a job needs to know before its search begins."""
+
+    identity: dict[str, str]
+    """Of the loaded model, for keys of evaluations."""
+    geometry: Geometry
+    samples: Samples
+
+
+class ModelWorker:
+    """Keeps the last model it was asked for; a class of its own, that knows nothing of the engine it runs under."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        """Start without a model.
+
+        Args:
+            threads: processor threads to compute with; None leaves torch's choice.
+        """
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        keep_freed_memory()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._loaded: LoadedModel | None = None
+        self._evaluator: tuple[Setting, LocalEvaluator] | None = None
+        self._samples: dict[str, SampleSet] = {}
+        self._losses: list[float] = []
+
+    def name(self) -> str:
+        """Host and process, for logs and records."""
+        return f"{socket.gethostname()}:{os.getpid()}"
+
+    def prepare(self, spec: JobSpec) -> Prepared:
+        """Load a job's model, prove that factors reach it, read the job's documents.
+
+        Raises:
+            FactorSearchError: the model or the documents will not do.
+        """
+        loaded = self._load(spec.model)
+        samples = load_samples(
+            spec.data,
+            CachedTokenizer(loaded.tokenizer),
+            spec.target_length,
+            seed=spec.seed,
+            whole=spec.objective.stride is not None,
+        )
+        for part in PARTS:
+            check_vocabulary(getattr(samples, part), loaded.model.get_input_embeddings().num_embeddings)
+        return Prepared(loaded.identity, loaded.geometry, samples)
+
+    def load(self, setting: Setting) -> None:
+        """Get ready to evaluate; does nothing if it is.
+
+        Raises:
+            ModelError: the model cannot be loaded here, although it could elsewhere.
+        """
+        if self._evaluator is not None and self._evaluator[0] == setting:
+            return
+        loaded = self._load(setting.model)
+        self._let_go_of_evaluator()
+        evaluator = LocalEvaluator(loaded, setting.length, setting.stride)
+        evaluator.__enter__()
+        self._evaluator = (setting, evaluator)
+
+    def knows(self, samples_sha256: str) -> bool:
+        """Whether samples need not be sent again."""
+        return samples_sha256 in self._samples
+
+    def learn(self, samples_sha256: str, samples: SampleSet) -> None:
+        """Keep samples for candidates to come."""
+        while len(self._samples) >= SAMPLE_SETS_KEPT:
+            del self._samples[next(iter(self._samples))]
+        self._samples[samples_sha256] = samples
+
+    def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+        """Evaluate a candidate on samples that were learnt."""
+        self.load(setting)
+        assert self._evaluator is not None
+        self._losses = []
+        return self._evaluator[1].evaluate(factors, self._samples[samples_sha256], self._losses.append)
+
+    def losses_so_far(self) -> list[float]:
+        """Of the candidate being evaluated, the mean loss of each document that is done."""
+        return list(self._losses)
+
+    def _load(self, model: ModelSpec) -> LoadedModel:
+        if self._loaded is None or self._loaded.spec != model:
+            self._let_go_of_evaluator()
+            self._loaded = None  # two models may not fit
+            loaded = load_model(model)
+            probe(loaded.model, loaded.geometry)
+            self._loaded = loaded
+        elif self._evaluator is not None:
+            self._let_go_of_evaluator()
+        return self._loaded
+
+    def _let_go_of_evaluator(self) -> None:
+        if self._evaluator is not None:
+            self._evaluator[1].__exit__(None, None, None)
+            self._evaluator = None

@@ -1,0 +1,375 @@
+"""The pool: whichever worker is free gets the next candidate of whichever job is next; nobody waits for anybody."""
+
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from factor_search.errors import FactorSearchError, one_line
+from factor_search.evaluation import FAILED, OUT_OF_MEMORY, TIMED_OUT, WORKER_LOST, Evaluation
+from factor_search.spec import JobSpec, ModelSpec
+from workers.crew import Crew, WorkerGoneError, WorkerOutOfMemoryError
+from workers.model_worker import Prepared, Setting
+from workers.tasks import JobPort, Preparation, Seat, Task, Work
+from workers.turns import Turns
+
+ATTEMPTS = {WORKER_LOST: 3, OUT_OF_MEMORY: 2, TIMED_OUT: 2, FAILED: 2}
+"""After so many attempts, the outcome of the last one is the candidate's."""
+TICK_SECONDS = 0.25
+CAPACITY_SECONDS = 2.0
+WATCH_AFTER_SECONDS = 2.0
+"""A candidate that takes longer is asked how far it is."""
+SHORT_SECONDS = 1.0
+"""Evaluations that take less are handed out one ahead, since the way to a worker and back would be felt."""
+ABANDON_SECONDS = 5.0
+"""A worker that still evaluates for a cancelled job after so long is ended."""
+IDLE_SECONDS = 120.0
+"""Workers of a pool without jobs are dismissed, so that others can have their memory."""
+COMING_UP_SECONDS = 300.0
+
+logger = logging.getLogger(__name__)
+
+
+class PrepareError(FactorSearchError):
+    """A job's model and documents could not be prepared on any worker."""
+
+
+class Pool:
+    """Workers that are hired as they fit, replaced when they die, dismissed when there is nothing to do."""
+
+    def __init__(self, crew: Crew, *, evaluation_timeout: float | None = None) -> None:
+        """Start the thread that hands out work.
+
+        Args:
+            crew: the engine.
+            evaluation_timeout: seconds after which a candidate's evaluation is ended.
+        """
+        self._crew = crew
+        self._timeout = evaluation_timeout
+        self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._seats: dict[int, Seat] = {}
+        self._numbers = itertools.count()
+        self._ports: dict[str, JobPort] = {}
+        self._turns = Turns()
+        self._wanted = 0
+        self._looked_at = -1e9
+        self._busy_until_idle = time.monotonic()
+        self._hire_not_before = 0.0
+        self._failed_hires = 0
+        self._seconds = 0.0
+        """Exponential mean of an evaluation's duration."""
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="pool", daemon=True)
+        self._thread.start()
+
+    # Called from any thread.
+
+    def join(self, job_id: str, model: ModelSpec, port: JobPort) -> None:
+        """Register a job."""
+        self._messages.put(partial(self._join, job_id, model, port))
+
+    def leave(self, job_id: str) -> None:
+        """Forget a job; what it still has in the pool is abandoned."""
+        self._messages.put(partial(self._leave, job_id))
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Queue candidates of a job that has joined."""
+        self._messages.put(partial(self._turns.add, tasks))
+
+    def withdraw(self, tasks: Sequence[Task], *, abandon: bool) -> "Future[set[Task]]":
+        """Take back candidates that no worker was given; with ``abandon``, also stop waiting for those that were.
+
+        Returns:
+            Those that will still be told of: given to workers, and not abandoned.
+        """
+        staying: Future[set[Task]] = Future()
+        self._messages.put(partial(self._withdraw, tasks, abandon, staying))
+        return staying
+
+    def prepare(self, job_id: str, spec: JobSpec) -> "Future[Prepared]":
+        """Have a worker load a job's model and read its documents."""
+        preparation = Preparation(job_id=job_id, spec=spec, result=Future())
+        self._messages.put(partial(self._turns.add, [preparation]))
+        return preparation.result
+
+    def status(self) -> dict[str, int]:
+        """Workers alive and busy, candidates waiting; for metrics."""
+        seats = list(self._seats.values())
+        return {
+            "alive": sum(seat.name is not None for seat in seats),
+            "busy": sum(bool(seat.given) for seat in seats),
+            "waiting": len(self._turns),
+        }
+
+    def close(self) -> None:
+        """End all workers."""
+        self._closed = True
+        self._messages.put(lambda: None)
+        self._thread.join(timeout=10)
+
+    # Everything below runs in the pool's own thread.
+
+    def _run(self) -> None:
+        ticked = 0.0
+        while not self._closed:
+            try:
+                message: Callable[[], None] | None = self._messages.get(timeout=TICK_SECONDS)
+            except queue.Empty:
+                message = None
+            try:
+                while message is not None:
+                    message()
+                    message = None if self._messages.empty() else self._messages.get()
+                if time.monotonic() - ticked >= TICK_SECONDS:
+                    ticked = time.monotonic()
+                    self._tick(ticked)
+                self._hand_out()
+            except Exception:
+                logger.exception("the pool met with an error and goes on")
+                time.sleep(TICK_SECONDS)
+        for seat in self._seats.values():
+            seat.worker.kill()
+        self._seats.clear()
+
+    def _join(self, job_id: str, model: ModelSpec, port: JobPort) -> None:
+        self._ports[job_id] = port
+        self._turns.join(job_id, model)
+
+    def _leave(self, job_id: str) -> None:
+        self._ports.pop(job_id, None)
+        self._turns.leave(job_id)
+        for seat in self._seats.values():
+            for work in seat.given:
+                work.withdrawn = work.withdrawn or work.job_id == job_id
+
+    def _withdraw(self, tasks: Sequence[Task], abandon: bool, staying: "Future[set[Task]]") -> None:
+        begun = {work for seat in self._seats.values() for work in seat.given}
+        stay = set() if abandon else {task for task in tasks if task in begun}
+        for task in tasks:
+            task.withdrawn = task not in stay
+        self._turns.remove({task for task in tasks if task not in stay})
+        staying.set_result(stay)
+
+    def _tick(self, now: float) -> None:
+        for seat in list(self._seats.values()):
+            self._look_after(seat, now)
+        if self._ports:
+            self._busy_until_idle = now
+        elif now - self._busy_until_idle > IDLE_SECONDS:
+            for seat in list(self._seats.values()):
+                self._dismiss(seat)
+            return
+        if self._ports and now - self._looked_at > CAPACITY_SECONDS:
+            self._looked_at = now
+            self._wanted = self._crew.capacity().workers
+        if self._ports and now >= self._hire_not_before:
+            while len(self._seats) < self._wanted:
+                self._hire(now)
+
+    def _look_after(self, seat: Seat, now: float) -> None:
+        if seat.name is None:
+            if now - seat.hired_at > COMING_UP_SECONDS:
+                self._lose(seat, WorkerGoneError("it did not come up"))
+            return
+        if not seat.given or not seat.loaded:
+            return
+        work, elapsed = seat.given[0], now - seat.since
+        if work.withdrawn and elapsed > ABANDON_SECONDS:
+            self._lose(seat, WorkerGoneError("it worked for a job that has ended"))
+        elif isinstance(work, Task):
+            if self._timeout is not None and elapsed > self._timeout:
+                self._lose(seat, TimeoutError(f"no result within {self._timeout:g} s"))
+            elif elapsed > WATCH_AFTER_SECONDS and now - seat.watched_at > max(1.0, elapsed / 20):
+                seat.watched_at = now
+                seat.worker.losses_so_far().add_done_callback(partial(self._heard, seat, work))
+
+    def _heard(self, seat: Seat, task: Task, future: "Future[list[float]]") -> None:
+        if future.exception() is None:
+            self._messages.put(partial(self._tell_losses, seat, task, future.result()))
+
+    def _tell_losses(self, seat: Seat, task: Task, losses: list[float]) -> None:
+        port = self._ports.get(task.job_id)
+        if port is not None and losses and seat.given and seat.given[0] is task and not task.withdrawn:
+            port.losses_so_far(task, losses)
+
+    # Hiring and losing workers.
+
+    def _hire(self, now: float) -> None:
+        seat = Seat(next(self._numbers), self._crew.hire(), now)
+        self._seats[seat.number] = seat
+        seat.worker.name().add_done_callback(lambda future: self._messages.put(partial(self._came_up, seat, future)))
+
+    def _came_up(self, seat: Seat, future: "Future[str]") -> None:
+        if self._seats.get(seat.number) is not seat:
+            return
+        error = future.exception()
+        if error is not None:
+            self._lose(seat, error)
+            return
+        seat.name = future.result()
+        self._failed_hires = 0
+        self._announce()
+
+    def _announce(self) -> None:
+        alive = sum(seat.name is not None for seat in self._seats.values())
+        for port in self._ports.values():
+            port.event("workers", {"alive": alive})
+
+    def _dismiss(self, seat: Seat) -> None:
+        del self._seats[seat.number]
+        seat.worker.kill()
+
+    def _lose(self, seat: Seat, error: BaseException) -> None:
+        """End a worker; what it worked on counts an attempt, what lay behind that goes to others."""
+        if self._seats.pop(seat.number, None) is None:
+            return
+        seat.worker.kill()
+        now = time.monotonic()
+        if seat.name is None or now - seat.hired_at < 5.0:
+            self._failed_hires += 1
+            self._hire_not_before = now + min(30.0, 0.5 * 2.0**self._failed_hires)
+        given = [work for work in seat.given if not work.withdrawn]
+        reason = one_line(error)
+        logger.warning("worker %s lost: %s", seat.name or "coming up", reason)
+        for port in self._ports.values():
+            port.event("worker_lost", {"worker": seat.name, "reason": reason, "outcome": _outcome_of(error)})
+        if given and given[0] is seat.given[0]:
+            self._attempt_failed(given.pop(0), error, seat)
+        for work in reversed(given):
+            self._turns.put_back(work)
+
+    def _attempt_failed(self, work: Work, error: BaseException, seat: Seat) -> None:
+        outcome, reason = _outcome_of(error), one_line(error)
+        last = work.attempts >= ATTEMPTS[outcome]
+        port = self._ports.get(work.job_id)
+        if isinstance(work, Preparation):
+            if isinstance(error, FactorSearchError):
+                work.result.set_exception(error)
+            elif last:
+                times = f"after {work.attempts} attempts" if work.attempts > 1 else "at once"
+                work.result.set_exception(PrepareError(f"the job could not be prepared, {times}: {reason}"))
+            else:
+                self._turns.put_back(work)
+        elif last and port is not None:
+            port.done(work, _without_result(work, outcome), seat.name or "", reason)
+        elif port is not None:
+            again = {"key": work.key, "attempt": work.attempts + 1, "outcome": outcome, "reason": reason}
+            port.event("retried", again)
+            self._turns.put_back(work)
+
+    # Handing out work, and taking it back done.
+
+    def _hand_out(self) -> None:
+        if not len(self._turns):
+            return
+        now = time.monotonic()
+        up = [seat for seat in self._seats.values() if seat.name is not None]
+        idle = [seat for seat in up if not seat.given]
+        while idle and (chosen := self._turns.choose(idle, up, now)) is not None:
+            seat, work = chosen
+            idle.remove(seat)
+            self._give(seat, work)
+        if idle or self._seconds > SHORT_SECONDS:
+            return
+        for seat in up:
+            # one ahead, unless that could leave somebody idle at the end of a generation
+            if len(self._turns) <= len(up) // 4:
+                break
+            if len(seat.given) == 1 and seat.loaded and isinstance(seat.given[0], Task):
+                ahead = self._turns.ahead(seat)
+                if ahead is not None:
+                    self._give(seat, ahead)
+
+    def _give(self, seat: Seat, work: Work) -> None:
+        if seat.model != work.model:
+            seat.model, seat.model_since = work.model, time.monotonic()
+        seat.given.append(work)
+        if isinstance(work, Task) and seat.setting != work.setting:
+            seat.setting, seat.loaded = work.setting, False
+            loaded = partial(self._loaded, seat, work.setting)
+            seat.worker.load(work.setting).add_done_callback(lambda future: self._messages.put(partial(loaded, future)))
+        if len(seat.given) == 1:
+            self._begin(seat)
+        if isinstance(work, Preparation):
+            seat.setting = None
+            future: Future[Any] = seat.worker.prepare(work.spec)
+        else:
+            future = seat.worker.evaluate(work.setting, work.factors, work.samples)
+        future.add_done_callback(lambda future: self._messages.put(partial(self._returned, seat, work, future)))
+
+    def _begin(self, seat: Seat) -> None:
+        """The first of what a worker was given is now what it works on."""
+        seat.since = seat.watched_at = time.monotonic()
+        work = seat.given[0]
+        work.attempts += 1
+        port = self._ports.get(work.job_id)
+        if isinstance(work, Task) and port is not None and not work.withdrawn:
+            port.started(work)
+
+    def _loaded(self, seat: Seat, setting: Setting, future: "Future[None]") -> None:
+        if self._seats.get(seat.number) is not seat or seat.setting != setting:
+            return
+        error = future.exception()
+        if error is None:
+            now = time.monotonic()
+            seat.loaded, seat.load_seconds, seat.since = True, now - seat.since, now
+        else:
+            self._lose(seat, error)
+
+    def _returned(self, seat: Seat, work: Work, future: "Future[Any]") -> None:
+        if self._seats.get(seat.number) is not seat:
+            return  # it was lost before; its work is with others
+        error = future.exception()
+        if error is not None and not (isinstance(work, Preparation) and isinstance(error, FactorSearchError)):
+            self._lose(seat, error)  # a process in which something went wrong is not trusted with the next candidate
+            return
+        seconds = time.monotonic() - seat.since
+        seat.given.remove(work)
+        seat.since = time.monotonic()
+        if seat.given:
+            self._begin(seat)
+        if work.withdrawn:
+            return
+        if isinstance(work, Preparation):
+            if error is None:
+                work.result.set_result(future.result())
+            else:
+                self._attempt_failed(work, error, seat)
+            return
+        self._seconds = seconds if not self._seconds else 0.8 * self._seconds + 0.2 * seconds
+        self._evaluated(seat, work, future.result())
+
+    def _evaluated(self, seat: Seat, task: Task, evaluation: Evaluation) -> None:
+        port = self._ports.get(task.job_id)
+        if port is None:
+            return
+        if evaluation.outcome == OUT_OF_MEMORY and task.attempts < ATTEMPTS[OUT_OF_MEMORY]:
+            self._attempt_failed(task, MemoryError("the evaluation ran out of memory"), seat)
+            return
+        port.done(task, evaluation, seat.name or "", None)
+
+
+def _outcome_of(error: BaseException) -> str:
+    if isinstance(error, WorkerOutOfMemoryError | MemoryError):
+        return OUT_OF_MEMORY
+    if isinstance(error, WorkerGoneError):
+        return WORKER_LOST
+    return TIMED_OUT if isinstance(error, TimeoutError) else FAILED
+
+
+def _without_result(task: Task, outcome: str) -> Evaluation:
+    return Evaluation(
+        key=task.key,
+        factors=task.factors,
+        part=task.samples.samples.part,
+        outcome=outcome,
+        losses=(),
+        tokens=(),
+        losses_at={},
+        seconds=0.0,
+    )

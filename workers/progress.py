@@ -1,0 +1,104 @@
+"""What people see of a running job: its progress as stored, and events at a pace that they can read."""
+
+import time
+from concurrent.futures import Future
+from typing import Any
+
+from factor_search.job import JobWatcher
+from factor_search.search import SearchState
+from factor_search.spec import BudgetSpec
+from storage.evaluations import Batch
+from storage.jobs import Lease
+from workers.pool import Pool
+from workers.recorder import Recorder
+
+STORE_SECONDS = 0.25
+EVENT_SECONDS = 1.0
+
+
+class ProgressWriter:
+    """Follows one job; called from its thread."""
+
+    def __init__(self, lease: Lease, budget: BudgetSpec, recorder: Recorder, pool: Pool) -> None:
+        self._lease = lease
+        self._budget = budget
+        self._recorder = recorder
+        self._pool = pool
+        self._stored_at = self._told_at = -1e9
+        self._generation = 0
+        self._progress: dict[str, Any] = {
+            "phase": "",
+            "generation": 0,
+            "candidates": 0,
+            "candidates_budget": budget.candidates,
+            "tokens": 0,
+            "seconds": 0.0,
+            "best_perplexity": None,
+            "share": 0.0,
+            "workers": 0,
+            "scored": None,
+            "to_score": None,
+        }
+
+    def watcher(self) -> JobWatcher:
+        """The callbacks to hand to the job."""
+        return JobWatcher(phase=self._phase, candidate=self._candidate, scored=self._scored)
+
+    def phase(self, text: str) -> "Future[None]":
+        """A new phase begins."""
+        self._progress |= {"phase": text, "scored": None, "to_score": None}
+        return self._write([("phase", {"phase": text}), ("progress", self._now())])
+
+    def _phase(self, text: str) -> None:
+        self.phase(text)
+
+    def finish(self) -> None:
+        """Everything is done but the last write of the job."""
+        self._progress |= {"phase": "finished", "share": 1.0}
+        self._write([("progress", self._now())])
+
+    def _candidate(self, state: SearchState) -> None:
+        now = time.monotonic()
+        best = state.best.summary.perplexity if state.best is not None and state.best.losses else None
+        self._progress |= {
+            "generation": state.generation,
+            "candidates": len(state.evaluations),
+            "tokens": state.tokens,
+            "seconds": state.seconds,
+            "best_perplexity": best,
+            "share": self._share(state),
+        }
+        new_generation = state.generation != self._generation
+        if not new_generation and now - self._stored_at < STORE_SECONDS:
+            return
+        self._generation = state.generation
+        told = now - self._told_at >= EVENT_SECONDS
+        self._stored_at = now
+        self._told_at = now if told else self._told_at
+        self._write([("progress", self._now())] if told else [])
+
+    def _scored(self, part: str, done: int, total: int) -> None:
+        self._progress |= {"scored": done, "to_score": total}
+        self._write([("progress", self._now())])
+
+    def _now(self) -> dict[str, Any]:
+        return self._progress | {"workers": self._pool.status()["alive"]}
+
+    def _write(self, events: list[tuple[str, dict[str, Any]]]) -> "Future[None]":
+        progress = self._now()
+
+        def add(batch: Batch) -> None:
+            batch.progress = progress
+            batch.events.extend(events)
+
+        return self._recorder.put(self._lease, add)
+
+    def _share(self, state: SearchState) -> float:
+        """Share spent of the budget that will run out first."""
+        budget = self._budget
+        limits = (
+            (len(state.evaluations), budget.candidates),
+            (state.tokens, budget.tokens),
+            (state.seconds, budget.seconds),
+        )
+        return min(max((spent / limit for spent, limit in limits if limit), default=0.0), 1.0)

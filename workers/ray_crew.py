@@ -1,0 +1,199 @@
+"""Workers as Ray actors, on a Ray of our own on this machine or on a cluster that is joined by its address."""
+
+import contextlib
+import logging
+import socket
+from concurrent.futures import Future
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+
+from factor_search.errors import FactorSearchError, one_line
+from factor_search.evaluation import Evaluation
+from factor_search.factors import Factors
+from factor_search.samples import SampleSet
+from factor_search.spec import JobSpec
+from workers.crew import Capacity, SharedSamples, WorkerGoneError, WorkerOutOfMemoryError
+from workers.model_worker import ModelWorker, Prepared, Setting
+
+WATCH = "watch"
+CONNECT_SECONDS = 5.0
+
+
+class ClusterError(FactorSearchError):
+    """Ray cannot be started or joined."""
+
+
+class ActorMethods:
+    """What makes a worker an actor: samples come from Ray's object store when first needed."""
+
+    def evaluate_shared(self: Any, setting: Setting, factors: Factors, sha256: str, reference: list[Any]) -> Evaluation:
+        """Evaluate; the reference comes in a list, so that Ray does not resolve it with every call."""
+        if not self.knows(sha256):
+            self.learn(sha256, ray.get(reference[0]))
+        evaluation: Evaluation = self.evaluate(setting, factors, sha256)
+        return evaluation
+
+    @ray.method(concurrency_group=WATCH)
+    def watch(self: Any) -> list[float]:
+        """Losses so far, answered beside the candidate that is being evaluated."""
+        losses: list[float] = self.losses_so_far()
+        return losses
+
+
+class RayModelWorker(ActorMethods, ModelWorker):
+    """The worker of a service."""
+
+
+class RayWorker:
+    """A handle of one actor. It lives once: a dead one is replaced by the pool, which knows what it was doing."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def name(self) -> "Future[str]":
+        """Resolves when the actor is up."""
+        return _future(self._actor.name.remote())
+
+    def prepare(self, spec: JobSpec) -> "Future[Prepared]":
+        """See the protocol."""
+        return _future(self._actor.prepare.remote(spec))
+
+    def load(self, setting: Setting) -> "Future[None]":
+        """See the protocol."""
+        return _future(self._actor.load.remote(setting))
+
+    def evaluate(self, setting: Setting, factors: Factors, samples: SharedSamples) -> "Future[Evaluation]":
+        """See the protocol."""
+        return _future(self._actor.evaluate_shared.remote(setting, factors, samples.sha256, samples.reference))
+
+    def losses_so_far(self) -> "Future[list[float]]":
+        """See the protocol."""
+        return _future(self._actor.watch.remote())
+
+    def kill(self) -> None:
+        """End the actor's process."""
+        with contextlib.suppress(RayError, ValueError):
+            ray.kill(self._actor, no_restart=True)
+
+
+class RayCrew:
+    """All workers that fit into a Ray cluster."""
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        workers: int | None = None,
+        cpus_per_worker: float = 1.0,
+        gpus_per_worker: float | None = None,
+        worker_class: type[ActorMethods] = RayModelWorker,
+    ) -> None:
+        """Start Ray on this machine, or join a cluster.
+
+        Args:
+            address: ``host:port`` of a cluster's head; None starts a Ray of our own, which ends with this process.
+            workers: at most so many; None takes what fits.
+            cpus_per_worker: processors a worker occupies, and computes with (rounded down, at least one).
+            gpus_per_worker: whole or a fraction; None is one GPU where there are any, else none.
+            worker_class: what the actors are made of.
+
+        Raises:
+            ClusterError: Ray cannot be started, or there is no cluster at the address.
+        """
+        options: dict[str, Any] = {"address": address} if address else _LOCAL
+        if address is not None:
+            _check_reachable(address)
+        try:
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=False)
+        except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
+            where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
+            raise ClusterError(f"cannot {where}: {one_line(error)}") from None
+        self.grows = address is not None
+        self.threads = max(1, int(cpus_per_worker))
+        self._limit = workers
+        self._cpus = cpus_per_worker
+        self._gpus = gpus_per_worker
+        lives_once: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {WATCH: 1}}
+        self._actor_class = ray.remote(**lives_once)(worker_class)
+
+    def capacity(self) -> Capacity:
+        """Workers that fit into the nodes that are alive, node by node."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        gpus = sum(node.get("GPU", 0.0) for node in nodes)
+        needs = {"CPU": self._cpus, "GPU": self._gpus_each(gpus)}
+        fit = sum(
+            min(int(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in needs.items() if amount) for node in nodes
+        )
+        return Capacity(
+            workers=fit if self._limit is None else min(fit, self._limit),
+            cpus=sum(node.get("CPU", 0.0) for node in nodes),
+            gpus=gpus,
+            gpus_each=self._gpus_each(gpus),
+            nodes=len(nodes),
+        )
+
+    def hire(self) -> RayWorker:
+        """A new actor, placed by Ray."""
+        gpus = self._gpus_each(self.capacity().gpus)
+        return RayWorker(self._actor_class.options(num_cpus=self._cpus, num_gpus=gpus).remote(self.threads))
+
+    def share(self, samples: SampleSet) -> SharedSamples:
+        """Put samples into the object store, owned by this process."""
+        return SharedSamples(samples.sha256, samples, [ray.put(samples)])
+
+    def close(self) -> None:
+        """Leave the cluster, which ends our actors; a Ray of our own stops."""
+        ray.shutdown()
+
+    def _gpus_each(self, gpus: float) -> float:
+        return (1.0 if gpus else 0.0) if self._gpus is None else self._gpus
+
+
+def _check_reachable(address: str) -> None:
+    """Find out in seconds what Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise ClusterError(f"cannot join the Ray cluster at {address} (host:port of its head): {error}") from None
+
+
+_LOCAL: dict[str, Any] = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+
+
+def _future(reference: Any) -> "Future[Any]":
+    """A future of a Ray call that fails with our own errors."""
+    result: Future[Any] = Future()
+
+    def resolve(inner: "Future[Any]") -> None:
+        error = inner.exception()
+        if error is None:
+            result.set_result(inner.result())
+        else:
+            result.set_exception(_translated(error))
+
+    reference.future().add_done_callback(resolve)
+    return result
+
+
+def _translated(error: BaseException) -> BaseException:
+    if isinstance(error, OutOfMemoryError):
+        return WorkerOutOfMemoryError("the machine ran out of memory")
+    if isinstance(error, RayTaskError):
+        cause = error.cause
+        return cause if isinstance(cause, FactorSearchError | MemoryError) else RuntimeError(one_line(cause or error))
+    if isinstance(error, RayActorError):
+        return WorkerGoneError(_why(error))
+    return WorkerGoneError(one_line(error)) if isinstance(error, RayError) else error
+
+
+def _why(error: RayActorError) -> str:
+    """What Ray's account of an actor's death, several paragraphs long, comes to."""
+    account = str(error)
+    if "its node has died" in account or "node was terminated" in account:
+        return "its node is gone"
+    if "process has died" in account or "process died" in account:
+        return "its process died"
+    return one_line(error)

@@ -1,0 +1,93 @@
+"""Writes what jobs have to record, all of them in one transaction at a time, for as long as it takes."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from storage.errors import LeaseLostError
+from storage.evaluations import Batch, EvaluationStore
+from storage.jobs import Lease
+from workers.patience import LONGEST_PAUSE_SECONDS, patiently
+
+LINGER_SECONDS = 0.004
+"""After the first thing to write: a transaction for one costs nearly as much as for a dozen."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Pending:
+    batch: Batch = field(default_factory=Batch)
+    written: list["Future[None]"] = field(default_factory=list)
+
+
+class Recorder:
+    """One thread that writes; whatever comes while a transaction is on its way goes into the next."""
+
+    def __init__(self, store: EvaluationStore) -> None:
+        self._store = store
+        self._pending: dict[Lease, _Pending] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        self._thread.start()
+
+    def put(self, lease: Lease, add: Callable[[Batch], Any]) -> "Future[None]":
+        """Add to what is written next.
+
+        Returns:
+            A future that resolves when it is in the database; with LeaseLostError if the job is not ours any more.
+        """
+        written: Future[None] = Future()
+        with self._changed:
+            pending = self._pending.setdefault(lease, _Pending())
+            add(pending.batch)
+            pending.written.append(written)
+            self._changed.notify()
+        return written
+
+    def close(self) -> None:
+        """Write what there is and stop; gives up if the database does not answer."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(timeout=2 * LONGEST_PAUSE_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._pending and not self._closed:
+                    self._changed.wait()
+                if not self._pending:
+                    return
+            time.sleep(LINGER_SECONDS)
+            with self._changed:
+                pending, self._pending = self._pending, {}
+            self._write(pending)
+
+    def _tell_back(self, leases: list[Lease], seconds: float) -> None:
+        for lease in leases:
+            self.put(lease, lambda batch: batch.events.append(("database_back", {"seconds_away": round(seconds, 1)})))
+
+    def _write(self, pending: dict[Lease, _Pending]) -> None:
+        try:
+            batches = {lease: item.batch for lease, item in pending.items()}
+            back = partial(self._tell_back, list(batches))
+            lost = set(patiently(lambda: self._store.record(batches), lambda: self._closed, back))
+        except BaseException as error:
+            logger.exception("cannot record")
+            for item in pending.values():
+                for written in item.written:
+                    written.set_exception(error)
+            return
+        for lease, item in pending.items():
+            for written in item.written:
+                if lease in lost:
+                    written.set_exception(LeaseLostError(f"job {lease.job_id} is not ours any more"))
+                else:
+                    written.set_result(None)

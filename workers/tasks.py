@@ -1,0 +1,94 @@
+"""What the pool moves about: candidates, preparations of jobs, and the seats they are worked on."""
+
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from factor_search.evaluation import Evaluation
+from factor_search.factors import Factors
+from factor_search.spec import JobSpec, ModelSpec
+from workers.crew import SharedSamples, Worker
+from workers.model_worker import Prepared, Setting
+
+
+@dataclass(eq=False, kw_only=True)
+class Task:
+    """A candidate on its way through the pool."""
+
+    job_id: str
+    key: str
+    setting: Setting
+    factors: Factors
+    samples: SharedSamples
+    attempts: int = 0
+    """Begun so far."""
+    withdrawn: bool = False
+
+    @property
+    def model(self) -> ModelSpec:
+        """What a worker needs in memory."""
+        return self.setting.model
+
+
+@dataclass(eq=False, kw_only=True)
+class Preparation:
+    """A job's model to load and documents to read, before there are candidates."""
+
+    job_id: str
+    spec: JobSpec
+    result: "Future[Prepared]"
+    attempts: int = 0
+    withdrawn: bool = False
+
+    @property
+    def model(self) -> ModelSpec:
+        """What a worker needs in memory."""
+        return self.spec.model
+
+
+Work = Task | Preparation
+
+
+@dataclass(eq=False)
+class Seat:
+    """A worker and what it was given. Times are seconds of the monotonic clock."""
+
+    number: int
+    worker: Worker
+    hired_at: float
+    name: str | None = None
+    """Known when it is up."""
+    model: ModelSpec | None = None
+    """That it was last given work for."""
+    model_since: float = 0.0
+    setting: Setting | None = None
+    loaded: bool = True
+    """Whether what the setting needs is in memory."""
+    load_seconds: float = 0.0
+    """How long the last load took."""
+    given: deque[Work] = field(default_factory=deque)
+    """The first is being worked on."""
+    since: float = 0.0
+    """When the first became the first, or when it fell idle."""
+    watched_at: float = 0.0
+
+
+class JobPort(Protocol):
+    """What the pool tells a job; called from the pool's thread, so it must return at once."""
+
+    def started(self, task: Task) -> None:
+        """A worker has the candidate."""
+        ...
+
+    def losses_so_far(self, task: Task, losses: list[float]) -> None:
+        """Documents that are done of a candidate that takes long."""
+        ...
+
+    def done(self, task: Task, evaluation: Evaluation, worker: str, error: str | None) -> None:
+        """The candidate has its outcome."""
+        ...
+
+    def event(self, kind: str, data: dict[str, Any]) -> None:
+        """Something happened that people want to know."""
+        ...

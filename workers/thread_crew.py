@@ -1,0 +1,162 @@
+"""Workers as threads of this process: for tests and benchmarks, and where one process is enough."""
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from factor_search.evaluation import Evaluation
+from factor_search.factors import Factors
+from factor_search.samples import SampleSet
+from factor_search.spec import JobSpec
+from workers.crew import Capacity, SharedSamples, WorkerGoneError
+from workers.model_worker import Prepared, Setting
+
+
+class Doer(Protocol):
+    """What a thread works with: :class:`workers.model_worker.ModelWorker`, or a stand-in for it."""
+
+    def name(self) -> str:
+        """Of the worker."""
+        ...
+
+    def prepare(self, spec: JobSpec) -> Prepared:
+        """Of a job."""
+        ...
+
+    def load(self, setting: Setting) -> None:
+        """Get ready."""
+        ...
+
+    def learn(self, samples_sha256: str, samples: SampleSet) -> None:
+        """Keep samples."""
+        ...
+
+    def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+        """A candidate."""
+        ...
+
+    def losses_so_far(self) -> list[float]:
+        """Of the candidate being evaluated."""
+        ...
+
+
+class ThreadWorker:
+    """One thread; killed, it finishes what it does, but nobody hears of it any more."""
+
+    def __init__(self, make: Callable[[], Doer]) -> None:
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._unanswered: set[Future[Any]] = set()
+        self._gone = False
+        self._make = make
+        self._doer: Doer | None = None
+        self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
+        self._thread.start()
+
+    def name(self) -> "Future[str]":
+        """See the protocol."""
+        return self._call(lambda doer: doer.name())
+
+    def prepare(self, spec: JobSpec) -> "Future[Prepared]":
+        """See the protocol."""
+        return self._call(lambda doer: doer.prepare(spec))
+
+    def load(self, setting: Setting) -> "Future[None]":
+        """See the protocol."""
+        return self._call(lambda doer: doer.load(setting))
+
+    def evaluate(self, setting: Setting, factors: Factors, samples: SharedSamples) -> "Future[Evaluation]":
+        """See the protocol."""
+
+        def work(doer: Doer) -> Evaluation:
+            doer.learn(samples.sha256, samples.samples)
+            return doer.evaluate(setting, factors, samples.sha256)
+
+        return self._call(work)
+
+    def losses_so_far(self) -> "Future[list[float]]":
+        """See the protocol."""
+        answer: Future[list[float]] = Future()
+        answer.set_result([] if self._doer is None else self._doer.losses_so_far())
+        return answer
+
+    def kill(self) -> None:
+        """Answer everything that is open with the loss of the worker."""
+        with self._lock:
+            self._gone = True
+            unanswered, self._unanswered = self._unanswered, set()
+        self._calls.put(None)
+        for future in unanswered:
+            future.set_exception(WorkerGoneError("its thread was ended"))
+
+    def _call(self, work: Callable[[Doer], Any]) -> "Future[Any]":
+        future: Future[Any] = Future()
+        with self._lock:
+            gone = self._gone
+            if not gone:
+                self._unanswered.add(future)
+        if gone:
+            future.set_exception(WorkerGoneError("its thread was ended"))
+        else:
+            self._calls.put((future, lambda: work(self._doer)))  # type: ignore[arg-type]
+        return future
+
+    def _run(self) -> None:
+        self._doer = self._make()
+        while (call := self._calls.get()) is not None:
+            future, work = call
+            result: Any = None
+            failure: BaseException | None = None
+            try:
+                result = work()
+            except BaseException as error:
+                failure = error
+            with self._lock:
+                wanted = future in self._unanswered
+                self._unanswered.discard(future)
+            if not wanted:
+                continue
+            if failure is None:
+                future.set_result(result)
+            else:
+                future.set_exception(failure)
+
+
+class ThreadCrew:
+    """A fixed number of threads."""
+
+    grows = False
+
+    def __init__(self, make: Callable[[], Doer], workers: int, *, threads: int = 1) -> None:
+        """Get ready.
+
+        Args:
+            make: makes what each thread works with, in the thread.
+            workers: how many threads.
+            threads: processor threads of each, as its maker sets them.
+        """
+        self.threads = threads
+        self._make = make
+        self._workers = workers
+        self.hired: list[ThreadWorker] = []
+
+    def capacity(self) -> Capacity:
+        """What was asked for."""
+        return Capacity(workers=self._workers, cpus=float(self._workers), gpus=0.0, gpus_each=0.0, nodes=1)
+
+    def hire(self) -> ThreadWorker:
+        """Another thread."""
+        worker = ThreadWorker(self._make)
+        self.hired.append(worker)
+        return worker
+
+    def share(self, samples: SampleSet) -> SharedSamples:
+        """Nothing to do within a process."""
+        return SharedSamples(samples.sha256, samples, None)
+
+    def close(self) -> None:
+        """End all threads."""
+        for worker in self.hired:
+            worker.kill()
