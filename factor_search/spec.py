@@ -147,24 +147,29 @@ class JobSpec(_Strict):
     resources: ResourcesSpec = ResourcesSpec()
     seed: Int = Field(0, description="Of the search and of the choice of documents.")
 
-    @field_validator("model", mode="before")
+    @field_validator("model", mode="before", json_schema_input_type=ModelSpec | str)
     @classmethod
     def _model_short(cls, value: Any) -> Any:
         return {"id": value} if isinstance(value, str) else value
 
-    @field_validator("data", mode="before")
+    @field_validator("data", mode="before", json_schema_input_type=DataSpec | str | list[str])
     @classmethod
     def _data_short(cls, value: Any) -> Any:
         if isinstance(value, str):
             return {"files": [value]}
         return {"files": value} if isinstance(value, list) else value
 
-    @field_validator("objective", "strategy", mode="before")
+    @field_validator("objective", mode="before", json_schema_input_type=ObjectiveSpec | str)
     @classmethod
-    def _kind_short(cls, value: Any) -> Any:
+    def _objective_short(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
 
-    @field_validator("budget", mode="before")
+    @field_validator("strategy", mode="before", json_schema_input_type=StrategySpec | str)
+    @classmethod
+    def _strategy_short(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("budget", mode="before", json_schema_input_type=BudgetSpec | int)
     @classmethod
     def _budget_short(cls, value: Any) -> Any:
         return {"candidates": value} if isinstance(value, int) else value

@@ -37,9 +37,17 @@ class Policy:
         Raises:
             SpecError: naming what is not allowed and how the operator can allow it.
         """
-        self._check_code(spec.model)
-        self._check_model(spec.model)
+        self.check_model(spec.model)
         self._check_data(spec.data)
+
+    def check_model(self, model: ModelSpec) -> None:
+        """Refuse a model that is not allowed, or may not run as asked.
+
+        Raises:
+            SpecError: see :meth:`check`.
+        """
+        self._check_code(model)
+        self._check_origin(model)
 
     def as_arguments(self) -> list[str]:
         """The same policy for another process's command line; see :func:`add_policy_arguments`."""
@@ -75,7 +83,7 @@ class Policy:
         if "/" in model.attention:  # transformers takes such a name for a kernel on the hub, which is code
             raise SpecError(f"model.attention {model.attention!r} names code on the hub, not allowed here: {remedy}")
 
-    def _check_model(self, model: ModelSpec) -> None:
+    def _check_origin(self, model: ModelSpec) -> None:
         if looks_local(model.id) or _exists(model.id, "model.id"):
             self._check_path(model.id, "model.id")
             return

@@ -1,6 +1,7 @@
 """The ``factor-search`` command: one module for each of its words."""
 
 import argparse
+import importlib
 import os
 import sys
 import traceback
@@ -20,7 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not debug:
         warnings.simplefilter("ignore")  # third parties' deprecations are not the user's business
     try:
-        parsed = build_parser().parse_args(arguments)  # imports torch, which takes seconds
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        parsed = build_parser(given[0] if given else None).parse_args(given)
         return int(parsed.run(parsed))
     except FactorSearchError as error:
         if debug:
@@ -44,16 +46,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
-    from api.cli import demo, evaluate, export, inspect, methods, run
+MODULES = {
+    "demo": "demo",
+    "run": "run",
+    "evaluate": "evaluate",
+    "inspect": "inspect",
+    "methods": "methods",
+    "export": "export",
+    "serve": "serve",
+    "submit": "submit",
+    "jobs": "jobs",
+    "watch": "watch",
+    "pause": "control",
+    "resume": "control",
+    "cancel": "control",
+    "download": "download",
+    "keys": "keys",
+    "doctor": "doctor",
+}
+"""The module of each word, in the order of the help."""
 
+
+def build_parser(word: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the whole command line, or only of what one word needs: some modules take seconds to import."""
     parser = argparse.ArgumentParser(
         prog="factor-search",
         description="Find non-uniform RoPE rescale factors that extend a language model's context window.",
     )
     parser.add_argument("--version", action="version", version=f"factor-search {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (demo, run, evaluate, inspect, methods, export):
-        module.add_parser(commands)
+    for module in dict.fromkeys([MODULES[word]] if word in MODULES else MODULES.values()):
+        importlib.import_module(f"api.cli.{module}").add_parser(commands)
     return parser

@@ -1,0 +1,97 @@
+"""``factor-search download``: what a finished job found."""
+
+import argparse
+import json
+from pathlib import Path
+
+from api.cli.arguments import Commands, add_json_argument
+from api.cli.environment import add_server_arguments
+from api.client import Client, Evaluation
+from factor_search.cache import write_atomically
+from factor_search.errors import OutputError
+
+PARTS = ("search", "validation", "held_out")
+LEDGER_KEYS = (
+    *("key", "part", "outcome", "rescale_factors", "initial_tokens", "attention_factor"),
+    *("losses", "tokens", "losses_at", "seconds"),
+)
+FILE_OF = {"factors": "factors.json", "huggingface": "config.json"}
+
+
+def add_parser(commands: Commands) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "download",
+        help="fetch what a finished job found",
+        description="Write the factors of a finished job. With --out ending in .json only those; otherwise --out is a "
+        "folder and gets factors.json, report.json, report.html and evaluations.jsonl, like that of factor-search run. "
+        "A file with other content is not overwritten without --force.",
+    )
+    parser.add_argument("job", metavar="ID", help="id of a job, or the beginning of one")
+    parser.add_argument("--out", type=Path, metavar="P", help="default: factors.json, or config.json for huggingface")
+    parser.add_argument("--format", choices=list(FILE_OF), default="factors", help="of the factors; default: factors")
+    parser.add_argument("--force", action="store_true", help="overwrite other files")
+    add_server_arguments(parser)
+    add_json_argument(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fetch everything, then write it, and name the files."""
+    name = FILE_OF[arguments.format]
+    out = arguments.out or Path(name)
+    with Client(arguments.url) as client:
+        job_id = client.find(arguments.job).id
+        factors = json_text(client.factors(job_id, arguments.format))
+        if out.suffix == ".json":
+            files = {out: factors}
+        else:
+            files = {
+                out / name: factors,
+                out / "report.json": json_text(client.report(job_id)),
+                out / "report.html": client.report_html(job_id).encode(),
+                out / "evaluations.jsonl": _lines(client, job_id),
+            }
+    write_files(files, force=arguments.force)
+    written = [str(file) for file in files]
+    print(json.dumps({"files": written}) if arguments.json else "\n".join(written))
+    return 0
+
+
+def json_text(document: object) -> bytes:
+    """A document as ``factor-search run`` writes it."""
+    return (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_files(files: dict[Path, bytes], *, force: bool) -> None:
+    """Write all or, if one is there with other content, none.
+
+    Raises:
+        OutputError: one is there, or cannot be written.
+    """
+    for file, content in files.items():
+        if file.is_dir():
+            raise OutputError(f"{file} is a folder: choose another --out")
+        if not force and file.exists() and file.read_bytes() != content:
+            raise OutputError(f"{file} is there already with other content: choose another --out, or give --force")
+    for file, content in files.items():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, content, required=True)
+        except OSError as error:
+            raise OutputError(f"cannot write {file}: {error.strerror or error}") from None
+
+
+def _lines(client: Client, job_id: str) -> bytes:
+    """The ledger of a job: each evaluation once, in the order proposed."""
+    known = {
+        evaluation.key: _line(evaluation)
+        for part in PARTS
+        for evaluation in client.evaluations(job_id, part=part)
+        if evaluation.outcome is not None
+    }
+    return "".join(f"{line}\n" for line in known.values()).encode()
+
+
+def _line(evaluation: Evaluation) -> str:
+    return json.dumps({name: getattr(evaluation, name) for name in LEDGER_KEYS})

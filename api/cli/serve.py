@@ -1,0 +1,170 @@
+"""``factor-search serve``: REST interface, dashboard, and the coordinator that drives jobs."""
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+from sqlalchemy.engine import make_url
+from starlette.types import ASGIApp
+
+from api.app import create_app
+from api.cli.arguments import Commands
+from api.cli.environment import (
+    add_database_argument,
+    add_variable_argument,
+    positive_float,
+    positive_int,
+    truth_from,
+    variable_of,
+)
+from api.server import ServeError, Server, listen, url_of
+from api.settings import Settings, is_loopback
+from storage.database import Database
+from storage.keys import KeyStore
+from workers.policy import Policy, add_policy_arguments
+from workers.supervisor import Supervisor
+
+COORDINATOR_FLAGS = (
+    "--ray-address",
+    "--workers",
+    "--cpus-per-worker",
+    "--gpus-per-worker",
+    "--jobs",
+    "--evaluation-timeout",
+    "--log-level",
+)
+"""Handed on to the coordinator as they are."""
+LOG_LEVELS = ["debug", "info", "warning", "error"]
+
+
+def add_parser(commands: Commands) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "serve",
+        help="run the service",
+        description="Serve the REST interface and the dashboard, and drive jobs. On loopback (the default) no key is "
+        "needed until one is made; any other --host needs keys (factor-search keys create). Every argument can also be "
+        "given by the environment variable in brackets.",
+    )
+    text = {"--host": "address to listen on", "--ray-address": "join this Ray cluster; default: a Ray of our own"}
+    add_variable_argument(parser, "--host", default="127.0.0.1", metavar="H", help=text["--host"])
+    add_variable_argument(
+        parser, "--port", type=_port, default="8400", metavar="P", help="port to listen on; 0 takes a free one"
+    )
+    add_database_argument(parser)
+    add_variable_argument(
+        parser,
+        "--dashboard-database",
+        metavar="URL",
+        help="where Optuna's tables are; default: the same for PostgreSQL, NAME-optuna.db beside an SQLite file",
+    )
+    add_policy_arguments(parser)
+    add_variable_argument(parser, "--ray-address", metavar="HOST:PORT", help=text["--ray-address"])
+    add_variable_argument(parser, "--workers", type=positive_int, metavar="N", help="at most so many workers")
+    add_variable_argument(
+        parser, "--cpus-per-worker", type=positive_float, metavar="X", help="processors of each worker"
+    )
+    add_variable_argument(parser, "--gpus-per-worker", type=positive_float, metavar="X", help="GPUs of each worker")
+    add_variable_argument(parser, "--jobs", type=positive_int, metavar="N", help="at most so many jobs at once")
+    add_variable_argument(
+        parser, "--evaluation-timeout", type=positive_float, metavar="SECONDS", help="one evaluation may take"
+    )
+    add_variable_argument(parser, "--log-level", default="warning", choices=LOG_LEVELS, help="what is logged")
+    parser.add_argument("--no-coordinator", action="store_true", help="drive no jobs: others on the database do")
+    parser.add_argument("--no-dashboard", action="store_true", help="serve the REST interface alone")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until SIGINT or SIGTERM."""
+    logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    loopback = is_loopback(arguments.host)
+    policy = read_policy(arguments, hub=loopback)
+    check_keys(arguments.database, loopback=loopback, host=arguments.host)
+    optuna_url = arguments.dashboard_database or dashboard_database(arguments.database)
+    settings = Settings(database_url=arguments.database, policy=policy, loopback=loopback)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listen(arguments.host, arguments.port))
+        app = create_app(settings, None if arguments.no_dashboard else _dashboard(optuna_url))
+        supervisor = None
+        if not arguments.no_coordinator:
+            command = coordinator_command(arguments, policy, optuna_url)
+            supervisor = stack.enter_context(Supervisor(command, name="coordinator"))
+        url = url_of(listener)
+        pages = "" if arguments.no_dashboard else f", dashboard at {url}/dashboard"
+        server = Server(
+            app,
+            log_level=arguments.log_level,
+            on_ready=lambda: print(f"serving at {url} (REST interface described at {url}/docs{pages})", flush=True),
+            on_stop=supervisor.ask_to_stop if supervisor else lambda: None,
+        )
+        server.run(sockets=[listener])
+    return 0
+
+
+def read_policy(arguments: argparse.Namespace, *, hub: bool) -> Policy:
+    """The policy from the arguments, and from the environment where they say nothing."""
+    roots = os.environ.get(variable_of("--root"))
+    if not arguments.root and roots:
+        arguments.root = [Path(root) for root in roots.split(os.pathsep) if root]
+    if arguments.hub is None:
+        arguments.hub = truth_from("--hub")
+    if truth_from("--allow-remote-code"):
+        arguments.allow_remote_code = True
+    return Policy.from_arguments(arguments, hub=hub)
+
+
+def check_keys(database_url: str, *, loopback: bool, host: str) -> None:
+    """Refuse to be reachable from elsewhere without keys; also finds out whether the database can be used at all.
+
+    Raises:
+        ServeError: there is no usable key.
+        DatabaseError: the database cannot be reached, opened or migrated.
+    """
+    with Database(database_url) as database:
+        usable = any(key.revoked_at is None for key in KeyStore(database).list())
+        shown = database.shown
+    if not loopback and not usable:
+        raise ServeError(
+            f"--host {host} can be reached from other machines, and {shown} has no API key in use: make one first with "
+            "factor-search keys create --name NAME --scope admin"
+        )
+
+
+def dashboard_database(database_url: str) -> str:
+    """Where Optuna's tables are by default: SQLite allows one writer at a time, so not in the same file."""
+    url = make_url(database_url)
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return database_url
+    file = Path(url.database)
+    return url.set(database=str(file.with_name(f"{file.stem}-optuna.db"))).render_as_string(hide_password=False)
+
+
+def coordinator_command(arguments: argparse.Namespace, policy: Policy, optuna_url: str) -> list[str]:
+    """The command line of the coordinator's process."""
+    command = [sys.executable, "-m", "workers", "--database", arguments.database, "--dashboard-database", optuna_url]
+    for flag in COORDINATOR_FLAGS:
+        value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
+        if value is not None:
+            command += [flag, str(value)]
+    return [*command, *policy.as_arguments()]
+
+
+def _dashboard(optuna_url: str) -> ASGIApp:
+    from api.dashboard import dashboard_app  # loads Optuna's own server
+
+    return dashboard_app(optuna_url)
+
+
+def _port(text: str) -> int:
+    try:
+        port = int(text)
+    except ValueError:
+        port = -1
+    if not 0 <= port < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: 0 to 65535")
+    return port

@@ -1,0 +1,158 @@
+"""What the REST interface answers with; the same values are what the Python client returns."""
+
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+EXAMPLE_ID = "0199c3a7d2f44b1e9a0c3d55"
+ENDED = ("finished", "failed", "cancelled")
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Progress(_Value):
+    """How far a job is."""
+
+    phase: str = Field("", description="What is being done, in words.")
+    generation: int = Field(0, description="Generation that is being evaluated, from 0.")
+    candidates: int = Field(0, description="Distinct candidates evaluated so far.")
+    candidates_budget: int | None = Field(None, description="How many there may be.")
+    tokens: int = Field(0, description="Tokens evaluated during the search.")
+    seconds: float = Field(0.0, description="Seconds of evaluation during the search.")
+    best_perplexity: float | None = Field(None, description="Of the best candidate, on the search documents.")
+    share: float = Field(0.0, description="Share of the work that is done, 0 to 1.")
+    workers: int = Field(0, description="Workers evaluating for this job.")
+    scored: int | None = Field(None, description="Candidates scored in the present phase after the search.")
+    to_score: int | None = Field(None, description="How many are to be scored in it.")
+
+    @field_validator("best_perplexity", mode="before")
+    @classmethod
+    def _only_finite(cls, value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Links(_Value):
+    """Where the rest of a job is, as paths on the same server."""
+
+    self: str = Field(description="The job.")
+    events: str = Field(description="Its history and what happens to it, as server-sent events.")
+    evaluations: str = Field(description="Its candidates with their evaluations.")
+    factors: str = Field(description="The factors it found, once it is finished.")
+    report: str = Field(description="The report, once it is finished.")
+    dashboard: str = Field(description="The page of its searches.")
+
+
+class Job(_Value):
+    """A submitted specification and what has become of it."""
+
+    id: str = Field(description="Sorts by time of submission.", examples=[EXAMPLE_ID])
+    name: str = Field(description="As in the specification.", examples=["llama-8x"])
+    state: str = Field(
+        description="Where it is between submission and end.",
+        json_schema_extra={"enum": ["queued", "running", "paused", "finished", "failed", "cancelled"]},
+    )
+    request: str | None = Field(
+        description="What its coordinator has been asked to do but has not done yet.",
+        json_schema_extra={"enum": ["pause", "cancel", None]},
+    )
+    note: str | None = Field(description="What keeps it from going on, if something does.")
+    submitted_at: datetime
+    started_at: datetime | None = Field(description="When it was first claimed.")
+    ended_at: datetime | None = Field(description="When it finished, failed or was cancelled.")
+    coordinator: str | None = Field(description="Who drives it, or did last.")
+    progress: Progress | None = Field(description="Null before it was first driven.")
+    error: str | None = Field(description="Why it failed.")
+    spec: dict[str, Any] = Field(description="The specification, with all defaults filled in.")
+    links: Links
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.state in ENDED
+
+
+class JobPage(_Value):
+    """Jobs, newest first."""
+
+    jobs: list[Job]
+    next: str | None = Field(description="Cursor of the next page; null on the last.")
+
+
+class Evaluation(_Value):
+    """A candidate of a job, and its evaluation as soon as there is one."""
+
+    number: int = Field(description="In the order proposed within its part, from 0.")
+    generation: int
+    part: str = Field(json_schema_extra={"enum": ["search", "validation", "held_out"]})
+    state: str = Field(
+        description="Withdrawn: no longer wanted.", json_schema_extra={"enum": ["running", "done", "withdrawn"]}
+    )
+    outcome: str | None = Field(
+        description="ok, diverged, out_of_memory, worker_lost, timed_out or failed; null before it is known.",
+        examples=["ok"],
+    )
+    perplexity: float | None = Field(description="exp(loss); null unless ok and finite.", examples=[5.25])
+    loss: float | None = Field(description="Mean over all tokens, nats; null unless ok.", examples=[1.6582])
+    losses: list[float] = Field(description="Mean loss of each document so far, nats per token.")
+    tokens: list[int] = Field(description="Tokens predicted in each document.")
+    losses_at: dict[str, list[float]] = Field(
+        description="The same within the first n tokens of each document, for several lengths n."
+    )
+    rescale_factors: list[float] = Field(description="lambda_i of each rotary pair.")
+    initial_tokens: int = Field(description="Leading positions that keep the model's own RoPE.")
+    attention_factor: float = Field(description="Multiplies cos and sin.")
+    key: str = Field(description="Content address of the evaluation: equal keys mean equal results.")
+    seconds: float | None = Field(description="Spent computing it.")
+    worker: str | None = Field(description="Where it was computed.")
+    attempts: int | None = Field(description="How many times it was tried.")
+    reused: bool = Field(description="Whether the result was known from before.")
+    error: str | None = Field(description="What a failed attempt said.")
+
+
+class EvaluationPage(_Value):
+    """Evaluations in the order proposed."""
+
+    evaluations: list[Evaluation]
+    next: int | None = Field(description="What to give as `after` for the next page; null where there are no more yet.")
+
+
+class Event(_Value):
+    """One entry of a job's history; the data of a server-sent event."""
+
+    number: int = Field(description="From 1, without gaps; the event's id.")
+    at: datetime
+    kind: str = Field(description="submitted, claimed, waiting, phase, progress, worker_lost, ..., finished, failed.")
+    data: dict[str, Any] = Field(description="Depends on the kind; for progress it is what a job's progress is.")
+
+
+class Health(_Value):
+    """The process answers."""
+
+    status: str = Field(examples=["ok"])
+    version: str = Field(description="Of factor-search.", examples=["0.1.0"])
+
+
+class Readiness(_Value):
+    """The server can serve."""
+
+    status: str = Field(examples=["ready"])
+    database: str = Field(description="Always reachable; otherwise the answer is 503.", examples=["reachable"])
+    coordinators: int = Field(description="Alive now; without one, jobs wait.")
+
+
+def moment(seconds: float) -> datetime:
+    """Seconds since 1970 as a time in UTC, to the millisecond."""
+    return datetime.fromtimestamp(round(seconds, 3), UTC)
+
+
+def finite(value: Any) -> Any:
+    """The same JSON value with null where a number is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,102 @@
+"""A job specification from the body of a request, refused with every reason why."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from api.problems import Fault, RefusedError, faults_of, json_pointer
+from factor_search.spec import JobSpec, explain
+
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters and halves of surrogate pairs: no path, id or name has them, and PostgreSQL cannot store all."""
+IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
+
+
+_JSON_NAMES = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean"}
+_JSON_NAMES[type(None)] = "null"
+
+
+async def submitted_spec(request: Request) -> JobSpec:
+    """The specification in a request's body.
+
+    Raises:
+        RefusedError: it is no JSON, too large, or no valid specification.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise RefusedError(415, f"the Content-Type is {kind or 'missing'}: send application/json")
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        raise RefusedError(400, "the connection was closed before the whole body came") from None
+    return parse_body(body)
+
+
+def parse_body(body: bytes) -> JobSpec:
+    """A specification from JSON text.
+
+    Raises:
+        RefusedError: see :func:`submitted_spec`.
+    """
+    try:
+        document = json.loads(body.decode(), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+    except UnicodeDecodeError as error:
+        raise RefusedError(400, f"the body is not UTF-8 text: byte {error.start} is wrong") from None
+    except RecursionError:
+        raise RefusedError(400, "the body is nested too deeply") from None
+    except ValueError as error:
+        raise RefusedError(400, f"the body is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise RefusedError(422, f"a specification is a JSON object, not {_JSON_NAMES[type(document)]}")
+    unprintable = [
+        Fault(pointer=place, detail="a control character or half a surrogate") for place in _unprintable(document)
+    ]
+    if unprintable:
+        raise RefusedError(422, f"{unprintable[0].pointer}: {unprintable[0].detail}: remove it", faults=unprintable)
+    try:
+        return JobSpec.model_validate(document)
+    except ValidationError as error:
+        raise RefusedError(422, f"the specification is not valid: {explain(error)}", faults=faults_of(error)) from None
+
+
+def checked_idempotency_key(key: str | None) -> str | None:
+    """The Idempotency-Key header, if it can be one.
+
+    Raises:
+        RefusedError: it is empty, too long or has other than visible characters.
+    """
+    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
+        raise RefusedError(422, "the Idempotency-Key header must be 1 to 200 visible ASCII characters, such as a UUID")
+    return key
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice in one object")
+    return document
+
+
+def _unprintable(document: Any) -> Iterator[str]:
+    """JSON pointers to all strings and keys with characters that no specification has."""
+    left: list[tuple[tuple[str | int, ...], Any]] = [((), document)]
+    while left:
+        place, value = left.pop()
+        if isinstance(value, str) and UNPRINTABLE.search(value):
+            yield json_pointer(place)
+        elif isinstance(value, dict):
+            if any(UNPRINTABLE.search(key) for key in value):
+                yield f"{json_pointer(place)} (a key)"
+            else:
+                left.extend(((*place, key), item) for key, item in value.items())
+        elif isinstance(value, list):
+            left.extend(((*place, number), item) for number, item in enumerate(value))

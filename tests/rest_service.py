@@ -1,0 +1,145 @@
+"""A service without Ray: an application on a fresh database, a real server, and a coordinator that only writes."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from api.app import create_app
+from api.server import Server, listen, url_of
+from api.settings import Settings
+from factor_search.evaluation import DIVERGED, OK, Evaluation
+from factor_search.factors import Factors
+from storage.coordinators import CoordinatorStore
+from storage.database import Database
+from storage.evaluations import Batch, Candidate, Computed, EvaluationStore
+from storage.jobs import JobStore, Lease
+from workers.policy import Policy
+
+BASE = "http://127.0.0.1"
+SPEC: dict[str, Any] = {"name": "one", "model": "some/model", "data": {"dataset": "some/data"}, "target_length": 512}
+
+
+def settings(folder: Path, **changes: Any) -> Settings:
+    values: dict[str, Any] = {
+        "database_url": f"sqlite:///{folder / 'jobs.db'}",
+        "policy": Policy((folder,), allow_hub=True, allow_remote_code=False),
+        "loopback": True,
+        "poll_seconds": 0.05,
+    }
+    return Settings(**values | changes)
+
+
+@contextlib.contextmanager
+def calling(app: FastAPI) -> Iterator[TestClient]:
+    with TestClient(app, base_url=BASE, raise_server_exceptions=False) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def serving(app: FastAPI, port: int = 0) -> Iterator[str]:
+    """The address of a real server in a thread."""
+    ready = threading.Event()
+    with listen("127.0.0.1", port) as listener:
+        server = Server(app, log_level="warning", on_ready=ready.set, on_stop=lambda: None)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            assert ready.wait(30)
+            yield url_of(listener)
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+def candidate(number: int, part: str = "search") -> Candidate:
+    factors = Factors.of([1.0, 1.0 + number / 7], 0, 1.1)
+    return Candidate(
+        part=part, number=number, generation=number // 4, key=f"{part}{number}".rjust(64, "0"), factors=factors
+    )
+
+
+def computed(of: Candidate, outcome: str = OK) -> Computed:
+    fine = outcome == OK
+    evaluation = Evaluation(
+        key=of.key,
+        factors=of.factors,
+        part=of.part,
+        outcome=outcome,
+        losses=(1.5, 1.25) if fine else (),
+        tokens=(511, 511) if fine else (),
+        losses_at={256: (1.6, 1.7), 512: (1.5, 1.25)} if fine else {},
+        seconds=0.25,
+    )
+    return Computed(evaluation=evaluation, worker="host:1", attempts=1, error=None if fine else "not finite")
+
+
+def progress(generation: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "phase": "searching",
+        "generation": generation,
+        "candidates": 4 * generation,
+        "candidates_budget": 16,
+        "tokens": 1000 * generation,
+        "seconds": 1.0 * generation,
+        "best_perplexity": 5.25 if generation else None,
+        "share": min(generation / 4, 1.0),
+        "workers": 2,
+        "scored": None,
+        "to_score": None,
+        **changes,
+    }
+
+
+class FakeCoordinator:
+    """Writes what a coordinator writes."""
+
+    def __init__(self, url: str) -> None:
+        self.database = Database(url)
+        self.jobs = JobStore(self.database)
+        self.evaluations = EvaluationStore(self.database)
+
+    def __enter__(self) -> "FakeCoordinator":
+        CoordinatorStore(self.database).report("fake", "host", 1, {"workers": 4, "alive": 2, "busy": 1})
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.database.close()
+
+    def claim(self) -> Lease:
+        for _ in range(100):
+            claim = self.jobs.claim("fake", 60)
+            if claim is not None:
+                self.evaluations.start_stage(claim[1], 0, 512, "study", {})
+                return claim[1]
+            time.sleep(0.05)
+        raise AssertionError("nothing to claim")
+
+    def generation(self, lease: Lease, number: int) -> None:
+        """Four candidates, one of them diverged, and their event."""
+        items = [candidate(4 * number + i) for i in range(4)]
+        outcomes = [OK, OK, OK, DIVERGED]
+        batch = Batch(
+            started=items,
+            computed=[computed(item, outcome) for item, outcome in zip(items, outcomes, strict=True)],
+            done=[(item, False) for item in items],
+            events=[("progress", progress(number + 1))],
+            progress=progress(number + 1),
+        )
+        assert self.evaluations.record({lease: batch}) == []
+
+    def event(self, lease: Lease, kind: str, **data: Any) -> None:
+        self.evaluations.record({lease: Batch(events=[(kind, data)])})
+
+    def finish(self, lease: Lease, factors: Any = None, report: Any = None) -> None:
+        self.jobs.end(lease, "finished", factors=factors or {"a": 1}, report=report or {"b": 2})
+
+
+def app_on(folder: Path, **changes: Any) -> FastAPI:
+    return create_app(settings(folder, **changes))
