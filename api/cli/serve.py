@@ -7,7 +7,6 @@ import os
 import sys
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
 from starlette.types import ASGIApp
 
 from api.app import create_app
@@ -24,6 +23,7 @@ from api.server import ServeError, Server, listen, url_of
 from api.settings import Settings, is_loopback
 from storage.database import Database
 from storage.keys import KeyStore
+from storage.optuna_tables import optuna_url_beside
 from workers.policy import Policy, add_policy_arguments
 from workers.supervisor import Supervisor
 
@@ -59,7 +59,7 @@ def add_parser(commands: Commands) -> None:
         parser,
         "--dashboard-database",
         metavar="URL",
-        help="where Optuna's tables are; default: the same for PostgreSQL, NAME-optuna.db beside an SQLite file",
+        help="where Optuna's tables are; default: the same for PostgreSQL, NAME.dashboard.db beside an SQLite file",
     )
     add_policy_arguments(parser)
     add_variable_argument(parser, "--ray-address", metavar="HOST:PORT", help=text["--ray-address"])
@@ -85,15 +85,17 @@ def run(arguments: argparse.Namespace) -> int:
     loopback = is_loopback(arguments.host)
     policy = read_policy(arguments, hub=loopback)
     check_keys(arguments.database, loopback=loopback, host=arguments.host)
-    optuna_url = arguments.dashboard_database or dashboard_database(arguments.database)
+    optuna_url = arguments.dashboard_database or optuna_url_beside(arguments.database)
     settings = Settings(database_url=arguments.database, policy=policy, loopback=loopback)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(arguments.host, arguments.port))
         app = create_app(settings, None if arguments.no_dashboard else _dashboard(optuna_url))
         supervisor = None
         if not arguments.no_coordinator:
-            command = coordinator_command(arguments, policy, optuna_url)
-            supervisor = stack.enter_context(Supervisor(command, name="coordinator"))
+            command = coordinator_command(arguments, policy)
+            shown = None if arguments.no_dashboard else optuna_url
+            environment = coordinator_environment(arguments.database, shown)
+            supervisor = stack.enter_context(Supervisor(command, name="coordinator", environment=environment))
         url = url_of(listener)
         pages = "" if arguments.no_dashboard else f", dashboard at {url}/dashboard"
         server = Server(
@@ -135,18 +137,16 @@ def check_keys(database_url: str, *, loopback: bool, host: str) -> None:
         )
 
 
-def dashboard_database(database_url: str) -> str:
-    """Where Optuna's tables are by default: SQLite allows one writer at a time, so not in the same file."""
-    url = make_url(database_url)
-    if url.get_backend_name() != "sqlite" or not url.database:
-        return database_url
-    file = Path(url.database)
-    return url.set(database=str(file.with_name(f"{file.stem}-optuna.db"))).render_as_string(hide_password=False)
+def coordinator_environment(database_url: str, optuna_url: str | None) -> dict[str, str]:
+    """What the coordinator's environment must be: others can read arguments, and addresses may hold passwords."""
+    urls = {"--database": database_url, "--dashboard-database": optuna_url}
+    ours = {name: value for name, value in os.environ.items() if name not in map(variable_of, urls)}
+    return ours | {variable_of(flag): url for flag, url in urls.items() if url is not None}
 
 
-def coordinator_command(arguments: argparse.Namespace, policy: Policy, optuna_url: str) -> list[str]:
+def coordinator_command(arguments: argparse.Namespace, policy: Policy) -> list[str]:
     """The command line of the coordinator's process."""
-    command = [sys.executable, "-m", "workers", "--database", arguments.database, "--dashboard-database", optuna_url]
+    command = [sys.executable, "-m", "workers"]
     for flag in COORDINATOR_FLAGS:
         value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
         if value is not None:

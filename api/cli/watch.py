@@ -99,7 +99,7 @@ class Display:
     def _progress(self, progress: Progress) -> None:
         line = progress_line(progress)
         if not self._interactive:
-            step = (progress.phase, progress.generation)
+            step = (progress.phase if progress.to_score else "", progress.generation)
             if step != self._shown:
                 self.say(line)
             self._shown = step
