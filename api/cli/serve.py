@@ -7,7 +7,6 @@ import os
 import sys
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
 from starlette.types import ASGIApp
 
 from api.app import create_app
@@ -24,6 +23,7 @@ from api.server import ServeError, Server, listen, url_of
 from api.settings import Settings, is_loopback
 from storage.database import Database
 from storage.keys import KeyStore
+from storage.optuna_tables import optuna_url_beside
 from workers.policy import Policy, add_policy_arguments
 from workers.supervisor import Supervisor
 
@@ -85,17 +85,21 @@ def run(arguments: argparse.Namespace) -> int:
     loopback = is_loopback(arguments.host)
     policy = read_policy(arguments, hub=loopback)
     check_keys(arguments.database, loopback=loopback, host=arguments.host)
-    optuna_url = arguments.dashboard_database or dashboard_database(arguments.database)
+    optuna_url = arguments.dashboard_database
+    if optuna_url is None and not arguments.no_dashboard:
+        optuna_url = optuna_url_beside(arguments.database)
     settings = Settings(database_url=arguments.database, policy=policy, loopback=loopback)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(arguments.host, arguments.port))
-        app = create_app(settings, None if arguments.no_dashboard else _dashboard(optuna_url))
+        dashboard = None if arguments.no_dashboard or optuna_url is None else _dashboard(optuna_url)
+        app = create_app(settings, dashboard)
         supervisor = None
         if not arguments.no_coordinator:
-            command = coordinator_command(arguments, policy, optuna_url)
-            supervisor = stack.enter_context(Supervisor(command, name="coordinator"))
+            command = coordinator_command(arguments, policy)
+            environment = coordinator_environment(arguments.database, optuna_url)
+            supervisor = stack.enter_context(Supervisor(command, name="coordinator", environment=environment))
         url = url_of(listener)
-        pages = "" if arguments.no_dashboard else f", dashboard at {url}/dashboard"
+        pages = "" if dashboard is None else f", dashboard at {url}/dashboard"
         server = Server(
             app,
             log_level=arguments.log_level,
@@ -135,23 +139,24 @@ def check_keys(database_url: str, *, loopback: bool, host: str) -> None:
         )
 
 
-def dashboard_database(database_url: str) -> str:
-    """Where Optuna's tables are by default: SQLite allows one writer at a time, so not in the same file."""
-    url = make_url(database_url)
-    if url.get_backend_name() != "sqlite" or not url.database:
-        return database_url
-    file = Path(url.database)
-    return url.set(database=str(file.with_name(f"{file.stem}-optuna.db"))).render_as_string(hide_password=False)
-
-
-def coordinator_command(arguments: argparse.Namespace, policy: Policy, optuna_url: str) -> list[str]:
-    """The command line of the coordinator's process."""
-    command = [sys.executable, "-m", "workers", "--database", arguments.database, "--dashboard-database", optuna_url]
+def coordinator_command(arguments: argparse.Namespace, policy: Policy) -> list[str]:
+    """The command line of the coordinator's process, but for the databases."""
+    command = [sys.executable, "-m", "workers"]
     for flag in COORDINATOR_FLAGS:
         value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
         if value is not None:
             command += [flag, str(value)]
     return [*command, *policy.as_arguments()]
+
+
+def coordinator_environment(database_url: str, optuna_url: str | None) -> dict[str, str]:
+    """The environment of the coordinator's process: everybody can read arguments, and a URL may hold a password."""
+    environment = dict(os.environ)
+    for flag, url in (("--database", database_url), ("--dashboard-database", optuna_url)):
+        environment.pop(variable_of(flag), None)
+        if url is not None:
+            environment[variable_of(flag)] = url
+    return environment
 
 
 def _dashboard(optuna_url: str) -> ASGIApp:
