@@ -65,7 +65,7 @@ class Display:
         self._as_json = as_json
         self._interactive = sys.stderr.isatty() and not as_json
         self._bar: tqdm | None = None
-        self._shown: tuple[object, ...] | None = None
+        self._shown = Progress()
         self._away = False
 
     def show(self, event: Event) -> None:
@@ -99,10 +99,10 @@ class Display:
     def _progress(self, progress: Progress) -> None:
         line = progress_line(progress)
         if not self._interactive:
-            step = (progress.phase, progress.generation)
-            if step != self._shown:
+            new = progress.candidates != self._shown.candidates
+            if new and (progress.generation, progress.phase) != (self._shown.generation, self._shown.phase):
                 self.say(line)
-            self._shown = step
+                self._shown = progress
             return
         if self._bar is None:
             form = "{percentage:3.0f} %|{bar:20}| {desc}"
