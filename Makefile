@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: install demo test check format bench clean
+.PHONY: install demo serve test check format bench clean
 
 install: .venv/installed
 
@@ -15,6 +15,10 @@ install: .venv/installed
 # DEMO="--candidates 40" shortens it; the results are kept in demo-results and found there by the next run.
 demo: install
 	$(BIN)/factor-search demo $(DEMO)
+
+# SERVE="--port 9000 --database postgresql://..." changes it; --help of the command says what else there is.
+serve: install
+	$(BIN)/factor-search serve $(SERVE)
 
 test: install
 	$(BIN)/python -m pytest

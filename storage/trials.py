@@ -18,8 +18,8 @@ from storage.schema import CANDIDATE_DONE, CANDIDATE_RUNNING, CANDIDATE_WITHDRAW
 Number = TypeVar("Number", int, float)
 KNOTS = 6
 """So many of the rescale factors are parameters: the dashboard draws and ships every one of every trial."""
-WAITING, STOPPED = "waiting", "stopped"
-"""What a running candidate shows once its job is paused, or has ended without it."""
+WAITING = "waiting"
+"""What a running candidate shows once its job is paused."""
 CANDIDATE = "candidate"
 """The attribute by which a trial is found again."""
 
@@ -78,7 +78,6 @@ def trial_of(row: CandidateRow, shown: str, space: TrialSpace) -> FrozenTrial:
         CANDIDATE: row.number,
         "generation": row.generation,
         "rescale_factors": ", ".join(f"{factor:.6g}" for factor in row.factors.rescale_factors),
-        "key": row.key,
     }
     for name in ("initial_tokens", "attention_factor"):
         if name not in params:
@@ -117,12 +116,9 @@ def result_attributes(row: CandidateRow, shown: str) -> dict[str, Any]:
         return {}
     if row.evaluation is None or shown != CANDIDATE_DONE:
         return {"outcome": shown}
-    known = {
-        "outcome": row.evaluation.outcome,
-        "seconds": round(row.evaluation.seconds, 4),
-        "worker": row.worker,
-        "reused": row.reused,
-    }
+    known: dict[str, Any] = {"outcome": row.evaluation.outcome, "worker": row.worker}
+    if row.reused:
+        known["reused"] = True
     if row.error:
         known["error"] = row.error[:300]
     return known

@@ -8,8 +8,8 @@ from sqlalchemy import ColumnElement, and_, bindparam, case, func, literal, sele
 from storage.database import Database
 from storage.errors import DatabaseError
 from storage.evaluations import CANDIDATE_COLUMNS, CANDIDATES, CandidateRow, candidate_row
-from storage.schema import CANDIDATE_RUNNING, ENDED, PAUSED, candidates, jobs
-from storage.trials import STOPPED, WAITING
+from storage.schema import CANDIDATE_RUNNING, PAUSED, candidates, jobs
+from storage.trials import WAITING
 
 CATCH_UP_POLL_SECONDS = 0.1
 PART = "search"
@@ -65,8 +65,8 @@ class Unprojected:
 
 
 def _shown(job_state: str) -> ColumnElement[str]:
-    """What a candidate should show: its state, unless it was left running by a job that does not run any more."""
-    left_running = STOPPED if job_state in ENDED else WAITING if job_state == PAUSED else CANDIDATE_RUNNING
+    """What a candidate should show: its state, unless it was left running by a job that is paused."""
+    left_running = WAITING if job_state == PAUSED else CANDIDATE_RUNNING
     running = candidates.c.state == CANDIDATE_RUNNING
     return case((running, literal(left_running)), else_=candidates.c.state)
 

@@ -32,7 +32,7 @@ def test_no_name_that_says_nothing() -> None:
 def test_commands_in_the_readme_exist() -> None:
     readme = (ROOT / "README.md").read_text()
     targets = set(re.findall(r"^make ([a-z-]+)", readme, re.MULTILINE))
-    assert {"demo", "test"} <= targets
+    assert {"demo", "serve", "test"} <= targets
     makefile = (ROOT / "Makefile").read_text()
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
     words = set(re.findall(r"^factor-search ([a-z]+)", readme, re.MULTILINE))

@@ -146,8 +146,8 @@ class TestProjectionContract:
         assert trial.params["initial_tokens"] == 16
         shown = [float(factor) for factor in trial.user_attrs["rescale_factors"].split(", ")]
         assert shown == pytest.approx(list(factors.rescale_factors), rel=1e-5)
-        rest = ("generation", "key", "attention_factor", "outcome", "seconds", "worker", "reused")
-        assert [trial.user_attrs[name] for name in rest] == [0, item.evaluation.key, 1.1, OK, 0.25, "host:1", False]
+        rest = ("generation", "attention_factor", "outcome", "worker")
+        assert [trial.user_attrs[name] for name in rest] == [0, 1.1, OK, "host:1"]
         assert trial.duration is not None
         assert trial.duration.total_seconds() == pytest.approx(0.25, abs=1e-3)
 
@@ -255,6 +255,7 @@ class TestProjectionContract:
         evaluations.record({lease: Batch(started=[candidate(0), candidate(1)])})
         evaluations.record({lease: Batch(withdrawn=[candidate(0)])})
         projection.project(lease.job_id, 0)
+        jobs.pause(lease.job_id)
         jobs.end(lease, "paused")
         assert projection.behind(lease.job_id, 0) == 1
         projection.project(lease.job_id, 0)
@@ -270,7 +271,7 @@ class TestProjectionContract:
         assert [trial.user_attrs["candidate"] for trial in trials()] == [0, 1, 0]
         assert projection.behind(lease.job_id, 0) == 0
 
-    def test_what_a_job_left_running_fails_when_it_ends(
+    def test_what_a_job_left_running_is_pruned_when_it_ends(
         self, projection: Projection, jobs: JobStore, evaluations: EvaluationStore, lease: Lease, trials: Any
     ) -> None:
         evaluations.record({lease: Batch(started=[candidate(0), candidate(1)])})
@@ -279,7 +280,7 @@ class TestProjectionContract:
         assert projection.behind(lease.job_id, 0) == 2
         projection.project(lease.job_id, 0)
         assert projection.behind(lease.job_id, 0) == 0
-        assert [(trial.state.name, trial.user_attrs["outcome"]) for trial in trials()] == [("FAIL", "stopped")] * 2
+        assert [(trial.state.name, trial.user_attrs["outcome"]) for trial in trials()] == [("PRUNED", "withdrawn")] * 2
 
     def test_the_note_and_the_figures_follow_the_search(
         self, projection: Projection, jobs: JobStore, evaluations: EvaluationStore, lease: Lease, urls: tuple[str, str]

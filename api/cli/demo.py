@@ -1,13 +1,32 @@
-"""``factor-search demo``: a real search on the shipped model, from 256 to 2,048 tokens."""
+"""``factor-search demo``: the whole service on the shipped model, from 256 to 2,048 tokens."""
 
 import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from api.cli.arguments import Commands, add_json_argument
-from api.cli.run import run
+from api.cli.download import save_results
+from api.cli.watch import watch
+from api.client import Client, Job
+from factor_search.canonical_json import sha256_of
+from factor_search.errors import FactorSearchError, OutputError
+from factor_search.report import table
 from factor_search.spec import parse_spec
 from factor_search.testbed import CHECKPOINT
 from factor_search.testbed.corpus import held_out_files
+
+DATABASE = "jobs.db"
+STOP_SECONDS = 20
+
+
+class DemoError(FactorSearchError):
+    """The demo's own server did not start."""
 
 
 def add_parser(commands: Commands) -> None:
@@ -15,8 +34,9 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "demo",
         help="a search on the shipped model",
-        description="Extend the shipped byte-level model from 256 to 2,048 tokens, on modules of the standard library "
-        "that it was not trained on. Takes about two minutes on two cores.",
+        description="Start a server, submit a search to it, watch it, download what it found, stop the server. The "
+        "shipped byte-level model is extended from 256 to 2,048 tokens, on modules of the standard library that it was "
+        "not trained on. Takes about two minutes on two cores; interrupted, it goes on where it was.",
     )
     parser.add_argument("--out", type=Path, default=Path("demo-results"), metavar="DIR")
     parser.add_argument("--candidates", type=int, default=None, metavar="N", help="a shorter or longer search")
@@ -25,14 +45,88 @@ def add_parser(commands: Commands) -> None:
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Run the demo's specification."""
-    code = run(parse_spec(specification(arguments.candidates)), arguments.out, arguments.json)
-    if code == 0 and not arguments.json:
+    """The way of every job: serve, submit, watch, download."""
+    spec, out = parse_spec(specification(arguments.candidates)), arguments.out
+    document = spec.model_dump(mode="json")
+    open_folder(out)
+    with server(out) as url, Client(url) as client:
+        job = submitted(client, document)
+        say(f"job {job.id} submitted; the dashboard is at {url}/dashboard")
+        status = watch(client, job.id)
+        if status != 0:
+            return status
+        save_results(client, job.id, out, force=True)
+        report = client.report(job.id)
+    print(json.dumps(report) if arguments.json else table(report))
+    if not arguments.json:
         print(
-            "\nTo load them in plain transformers:\n"
-            f"factor-search export --factors {arguments.out / 'factors.json'} --format huggingface --out extended"
+            f"{out / 'factors.json'}  {out / 'report.html'}\n\n"
+            "To see it on the dashboard again:\n"
+            f"factor-search serve --database sqlite:///{out / DATABASE}\n"
+            "To load the factors in plain transformers:\n"
+            f"factor-search export --factors {out / 'factors.json'} --format huggingface --out extended"
         )
-    return code
+    return 0
+
+
+def submitted(client: Client, document: dict[str, object]) -> Job:
+    """The job of this specification: the one of an earlier run, unless that ended without a result."""
+    job = client.submit(document, f"demo-{sha256_of(document)}")
+    if job.state == "paused":
+        return client.resume(job.id)
+    return client.submit(document, str(uuid.uuid4())) if job.state in ("failed", "cancelled") else job
+
+
+def open_folder(out: Path) -> None:
+    """Make the folder for the results.
+
+    Raises:
+        OutputError: it cannot be made, or holds something else.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()) and not (out / DATABASE).exists():
+            raise OutputError(f"{out} holds something else: choose another --out")
+    except OSError as error:
+        raise OutputError(f"cannot create {out}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def server(out: Path) -> Iterator[str]:
+    """A server of our own on a free port of this machine; gives its address."""
+    say("starting a server with a Ray of its own ...")
+    command = [sys.executable, "-m", "api", "serve", "--port", "0", "--database", f"sqlite:///{out / DATABASE}"]
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("FACTOR_SEARCH_")}
+    ours |= {name: os.environ[name] for name in ("FACTOR_SEARCH_CACHE", "FACTOR_SEARCH_DEBUG") if name in os.environ}
+    with (out / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=ours, start_new_session=True
+        )
+    assert process.stdout is not None
+    try:
+        ready = process.stdout.readline()  # "serving at URL (..."
+        if not ready.startswith("serving at "):
+            raise DemoError(f"the server did not start: {last_line(out / 'server.log')}")
+        yield ready.split()[2]
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+def last_line(log: Path) -> str:
+    """What a process said last."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+def say(text: str) -> None:
+    """For people, not for pipes."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def specification(candidates: int | None) -> dict[str, object]:

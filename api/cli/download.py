@@ -38,24 +38,28 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fetch everything, then write it, and name the files."""
-    name = FILE_OF[arguments.format]
-    out = arguments.out or Path(name)
+    out = arguments.out or Path(FILE_OF[arguments.format])
     with Client(arguments.url) as client:
         job_id = client.find(arguments.job).id
-        factors = json_text(client.factors(job_id, arguments.format))
-        if out.suffix == ".json":
-            files = {out: factors}
-        else:
-            files = {
-                out / name: factors,
-                out / "report.json": json_text(client.report(job_id)),
-                out / "report.html": client.report_html(job_id).encode(),
-                out / "evaluations.jsonl": _lines(client, job_id),
-            }
-    write_files(files, force=arguments.force)
+        files = save_results(client, job_id, out, format=arguments.format, force=arguments.force)
     written = [str(file) for file in files]
     print(json.dumps({"files": written}) if arguments.json else "\n".join(written))
     return 0
+
+
+def save_results(client: Client, job_id: str, out: Path, *, format: str = "factors", force: bool = False) -> list[Path]:
+    """Fetch and write what a finished job found; returns the files."""
+    factors = json_text(client.factors(job_id, format))
+    files = {out: factors}
+    if out.suffix != ".json":
+        files = {
+            out / FILE_OF[format]: factors,
+            out / "report.json": json_text(client.report(job_id)),
+            out / "report.html": client.report_html(job_id).encode(),
+            out / "evaluations.jsonl": _lines(client, job_id),
+        }
+    write_files(files, force=force)
+    return list(files)
 
 
 def json_text(document: object) -> bytes:

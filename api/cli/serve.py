@@ -59,7 +59,7 @@ def add_parser(commands: Commands) -> None:
         parser,
         "--dashboard-database",
         metavar="URL",
-        help="where Optuna's tables are; default: the same for PostgreSQL, NAME-optuna.db beside an SQLite file",
+        help="where Optuna's tables are; default: the same for PostgreSQL, NAME.dashboard.db beside an SQLite file",
     )
     add_policy_arguments(parser)
     add_variable_argument(parser, "--ray-address", metavar="HOST:PORT", help=text["--ray-address"])
@@ -85,21 +85,19 @@ def run(arguments: argparse.Namespace) -> int:
     loopback = is_loopback(arguments.host)
     policy = read_policy(arguments, hub=loopback)
     check_keys(arguments.database, loopback=loopback, host=arguments.host)
-    optuna_url = arguments.dashboard_database
-    if optuna_url is None and not arguments.no_dashboard:
-        optuna_url = optuna_url_beside(arguments.database)
+    optuna_url = arguments.dashboard_database or optuna_url_beside(arguments.database)
     settings = Settings(database_url=arguments.database, policy=policy, loopback=loopback)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(arguments.host, arguments.port))
-        dashboard = None if arguments.no_dashboard or optuna_url is None else _dashboard(optuna_url)
-        app = create_app(settings, dashboard)
+        app = create_app(settings, None if arguments.no_dashboard else _dashboard(optuna_url))
         supervisor = None
         if not arguments.no_coordinator:
             command = coordinator_command(arguments, policy)
-            environment = coordinator_environment(arguments.database, optuna_url)
+            shown = None if arguments.no_dashboard else optuna_url
+            environment = coordinator_environment(arguments.database, shown)
             supervisor = stack.enter_context(Supervisor(command, name="coordinator", environment=environment))
         url = url_of(listener)
-        pages = "" if dashboard is None else f", dashboard at {url}/dashboard"
+        pages = "" if arguments.no_dashboard else f", dashboard at {url}/dashboard"
         server = Server(
             app,
             log_level=arguments.log_level,
@@ -139,24 +137,21 @@ def check_keys(database_url: str, *, loopback: bool, host: str) -> None:
         )
 
 
+def coordinator_environment(database_url: str, optuna_url: str | None) -> dict[str, str]:
+    """What the coordinator's environment must be: others can read arguments, and addresses may hold passwords."""
+    urls = {"--database": database_url, "--dashboard-database": optuna_url}
+    ours = {name: value for name, value in os.environ.items() if name not in map(variable_of, urls)}
+    return ours | {variable_of(flag): url for flag, url in urls.items() if url is not None}
+
+
 def coordinator_command(arguments: argparse.Namespace, policy: Policy) -> list[str]:
-    """The command line of the coordinator's process, but for the databases."""
+    """The command line of the coordinator's process."""
     command = [sys.executable, "-m", "workers"]
     for flag in COORDINATOR_FLAGS:
         value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
         if value is not None:
             command += [flag, str(value)]
     return [*command, *policy.as_arguments()]
-
-
-def coordinator_environment(database_url: str, optuna_url: str | None) -> dict[str, str]:
-    """The environment of the coordinator's process: everybody can read arguments, and a URL may hold a password."""
-    environment = dict(os.environ)
-    for flag, url in (("--database", database_url), ("--dashboard-database", optuna_url)):
-        environment.pop(variable_of(flag), None)
-        if url is not None:
-            environment[variable_of(flag)] = url
-    return environment
 
 
 def _dashboard(optuna_url: str) -> ASGIApp:

@@ -65,7 +65,7 @@ class Display:
         self._as_json = as_json
         self._interactive = sys.stderr.isatty() and not as_json
         self._bar: tqdm | None = None
-        self._shown = Progress()
+        self._shown: tuple[object, ...] | None = None
         self._away = False
 
     def show(self, event: Event) -> None:
@@ -99,10 +99,10 @@ class Display:
     def _progress(self, progress: Progress) -> None:
         line = progress_line(progress)
         if not self._interactive:
-            new = progress.candidates != self._shown.candidates
-            if new and (progress.generation, progress.phase) != (self._shown.generation, self._shown.phase):
+            step = (progress.phase if progress.to_score else "", progress.generation)
+            if step != self._shown:
                 self.say(line)
-                self._shown = progress
+            self._shown = step
             return
         if self._bar is None:
             form = "{percentage:3.0f} %|{bar:20}| {desc}"
