@@ -78,12 +78,12 @@ def listen(host: str, port: int) -> socket.socket:
         ServeError: the host has no such address, or somebody has the port.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ServeError(f"--host {host} is no address of this machine: {reason}") from None
+    # localhost can be both, and 127.0.0.1 is what clients take by default
+    family, kind, protocol, _, address = min(found, key=lambda candidate: candidate[0] != socket.AF_INET)
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

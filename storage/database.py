@@ -12,6 +12,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from factor_search.errors import one_line
 from storage.errors import DatabaseError
@@ -101,7 +102,7 @@ class Database:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (OperationalError, InterfaceError, sqlite3.OperationalError) as error:
+        except (OperationalError, InterfaceError, PoolTimeoutError, sqlite3.OperationalError) as error:
             raise DatabaseError(
                 f"cannot use the database {self.shown}: {one_line(getattr(error, 'orig', error))}"
             ) from error

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.testclient import TestClient
 
 from api.app import create_app
@@ -188,6 +189,14 @@ def test_a_database_that_is_away_is_503_and_not_the_end(client: TestClient, monk
             assert "postgresql" not in response.text
         assert client.get("/healthz").status_code == 200
     assert client.get(f"/v1/jobs/{job}").status_code == 200
+
+
+def test_a_database_whose_connections_are_all_taken_is_503(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise PoolTimeoutError("QueuePool limit of size 8 overflow 10 reached")
+
+    monkeypatch.setattr("sqlalchemy.engine.Engine.connect", full)
+    assert client.get("/v1/jobs").status_code == 503
 
 
 def test_metrics(client: TestClient, coordinator: FakeCoordinator) -> None:
