@@ -102,7 +102,7 @@ def _stop_at_end_of_input(stop: threading.Event) -> None:
     """Whoever started us holds the other end of the pipe; its end means that it has died."""
 
     def wait() -> None:
-        while sys.stdin.buffer.read(1024):
+        while os.read(0, 1024):  # unbuffered: a thread that waits in a buffered read breaks the end of Python
             pass
         stop.set()
 
