@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -40,22 +41,20 @@ class RayCluster:
         command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--node-ip-address=127.0.0.1"]
         environment = os.environ | {"PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": "ignore"}
         assert environment.get("RAY_AUTH_MODE") == "token", "call use_token() before Ray is imported"
-        node = subprocess.Popen(
-            [*command, "--object-store-memory=100000000", *arguments],
-            env=environment,
-            start_new_session=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        self._nodes.append(node)
-        assert node.stdout is not None
-        until, heard = time.monotonic() + START_SECONDS, b""
-        os.set_blocking(node.stdout.fileno(), False)
-        while b"This command will now block" not in heard:
-            heard += node.stdout.read(10_000) or b""
-            if node.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"a Ray node did not start: {heard.decode(errors='replace')}")
-            time.sleep(0.1)
+        with tempfile.NamedTemporaryFile() as output:  # a pipe that nobody reads would fill
+            node = subprocess.Popen(
+                [*command, "--object-store-memory=100000000", *arguments],
+                env=environment,
+                start_new_session=True,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+            self._nodes.append(node)
+            until = time.monotonic() + START_SECONDS
+            while "This command will now block" not in (heard := Path(output.name).read_text(errors="replace")):
+                if node.poll() is not None or time.monotonic() > until:
+                    raise RuntimeError(f"a Ray node did not start: {heard}")
+                time.sleep(0.1)
         return node
 
 

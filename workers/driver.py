@@ -146,6 +146,7 @@ class Driver:
         prepared = self._wait(tools.pool.prepare(job_id, spec))
         self._evaluator.use(prepared, Setting.of(spec))
         self._start_stage(spec, prepared)
+        self._wait_for_workers(spec.resources.workers, progress)
         result = search_and_measure(spec, prepared.geometry, prepared.samples, self._evaluator, progress.watcher())
         return FINISHED, self._conclude(result, progress)
 
@@ -162,6 +163,14 @@ class Driver:
             self._progress(spec).phase(lack).result()
         give_back = self._tools.jobs.give_back
         self._persist(lambda: give_back(self.lease, wait_seconds=WAIT_FOR_CAPACITY_SECONDS, reason=news))
+
+    def _wait_for_workers(self, least: int, progress: ProgressWriter) -> None:
+        """The job asked for so many; those that fit may still be coming up."""
+        if self._tools.pool.status()["alive"] < least:
+            progress.phase(f"waiting for {least} workers")
+        while self._tools.pool.status()["alive"] < least:
+            self._evaluator.check()
+            time.sleep(0.1)
 
     def _conclude(self, result: JobResult, progress: ProgressWriter) -> dict[str, Any]:
         progress.phase("writing the report")
