@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: install demo serve test check format bench clean
+.PHONY: install demo serve test check format bench campaign clean
 
 install: .venv/installed
 
@@ -37,6 +37,15 @@ bench: install
 	$(BIN)/python -m bench.throughput
 	$(BIN)/python -m bench.overhead
 	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.service_overhead
+	$(BIN)/python -m bench.stub_load
+	$(BIN)/python -m bench.stub_load --postgresql
+	$(BIN)/python -m bench.projection
+	$(BIN)/python -m bench.dashboard
+
+# Fifty kills of a coordinator: a quarter of an hour.
+campaign: install
+	$(BIN)/python -m bench.kill_coordinator
 
 clean:
 	rm -rf .venv demo-results build *.egg-info

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from bench.kill_coordinator import run as kill_coordinators
 from bench.ray_cluster import RayCluster, kill_node
 from factor_search.job import run_job
 from factor_search.report import build_factors_file, build_report
@@ -195,3 +196,11 @@ def test_a_coordinator_that_cannot_start_says_why_in_one_line(
     last = ended.stderr.strip().splitlines()[-1]
     assert last.startswith("coordinator: error: ")
     assert message in last
+
+
+@pytest.mark.timeout(600)
+def test_coordinators_killed_at_random_moments_lose_and_repeat_nothing(
+    postgresql_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: 0.6 * high)  # in mid-search
+    assert kill_coordinators(2, postgresql_database, tmp_path) == 0

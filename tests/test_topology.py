@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 
 from api.client import Client
@@ -90,3 +91,55 @@ def test_a_job_runs_across_two_nodes_of_which_one_stops(
     assert found["rescale_factors"] == list(expected.rescale_factors)
     assert found["perplexity"] == expected.as_json()["perplexity"]
     assert read_factors(tmp_path / "factors.json").factors == expected.factors  # the checksum holds
+
+
+def test_a_server_outlives_its_coordinator_and_its_ray(checkpoint: Path, texts: Path, tmp_path: Path) -> None:
+    document = specification(checkpoint, texts, 900)
+    own_token = [name for name in os.environ if name.startswith("RAY_AUTH")]
+    with (
+        without(own_token),
+        serving(database=f"sqlite:///{tmp_path / 'jobs.db'}", folder=tmp_path) as url,
+        Client(url) as client,
+    ):
+        job = client.submit(document)
+        for victim in ("python", "raylet"):  # the coordinator itself, then its Ray
+            process = coordinator_of(client, job.id)
+            family = [process, *process.children(recursive=True)]
+            wait_for_candidates(client, job.id)
+            next(member for member in family if member.name().startswith(victim)).kill()
+            _, alive = psutil.wait_procs(family, timeout=10)
+            assert alive == []  # nothing of it is left behind
+        events = list(client.events(job.id))
+        assert events[-1].kind == "finished"
+        assert Counter(event.kind for event in events)["claimed"] == 3
+        found = client.factors(job.id)
+    assert found["rescale_factors"] == list(twin(document, tmp_path / "twin").rescale_factors)
+
+
+@contextlib.contextmanager
+def without(names: list[str]) -> Iterator[None]:
+    """An environment that lacks some variables."""
+    kept = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def coordinator_of(client: Client, job_id: str) -> psutil.Process:
+    """The process that drives a job, which must have begun to record by then."""
+    seen: set[str] = getattr(coordinator_of, "seen", set())
+    until = time.monotonic() + 90
+    while (owner := client.job(job_id).coordinator) is None or owner in seen:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    coordinator_of.seen = seen | {owner}  # type: ignore[attr-defined]
+    return psutil.Process(int(owner.split("-")[-2]))
+
+
+def wait_for_candidates(client: Client, job_id: str) -> None:
+    """Until some more are recorded than now."""
+    before, until = sum(1 for _ in client.evaluations(job_id)), time.monotonic() + 90
+    while sum(1 for _ in client.evaluations(job_id)) < before + 20:
+        assert time.monotonic() < until
+        time.sleep(0.1)

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
+import psutil
+
 logger = logging.getLogger(__name__)
 
 
@@ -83,8 +85,7 @@ class Supervisor:
                 process.wait(self._patience)
             except subprocess.TimeoutExpired:
                 logger.warning("%s did not stop within %g s and is killed", self._name, self._patience)
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                _kill_session(process.pid)
         self._thread.join()
 
     def _run(self) -> None:
@@ -115,4 +116,13 @@ class Supervisor:
         status = process.wait()
         if process.stdin is not None:
             process.stdin.close()
+        _kill_session(process.pid)
         return f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
+
+
+def _kill_session(session: int) -> None:
+    """Kill what a dead leader left of its session: some of Ray's processes linger for minutes."""
+    for process_id in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(process_id) == session:
+                os.kill(process_id, signal.SIGKILL)
