@@ -13,7 +13,7 @@ from factor_search.geometry import Geometry, read_geometry
 from factor_search.injection import probe
 from factor_search.ledger import Ledger, RecordedEvaluator
 from factor_search.methods import closed_forms
-from factor_search.models import load_config, load_model
+from factor_search.models import LoadedModel, load_config, load_model
 from factor_search.samples import Samples, SampleSet, Watch, check_vocabulary, load_samples
 from factor_search.search import SearchState, search
 from factor_search.space import SearchSpace
@@ -88,18 +88,28 @@ def run_job(spec: JobSpec, out: Path, watcher: JobWatcher | None = None) -> JobR
         loaded = load_model(spec.model)
         probe(loaded.model, loaded.geometry)
         watcher.phase("reading documents")
-        samples = load_samples(
-            spec.data,
-            CachedTokenizer(loaded.tokenizer),
-            spec.target_length,
-            seed=spec.seed,
-            whole=spec.objective.stride is not None,
-            watch=watcher.documents,
-        )
-        for part in (samples.search, samples.validation, samples.held_out):
-            check_vocabulary(part, loaded.model.get_input_embeddings().num_embeddings)
+        samples = read_samples(spec, loaded, watcher.documents)
         with LocalEvaluator(loaded, spec.target_length, spec.objective.stride) as local:
             return search_and_measure(spec, geometry, samples, RecordedEvaluator(local, ledger), watcher)
+
+
+def read_samples(spec: JobSpec, loaded: LoadedModel, watch: Watch | None = None) -> Samples:
+    """The samples of a job for the model as loaded.
+
+    Raises:
+        DataError: documents cannot be read, too few of them are long enough, or the tokenizer is another model's.
+    """
+    samples = load_samples(
+        spec.data,
+        CachedTokenizer(loaded.tokenizer),
+        spec.target_length,
+        seed=spec.seed,
+        whole=spec.objective.stride is not None,
+        watch=watch,
+    )
+    for part in (samples.search, samples.validation, samples.held_out):
+        check_vocabulary(part, loaded.model.get_input_embeddings().num_embeddings)
+    return samples
 
 
 def search_and_measure(

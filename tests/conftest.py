@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from factor_search.testbed.byte_tokenizer import byte_tokenizer
 from tests.families import tiny_model
+from tests.service import Service
 
 BOOKS = Path(os.environ.get("FACTOR_SEARCH_BOOKS") or Path(__file__).parents[2] / "shared" / "data" / "books")
 
@@ -77,3 +78,13 @@ def postgresql_database(postgresql_server: str) -> Iterator[str]:
     yield postgresql_server.replace("/postgres?", f"/{name}?")
     with psycopg.connect(postgresql_server, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    """Coordinators on an SQLite database, with threads as workers."""
+
+    service = Service(f"sqlite:///{tmp_path / 'jobs.db'}")
+    yield service
+    service.stop()
+    service.database.close()

@@ -13,12 +13,12 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.server import Server, listen, url_of
 from api.settings import Settings
-from factor_search.evaluation import DIVERGED, OK, Evaluation
-from factor_search.factors import Factors
+from factor_search.evaluation import DIVERGED, OK
 from storage.coordinators import CoordinatorStore
 from storage.database import Database
-from storage.evaluations import Batch, Candidate, Computed, EvaluationStore
+from storage.evaluations import Batch, EvaluationStore
 from storage.jobs import JobStore, Lease
+from tests.records import candidate, computed
 from workers.policy import Policy
 
 BASE = "http://127.0.0.1"
@@ -56,28 +56,6 @@ def serving(app: FastAPI, port: int = 0) -> Iterator[str]:
             server.should_exit = True
             thread.join(30)
             assert not thread.is_alive()
-
-
-def candidate(number: int, part: str = "search") -> Candidate:
-    factors = Factors.of([1.0, 1.0 + number / 7], 0, 1.1)
-    return Candidate(
-        part=part, number=number, generation=number // 4, key=f"{part}{number}".rjust(64, "0"), factors=factors
-    )
-
-
-def computed(of: Candidate, outcome: str = OK) -> Computed:
-    fine = outcome == OK
-    evaluation = Evaluation(
-        key=of.key,
-        factors=of.factors,
-        part=of.part,
-        outcome=outcome,
-        losses=(1.5, 1.25) if fine else (),
-        tokens=(511, 511) if fine else (),
-        losses_at={256: (1.6, 1.7), 512: (1.5, 1.25)} if fine else {},
-        seconds=0.25,
-    )
-    return Computed(evaluation=evaluation, worker="host:1", attempts=1, error=None if fine else "not finite")
 
 
 def progress(generation: int, **changes: Any) -> dict[str, Any]:
@@ -127,7 +105,7 @@ class FakeCoordinator:
         outcomes = [OK, OK, OK, DIVERGED]
         batch = Batch(
             started=items,
-            computed=[computed(item, outcome) for item, outcome in zip(items, outcomes, strict=True)],
+            computed=[computed(item, outcome, (1.5, 1.25)) for item, outcome in zip(items, outcomes, strict=True)],
             done=[(item, False) for item in items],
             events=[("progress", progress(number + 1))],
             progress=progress(number + 1),

@@ -2,8 +2,6 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,14 +13,6 @@ from storage.events import read_events
 from tests.service import FaultyWorker, Service, undisturbed
 from workers.model_worker import Setting
 from workers.thread_crew import ThreadCrew
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    service = Service(f"sqlite:///{tmp_path / 'jobs.db'}")
-    yield service
-    service.stop()
-    service.database.close()
 
 
 def test_a_job_gives_what_its_twin_in_one_process_gives(service: Service) -> None:

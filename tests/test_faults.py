@@ -25,14 +25,6 @@ from tests.service import FaultyWorker, Service, undisturbed
 from workers.model_worker import Prepared, Setting
 
 
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    service = Service(f"sqlite:///{tmp_path / 'jobs.db'}")
-    yield service
-    service.stop()
-    service.database.close()
-
-
 def kill_worker(service: Service) -> None:
     victim = random.choice([worker for worker in service.running[0][2].hired if not worker._gone])
     victim.kill()

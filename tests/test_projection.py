@@ -17,7 +17,7 @@ from optuna_dashboard import get_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from sqlalchemy import text
 
-from factor_search.evaluation import DIVERGED, OK, WORKER_LOST, Evaluation
+from factor_search.evaluation import DIVERGED, OK, WORKER_LOST
 from factor_search.factors import Factors
 from factor_search.spec import parse_spec
 from storage.database import Database
@@ -27,6 +27,7 @@ from storage.jobs import JobStore, Lease
 from storage.optuna_reading import KNOWN_VERSION, MOST_CURVES, FewCurvesStorage, QuickStorage
 from storage.optuna_tables import TrialTables, one_transaction, open_optuna
 from storage.projection import Projection
+from tests import records
 
 PAIRS = 16
 STUDY = "one · stage 0"
@@ -50,25 +51,12 @@ REPORT["results"][1]["standard_error"] = None
 
 
 def candidate(number: int) -> Candidate:
-    factors = Factors.of([1.0 + number * i / 100 for i in range(PAIRS)], [0, 4, 16][number % 3], 1.1)
-    return Candidate(
-        part="search", number=number, generation=number // 4, key=f"{number}".rjust(64, "0"), factors=factors
-    )
+    lambdas = [1.0 + number * i / 100 for i in range(PAIRS)]
+    return records.candidate(number, lambdas=lambdas, initial_tokens=[0, 4, 16][number % 3])
 
 
 def computed(of: Candidate, outcome: str = OK, losses: tuple[float, ...] = (1.5, 1.25)) -> Computed:
-    fine = outcome == OK
-    evaluation = Evaluation(
-        key=of.key,
-        factors=of.factors,
-        part=of.part,
-        outcome=outcome,
-        losses=losses if fine else (),
-        tokens=tuple(511 - i for i in range(len(losses))) if fine else (),
-        losses_at={},
-        seconds=0.25,
-    )
-    return Computed(evaluation=evaluation, worker="host:1", attempts=1, error=None if fine else "it failed")
+    return records.computed(of, outcome, losses)
 
 
 def done(*numbers: int, outcome: str = OK, losses: tuple[float, ...] = (1.5, 1.25)) -> Batch:

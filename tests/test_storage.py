@@ -10,45 +10,23 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import text, update
 
-from factor_search.evaluation import DIVERGED, OK, OUT_OF_MEMORY, Evaluation
-from factor_search.factors import Factors
+from factor_search.evaluation import DIVERGED, OK, OUT_OF_MEMORY
 from factor_search.spec import JobSpec, parse_spec
 from storage.coordinators import CoordinatorStore
 from storage.database import VERSION_TABLE, Database
 from storage.errors import ConflictError, DatabaseError, LeaseLostError, NotFoundError
-from storage.evaluations import Batch, Candidate, Computed, EvaluationStore
+from storage.evaluations import Batch, EvaluationStore
 from storage.events import read_events
 from storage.jobs import JobStore, Lease
 from storage.keys import KeyStore
 from storage.schema import jobs, metadata
+from tests.records import candidate, computed
 
 SPEC = parse_spec({"name": "one", "model": "some/model", "data": ["a.txt"], "target_length": 512})
 
 
 def spec(**changes: object) -> JobSpec:
     return parse_spec(SPEC.model_dump() | changes)
-
-
-def candidate(number: int, part: str = "search") -> Candidate:
-    factors = Factors.of([1.0, 1.0 + number / 7], number, 1.1)
-    return Candidate(
-        part=part, number=number, generation=number // 4, key=f"{part}{number}".rjust(64, "0"), factors=factors
-    )
-
-
-def computed(of: Candidate, outcome: str = OK, loss: float = 0.1) -> Computed:
-    fine = outcome == OK
-    evaluation = Evaluation(
-        key=of.key,
-        factors=of.factors,
-        part=of.part,
-        outcome=outcome,
-        losses=(loss, 1 / 3) if fine else (),
-        tokens=(511, 511) if fine else (),
-        losses_at={256: (0.1, 0.7), 512: (loss, 1 / 3)} if fine else {},
-        seconds=0.25,
-    )
-    return Computed(evaluation=evaluation, worker="host:1", attempts=1)
 
 
 class TestStoreContract:
@@ -207,7 +185,7 @@ class TestStoreContract:
             store.cancel(lease.job_id)
 
     def test_evaluations_come_back_bit_for_bit(self, evaluations: EvaluationStore, lease: Lease) -> None:
-        item = computed(candidate(3), loss=0.1 + 0.2)
+        item = computed(candidate(3), losses=(0.1 + 0.2, 1 / 3))
         evaluations.record({lease: Batch(computed=[item], done=[(candidate(3), False)])})
         assert evaluations.lookup([item.evaluation.key], "any") == {item.evaluation.key: item.evaluation}
         (row,) = evaluations.of_job(lease.job_id)

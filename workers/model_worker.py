@@ -11,10 +11,10 @@ from factor_search.evaluation import Evaluation, LocalEvaluator
 from factor_search.factors import Factors
 from factor_search.geometry import Geometry
 from factor_search.injection import probe
+from factor_search.job import read_samples
 from factor_search.models import LoadedModel, load_model
-from factor_search.samples import PARTS, Samples, SampleSet, check_vocabulary, load_samples
+from factor_search.samples import Samples, SampleSet
 from factor_search.spec import JobSpec, ModelSpec
-from factor_search.tokens import CachedTokenizer
 
 SAMPLE_SETS_KEPT = 6
 """Two jobs' three parts."""
@@ -75,16 +75,7 @@ class ModelWorker:
             FactorSearchError: the model or the documents will not do.
         """
         loaded = self._load(spec.model)
-        samples = load_samples(
-            spec.data,
-            CachedTokenizer(loaded.tokenizer),
-            spec.target_length,
-            seed=spec.seed,
-            whole=spec.objective.stride is not None,
-        )
-        for part in PARTS:
-            check_vocabulary(getattr(samples, part), loaded.model.get_input_embeddings().num_embeddings)
-        return Prepared(loaded.identity, loaded.geometry, samples)
+        return Prepared(loaded.identity, loaded.geometry, read_samples(spec, loaded))
 
     def load(self, setting: Setting) -> None:
         """Get ready to evaluate; does nothing if it is.
