@@ -112,7 +112,7 @@ def record_search(database: Database, lease: Lease, trials: int) -> float:
                 batch.withdrawn.append(candidate)
                 continue
             batch.computed.append(Computed(evaluation=evaluated(candidate, draw, trials), worker="host:1", attempts=1))
-            batch.done.append((candidate, False))
+            batch.done.append((candidate, batch.computed[-1].evaluation.outcome, False))
         store.record({lease: batch})
     return time.perf_counter() - start
 

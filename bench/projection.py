@@ -35,7 +35,8 @@ def stub_load(database: Database, projected: bool) -> None:
         computed = [
             Computed(evaluation=evaluated(item, draw, len(candidates)), worker="stub:1", attempts=1) for item in items
         ]
-        for batch in (Batch(started=items), Batch(computed=computed, done=[(item, False) for item in items])):
+        done = [(item, result.evaluation.outcome, False) for item, result in zip(items, computed, strict=True)]
+        for batch in (Batch(started=items), Batch(computed=computed, done=done)):
             before = time.perf_counter()
             store.record({lease: batch})
             writes.append(time.perf_counter() - before)

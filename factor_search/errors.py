@@ -56,6 +56,7 @@ class OutputError(FactorSearchError):
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message on one line and not too long, for embedding in our own."""
+    """An exception's message on one line and not too long, for embedding in our own; fit for any file or database."""
     text = " ".join(str(error).split()) or type(error).__name__
+    text = text.encode("utf-8", "replace").decode().replace("\0", "?")
     return text if len(text) <= 300 else f"{text[:297]}..."

@@ -22,6 +22,10 @@ VERSION_TABLE = "factor_search_version"
 BUSY_SECONDS = 30
 MIGRATION_LOCK = 0x0FAC7025
 POOL_SIZE = 8
+AWAY_STATES = ("08", "25006", "53", "57", "58")
+"""SQLSTATEs of a PostgreSQL that cannot serve just now: connection, read-only standby, resources, operator, system."""
+KEEPALIVES = {"keepalives_idle": 20, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000}
+"""A PostgreSQL that silently vanished from the network is noticed in half a minute."""
 
 
 class Database:
@@ -107,7 +111,8 @@ class Database:
                 f"cannot use the database {self.shown}: {one_line(getattr(error, 'orig', error))}"
             ) from error
         except DBAPIError as error:
-            if not (error.connection_invalidated or "not a database" in str(error.orig)):
+            away = str(getattr(error.orig, "sqlstate", None)).startswith(AWAY_STATES)
+            if not (away or error.connection_invalidated or "not a database" in str(error.orig)):
                 raise
             raise DatabaseError(f"cannot use the database {self.shown}: {one_line(error.orig or error)}") from error
 
@@ -121,7 +126,7 @@ def _engine(url: str) -> Engine:
             return _sqlite(url)
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
-        arguments = {"connect_timeout": 10, "application_name": "factor-search"}
+        arguments = {"connect_timeout": 10, "application_name": "factor-search", **KEEPALIVES}
         return create_engine(parsed, pool_pre_ping=True, pool_size=POOL_SIZE, connect_args=arguments)
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise DatabaseError(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Row, Table, and_, func, or_, select, update
+from sqlalchemy import Connection, Row, Table, and_, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from factor_search.evaluation import LASTING, Evaluation
@@ -24,6 +24,8 @@ from storage.schema import (
 )
 
 KEYS_AT_ONCE = 500
+SHARED = ""
+"""Scope of evaluations that every job may use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +56,26 @@ class Computed:
 
 @dataclass
 class Batch:
-    """What one job has to record at a time; written in one transaction, in this order."""
+    """What one job has to record at a time."""
 
     started: list[Candidate] = field(default_factory=list)
     losses_so_far: dict[Candidate, Sequence[float]] = field(default_factory=dict)
     computed: list[Computed] = field(default_factory=list)
-    done: list[tuple[Candidate, bool]] = field(default_factory=list)
-    """With whether the evaluation was known before."""
+    done: list[tuple[Candidate, str, bool]] = field(default_factory=list)
+    """With the outcome of the evaluation, and whether it was known before."""
     withdrawn: list[Candidate] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     progress: dict[str, Any] | None = None
+
+
+@dataclass
+class Recorded:
+    """What became of what was to be recorded."""
+
+    lost: list[Lease] = field(default_factory=list)
+    """Leases that do not hold any more: nothing was written for them."""
+    known_before: dict[str, Evaluation] = field(default_factory=dict)
+    """By key: what another job had recorded first. It stays, and is what a replay will see."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,40 +110,40 @@ class EvaluationStore:
         """The stored evaluations among these keys that a job may use.
 
         What says something about the candidate is shared between jobs; that a worker died, or had no memory, holds for
-        the job that met with it: its replay must see the same.
+        the job that met with it, and there before what others found later: its replay must see the same.
         """
         wanted, found = list(keys), {}
-        shared = or_(evaluations.c.outcome.in_(sorted(LASTING)), evaluations.c.job_id == job_id)
         with self._database.reading() as connection:
             for start in range(0, len(wanted), KEYS_AT_ONCE):
                 chunk = evaluations.c.key.in_(wanted[start : start + KEYS_AT_ONCE])
-                for row in connection.execute(select(evaluations).where(chunk, shared)):
+                query = select(evaluations).where(chunk, evaluations.c.scope.in_([SHARED, job_id]))
+                for row in connection.execute(query.order_by(evaluations.c.scope)):
                     found[row.key] = _evaluation(row)
         return found
 
-    def record(self, batches: Mapping[Lease, Batch]) -> list[Lease]:
+    def record(self, batches: Mapping[Lease, Batch]) -> Recorded:
         """Write what several jobs have to record, in one transaction.
-
-        Returns:
-            The leases that do not hold any more; nothing was written for them.
 
         Raises:
             DatabaseError: the database cannot be reached; the whole may be written again.
         """
-        lost = []
+        recorded = Recorded()
         with self._database.writing() as connection:
             for lease in sorted(batches, key=lambda lease: lease.job_id):  # one order of locks for all coordinators
                 batch = batches[lease]
-                values: dict[str, Any] = {"claims_in_vain": 0}
+                # an update without values is no statement; the fence is asked in any case
+                values: dict[str, Any] = {"attempt": lease.attempt}
+                if batch.computed or batch.done:
+                    values["claims_in_vain"] = 0
                 if batch.progress is not None:
                     values["progress"] = batch.progress
                 try:
                     fenced_update(connection, lease, values)
                 except LeaseLostError:
-                    lost.append(lease)
+                    recorded.lost.append(lease)
                     continue
-                _write(connection, lease.job_id, batch)
-        return lost
+                recorded.known_before |= _write(connection, lease.job_id, batch)
+        return recorded
 
     def start_stage(self, lease: Lease, number: int, target_length: int, study: str, prepared: dict[str, Any]) -> None:
         """Say that a stage of a job begins; a stage that had begun before stays as it is.
@@ -183,7 +195,12 @@ class EvaluationStore:
 _RESULT = ("part", "outcome", "losses", "tokens", "losses_at", "seconds", "worker", "attempts", "error", "recorded_at")
 _PLACE = ("stage", "part", "number", "generation", "state", "key", "factors", "losses_so_far", "reused", "projected")
 CANDIDATES = candidates.outerjoin(
-    evaluations, and_(candidates.c.key == evaluations.c.key, candidates.c.state == CANDIDATE_DONE)
+    evaluations,
+    and_(
+        candidates.c.key == evaluations.c.key,
+        candidates.c.scope == evaluations.c.scope,
+        candidates.c.state == CANDIDATE_DONE,
+    ),
 )
 CANDIDATE_COLUMNS = [
     *(candidates.c[name] for name in _PLACE),
@@ -214,41 +231,52 @@ def _evaluation(row: Row[Any]) -> Evaluation:
     return Evaluation.from_json({**row.factors, **{name: getattr(row, name) for name in names}})
 
 
-def _write(connection: Connection, job_id: str, batch: Batch) -> None:
-    known: dict[tuple[Any, ...], dict[str, Any]] = {}
+def _write(connection: Connection, job_id: str, batch: Batch) -> dict[str, Evaluation]:
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for candidate in batch.started:
-        known[_place(candidate)] = _row(job_id, candidate, CANDIDATE_RUNNING, False)
+        rows[_place(candidate)] = _row(job_id, candidate, CANDIDATE_RUNNING)
     for candidate, losses in batch.losses_so_far.items():
-        known[_place(candidate)] = _row(job_id, candidate, CANDIDATE_RUNNING, False, list(losses))
-    for candidate, reused in batch.done:
-        known[_place(candidate)] = _row(job_id, candidate, CANDIDATE_DONE, reused)
+        rows[_place(candidate)] = _row(job_id, candidate, CANDIDATE_RUNNING) | {"losses_so_far": list(losses)}
     for candidate in batch.withdrawn:
-        known[_place(candidate)] = _row(job_id, candidate, CANDIDATE_WITHDRAWN, False)
-    _write_evaluations(connection, job_id, batch.computed)
-    if known:
-        connection.execute(_UPSERT_CANDIDATE[connection.dialect.name], list(known.values()))
+        rows[_place(candidate)] = _row(job_id, candidate, CANDIDATE_WITHDRAWN)
+    for candidate, outcome, reused in batch.done:
+        scope = {"scope": scope_of(outcome, job_id), "reused": reused}
+        rows[_place(candidate)] = _row(job_id, candidate, CANDIDATE_DONE) | scope
+    known_before = _write_evaluations(connection, job_id, batch.computed)
+    if rows:
+        connection.execute(_UPSERT_CANDIDATE[connection.dialect.name], list(rows.values()))
     append_events(connection, job_id, batch.events)
+    return known_before
 
 
-def _write_evaluations(connection: Connection, job_id: str, computed: Sequence[Computed]) -> None:
+def scope_of(outcome: str, job_id: str) -> str:
+    """Of an evaluation of a job."""
+    return SHARED if outcome in LASTING else job_id
+
+
+def _write_evaluations(connection: Connection, job_id: str, computed: Sequence[Computed]) -> dict[str, Evaluation]:
+    """Store results, unless there are some already; returns those of other jobs that stay in their place."""
     if not computed:
-        return
+        return {}
     rows = []
     for item in computed:
         line = item.evaluation.as_json()
         factors = {name: line.pop(name) for name in item.evaluation.factors.as_json()}
+        scope = scope_of(item.evaluation.outcome, job_id)
         rest = {"job_id": job_id, "worker": item.worker, "attempts": item.attempts, "error": item.error}
-        rows.append({**line, "factors": factors, **rest})
-    connection.execute(_UPSERT_EVALUATION[connection.dialect.name], rows)
+        rows.append({**line, "factors": factors, "scope": scope, **rest})
+    rows.sort(key=lambda row: row["key"])  # in one order, or two coordinators could block each other
+    connection.execute(_INSERT_EVALUATION[connection.dialect.name], rows)
+    keys = evaluations.c.key.in_([row["key"] for row in rows])
+    others = select(evaluations).where(keys, evaluations.c.scope == SHARED, evaluations.c.job_id != job_id)
+    return {row.key: _evaluation(row) for row in connection.execute(others)}
 
 
 def _place(candidate: Candidate) -> tuple[Any, ...]:
     return candidate.stage, candidate.part, candidate.number
 
 
-def _row(
-    job_id: str, candidate: Candidate, state: str, reused: bool, losses_so_far: list[float] | None = None
-) -> dict[str, Any]:
+def _row(job_id: str, candidate: Candidate, state: str) -> dict[str, Any]:
     return {
         "job_id": job_id,
         "stage": candidate.stage,
@@ -257,9 +285,10 @@ def _row(
         "generation": candidate.generation,
         "state": state,
         "key": candidate.key,
+        "scope": SHARED,
         "factors": candidate.factors.as_json(),
-        "losses_so_far": losses_so_far,
-        "reused": reused,
+        "losses_so_far": None,
+        "reused": False,
     }
 
 
@@ -271,7 +300,7 @@ def insert_for(dialect: str, table: Table) -> Any:
 def _upsert_candidate(dialect: str) -> Any:
     """What is done stays as it is: a replay after a kill finds it known, but this job had it computed."""
     written = insert_for(dialect, candidates)
-    columns = ("generation", "state", "key", "factors", "losses_so_far", "reused")
+    columns = ("generation", "state", "key", "scope", "factors", "losses_so_far", "reused")
     return written.on_conflict_do_update(
         index_elements=list(candidates.primary_key),
         set_={name: written.excluded[name] for name in columns},
@@ -279,16 +308,11 @@ def _upsert_candidate(dialect: str) -> Any:
     )
 
 
-def _upsert_evaluation(dialect: str) -> Any:
-    """A result that is there already stays, unless it only says that an attempt failed."""
-    written = insert_for(dialect, evaluations).values(recorded_at=now())
-    return written.on_conflict_do_update(
-        index_elements=[evaluations.c.key],
-        set_={column.name: written.excluded[column.name] for column in evaluations.c if column.name != "key"},
-        where=and_(*(evaluations.c.outcome != outcome for outcome in sorted(LASTING))),
-    )
+def _insert_evaluation(dialect: str) -> Any:
+    """The first result of a key stays."""
+    return insert_for(dialect, evaluations).values(recorded_at=now()).on_conflict_do_nothing()
 
 
 _DIALECTS = ("sqlite", "postgresql")
 _UPSERT_CANDIDATE = {dialect: _upsert_candidate(dialect) for dialect in _DIALECTS}  # building them takes milliseconds
-_UPSERT_EVALUATION = {dialect: _upsert_evaluation(dialect) for dialect in _DIALECTS}
+_INSERT_EVALUATION = {dialect: _insert_evaluation(dialect) for dialect in _DIALECTS}

@@ -2,11 +2,11 @@
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from factor_search.canonical_json import sha256_of
@@ -212,13 +212,13 @@ class JobStore:
     def _ask_for(self, job_id: str, request: str, state: str) -> Job:
         with self._database.writing() as connection:
             job = _read(connection, job_id, lock=True)
-            if job.state == state or job.request == request:
-                return job
-            if job.state in ENDED or job.request == CANCEL:
-                raise ConflictError(f"job {job_id} is {job.request or job.state}: it cannot be {state}")
             driven = job.state == RUNNING and connection.scalar(
                 select(jobs.c.lease_until > now()).where(jobs.c.id == job_id)
             )
+            if job.state == state or (job.request == request and driven):
+                return job
+            if job.state in ENDED or (job.request == CANCEL and request != CANCEL):
+                raise ConflictError(f"job {job_id} is {job.request or job.state}: it cannot be {state}")
             if driven:
                 values: dict[str, Any] = {"request": request}
                 kind = f"{request}_requested"
@@ -260,35 +260,37 @@ class JobStore:
             append_events(connection, row.id, [("claimed", {"coordinator": owner, "attempt": row.attempt})])
         return _job(row), Lease(row.id, owner, row.attempt)
 
-    def renew(self, owner: str, lease_seconds: float) -> dict[Lease, str | None]:
-        """Prolong all leases of a coordinator, even late, as long as nobody else took the job.
+    def renew(self, leases: Collection[Lease], lease_seconds: float) -> dict[Lease, str | None]:
+        """Prolong leases, even late, as long as nobody else took the job.
+
+        Only those of jobs that are really driven: a lease that its driver is not there for must run out.
 
         Returns:
-            The leases that hold, each with what the coordinator is asked to do with the job (None, pause, cancel).
+            The leases that hold, each with what its driver is asked to do with the job (None, pause, cancel).
         """
-        held = select(jobs.c.id).where(jobs.c.owner == owner, jobs.c.state == RUNNING)
-        in_order = held.order_by(jobs.c.id).with_for_update()  # as everybody locks them, or two could block each other
+        if not leases:
+            return {}
+        ours = or_(*(_is_held(lease) for lease in leases))
+        in_order = select(jobs.c.id).where(ours).order_by(jobs.c.id).with_for_update()  # as everybody locks them
         values = update(jobs).where(jobs.c.id.in_(in_order)).values(lease_until=now() + lease_seconds)
         with self._database.writing() as connection:
-            rows = connection.execute(values.returning(jobs.c.id, jobs.c.attempt, jobs.c.request)).all()
-        return {Lease(row.id, owner, row.attempt): row.request for row in rows}
+            rows = connection.execute(values.returning(jobs.c.id, jobs.c.owner, jobs.c.attempt, jobs.c.request)).all()
+        return {Lease(row.id, row.owner, row.attempt): row.request for row in rows}
 
     def give_back(self, lease: Lease, *, wait_seconds: float = 0.0, reason: str | None = None) -> None:
-        """Put a claimed job back into the queue, to be claimed again after a while.
+        """Put a claimed job back into the queue, to be claimed again after a while; or do what was asked of it.
 
         Raises:
             LeaseLostError: it is not ours any more.
         """
         with self._database.writing() as connection:
-            values: dict[str, Any] = {
-                "state": QUEUED,
-                "owner": None,
-                "lease_until": None,
-                "waits_until": now() + wait_seconds,
-            }
-            values["claims_in_vain"] = 0
-            fenced_update(connection, lease, values)
-            append_events(connection, lease.job_id, [("waiting", {"reason": reason})] if reason else [])
+            fenced_update(connection, lease, {"claims_in_vain": 0, "lease_until": None})
+            state = _asked_for(connection, lease.job_id)
+            waits = {"owner": None, "waits_until": now() + wait_seconds} if state == QUEUED else {}
+            fenced_update(connection, lease, {"state": state, "request": None} | waits | _ending(state))
+            _withdraw_unfinished(connection, lease.job_id, state)
+            said = [("waiting", {"reason": reason})] if reason else []
+            append_events(connection, lease.job_id, said if state == QUEUED else [(state, {})])
 
     def end(
         self,
@@ -310,8 +312,7 @@ class JobStore:
         with self._database.writing() as connection:
             fenced_update(connection, lease, {"attempt": lease.attempt})
             if state == PAUSED:
-                request = _read(connection, lease.job_id).request
-                state = {PAUSE: PAUSED, CANCEL: CANCELLED}.get(request or "", QUEUED)
+                state = _asked_for(connection, lease.job_id)
             values: dict[str, Any] = {"state": state, "request": None, "lease_until": None, "error": error}
             if state == FINISHED:
                 values |= {"factors": factors, "report": report}
@@ -327,11 +328,19 @@ def fenced_update(connection: Connection, lease: Lease, values: Mapping[str, Any
     Raises:
         LeaseLostError: it is not ours any more.
     """
-    ours = and_(
-        jobs.c.id == lease.job_id, jobs.c.owner == lease.owner, jobs.c.attempt == lease.attempt, jobs.c.state == RUNNING
-    )
-    if connection.execute(update(jobs).where(ours).values(values)).rowcount != 1:
+    if connection.execute(update(jobs).where(_is_held(lease)).values(values)).rowcount != 1:
         raise LeaseLostError(f"job {lease.job_id} is not driven by {lease.owner} any more")
+
+
+def _is_held(lease: Lease) -> ColumnElement[bool]:
+    ours = (jobs.c.id == lease.job_id, jobs.c.owner == lease.owner, jobs.c.attempt == lease.attempt)
+    return and_(*ours, jobs.c.state == RUNNING)
+
+
+def _asked_for(connection: Connection, job_id: str) -> str:
+    """The state that a job shall be in when its driver lets go of it."""
+    request = _read(connection, job_id).request
+    return {PAUSE: PAUSED, CANCEL: CANCELLED}.get(request or "", QUEUED)
 
 
 def _ending(state: str) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class FakeCoordinator:
         batch = Batch(
             started=items,
             computed=[computed(item, outcome, (1.5, 1.25)) for item, outcome in zip(items, outcomes, strict=True)],
-            done=[(item, False) for item in items],
+            done=[(item, outcome, False) for item, outcome in zip(items, outcomes, strict=True)],
             events=[("progress", progress(number + 1))],
             progress=progress(number + 1),
         )

@@ -8,9 +8,11 @@ import pytest
 from bench.stub import stub_spec
 from factor_search.evaluation import OK, Evaluation
 from factor_search.factors import Factors
-from storage.evaluations import EvaluationStore
+from storage.evaluations import Batch, EvaluationStore, Recorded
 from storage.events import read_events
+from storage.jobs import Lease
 from tests.service import FaultyWorker, Service, undisturbed
+from workers.driver import Driver
 from workers.model_worker import Setting
 from workers.thread_crew import ThreadCrew
 
@@ -171,7 +173,9 @@ def test_a_shutdown_gives_jobs_back_at_once(service: Service) -> None:
 def test_a_job_that_fells_every_coordinator_ends(service: Service) -> None:
     job, _ = service.jobs.submit(stub_spec())
     for n in range(10):
-        assert service.jobs.claim(f"felled {n}", -1) is not None
+        claim = service.jobs.claim(f"felled {n}", -1)
+        assert claim is not None
+        EvaluationStore(service.database).record({claim[1]: Batch(progress={"phase": "loading"})})
     service.start()
     assert service.wait(job.id) == "failed"
     assert "died 10 times" in str(service.jobs.get(job.id).error)
@@ -196,3 +200,69 @@ class Slow(FaultyWorker):
     def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
         evaluation = super().evaluate(setting, factors, samples_sha256)
         return Evaluation(**vars(evaluation) | {"seconds": 0.125, "outcome": OK})
+
+
+def test_a_search_of_what_is_known_hears_a_cancel(service: Service) -> None:
+    service.start()
+    first, _ = service.jobs.submit(stub_spec(budget=100))
+    service.wait(first.id)
+    service.stop()
+    second, _ = service.jobs.submit(stub_spec(budget=100))
+    claimed = service.jobs.claim("dead", -1)
+    assert claimed is not None
+    _, lease = claimed
+    service.jobs.renew([lease], 60)
+    service.jobs.cancel(second.id)
+    service.jobs.renew([lease], -1)  # its coordinator is gone before it could do so
+    service.start()
+    assert service.wait(second.id) == "cancelled"
+
+
+def test_a_job_whose_driver_is_gone_is_taken_up_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.faults.seconds = 0.05
+    other, _ = service.jobs.submit(stub_spec(name="other", seed=1, budget=300))
+    spec = stub_spec(budget=60)
+    ends = iter([True])
+
+    def fail_once(driver: Driver) -> None:
+        if driver.lease.job_id == job.id and next(ends, False):
+            raise RuntimeError("the driver's thread died")
+        return original(driver)
+
+    original = Driver._outcome
+    job, _ = service.jobs.submit(spec)
+    monkeypatch.setattr(Driver, "_outcome", fail_once)
+    service.start()
+    assert service.wait(job.id) == "finished"
+    assert service.jobs.get(job.id).attempt == 2
+    assert service.factors(job.id) == undisturbed(spec)
+    assert service.wait(other.id) == "finished"
+
+
+def test_the_last_progress_is_that_of_the_end(service: Service) -> None:
+    service.start()
+    job, _ = service.jobs.submit(stub_spec(budget=30))
+    service.wait(job.id)
+    progress = service.jobs.get(job.id).progress
+    assert (progress["phase"], progress["share"], progress["candidates"]) == ("finished", 1.0, 30)
+
+
+def test_a_pause_keeps_what_was_evaluated_however_slowly_it_is_recorded(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.faults.seconds = 0.02
+    record = EvaluationStore.record
+
+    def slowly(store: EvaluationStore, batches: dict[Lease, Batch]) -> Recorded:
+        time.sleep(0.3)
+        return record(store, batches)
+
+    monkeypatch.setattr(EvaluationStore, "record", slowly)
+    service.start()
+    job, _ = service.jobs.submit(stub_spec(budget=300))
+    service.candidates(job.id, 10)
+    service.jobs.pause(job.id)
+    service.wait(job.id, "paused")
+    rows = EvaluationStore(service.database).of_job(job.id, limit=1000)
+    assert {row.state for row in rows} == {"done"}
+    assert len(rows) == service.faults.begun.total()

@@ -20,8 +20,11 @@ from factor_search.evaluation import DIVERGED, OUT_OF_MEMORY, TIMED_OUT, WORKER_
 from factor_search.factors import Factors
 from factor_search.job import JobWatcher, search_and_measure
 from factor_search.spec import JobSpec
-from storage.evaluations import EvaluationStore
+from storage.evaluations import Batch, EvaluationStore, Recorded
+from storage.events import read_events
+from storage.jobs import Lease
 from tests.service import FaultyWorker, Service, undisturbed
+from workers.crew import WorkerGoneError
 from workers.model_worker import Prepared, Setting
 
 
@@ -210,3 +213,110 @@ def own_postgresql() -> Iterator[PostgresServer]:
 def stop_postgresql(server: PostgresServer, mode: str) -> None:
     arguments = ("-D", str(server.pgdata), "-w", "-m", mode, "stop")
     pgexec("pg_ctl", arguments, bin_path=server.bin_path, user=server.system_user)
+
+
+class Garbled(FaultyWorker):
+    """Raises what no database can hold, and has losses that no JSON can."""
+
+    def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+        time.sleep(0.4)
+        if factors.initial_tokens:
+            raise RuntimeError("nul \0 and \udce9")
+        return super().evaluate(setting, factors, samples_sha256)
+
+    def losses_so_far(self) -> list[float]:
+        return [1.0, float("nan")]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_what_no_database_can_hold_harms_no_job(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.pool.WATCH_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("workers.pool.WATCH_EVERY_SECONDS", 0.1)
+    url = f"sqlite:///{tmp_path / 'x.db'}" if kind == "sqlite" else request.getfixturevalue("postgresql_database")
+    service = Service(url)
+    try:
+        service.start(make=lambda: Garbled(service.faults), workers=8)
+        job, _ = service.jobs.submit(stub_spec(budget=30, space={"initial_tokens": [0]}))
+        failing, _ = service.jobs.submit(stub_spec(budget=30, space={"initial_tokens": [4]}, name="failing"))
+        assert service.wait(job.id, seconds=60) == "finished"
+        assert service.wait(failing.id, seconds=60) == "failed"
+        assert service.jobs.get(job.id).attempt == service.jobs.get(failing.id).attempt == 1
+        assert "nul ? and ?" in str(service.jobs.get(failing.id).error)
+    finally:
+        service.stop()
+        service.database.close()
+
+
+def test_results_that_cannot_be_recorded_fail_their_job_alone(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = EvaluationStore.record
+
+    def refuse(store: EvaluationStore, batches: dict[Lease, Batch]) -> Recorded:
+        if any(lease.job_id == guilty.id and batch.computed for lease, batch in batches.items()):
+            raise ValueError("it is too wide for its column")
+        return record(store, batches)
+
+    guilty, _ = service.jobs.submit(stub_spec(seed=5))
+    innocent, _ = service.jobs.submit(stub_spec(budget=60))
+    monkeypatch.setattr(EvaluationStore, "record", refuse)
+    service.start()
+    assert service.wait(guilty.id) == "failed"
+    assert "too wide" in str(service.jobs.get(guilty.id).error)
+    assert service.wait(innocent.id) == "finished"
+    assert service.jobs.get(innocent.id).attempt == 1
+
+
+def test_a_load_that_hangs_ends_with_the_job_or_with_its_time(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.pool.LOAD_SECONDS", 0.5)
+    hanging = threading.Event()
+
+    class Hanging(FaultyWorker):
+        def load(self, setting: Setting) -> None:
+            if not hanging.is_set():
+                hanging.set()
+                time.sleep(60)
+
+    service.start(make=lambda: Hanging(service.faults), workers=2)
+    job, _ = service.jobs.submit(stub_spec(budget=30))
+    assert service.wait(job.id) == "finished"
+    lost = [event.data["reason"] for event in read_events(service.database, job.id) if event.kind == "worker_lost"]
+    assert lost == ["nothing was loaded within 0.5 s"]
+
+
+def test_workers_that_never_come_up_end_the_job(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.pool.FAILED_HIRES", 2)
+
+    class StillBorn(StubWorker):
+        def name(self) -> str:
+            raise WorkerGoneError("its process died")
+
+    service.start(make=StillBorn, workers=1)
+    job, _ = service.jobs.submit(stub_spec())
+    assert service.wait(job.id) == "failed"
+    assert "no worker comes up: its process died" in str(service.jobs.get(job.id).error)
+
+
+def test_a_long_candidate_is_seen_document_by_document(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.pool.WATCH_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("workers.pool.WATCH_EVERY_SECONDS", 0.1)
+    store, seen = EvaluationStore(service.database), []
+
+    class Long(FaultyWorker):
+        def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+            time.sleep(1.0)
+            return super().evaluate(setting, factors, samples_sha256)
+
+        def losses_so_far(self) -> list[float]:
+            return [1.5]
+
+    service.start(make=lambda: Long(service.faults), workers=8)
+    job, _ = service.jobs.submit(stub_spec(budget=8))
+    while service.jobs.get(job.id).state in ("queued", "running"):
+        seen += [row.losses_so_far for row in store.of_job(job.id) if row.state == "running" and row.losses_so_far]
+        time.sleep(0.05)
+    assert [1.5] in seen

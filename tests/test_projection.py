@@ -61,7 +61,8 @@ def computed(of: Candidate, outcome: str = OK, losses: tuple[float, ...] = (1.5,
 
 def done(*numbers: int, outcome: str = OK, losses: tuple[float, ...] = (1.5, 1.25)) -> Batch:
     items = [candidate(number) for number in numbers]
-    return Batch(computed=[computed(item, outcome, losses) for item in items], done=[(item, False) for item in items])
+    results = [computed(item, outcome, losses) for item in items]
+    return Batch(computed=results, done=[(item, outcome, False) for item in items])
 
 
 @contextmanager
@@ -345,7 +346,7 @@ class TestProjectionContract:
         self, projection: Projection, evaluations: EvaluationStore, lease: Lease, trials: Any
     ) -> None:
         wild = replace(candidate(0), factors=Factors.of([0.5] * 8 + [99.0] * 8, 300, 1.0))
-        evaluations.record({lease: Batch(computed=[computed(wild)], done=[(wild, False)])})
+        evaluations.record({lease: Batch(computed=[computed(wild)], done=[(wild, OK, False)])})
         evaluations.record({lease: done(1)})
         projection.project(lease.job_id, 0)
         assert (trials()[0].params["lambda[15]"], trials()[0].params["initial_tokens"]) == (99.0, 300)

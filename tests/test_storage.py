@@ -10,7 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import text, update
 
-from factor_search.evaluation import DIVERGED, OK, OUT_OF_MEMORY
+from factor_search.evaluation import DIVERGED, FAILED, OK, OUT_OF_MEMORY
 from factor_search.spec import JobSpec, parse_spec
 from storage.coordinators import CoordinatorStore
 from storage.database import VERSION_TABLE, Database
@@ -119,20 +119,20 @@ class TestStoreContract:
         with pytest.raises(LeaseLostError):
             evaluations.start_stage(old, 0, 512, "s", {})
         evaluations.start_stage(new, 0, 512, "s", {})
-        stale = Batch(computed=[computed(candidate(0))], done=[(candidate(0), False)], events=[("late", {})])
-        fresh = Batch(done=[(candidate(1), False)], computed=[computed(candidate(1))])
-        assert evaluations.record({old: stale, new: fresh}) == [old]
+        stale = Batch(computed=[computed(candidate(0))], done=[(candidate(0), OK, False)], events=[("late", {})])
+        fresh = Batch(done=[(candidate(1), OK, False)], computed=[computed(candidate(1))])
+        assert evaluations.record({old: stale, new: fresh}).lost == [old]
         assert evaluations.lookup([candidate(0).key, candidate(1).key], job.id).keys() == {candidate(1).key}
         with pytest.raises(LeaseLostError):
             store.end(old, "finished")
         assert store.get(job.id).claims_in_vain == 0
-        assert store.renew("slow", 60) == {}
-        assert store.renew("other", 60) == {new: None}
+        assert store.renew([old], 60) == {}
+        assert store.renew([old, new], 60) == {new: None}
 
     def test_a_late_renewal_holds_if_nobody_took_the_job(self, store: JobStore) -> None:
         store.submit(SPEC)
         _, lease = store.claim("slow", -1)
-        assert store.renew("slow", 60) == {lease: None}
+        assert store.renew([lease], 60) == {lease: None}
         assert store.claim("other", 60) is None
 
     def test_pause_and_resume_of_a_job_that_nobody_drives(self, store: JobStore) -> None:
@@ -145,7 +145,7 @@ class TestStoreContract:
     def test_a_driven_job_is_asked_to_pause(self, store: JobStore, lease: Lease, database: Database) -> None:
         job = store.pause(lease.job_id)
         assert (job.state, job.request) == ("running", "pause")
-        assert store.renew("c", 60) == {lease: "pause"}
+        assert store.renew([lease], 60) == {lease: "pause"}
         assert store.resume(lease.job_id).request is None
         store.pause(lease.job_id)
         store.end(lease, "paused")
@@ -186,7 +186,7 @@ class TestStoreContract:
 
     def test_evaluations_come_back_bit_for_bit(self, evaluations: EvaluationStore, lease: Lease) -> None:
         item = computed(candidate(3), losses=(0.1 + 0.2, 1 / 3))
-        evaluations.record({lease: Batch(computed=[item], done=[(candidate(3), False)])})
+        evaluations.record({lease: Batch(computed=[item], done=[(candidate(3), OK, False)])})
         assert evaluations.lookup([item.evaluation.key], "any") == {item.evaluation.key: item.evaluation}
         (row,) = evaluations.of_job(lease.job_id)
         assert (row.state, row.evaluation, row.factors) == ("done", item.evaluation, candidate(3).factors)
@@ -200,16 +200,48 @@ class TestStoreContract:
         evaluations.record({lease: Batch(computed=items)})
         assert evaluations.lookup(keys, lease.job_id).keys() == set(keys)
         assert evaluations.lookup(keys, other.job_id).keys() == {keys[0]}
-        evaluations.record({other: Batch(computed=[computed(candidate(1), OK)])})
-        evaluations.record({lease: Batch(computed=[computed(candidate(1), OUT_OF_MEMORY)])})
+        evaluations.record({other: Batch(computed=[computed(candidate(1), FAILED)])})
+        outcomes = [evaluations.lookup(keys, job)[keys[1]].outcome for job in (lease.job_id, other.job_id)]
+        assert outcomes == [OUT_OF_MEMORY, FAILED]
+        third = claimed(store, evaluations)
+        evaluations.record({third: Batch(computed=[computed(candidate(1), OK)])})
         assert evaluations.lookup(keys, "any")[keys[1]].outcome == OK
+        replay = evaluations.lookup(keys, lease.job_id)
+        assert replay[keys[1]].outcome == OUT_OF_MEMORY  # as its search saw it
+
+    def test_who_computes_what_another_has_just_recorded_is_told_what_stays(
+        self, store: JobStore, evaluations: EvaluationStore, lease: Lease
+    ) -> None:
+        other = claimed(store, evaluations)
+        first, second = computed(candidate(0), losses=(0.2, 0.3)), computed(candidate(0), losses=(0.4, 0.5))
+        assert evaluations.record({lease: Batch(computed=[first])}).known_before == {}
+        told = evaluations.record({other: Batch(computed=[second], done=[(candidate(0), OK, False)])}).known_before
+        assert told == {first.evaluation.key: first.evaluation}
+        assert evaluations.of_job(other.job_id)[0].evaluation == first.evaluation
+
+    def test_claims_in_vain_are_counted_until_a_candidate_is_done(
+        self, store: JobStore, evaluations: EvaluationStore
+    ) -> None:
+        job, _ = store.submit(SPEC)
+        for attempt in range(1, 4):
+            _, lease = store.claim("c", -1)
+            evaluations.start_stage(lease, 0, 512, "study", {})
+            evaluations.record({lease: Batch(started=[candidate(0)], events=[("phase", {})], progress={"a": 1})})
+            assert store.get(job.id).claims_in_vain == attempt
+        evaluations.record({lease: Batch(computed=[computed(candidate(0))], done=[(candidate(0), OK, False)])})
+        assert store.get(job.id).claims_in_vain == 0
+
+    def test_what_is_asked_of_a_job_that_is_given_back_is_done(self, store: JobStore, lease: Lease) -> None:
+        store.cancel(lease.job_id)
+        store.give_back(lease, reason="no room")
+        assert store.get(lease.job_id).state == "cancelled"
 
     def test_candidates_are_listed_in_pages_while_they_run_and_after(
         self, evaluations: EvaluationStore, lease: Lease
     ) -> None:
         evaluations.record({lease: Batch(started=[candidate(n) for n in range(6)])})
         evaluations.record({lease: Batch(losses_so_far={candidate(0): [0.5]}, withdrawn=[candidate(5)])})
-        batch = Batch(computed=[computed(candidate(1))], done=[(candidate(1), False)])
+        batch = Batch(computed=[computed(candidate(1))], done=[(candidate(1), OK, False)])
         evaluations.record({lease: batch})
         evaluations.record({lease: Batch(started=[candidate(1)])})  # a replay finds it done
         rows = evaluations.of_job(lease.job_id, limit=4)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from factor_search.errors import FactorSearchError
 from storage.coordinators import CoordinatorStore
 from storage.database import Database
 from storage.errors import DatabaseError
@@ -86,8 +87,11 @@ class Coordinator:
         while not self._shutdown.is_set():
             try:
                 self._round()
-            except DatabaseError as error:
+            except FactorSearchError as error:
                 logger.warning("%s; trying again", error)
+                self._shutdown.wait(1.0)
+            except Exception:
+                logger.exception("the coordinator met with an error and goes on")
                 self._shutdown.wait(1.0)
             self._shutdown.wait(ROUND_SECONDS)
         self._end()
@@ -110,7 +114,7 @@ class Coordinator:
     def _keep_leases(self) -> None:
         if not self._drivers:
             return
-        held = self._store.renew(self.owner, self._lease_seconds)
+        held = self._store.renew(self._drivers.keys(), self._lease_seconds)
         for lease, driver in self._drivers.items():
             if not driver.alive:
                 continue

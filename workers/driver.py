@@ -38,6 +38,7 @@ PROJECTION_SECONDS = 300.0
 """The end of a job waits for the dashboard's study to be complete, but not longer."""
 
 T = TypeVar("T")
+_End = tuple[str, dict[str, Any]]
 logger = logging.getLogger(__name__)
 
 
@@ -88,48 +89,46 @@ class Driver:
         self._thread.join(seconds)
 
     def _run(self) -> None:
-        job_id = self.lease.job_id
         try:
-            self._end_as(self._drive())
-        except JobStopped as stop:
-            self._stopped(stop.reason)
+            end = self._outcome()
+            if end is not None:
+                state, details = end
+                self._persist(lambda: self._tools.jobs.end(self.lease, state, **details))
         except LeaseLostError as error:
             logger.warning("%s", error)
         except DatabaseError as error:
-            logger.error("job %s is left as it is: %s", job_id, error)
-        except FactorSearchError as error:
-            logger.info("job %s failed: %s", job_id, error)
-            self._end_as((FAILED, {"error": str(error)}))
-        except Exception as error:
-            logger.exception("job %s met with an internal error", job_id)
-            self._end_as((FAILED, {"error": f"internal error: {type(error).__name__}: {one_line(error)}"}))
+            logger.error("job %s is left as it is: %s", self.lease.job_id, error)
+        except Exception:
+            logger.exception("job %s is left as it is", self.lease.job_id)
         finally:
-            self._tools.pool.leave(job_id)
+            self._tools.pool.leave(self._evaluator.pool_id)
 
-    def _end_as(self, end: tuple[str, dict[str, Any]] | None) -> None:
-        if end is None:
-            return
-        state, details = end
+    def _outcome(self) -> _End | None:
+        """The state in which the job ends, with what belongs to it; None if it was given back.
+
+        Raises:
+            LeaseLostError: it is somebody else's.
+            DatabaseError: the database is away, and this coordinator shuts down.
+        """
         try:
-            self._persist(lambda: self._tools.jobs.end(self.lease, state, **details))
-        except LeaseLostError as error:
-            logger.warning("%s", error)
-
-    def _stopped(self, reason: str) -> None:
-        if reason == PAUSE:
-            self._end_as((PAUSED, {}))
-        elif reason == CANCEL:
-            self._end_as((CANCELLED, {}))
-        elif reason == SHUTDOWN:
-            try:
+            return self._drive()
+        except JobStopped as stop:
+            if stop.reason == SHUTDOWN:
                 self._tools.jobs.give_back(self.lease, reason="its coordinator shuts down")
-            except (LeaseLostError, DatabaseError) as error:
-                logger.warning("%s", error)
+            return {PAUSE: (PAUSED, {}), CANCEL: (CANCELLED, {})}.get(stop.reason)
+        except (LeaseLostError, DatabaseError):
+            raise
+        except FactorSearchError as error:
+            logger.info("job %s failed: %s", self.lease.job_id, error)
+            return FAILED, {"error": str(error)}
+        except Exception as error:
+            logger.exception("job %s met with an internal error", self.lease.job_id)
+            return FAILED, {"error": f"internal error: {type(error).__name__}: {one_line(error)}"}
 
-    def _drive(self) -> tuple[str, dict[str, Any]] | None:
-        """The end state with what belongs to it; None if the job went back into the queue."""
-        tools, job_id = self._tools, self.lease.job_id
+    def _drive(self) -> _End | None:
+        tools = self._tools
         self.hear(self._job.request)
+        self._evaluator.check()
         if self._job.claims_in_vain > CLAIMS_IN_VAIN:
             times = self._job.claims_in_vain - 1
             return FAILED, {"error": f"its coordinator died {times} times before anything of it was recorded"}
@@ -139,14 +138,17 @@ class Driver:
         if lack is not None:
             self._wait_for_capacity(spec, lack)
             return None
-        self._evaluator.check()
-        tools.pool.join(job_id, spec.model, self._evaluator)
+        pool_id = self._evaluator.pool_id
+        tools.pool.join(pool_id, spec.model, self._evaluator)
         progress = self._progress(spec)
         progress.phase(f"loading {spec.model.id} and reading documents")
-        prepared = self._wait(tools.pool.prepare(job_id, spec))
+        prepared = self._wait(tools.pool.prepare(pool_id, spec))
         self._evaluator.use(prepared, Setting.of(spec))
         self._start_stage(spec, prepared)
-        self._wait_for_workers(spec.resources.workers, progress)
+        lack = self._wait_for_workers(spec, progress)
+        if lack is not None:
+            self._wait_for_capacity(spec, lack)
+            return None
         result = search_and_measure(spec, prepared.geometry, prepared.samples, self._evaluator, progress.watcher())
         return FINISHED, self._conclude(result, progress)
 
@@ -164,20 +166,25 @@ class Driver:
         give_back = self._tools.jobs.give_back
         self._persist(lambda: give_back(self.lease, wait_seconds=WAIT_FOR_CAPACITY_SECONDS, reason=news))
 
-    def _wait_for_workers(self, least: int, progress: ProgressWriter) -> None:
-        """The job asked for so many; those that fit may still be coming up."""
-        if self._tools.pool.status()["alive"] < least:
-            progress.phase(f"waiting for {least} workers")
-        while self._tools.pool.status()["alive"] < least:
+    def _wait_for_workers(self, spec: JobSpec, progress: ProgressWriter) -> str | None:
+        """Those that fit may still be coming up; returns what the job lacks, if they do not fit any more."""
+        least, pool = spec.resources.workers, self._tools.pool
+        if pool.status()["alive"] < least:
+            progress.phase(f"waiting for {least} worker{'s' * (least > 1)}")
+        while pool.status()["alive"] < least:
             self._evaluator.check()
-            time.sleep(0.1)
+            lack = lacking(spec, self._tools.crew.capacity())
+            if lack is not None:
+                return lack
+            time.sleep(0.5)
+        return None
 
     def _conclude(self, result: JobResult, progress: ProgressWriter) -> dict[str, Any]:
         progress.phase("writing the report")
         report, factors = build_report(result), build_factors_file(result).as_json()
         self._persist(lambda: self._tools.evaluations.end_stage(self.lease, 0))
         self._await_projection()
-        progress.finish()
+        self._wait(progress.finish())
         found = {"winner": report["winner"], "perplexity": factors["perplexity"]["held_out"]}
         return {"report": report, "factors": factors, "data": found}
 
@@ -200,7 +207,7 @@ class Driver:
         return ProgressWriter(self.lease, spec.budget, self._tools.recorder, self._tools.pool)
 
     def _persist(self, call: Callable[[], T]) -> T:
-        return patiently(call, lambda: self._evaluator.stopped)
+        return patiently(call, lambda: self._evaluator.out_of_our_hands)
 
     def _wait(self, future: "Future[T]") -> T:
         while True:

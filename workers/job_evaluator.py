@@ -1,28 +1,46 @@
 """The evaluator of a job in the service: what is stored is reused, the rest goes through the pool and is recorded."""
 
+import contextlib
+import itertools
+import math
 import queue
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from factor_search.errors import FactorSearchError
+from factor_search.errors import FactorSearchError, one_line
 from factor_search.evaluation import FAILED, WORKER_LOST, Evaluation, evaluation_key
 from factor_search.factors import Factors
 from factor_search.samples import SampleSet
+from storage.errors import DatabaseError, LeaseLostError
 from storage.evaluations import Batch, Candidate, Computed, EvaluationStore
 from storage.jobs import PAUSE, Lease
 from workers.crew import Crew, SharedSamples
 from workers.model_worker import Prepared, Setting
 from workers.patience import patiently
 from workers.pool import Pool
-from workers.recorder import Recorder
+from workers.recorder import Recorder, Written
 from workers.tasks import Task
 
 LEASE_LOST, SHUTDOWN = "lease_lost", "shutdown"
+PATIENCE_SECONDS = 5.0
+"""So long a shutdown waits for what is still to be recorded."""
 FAILURES_IN_A_ROW = 5
 """After so many candidates without a result, each tried more than once, it is not the candidates' fault."""
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """A candidate has come to its end."""
+
+    key: str
+    evaluation: Evaluation | None
+    """As recorded; None if it was dropped on the way to a stop."""
+    error: str | None = None
+    """What a failed attempt said."""
 
 
 class JobStopped(Exception):  # noqa: N818 - not an error
@@ -35,6 +53,10 @@ class JobStopped(Exception):  # noqa: N818 - not an error
 
 class EvaluationsFailError(FactorSearchError):
     """One candidate after the other fails in a way that says nothing about the candidates."""
+
+
+class RecordingError(FactorSearchError):
+    """What the job found cannot be written into the database."""
 
 
 class JobEvaluator:
@@ -50,9 +72,12 @@ class JobEvaluator:
         self._recorder = recorder
         self._pool = pool
         self._crew = crew
+        self.pool_id = f"{lease.job_id}:{lease.attempt}"
+        """What the pool knows the job by: an earlier driver of it may not have left yet."""
         self._stopped: str | None = None
-        self._inbox: queue.SimpleQueue[tuple[Evaluation, str | None] | None] = queue.SimpleQueue()
-        """Recorded evaluations with what failed attempts said; None to look whether the job was stopped."""
+        self._unrecordable: str | None = None
+        self._inbox: queue.SimpleQueue[_Heard | None] = queue.SimpleQueue()
+        """None to look whether the job was stopped."""
         self._places: dict[str, list[Candidate]] = {}
         """Of the present generation, by key."""
         self._begun: set[str] = set()
@@ -78,7 +103,14 @@ class JobEvaluator:
             self._stopped = None
 
     def check(self) -> None:
-        """Raise JobStopped if the job was stopped."""
+        """Go on only if the job was not stopped.
+
+        Raises:
+            JobStopped: it was.
+            RecordingError: its results cannot be recorded.
+        """
+        if self._unrecordable is not None:
+            raise RecordingError(f"results cannot be recorded: {self._unrecordable}")
         if self._stopped is not None:
             raise JobStopped(self._stopped)
 
@@ -86,6 +118,11 @@ class JobEvaluator:
     def stopped(self) -> bool:
         """Whether the job was stopped."""
         return self._stopped is not None
+
+    @property
+    def out_of_our_hands(self) -> bool:
+        """Whether nothing may or need be written for the job any more."""
+        return self._stopped in (LEASE_LOST, SHUTDOWN)
 
     def key(self, factors: Factors, samples: SampleSet) -> str:
         """See :func:`factor_search.evaluation.evaluation_key`."""
@@ -99,6 +136,7 @@ class JobEvaluator:
         Raises:
             JobStopped: a stop was asked for; with pause, when the candidates begun are recorded.
         """
+        self.check()
         places = self._place(candidates, samples)
         results = self._known(places)
         tasks = self._submit(places, results, samples)
@@ -106,17 +144,18 @@ class JobEvaluator:
             for place in places:
                 while place.key not in results:
                     self._hear(results)
+                self.check()
                 yield results[place.key]
-        except JobStopped as stop:
-            self._withdraw(tasks, results, wait=stop.reason == PAUSE)
-            raise
-        except EvaluationsFailError:
-            self._withdraw(tasks, results, wait=False)
-            raise
         except GeneratorExit:
             self._withdraw(tasks, results, wait=False)
             begun = [self._places[key][0] for key in self._begun if key not in results]
             self._record(lambda batch: batch.withdrawn.extend(begun))
+            raise
+        except JobStopped as stop:
+            self._withdraw(tasks, results, wait=stop.reason == PAUSE)
+            raise
+        except FactorSearchError:
+            self._withdraw(tasks, results, wait=False)
             raise
 
     def _place(self, candidates: Sequence[Factors], samples: SampleSet) -> list[Candidate]:
@@ -132,8 +171,8 @@ class JobEvaluator:
     def _known(self, places: list[Candidate]) -> dict[str, Evaluation]:
         """Stored evaluations; recorded as candidates of this job."""
         keys = [place.key for place in places]
-        known = patiently(lambda: self._store.lookup(keys, self._lease.job_id), lambda: self.stopped)
-        reused = [(place, True) for place in places if place.key in known]
+        known = patiently(lambda: self._store.lookup(keys, self._lease.job_id), lambda: self.out_of_our_hands)
+        reused = [(place, known[place.key].outcome, True) for place in places if place.key in known]
         if reused:
             self._record(lambda batch: batch.done.extend(reused))
         return known
@@ -147,9 +186,7 @@ class JobEvaluator:
             self._shared[samples.sha256] = self._crew.share(samples)
         shared = self._shared[samples.sha256]
         tasks = {
-            key: Task(
-                job_id=self._lease.job_id, key=key, setting=self._setting, factors=places[0].factors, samples=shared
-            )
+            key: Task(job_id=self.pool_id, key=key, setting=self._setting, factors=places[0].factors, samples=shared)
             for key, places in self._places.items()
             if key not in known
         }
@@ -160,17 +197,16 @@ class JobEvaluator:
         """Wait for the next recorded evaluation."""
         self.check()
         heard = self._inbox.get()
-        if heard is None:
+        if heard is None or heard.evaluation is None:
             return
-        evaluation, error = heard
-        results[evaluation.key] = evaluation
-        if evaluation.outcome not in (FAILED, WORKER_LOST):
+        results[heard.key] = heard.evaluation
+        if heard.evaluation.outcome not in (FAILED, WORKER_LOST):
             self._failures = 0
             return
         self._failures += 1
         if self._failures >= FAILURES_IN_A_ROW:
             raise EvaluationsFailError(
-                f"{self._failures} candidates in a row could not be evaluated, the last because of: {error}"
+                f"{self._failures} candidates in a row could not be evaluated, the last because of: {heard.error}"
             )
 
     def _withdraw(self, tasks: dict[str, Task], results: dict[str, Evaluation], *, wait: bool) -> None:
@@ -178,9 +214,19 @@ class JobEvaluator:
         staying = {task.key for task in self._pool.withdraw(missing, abandon=not wait).result()}
         while staying and self._stopped == PAUSE:
             if (heard := self._inbox.get()) is not None:
-                staying.discard(heard[0].key)
+                staying.discard(heard.key)
+        self._await_recorder()
 
-    def _record(self, add: Callable[[Batch], Any]) -> "Future[None]":
+    def _await_recorder(self) -> None:
+        """What has come to its end is recorded before the job is let go: afterwards it could not be any more."""
+        everything, since = self._record(lambda batch: None), time.monotonic()
+        while not self.out_of_our_hands or time.monotonic() - since < PATIENCE_SECONDS:
+            with contextlib.suppress(Exception):  # whatever it is, it is said elsewhere
+                everything.result(timeout=0.5)
+            if everything.done():
+                return
+
+    def _record(self, add: Callable[[Batch], Any]) -> Written:
         return self._recorder.put(self._lease, add)
 
     # The job's port to the pool: these are called from the pool's thread.
@@ -192,14 +238,16 @@ class JobEvaluator:
             self._record(lambda batch: batch.started.append(places[0]))
 
     def losses_so_far(self, task: Task, losses: list[float]) -> None:
-        """Record how far a candidate is."""
-        if (places := self._places.get(task.key)) is not None:
-            self._record(lambda batch: batch.losses_so_far.update({places[0]: losses}))
+        """Record how far a candidate is; what diverges on the way has no figure that a database could hold."""
+        finite = list(itertools.takewhile(math.isfinite, losses))
+        if finite and (places := self._places.get(task.key)) is not None:
+            self._record(lambda batch: batch.losses_so_far.update({places[0]: finite}))
 
     def done(self, task: Task, evaluation: Evaluation, worker: str, error: str | None) -> None:
         """Record the outcome, and only then tell the search."""
         computed = Computed(evaluation=evaluation, worker=worker, attempts=task.attempts, error=error)
-        done = [(place, number > 0) for number, place in enumerate(self._places.get(task.key, ()))]
+        places = self._places.get(task.key, ())
+        done = [(place, evaluation.outcome, number > 0) for number, place in enumerate(places)]
 
         def add(batch: Batch) -> None:
             batch.computed.append(computed)
@@ -207,12 +255,21 @@ class JobEvaluator:
 
         self._record(add).add_done_callback(partial(self._written, evaluation, error))
 
+    def dropped(self, task: Task) -> None:
+        """The job comes to a stop, and the candidate's worker was lost: it will be evaluated when the job goes on."""
+        self._inbox.put(_Heard(task.key, None))
+
     def event(self, kind: str, data: dict[str, Any]) -> None:
         """Record what happened."""
         self._record(lambda batch: batch.events.append((kind, data)))
 
-    def _written(self, evaluation: Evaluation, error: str | None, written: "Future[None]") -> None:
-        if written.exception() is None:
-            self._inbox.put((evaluation, error))
-        else:
+    def _written(self, evaluation: Evaluation, error: str | None, written: Written) -> None:
+        failure = written.exception()
+        if failure is None:
+            recorded = written.result().get(evaluation.key, evaluation)  # a replay will see what is in the database
+            self._inbox.put(_Heard(evaluation.key, recorded, error))
+        elif isinstance(failure, LeaseLostError | DatabaseError):
             self.stop(LEASE_LOST)
+        else:
+            self._unrecordable = one_line(failure)
+            self._inbox.put(None)

@@ -1,5 +1,6 @@
 """The pool: whichever worker is free gets the next candidate of whichever job is next; nobody waits for anybody."""
 
+import contextlib
 import itertools
 import logging
 import queue
@@ -22,7 +23,7 @@ ATTEMPTS = {WORKER_LOST: 3, OUT_OF_MEMORY: 2, TIMED_OUT: 2, FAILED: 2}
 """After so many attempts, the outcome of the last one is the candidate's."""
 TICK_SECONDS = 0.25
 CAPACITY_SECONDS = 2.0
-WATCH_AFTER_SECONDS = 2.0
+WATCH_AFTER_SECONDS, WATCH_EVERY_SECONDS = 2.0, 1.0
 """A candidate that takes longer is asked how far it is."""
 SHORT_SECONDS = 1.0
 """Evaluations that take less are handed out one ahead, since the way to a worker and back would be felt."""
@@ -31,6 +32,10 @@ ABANDON_SECONDS = 5.0
 IDLE_SECONDS = 120.0
 """Workers of a pool without jobs are dismissed, so that others can have their memory."""
 COMING_UP_SECONDS = 300.0
+LOAD_SECONDS = 4 * 3600.0
+"""Loading a model may mean to download it first."""
+FAILED_HIRES = 5
+"""After so many workers in a row that did not come up, with none that did, jobs are not begun."""
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +156,7 @@ class Pool:
         begun = {work for seat in self._seats.values() for work in seat.given}
         stay = set() if abandon else {task for task in tasks if task in begun}
         for task in tasks:
-            task.withdrawn = task not in stay
+            task.withdrawn, task.last_attempt = task not in stay, True
         self._turns.remove({task for task in tasks if task not in stay})
         staying.set_result(stay)
 
@@ -166,7 +171,8 @@ class Pool:
             return
         if self._ports and now - self._looked_at > CAPACITY_SECONDS:
             self._looked_at = now
-            self._wanted = self._crew.capacity().workers
+            with contextlib.suppress(FactorSearchError):  # a cluster that does not answer may do so later
+                self._wanted = self._crew.capacity().workers
         if self._ports and now >= self._hire_not_before:
             while len(self._seats) < self._wanted:
                 self._hire(now)
@@ -176,15 +182,18 @@ class Pool:
             if now - seat.hired_at > COMING_UP_SECONDS:
                 self._lose(seat, WorkerGoneError("it did not come up"))
             return
-        if not seat.given or not seat.loaded:
+        if not seat.given:
             return
         work, elapsed = seat.given[0], now - seat.since
         if work.withdrawn and elapsed > ABANDON_SECONDS:
-            self._lose(seat, WorkerGoneError("it worked for a job that has ended"))
-        elif isinstance(work, Task):
+            self._lose(seat, WorkerGoneError("it was ended, since what it worked on is not wanted any more"))
+        elif not seat.loaded or isinstance(work, Preparation):
+            if elapsed > LOAD_SECONDS:
+                self._lose(seat, TimeoutError(f"nothing was loaded within {LOAD_SECONDS:g} s"))
+        else:
             if self._timeout is not None and elapsed > self._timeout:
                 self._lose(seat, TimeoutError(f"no result within {self._timeout:g} s"))
-            elif elapsed > WATCH_AFTER_SECONDS and now - seat.watched_at > max(1.0, elapsed / 20):
+            elif elapsed > WATCH_AFTER_SECONDS and now - seat.watched_at > max(WATCH_EVERY_SECONDS, elapsed / 20):
                 seat.watched_at = now
                 seat.worker.losses_so_far().add_done_callback(partial(self._heard, seat, work))
 
@@ -230,9 +239,9 @@ class Pool:
             return
         seat.worker.kill()
         now = time.monotonic()
-        if seat.name is None or now - seat.hired_at < 5.0:
+        if seat.name is None:
             self._failed_hires += 1
-            self._hire_not_before = now + min(30.0, 0.5 * 2.0**self._failed_hires)
+            self._hire_not_before = now + min(30.0, 0.5 * 2.0 ** min(self._failed_hires, 6))
         given = [work for work in seat.given if not work.withdrawn]
         reason = one_line(error)
         logger.warning("worker %s lost: %s", seat.name or "coming up", reason)
@@ -242,6 +251,9 @@ class Pool:
             self._attempt_failed(given.pop(0), error, seat)
         for work in reversed(given):
             self._turns.put_back(work)
+        if self._failed_hires >= FAILED_HIRES and not any(seat.name for seat in self._seats.values()):
+            for preparation in self._turns.give_up_preparations():
+                preparation.result.set_exception(PrepareError(f"no worker comes up: {reason}"))
 
     def _attempt_failed(self, work: Work, error: BaseException, seat: Seat) -> None:
         outcome, reason = _outcome_of(error), one_line(error)
@@ -255,6 +267,8 @@ class Pool:
                 work.result.set_exception(PrepareError(f"the job could not be prepared, {times}: {reason}"))
             else:
                 self._turns.put_back(work)
+        elif port is not None and work.last_attempt:
+            port.dropped(work)
         elif last and port is not None:
             port.done(work, _without_result(work, outcome), seat.name or "", reason)
         elif port is not None:
@@ -348,7 +362,7 @@ class Pool:
         port = self._ports.get(task.job_id)
         if port is None:
             return
-        if evaluation.outcome == OUT_OF_MEMORY and task.attempts < ATTEMPTS[OUT_OF_MEMORY]:
+        if evaluation.outcome == OUT_OF_MEMORY and task.attempts < ATTEMPTS[OUT_OF_MEMORY] and not task.last_attempt:
             self._attempt_failed(task, MemoryError("the evaluation ran out of memory"), seat)
             return
         port.done(task, evaluation, seat.name or "", None)

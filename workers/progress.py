@@ -1,7 +1,6 @@
 """What people see of a running job: its progress as stored, and events at a pace that they can read."""
 
 import time
-from concurrent.futures import Future
 from typing import Any
 
 from factor_search.job import JobWatcher
@@ -10,7 +9,7 @@ from factor_search.spec import BudgetSpec
 from storage.evaluations import Batch
 from storage.jobs import Lease
 from workers.pool import Pool
-from workers.recorder import Recorder
+from workers.recorder import Recorder, Written
 
 STORE_SECONDS = 0.25
 EVENT_SECONDS = 1.0
@@ -44,7 +43,7 @@ class ProgressWriter:
         """The callbacks to hand to the job."""
         return JobWatcher(phase=self._phase, candidate=self._candidate, scored=self._scored)
 
-    def phase(self, text: str) -> "Future[None]":
+    def phase(self, text: str) -> Written:
         """A new phase begins."""
         self._progress |= {"phase": text, "scored": None, "to_score": None}
         return self._write([("phase", {"phase": text}), ("progress", self._now())])
@@ -52,10 +51,10 @@ class ProgressWriter:
     def _phase(self, text: str) -> None:
         self.phase(text)
 
-    def finish(self) -> None:
+    def finish(self) -> Written:
         """Everything is done but the last write of the job."""
-        self._progress |= {"phase": "finished", "share": 1.0}
-        self._write([("progress", self._now())])
+        self._progress |= {"phase": "finished", "share": 1.0, "scored": None, "to_score": None}
+        return self._write([("progress", self._now())])
 
     def _candidate(self, state: SearchState) -> None:
         now = time.monotonic()
@@ -84,7 +83,7 @@ class ProgressWriter:
     def _now(self) -> dict[str, Any]:
         return self._progress | {"workers": self._pool.status()["alive"]}
 
-    def _write(self, events: list[tuple[str, dict[str, Any]]]) -> "Future[None]":
+    def _write(self, events: list[tuple[str, dict[str, Any]]]) -> Written:
         progress = self._now()
 
         def add(batch: Batch) -> None:

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from factor_search.errors import FactorSearchError, one_line
@@ -120,7 +121,10 @@ class RayCrew:
 
     def capacity(self) -> Capacity:
         """Workers that fit into the nodes that are alive, node by node."""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        try:
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        except (RayError, RuntimeError, OSError) as error:
+            raise ClusterError(f"the Ray cluster does not answer: {one_line(error)}") from None
         gpus = sum(node.get("GPU", 0.0) for node in nodes)
         needs = {"CPU": self._cpus, "GPU": self._gpus_each(gpus)}
         fit = sum(
@@ -183,6 +187,8 @@ def _translated(error: BaseException) -> BaseException:
         return WorkerOutOfMemoryError("the machine ran out of memory")
     if isinstance(error, RayTaskError):
         cause = error.cause
+        if isinstance(cause, torch.OutOfMemoryError):
+            return MemoryError(one_line(cause))
         return cause if isinstance(cause, FactorSearchError | MemoryError) else RuntimeError(one_line(cause or error))
     if isinstance(error, RayActorError):
         return WorkerGoneError(_why(error))

@@ -3,13 +3,14 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
-from storage.errors import LeaseLostError
+from factor_search.evaluation import Evaluation
+from storage.errors import DatabaseError, LeaseLostError
 from storage.evaluations import Batch, EvaluationStore
 from storage.jobs import Lease
 from workers.patience import LONGEST_PAUSE_SECONDS, patiently
@@ -17,13 +18,15 @@ from workers.patience import LONGEST_PAUSE_SECONDS, patiently
 LINGER_SECONDS = 0.004
 """After the first thing to write: a transaction for one costs nearly as much as for a dozen."""
 
+Written: TypeAlias = "Future[Mapping[str, Evaluation]]"
+
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class _Pending:
     batch: Batch = field(default_factory=Batch)
-    written: list["Future[None]"] = field(default_factory=list)
+    written: list[Written] = field(default_factory=list)
 
 
 class Recorder:
@@ -37,13 +40,14 @@ class Recorder:
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 
-    def put(self, lease: Lease, add: Callable[[Batch], Any]) -> "Future[None]":
+    def put(self, lease: Lease, add: Callable[[Batch], Any]) -> Written:
         """Add to what is written next.
 
         Returns:
-            A future that resolves when it is in the database; with LeaseLostError if the job is not ours any more.
+            A future that resolves when it is in the database, to the evaluations that others had recorded before; with
+            LeaseLostError if the job is not ours any more.
         """
-        written: Future[None] = Future()
+        written: Written = Future()
         with self._changed:
             pending = self._pending.setdefault(lease, _Pending())
             add(pending.batch)
@@ -78,8 +82,12 @@ class Recorder:
         try:
             batches = {lease: item.batch for lease, item in pending.items()}
             back = partial(self._tell_back, list(batches))
-            lost = set(patiently(lambda: self._store.record(batches), lambda: self._closed, back))
-        except BaseException as error:
+            recorded = patiently(lambda: self._store.record(batches), lambda: self._closed, back)
+        except Exception as error:
+            if len(pending) > 1 and not isinstance(error, DatabaseError):
+                for lease, item in pending.items():  # one job's records must not be the others' undoing
+                    self._write({lease: item})
+                return
             logger.exception("cannot record")
             for item in pending.values():
                 for written in item.written:
@@ -87,7 +95,7 @@ class Recorder:
             return
         for lease, item in pending.items():
             for written in item.written:
-                if lease in lost:
+                if lease in recorded.lost:
                     written.set_exception(LeaseLostError(f"job {lease.job_id} is not ours any more"))
                 else:
-                    written.set_result(None)
+                    written.set_result(recorded.known_before)

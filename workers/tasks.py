@@ -24,6 +24,9 @@ class Task:
     attempts: int = 0
     """Begun so far."""
     withdrawn: bool = False
+    """Nobody wants it any more."""
+    last_attempt: bool = False
+    """It may come to its end, but is not to be tried again."""
 
     @property
     def model(self) -> ModelSpec:
@@ -87,6 +90,10 @@ class JobPort(Protocol):
 
     def done(self, task: Task, evaluation: Evaluation, worker: str, error: str | None) -> None:
         """The candidate has its outcome."""
+        ...
+
+    def dropped(self, task: Task) -> None:
+        """The candidate was not to be tried again, and its worker was lost."""
         ...
 
     def event(self, kind: str, data: dict[str, Any]) -> None:

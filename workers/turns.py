@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 
 from factor_search.spec import ModelSpec
-from workers.tasks import Seat, Task, Work
+from workers.tasks import Preparation, Seat, Task, Work
 
 HOLD_SECONDS = 30.0
 """With fewer workers than models, a worker keeps a model for so long before it changes to one that waits."""
@@ -77,11 +77,17 @@ class Turns:
         return None
 
     def ahead(self, seat: Seat) -> Work | None:
-        """A candidate that a busy worker can do next without loading anything."""
-        for works in self._waiting.values():
-            if works and isinstance(works[0], Task) and works[0].setting == seat.setting:
-                return works.popleft()
+        """A candidate that a busy worker can do next without loading anything, if its job is next in turn."""
+        works = next((works for works in self._waiting.values() if works), None)
+        if works and isinstance(works[0], Task) and works[0].setting == seat.setting:
+            return works.popleft()
         return None
+
+    def give_up_preparations(self) -> list[Preparation]:
+        """Take out and return all preparations that wait."""
+        given_up = [work for works in self._waiting.values() for work in works if isinstance(work, Preparation)]
+        self.remove(set(given_up))
+        return given_up
 
     def _seat_for(
         self, model: ModelSpec, idle: Sequence[Seat], holders: "Counter[ModelSpec]", share: float, now: float

@@ -35,6 +35,12 @@ def upgrade() -> None:
     op.create_table(
         "evaluations",
         sa.Column("key", sa.String(length=64), nullable=False),
+        sa.Column(
+            "scope",
+            sa.String(length=32),
+            nullable=False,
+            comment="empty if every job may use it, else the job it holds for",
+        ),
         sa.Column("job_id", sa.String(length=32), nullable=False, comment="the job that had it computed"),
         sa.Column("part", sa.String(length=16), nullable=False),
         sa.Column("outcome", sa.String(length=16), nullable=False),
@@ -47,7 +53,7 @@ def upgrade() -> None:
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("recorded_at", sa.Float(), nullable=False),
-        sa.PrimaryKeyConstraint("key", name=op.f("pk_evaluations")),
+        sa.PrimaryKeyConstraint("key", "scope", name=op.f("pk_evaluations")),
     )
     with op.batch_alter_table("evaluations", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_evaluations_outcome"), ["outcome"], unique=False)
@@ -136,6 +142,7 @@ def upgrade() -> None:
         sa.Column("generation", sa.Integer(), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("key", sa.String(length=64), nullable=False, comment="of its evaluation"),
+        sa.Column("scope", sa.String(length=32), nullable=False, comment="of its evaluation"),
         sa.Column("factors", sa.JSON(), nullable=False),
         sa.Column("losses_so_far", sa.JSON(), nullable=True, comment="mean loss of each document known while it runs"),
         sa.Column("reused", sa.Boolean(), nullable=False, comment="whether the evaluation was known before"),
