@@ -133,10 +133,10 @@ class Client:
         Raises:
             ServiceError: there is none, or more than one.
         """
-        if len(prefix) >= 24 or not prefix.isalnum():
+        if len(prefix) >= 24 and prefix.isalnum():
             return self.job(prefix)
         found = []
-        for job in self.jobs():
+        for job in self.jobs() if prefix.isalnum() else ():
             if job.id.startswith(prefix):
                 found.append(job)
             elif found and job.id < prefix:
@@ -144,7 +144,7 @@ class Client:
         if len(found) == 1:
             return found[0]
         if not found:
-            raise NotFoundError(f"no job's id begins with {prefix}: factor-search jobs lists them", 404)
+            raise NotFoundError(f"no job's id begins with {prefix!r}: factor-search jobs lists them", 404)
         some = ", ".join(job.id for job in found[:3])
         raise NotFoundError(f"the ids of {len(found)} jobs begin with {prefix} ({some}, ...): give more of it", 404)
 

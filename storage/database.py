@@ -8,20 +8,23 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy import Connection, create_engine, event, inspect, text
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from factor_search.errors import one_line
 from storage.errors import DatabaseError
+from storage.schema import metadata
 
 VERSION_TABLE = "factor_search_version"
 """Optuna's own Alembic keeps the default name in the same database."""
 BUSY_SECONDS = 30
 MIGRATION_LOCK = 0x0FAC7025
 POOL_SIZE = 8
+MIGRATIONS = Path(__file__).parent / "migrations"
 AWAY_STATES = ("08", "25006", "53", "57", "58")
 """SQLSTATEs of a PostgreSQL that cannot serve just now: connection, read-only standby, resources, operator, system."""
 KEEPALIVES = {"keepalives_idle": 20, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000}
@@ -62,6 +65,27 @@ class Database:
         """Give all connections back."""
         self.engine.dispose()
 
+    def check_version(self) -> str:
+        """What is to be said of the version of the tables, in a few words after "answers"; empty if it is this one.
+
+        Raises:
+            DatabaseError: they are of a newer version, or another program's.
+        """
+        newest = ScriptDirectory(str(MIGRATIONS)).get_current_head()
+        with self.reading() as connection:
+            names = set(inspect(connection).get_table_names())
+            if VERSION_TABLE not in names:
+                foreign = sorted(names & set(metadata.tables))
+                if foreign:
+                    raise DatabaseError(f"{self.shown} belongs to another program: it has a table {foreign[0]}")
+                return ", without our tables yet"
+            version = connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))
+        if version == newest:
+            return ""
+        if any(revision.revision == version for revision in ScriptDirectory(str(MIGRATIONS)).walk_revisions()):
+            return ", to be migrated at the next start"
+        raise DatabaseError(f"the tables in {self.shown} are of a newer version: update factor-search")
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """A connection in a transaction that only reads.
@@ -90,7 +114,8 @@ class Database:
 
     def _migrate(self) -> None:
         config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        self.check_version()
         with self.writing() as connection:
             if not self.is_sqlite:  # SQLite's write lock is held already
                 connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})

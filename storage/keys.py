@@ -70,7 +70,9 @@ class KeyStore:
         revoked = update(api_keys).where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
         with self._database.writing() as connection:
             if connection.execute(revoked.values(revoked_at=now())).rowcount != 1:
-                raise NotFoundError(f"there is no key {key_id} in use")
+                raise NotFoundError(
+                    f"there is no key with the id {key_id} in use: factor-search keys list shows the ids"
+                )
 
 
 _COLUMNS = [api_keys.c[name] for name in ApiKey.__dataclass_fields__]

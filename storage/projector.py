@@ -20,12 +20,14 @@ from factor_search.errors import one_line
 from storage.database import Database
 from storage.errors import DatabaseError
 from storage.projection import Projection
-from storage.schema import ENDED, RUNNING, jobs, now, stages
+from storage.schema import ENDED, RUNNING, coordinators, jobs, now, stages
 
 NICENESS = 10
 IDLE_SECONDS = 0.5
 PAGE_SECONDS = 3.0
 """A note and its figures are not written more often while a job runs."""
+SILENT_SECONDS = 60.0
+"""A coordinator that has not reported for so long is gone."""
 REMEMBERED_SECONDS = 600
 """A job that ended earlier than this before the projector started is not looked at."""
 SHORTEST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 1.0, 30.0
@@ -59,7 +61,7 @@ class _Watched:
 
 @dataclass
 class Projector:
-    """Takes turns at the stages of all jobs that a coordinator drives or has just driven."""
+    """Takes turns at the stages of all jobs that a coordinator drives or has just driven, or that nobody drives."""
 
     database: Database
     projection: Projection
@@ -97,7 +99,10 @@ class Projector:
         recent = or_(
             jobs.c.state.not_in(ENDED), jobs.c.ended_at > now() - REMEMBERED_SECONDS, jobs.c.id.in_(self._unsettled)
         )
-        query = select(jobs.c.id, jobs.c.state, jobs.c.events).where(jobs.c.owner == self.owner, recent)
+        alive = select(coordinators.c.id).where(coordinators.c.seen_at > now() - SILENT_SECONDS)
+        # what a coordinator that is gone has left is anybody's; two that take it do not harm each other
+        ours = or_(jobs.c.owner == self.owner, jobs.c.owner.is_(None), jobs.c.owner.not_in(alive))
+        query = select(jobs.c.id, jobs.c.state, jobs.c.events).where(ours, jobs.c.started_at.is_not(None), recent)
         with self.database.reading() as connection:
             return list(connection.execute(query.order_by(jobs.c.submitted_at)))
 

@@ -110,7 +110,7 @@ class FakeCoordinator:
             events=[("progress", progress(number + 1))],
             progress=progress(number + 1),
         )
-        assert self.evaluations.record({lease: batch}) == []
+        assert self.evaluations.record({lease: batch}).lost == []
 
     def event(self, lease: Lease, kind: str, **data: Any) -> None:
         self.evaluations.record({lease: Batch(events=[(kind, data)])})

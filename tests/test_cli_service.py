@@ -153,7 +153,7 @@ def test_watch_tells_how_it_ended_by_its_exit_status(
     assert "searching ..." in err
     assert "generation 3: 12 of 16 candidates, best 5.2500, 1,000 tokens/s, 2 workers" in err
     assert "strange new thing: detail 7" in err
-    assert ("error no file" in err) == (end == "failed")
+    assert ("failed: no file" in err) == (end == "failed")
     events = [json.loads(line) for line in run("watch", job, "--json")[1].splitlines()]
     assert [event["number"] for event in events] == list(range(1, len(events) + 1))
 
@@ -238,7 +238,8 @@ def test_download_into_a_folder_is_what_run_writes(
 
 def test_keys(run: Run, tmp_path: Path) -> None:
     database = ("--database", f"sqlite:///{tmp_path / 'jobs.db'}")
-    assert "no keys" in run("keys", "list", *database)[1]
+    assert "there is no database" in run("keys", "list", *database)[2]
+    assert list(tmp_path.iterdir()) == []
     status, secret, err = run("keys", "create", "--name", "ci", "--scope", "submit", *database)
     assert status == 0
     assert re.fullmatch(r"fs_[0-9a-f]{8}_\S{43}\n", secret)

@@ -266,3 +266,44 @@ def test_a_pause_keeps_what_was_evaluated_however_slowly_it_is_recorded(
     rows = EvaluationStore(service.database).of_job(job.id, limit=1000)
     assert {row.state for row in rows} == {"done"}
     assert len(rows) == service.faults.begun.total()
+
+
+def test_a_coordinator_without_room_leaves_jobs_to_others(service: Service) -> None:
+    service.start(workers=0)
+    spec = stub_spec(budget=30, resources={"workers": 3})
+    job, _ = service.jobs.submit(spec)
+    time.sleep(1.5)
+    assert service.jobs.get(job.id).state == "queued"
+    service.start(workers=3)
+    assert service.wait(job.id) == "finished"
+
+
+def test_a_coordinator_with_too_little_room_gives_jobs_back_while_there_are_others(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.driver.WAIT_FOR_CAPACITY_SECONDS", 0.5)
+    small = service.start(workers=1)
+    service.start(workers=3, jobs=4)
+    until = time.monotonic() + 20
+    while small._alone():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    spec = stub_spec(budget=30, resources={"workers": 3})
+    ids = [service.jobs.submit(spec)[0].id for _ in range(3)]
+    assert [service.wait(job_id) for job_id in ids] == ["finished"] * 3
+
+
+def test_progress_does_not_fall_back_when_a_job_is_taken_up_again(service: Service) -> None:
+    service.faults.seconds = 0.05
+    service.start(workers=2)
+    job, _ = service.jobs.submit(stub_spec(budget=100))
+    service.candidates(job.id, 60)
+    service.stop()
+    before = service.jobs.get(job.id).progress
+    assert before["candidates"] > 0
+    service.start(workers=2)
+    seen = []
+    while service.jobs.get(job.id).state != "finished":
+        seen.append(service.jobs.get(job.id).progress["candidates"])
+        time.sleep(0.01)
+    assert min(seen) >= before["candidates"]

@@ -13,6 +13,7 @@ from optuna_dashboard import get_note
 
 from factor_search.evaluation import DIVERGED
 from storage import projector as projector_module
+from storage.coordinators import CoordinatorStore
 from storage.database import Database
 from storage.evaluations import Batch, EvaluationStore
 from storage.jobs import JobStore, Lease
@@ -118,6 +119,7 @@ def test_only_the_jobs_of_its_coordinator_and_each_fully(
 ) -> None:
     mine, other = driven(database), driven(database, "another", "another study")
     evaluations.record({mine: done(*range(5)), other: done(0)})
+    CoordinatorStore(database).report("another", "host", 1, {})
     with Projection(database, optuna_url) as projection:
         projector = Projector(database, projection, OWNER)
         assert projector.turn()
@@ -126,6 +128,9 @@ def test_only_the_jobs_of_its_coordinator_and_each_fully(
         JobStore(database).end(mine, "cancelled")
         projector.turn()
         assert projector._settled.keys() == {mine.job_id}
+        CoordinatorStore(database).leave("another")  # what it left is anybody's
+        projector.turn()
+        assert projection.behind(other.job_id, 0) == 0
     assert "cancelled" in note_of(optuna_url)
 
 

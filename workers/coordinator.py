@@ -24,6 +24,7 @@ from workers.recorder import Recorder
 ROUND_SECONDS = 0.5
 REPORT_SECONDS = 5.0
 SHUTDOWN_SECONDS = 8.0
+SILENT_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +74,11 @@ class Coordinator:
             crew=crew,
             policy=policy,
             unprojected=unprojected,
+            alone=self._alone,
         )
         self._drivers: dict[Lease, Driver] = {}
         self._reported_at = -1e9
+        self._said_no_room = False
         self._shutdown = threading.Event()
 
     def shut_down(self) -> None:
@@ -99,7 +102,7 @@ class Coordinator:
     def _round(self) -> None:
         self._drivers = {lease: driver for lease, driver in self._drivers.items() if driver.alive}
         self._keep_leases()
-        while len(self._drivers) < self._jobs and not self._shutdown.is_set():
+        while len(self._drivers) < self._jobs and self._has_room() and not self._shutdown.is_set():
             claim = self._store.claim(self.owner, self._lease_seconds)
             if claim is None:
                 break
@@ -110,6 +113,20 @@ class Coordinator:
         if now - self._reported_at > REPORT_SECONDS:
             self._reported_at = now
             self._report()
+
+    def _has_room(self) -> bool:
+        """A coordinator that can run no worker leaves jobs to those that can."""
+        if self._crew.capacity().workers > 0:
+            return True
+        if not self._said_no_room:
+            logger.error("no worker fits into this cluster, so no job is claimed here: %s", self._crew.capacity())
+        self._said_no_room = True
+        return False
+
+    def _alone(self) -> bool:
+        """Whether no other coordinator is alive."""
+        others = (other for other in self._coordinators.list() if other.id != self.owner)
+        return all(other.silent_seconds > SILENT_SECONDS for other in others)
 
     def _keep_leases(self) -> None:
         if not self._drivers:

@@ -54,6 +54,8 @@ class Tools:
     policy: Policy
     unprojected: Callable[[str], int] = lambda job_id: 0
     """Waits a moment for the dashboard to show all candidates of a job; how many it does not."""
+    alone: Callable[[], bool] = lambda: True
+    """Whether there is no other coordinator, which might have more room."""
 
 
 class Driver:
@@ -153,12 +155,12 @@ class Driver:
         return FINISHED, self._conclude(result, progress)
 
     def _wait_for_capacity(self, spec: JobSpec, lack: str) -> None:
-        """Back into the queue, until machines join; where none ever will, the job fails.
+        """Back into the queue, until machines join or another coordinator has room; where neither can be, it fails.
 
         Raises:
-            CapacityError: this Ray does not grow.
+            CapacityError: this Ray does not grow, and there is no other coordinator.
         """
-        if not self._tools.crew.grows:
+        if not self._tools.crew.grows and self._persist(self._tools.alone):
             raise CapacityError(lack)
         news = None if self._job.progress.get("phase") == lack else lack  # said once, not every time it is tried
         if news is not None:
@@ -204,7 +206,7 @@ class Driver:
         self._persist(lambda: start(self.lease, 0, spec.target_length, study, document))
 
     def _progress(self, spec: JobSpec) -> ProgressWriter:
-        return ProgressWriter(self.lease, spec.budget, self._tools.recorder, self._tools.pool)
+        return ProgressWriter(self.lease, spec.budget, self._tools.recorder, self._tools.pool, self._job.progress)
 
     def _persist(self, call: Callable[[], T]) -> T:
         return patiently(call, lambda: self._evaluator.out_of_our_hands)

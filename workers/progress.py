@@ -1,6 +1,7 @@
 """What people see of a running job: its progress as stored, and events at a pace that they can read."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from factor_search.job import JobWatcher
@@ -13,12 +14,16 @@ from workers.recorder import Recorder, Written
 
 STORE_SECONDS = 0.25
 EVENT_SECONDS = 1.0
+REACHED = ("generation", "candidates", "tokens", "seconds", "best_perplexity", "share")
 
 
 class ProgressWriter:
     """Follows one job; called from its thread."""
 
-    def __init__(self, lease: Lease, budget: BudgetSpec, recorder: Recorder, pool: Pool) -> None:
+    def __init__(
+        self, lease: Lease, budget: BudgetSpec, recorder: Recorder, pool: Pool, earlier: Mapping[str, Any]
+    ) -> None:
+        """Follow a job from where an earlier driver of it left off: its figures hold until they are reached again."""
         self._lease = lease
         self._budget = budget
         self._recorder = recorder
@@ -38,6 +43,7 @@ class ProgressWriter:
             "scored": None,
             "to_score": None,
         }
+        self._progress |= {name: earlier[name] for name in REACHED if name in earlier}
 
     def watcher(self) -> JobWatcher:
         """The callbacks to hand to the job."""
@@ -58,6 +64,8 @@ class ProgressWriter:
 
     def _candidate(self, state: SearchState) -> None:
         now = time.monotonic()
+        if len(state.evaluations) < self._progress["candidates"]:
+            return
         best = state.best.summary.perplexity if state.best is not None and state.best.losses else None
         self._progress |= {
             "generation": state.generation,

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import socket
 from concurrent.futures import Future
 from typing import Any
 
@@ -17,13 +16,9 @@ from factor_search.samples import SampleSet
 from factor_search.spec import JobSpec
 from workers.crew import Capacity, SharedSamples, WorkerGoneError, WorkerOutOfMemoryError
 from workers.model_worker import ModelWorker, Prepared, Setting
+from workers.ray_environment import ClusterError, check_reachable
 
 WATCH = "watch"
-CONNECT_SECONDS = 5.0
-
-
-class ClusterError(FactorSearchError):
-    """Ray cannot be started or joined."""
 
 
 class ActorMethods:
@@ -105,7 +100,7 @@ class RayCrew:
         """
         options: dict[str, Any] = {"address": address} if address else _LOCAL
         if address is not None:
-            _check_reachable(address)
+            check_reachable(address)
         try:
             ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=False)
         except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
@@ -153,15 +148,6 @@ class RayCrew:
 
     def _gpus_each(self, gpus: float) -> float:
         return (1.0 if gpus else 0.0) if self._gpus is None else self._gpus
-
-
-def _check_reachable(address: str) -> None:
-    """Find out in seconds what Ray would try for minutes."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise ClusterError(f"cannot join the Ray cluster at {address} (host:port of its head): {error}") from None
 
 
 _LOCAL: dict[str, Any] = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}

@@ -1,8 +1,17 @@
-"""What Ray reads from the environment when it is imported; to be called before that."""
+"""What is to be done before Ray is imported, which takes seconds and reads the environment."""
 
 import os
 import secrets
+import socket
 from pathlib import Path
+
+from factor_search.errors import FactorSearchError
+
+CONNECT_SECONDS = 5.0
+
+
+class ClusterError(FactorSearchError):
+    """Ray cannot be started or joined."""
 
 
 def prepare_environment(address: str | None) -> None:
@@ -23,3 +32,16 @@ def prepare_environment(address: str | None) -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     if address is None or given or (Path.home() / ".ray" / "auth_token").exists():
         os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def check_reachable(address: str) -> None:
+    """Find out in seconds what Ray would try for minutes.
+
+    Raises:
+        ClusterError: nobody answers there.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise ClusterError(f"cannot join the Ray cluster at {address} (host:port of its head): {error}") from None

@@ -52,7 +52,7 @@ def demo(arguments: argparse.Namespace) -> int:
     with server(out) as url, Client(url) as client:
         job = submitted(client, document)
         say(f"job {job.id} submitted; the dashboard is at {url}/dashboard")
-        status = watch(client, job.id)
+        status = watch(client, job.id, interrupted="stopped; the same command goes on where it was")
         if status != 0:
             return status
         save_results(client, job.id, out, force=True)

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -21,6 +20,7 @@ from factor_search.cache import cache_folder
 from factor_search.errors import FactorSearchError, one_line
 from factor_search.version import versions
 from storage.database import Database
+from workers.ray_environment import check_reachable
 
 PACKAGES = ("transformers", "optuna", "optuna-dashboard", "ray", "sqlalchemy", "fastapi")
 OPTIONAL = {"datasets": "data sets", "pyarrow": "parquet files"}
@@ -118,6 +118,7 @@ def _ray(address: str | None) -> str:
     if address is None:
         probe, said = "import ray; print(ray.__version__)", "imports; with --ray-address its cluster is asked, too"
     else:
+        check_reachable(address)
         probe, said = RAY_PROBE.format(address=address), f"cluster at {address}: "
     try:
         process = subprocess.run(
@@ -148,9 +149,8 @@ def _database(url: str) -> str:
         if not Path(file).absolute().parent.is_dir():
             raise FactorSearchError(f"there is no folder {Path(file).absolute().parent} for the database")
         return f"{url} is not there yet: factor-search serve makes it"
-    with Database(url, migrate=False) as database, database.reading() as connection:
-        connection.execute(text("SELECT 1"))
-        return f"{database.shown} answers"
+    with Database(url, migrate=False) as database:
+        return f"{database.shown} answers{database.check_version()}"
 
 
 def _free(folder: Path) -> str:

@@ -4,12 +4,16 @@ import argparse
 import json
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+
+from sqlalchemy.engine import make_url
 
 from api.cli.arguments import Commands, add_json_argument
 from api.cli.environment import add_database_argument
 from factor_search.errors import SpecError
 from storage.database import Database
+from storage.errors import DatabaseError
 from storage.keys import SCOPES, ApiKey, KeyStore
 
 
@@ -58,6 +62,7 @@ def create(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     """List keys."""
+    _check_there(arguments.database)
     with Database(arguments.database) as database:
         keys = KeyStore(database).list()
     if arguments.json:
@@ -75,6 +80,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 def revoke(arguments: argparse.Namespace) -> int:
     """Revoke a key."""
+    _check_there(arguments.database)
     with Database(arguments.database) as database:
         keys = KeyStore(database)
         keys.revoke(arguments.id)
@@ -86,6 +92,13 @@ def revoke(arguments: argparse.Namespace) -> int:
         if not left:
             print("it was the last one: every request is refused until a new key is made", file=sys.stderr)
     return 0
+
+
+def _check_there(url: str) -> None:
+    """Refuse an SQLite file that is not there: it would be made, and have no keys."""
+    file = make_url(url).database if url.startswith("sqlite:") else None
+    if file and not Path(file).exists():
+        raise DatabaseError(f"there is no database {file}")
 
 
 def _described(key: ApiKey) -> dict[str, Any]:

@@ -39,8 +39,15 @@ def run(arguments: argparse.Namespace) -> int:
         return watch(client, job.id, as_json=arguments.json)
 
 
-def watch(client: Client, job_id: str, *, as_json: bool = False) -> int:
-    """Show a job's events until it has ended or is paused; the exit status tells which."""
+def watch(client: Client, job_id: str, *, as_json: bool = False, interrupted: str | None = None) -> int:
+    """Show a job's events until it has ended or is paused; the exit status tells which.
+
+    Args:
+        client: of the job's server.
+        job_id: the job.
+        as_json: every event as a line of JSON.
+        interrupted: what to say at Ctrl-C instead of how to watch the job again.
+    """
     display = Display(as_json)
     try:
         for event in client.events(job_id, on_interruption=display.interrupted):
@@ -52,7 +59,7 @@ def watch(client: Client, job_id: str, *, as_json: bool = False) -> int:
                 return STATUS["paused"]
         return STATUS.get(client.job(job_id).state, 1)
     except KeyboardInterrupt:
-        display.say(f"the job goes on; to see it again: factor-search watch {job_id}")
+        display.say(interrupted or f"the job goes on; to see it again: factor-search watch {job_id}")
         return INTERRUPTED
     finally:
         display.close()
@@ -129,7 +136,13 @@ def describe(event: Event) -> str:
     at = event.at.astimezone().strftime("%H:%M:%S")
     if event.kind == "phase" and "phase" in event.data:
         return f"{at} {event.data['phase']} ..."
-    details = ", ".join(f"{key} {value}" for key, value in event.data.items() if value is not None)
+    if event.kind == "finished" and event.data.get("perplexity") is not None:
+        winner, perplexity = event.data.get("winner"), event.data["perplexity"]
+        return f"{at} finished: {winner}, held-out perplexity {perplexity:.4f}; factor-search download fetches it"
+    if event.kind == "failed":
+        details = str(event.data.get("error"))
+    else:
+        details = ", ".join(f"{key} {value}" for key, value in event.data.items() if value is not None)
     if len(details) > SHOWN_CHARACTERS:
         details = f"{details[: SHOWN_CHARACTERS - 3]}..."
     return f"{at} {event.kind.replace('_', ' ')}" + (f": {details}" if details else "")
