@@ -23,6 +23,18 @@ class Document:
     text: str
 
 
+def matching_files(pattern: str) -> list[str]:
+    """The files, and folders of saved data sets, that a path or glob names, sorted.
+
+    Raises:
+        DataError: there are none.
+    """
+    matches = sorted(glob.glob(pattern, recursive=True)) or ([pattern] if Path(pattern).exists() else [])
+    if not matches:
+        raise DataError(f"no file matches {pattern}")
+    return matches
+
+
 def documents_from_files(
     patterns: Sequence[str], column: str = "text", split: str = "validation"
 ) -> Iterator[Document]:
@@ -32,10 +44,7 @@ def documents_from_files(
         DataError: a path or glob matches nothing, or a file cannot be read as what its name says.
     """
     for pattern in patterns:
-        matches = sorted(glob.glob(pattern, recursive=True)) or ([pattern] if Path(pattern).exists() else [])
-        if not matches:
-            raise DataError(f"no file matches {pattern}")
-        for match in matches:
+        for match in matching_files(pattern):
             for document in _documents_of(Path(match), column, split, from_glob=match != pattern):
                 name = os.fsencode(document.source).decode("utf-8", "backslashreplace")  # any bytes can be a file name
                 yield Document(name, document.text)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from factor_search.cache import write_atomically
+from factor_search.documents import matching_files
 from factor_search.errors import OutputError, SearchFailedError
 from factor_search.evaluation import OK, Evaluation, Evaluator, LocalEvaluator
 from factor_search.factors import Factors
@@ -91,6 +92,21 @@ def run_job(spec: JobSpec, out: Path, watcher: JobWatcher | None = None) -> JobR
         samples = read_samples(spec, loaded, watcher.documents)
         with LocalEvaluator(loaded, spec.target_length, spec.objective.stride) as local:
             return search_and_measure(spec, geometry, samples, RecordedEvaluator(local, ledger), watcher)
+
+
+def check_possible(spec: JobSpec) -> None:
+    """Refuse what can be seen to be impossible without loading the model or reading a document.
+
+    Raises:
+        DataError: a path or glob matches nothing.
+        ModelError: a local model's configuration is broken, or has no rotary position embeddings.
+        SpecError: the target length, or the space, does not fit a local model.
+    """
+    for pattern in [*(spec.data.files or ()), *(spec.data.held_out_files or ())]:
+        matching_files(pattern)
+    if Path(spec.model.id).is_dir():
+        geometry = read_geometry(load_config(spec.model), spec.model.original_length)
+        SearchSpace.build(spec.space, geometry, spec.target_length)
 
 
 def read_samples(spec: JobSpec, loaded: LoadedModel, watch: Watch | None = None) -> Samples:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from tests.rest_service import SPEC, app_on, calling, serving
+from workers.policy import Policy
 
 JOB = "0" * 24
 JSON = {"Content-Type": "application/json"}
@@ -227,3 +228,17 @@ def test_a_connection_closed_within_the_body_harms_nobody(tmp_path: Path) -> Non
         connection.request("GET", "/healthz")
         assert connection.getresponse().status == 200
         connection.close()
+
+
+def test_what_cannot_be_is_refused_before_it_is_queued(checkpoint: Path, texts: Path, tmp_path: Path) -> None:
+    fine = {"model": str(checkpoint), "data": [str(texts / "*.txt")], "target_length": 128}
+    anything = Policy((Path("/"),), allow_hub=True, allow_remote_code=False)
+    with calling(app_on(tmp_path, policy=anything)) as client:
+        for change, detail in (
+            ({"target_length": 32}, "the target must be larger"),
+            ({"data": [str(tmp_path / "nothing.txt")]}, "no file matches"),
+            ({"space": {"initial_tokens": [4096]}}, "beyond the original length"),
+        ):
+            assert detail in check_problem(client.post("/v1/jobs", json=fine | change), 422)["detail"]
+        assert client.get("/v1/jobs").json()["jobs"] == []
+        assert client.post("/v1/jobs", json=fine).status_code == 201

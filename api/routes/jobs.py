@@ -11,6 +11,7 @@ from api.problems import documented
 from api.records import Records, records
 from api.schemas import EXAMPLE_ID, Job, JobPage
 from api.submission import checked_idempotency_key, submitted_spec
+from factor_search.job import check_possible
 from factor_search.spec import JobSpec
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 503))
@@ -54,6 +55,7 @@ def submit(
     """Queue a search. Sent again with the same Idempotency-Key, it answers with the job of the first time."""
     key = checked_idempotency_key(idempotency_key)
     stores.settings.policy.check(spec)
+    check_possible(spec)
     by = request.scope["state"].get("key")
     job, new = stores.jobs.submit(spec, idempotency_key=key, submitted_by=by.id if by else None)
     response.status_code = 201 if new else 200
