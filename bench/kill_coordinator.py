@@ -91,18 +91,17 @@ class Campaign:
         command += ["--ray-address", self.cluster.address, "--root", "/", "--lease-seconds", "2"]
         command += ["--log-level", "error"]
         environment = os.environ | {LOG: str(self.folder / "begun.log"), "PYTHONWARNINGS": "ignore"}
-        errors = (self.folder / "coordinator.log").open("a")
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.PIPE, text=True, env=environment
-        )
+        with (self.folder / "coordinator.log").open("a") as errors:
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=errors, stdin=subprocess.PIPE, text=True, env=environment
+            )
 
     def kill(self) -> None:
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                stream.close()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
 
     def recorded(self) -> dict[str, float]:
         with self.database.reading() as connection:
