@@ -80,7 +80,9 @@ def test_submit_prints_the_id_alone(run: Run, url: str, spec: Path) -> None:
 
 
 def test_submit_makes_local_paths_absolute(run: Run, url: str, tmp_path: Path) -> None:
-    (tmp_path / "models").mkdir()
+    for name in ("models/config.json", "texts/a.txt", "z"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"model_type": "llama", "max_position_embeddings": 256}')
     document = SPEC | {"model": "models", "data": {"files": ["texts/*.txt"], "held_out_files": ["/x/../y.txt", "z"]}}
     (tmp_path / "job.json").write_text(json.dumps(document))
     status, _, err = run("submit", "job.json")
