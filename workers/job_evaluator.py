@@ -115,11 +115,6 @@ class JobEvaluator:
             raise JobStopped(self._stopped)
 
     @property
-    def stopped(self) -> bool:
-        """Whether the job was stopped."""
-        return self._stopped is not None
-
-    @property
     def out_of_our_hands(self) -> bool:
         """Whether nothing may or need be written for the job any more."""
         return self._stopped in (LEASE_LOST, SHUTDOWN)
