@@ -18,6 +18,7 @@ import numpy as np
 from factor_search.factors import Factors
 from factor_search.geometry import Geometry
 from factor_search.methods import longrope_attention_factor
+from factor_search.strategies import Generation, Result
 
 STEP = 0.01
 SWEEPS = 1000
@@ -55,7 +56,7 @@ class ControlAsShipped:
         self._proposed: list[Vector] = []
         self._scored: list[tuple[float, int, Vector]] = []
 
-    def ask(self) -> list[Factors]:
+    def ask(self) -> Generation:
         """The start vector and its mutants; then mutants and crossovers of the best."""
         population, parents, mutants, crossovers = self._sizes
         self._proposed = []
@@ -70,12 +71,12 @@ class ControlAsShipped:
             for _ in range(crossovers):
                 self._breed(lambda: self.cross(self._pick(best), self._pick(best)))
         self._generation += 1
-        return [Factors(vector, 0, self._attention_factor) for vector in self._proposed]
+        return Generation(tuple(Factors(vector, 0, self._attention_factor) for vector in self._proposed))
 
-    def tell(self, losses: Sequence[float]) -> None:
+    def tell(self, results: Sequence[Result]) -> None:
         """Remember the losses of the last generation."""
-        for vector, loss in zip(self._proposed, losses, strict=False):
-            self._scored.append((loss, len(self._scored), vector))
+        for vector, result in zip(self._proposed, results, strict=False):
+            self._scored.append((result.loss, len(self._scored), vector))
 
     def _pick(self, vectors: list[Vector]) -> Vector:
         return vectors[int(self._rng.integers(len(vectors)))]

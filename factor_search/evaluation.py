@@ -1,5 +1,6 @@
 """One candidate on one set of samples: how it is computed, what is kept of it, and how it is addressed."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +15,13 @@ from factor_search.factors import Factors
 from factor_search.injection import Injector
 from factor_search.models import LoadedModel
 from factor_search.perplexity import Summary, Window, sliding_windows, summarise, token_losses
+from factor_search.race import Race, rungs
 from factor_search.samples import SampleSet
 
-OK, DIVERGED, OUT_OF_MEMORY = "ok", "diverged", "out_of_memory"
+OK, PRUNED, DIVERGED, OUT_OF_MEMORY = "ok", "pruned", "diverged", "out_of_memory"
 WORKER_LOST, TIMED_OUT, FAILED = "worker_lost", "timed_out", "failed"
 """What only happens to evaluations in other processes."""
-LASTING = frozenset({OK, DIVERGED})
+LASTING = frozenset({OK, PRUNED, DIVERGED})
 """Outcomes that say something about the candidate; the others are worth another attempt elsewhere."""
 TOKENS_PER_PASS_ON_GPU = 16_384
 """Samples are batched up to this many tokens on a GPU; on a CPU one at a time is as fast."""
@@ -35,9 +37,10 @@ class Evaluation:
     part: str
     """Which samples: search, validation, held_out or evaluation."""
     outcome: str
-    """``ok``, ``diverged`` (a loss is not finite), ``out_of_memory``, ``worker_lost``, ``timed_out`` or ``failed``."""
+    """``ok``, ``pruned`` (stopped before the last document), ``diverged`` (a loss is not finite), ``out_of_memory``,
+    ``worker_lost``, ``timed_out`` or ``failed``."""
     losses: tuple[float, ...]
-    """Mean loss of each document, nats per token; empty unless ok."""
+    """Mean loss of each document, nats per token; of the first documents only if pruned, empty unless ok or pruned."""
     tokens: tuple[int, ...]
     """Tokens predicted in each document."""
     losses_at: dict[int, tuple[float, ...]]
@@ -51,7 +54,7 @@ class Evaluation:
 
     @property
     def summary(self) -> Summary:
-        """Perplexity with its standard error over documents; only of an evaluation that is ok."""
+        """Perplexity with its standard error over the documents evaluated; only if it is ok or pruned."""
         return summarise(self.losses, self.tokens)
 
     def as_json(self) -> dict[str, Any]:
@@ -85,13 +88,16 @@ class Evaluation:
 class Evaluator(Protocol):
     """Whatever can turn candidates into evaluations: this process, or a pool of workers."""
 
-    def key(self, factors: Factors, samples: SampleSet) -> str:
-        """The address under which the result would be stored."""
+    def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
+        """The address under which the result would be stored; with ``documents``, if it is pruned after so many."""
         ...
 
-    def evaluate_all(self, candidates: Sequence[Factors], samples: SampleSet) -> Iterator[Evaluation]:
+    def evaluate_all(
+        self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None
+    ) -> Iterator[Evaluation]:
         """Their evaluations in the order given, each as soon as it and those before it are known.
 
+        In a race, candidates may be stopped before their last document, and what is stored of them is continued.
         Whoever closes the iterator early wants no more of them.
         """
         ...
@@ -104,6 +110,7 @@ def evaluation_key(
     stride: int | None,
     factors: Factors,
     samples: SampleSet,
+    documents: int | None = None,
 ) -> str:
     """The address of an evaluation: hash of model, precision, attention, samples, length, objective and factors.
 
@@ -114,6 +121,7 @@ def evaluation_key(
         stride: of the sliding window, None for the first window only.
         factors: the candidate.
         samples: the documents, in order.
+        documents: for a candidate pruned after so many of them; None for one evaluated on all.
     """
     return sha256_of(
         {
@@ -121,8 +129,9 @@ def evaluation_key(
             "length": length,
             "original_length": original_length,
             "stride": stride,
-            "samples": [sample.sha256 for sample in samples.samples],
+            "samples": [sample.sha256 for sample in samples.samples[:documents]],
             "factors": factors.as_json(),
+            **({} if documents is None else {"outcome": PRUNED}),
         }
     )
 
@@ -145,17 +154,26 @@ class LocalEvaluator:
     def __exit__(self, *exception: object) -> None:
         self._injector.__exit__(*exception)
 
-    def key(self, factors: Factors, samples: SampleSet) -> str:
+    def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
         """See :func:`evaluation_key`."""
-        original_length = self._loaded.geometry.original_length
-        return evaluation_key(self._loaded.identity, original_length, self._length, self._stride, factors, samples)
+        length, original_length = self._length, self._loaded.geometry.original_length
+        identity = self._loaded.identity
+        return evaluation_key(identity, original_length, length, self._stride, factors, samples, documents)
 
-    def evaluate_all(self, candidates: Sequence[Factors], samples: SampleSet) -> Iterator[Evaluation]:
+    def evaluate_all(
+        self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None
+    ) -> Iterator[Evaluation]:
         """One after the other, each when it is asked for."""
-        return (self.evaluate(factors, samples) for factors in candidates)
+        return (self.evaluate(factors, samples, race=race) for factors in candidates)
 
     def evaluate(
-        self, factors: Factors, samples: SampleSet, on_document: Callable[[float], None] = lambda loss: None
+        self,
+        factors: Factors,
+        samples: SampleSet,
+        on_document: Callable[[float], None] = lambda loss: None,
+        *,
+        race: Race | None = None,
+        known: Evaluation | None = None,
     ) -> Evaluation:
         """The candidate's loss on every sample; numerical divergence and lack of memory are outcomes, not errors.
 
@@ -163,20 +181,27 @@ class LocalEvaluator:
             factors: the candidate.
             samples: documents to evaluate it on.
             on_document: hears the mean loss of each document when it is known, in nats per token.
+            race: may stop the candidate before the last document.
+            known: the candidate as it was pruned earlier on the same samples, to go on from there.
         """
         start = time.perf_counter()
-        losses: list[float] = []
-        tokens: list[int] = []
-        losses_at: dict[int, list[float]] = {}
-        outcome = OK
+        losses = list(known.losses) if known else []
+        tokens = list(known.tokens) if known else []
+        losses_at = {length: list(values) for length, values in known.losses_at.items()} if known else {}
+        outcome, total = OK, len(samples.samples)
         try:
             with self._injector.using([factors]):
-                for document in self._document_losses(samples):
-                    tokens.append(document.numel())
-                    losses.append(document.mean().item())
-                    on_document(losses[-1])
-                    for length in self._ladder():
-                        losses_at.setdefault(length, []).append(document[: length - 1].mean().item())
+                for stop in [*(rungs(total) if race else ()), total]:
+                    part = SampleSet(samples.part, samples.samples[len(losses) : stop])
+                    for document in self._document_losses(part):
+                        tokens.append(document.numel())
+                        losses.append(document.mean().item())
+                        on_document(losses[-1])
+                        for length in self._ladder():
+                            losses_at.setdefault(length, []).append(document[: length - 1].mean().item())
+                    if race and math.isfinite(sum(losses)) and race.stops(losses, total):
+                        outcome = PRUNED
+                        break
         except (torch.OutOfMemoryError, MemoryError):
             outcome = OUT_OF_MEMORY
         except RuntimeError as error:
@@ -185,17 +210,17 @@ class LocalEvaluator:
             outcome = OUT_OF_MEMORY
         if outcome == OK and not torch.tensor(losses).isfinite().all():
             outcome = DIVERGED
-        if outcome != OK:
+        if outcome not in (OK, PRUNED):
             losses, tokens, losses_at = [], [], {}
         return Evaluation(
-            key=self.key(factors, samples),
+            key=self.key(factors, samples, len(losses) if outcome == PRUNED else None),
             factors=factors,
             part=samples.part,
             outcome=outcome,
             losses=tuple(losses),
             tokens=tuple(tokens),
             losses_at={length: tuple(values) for length, values in losses_at.items()},
-            seconds=time.perf_counter() - start,
+            seconds=time.perf_counter() - start + (known.seconds if known else 0.0),
         )
 
     def _ladder(self) -> list[int]:

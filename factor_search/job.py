@@ -8,7 +8,7 @@ from pathlib import Path
 from factor_search.cache import write_atomically
 from factor_search.documents import matching_files
 from factor_search.errors import OutputError, SearchFailedError
-from factor_search.evaluation import OK, Evaluation, Evaluator, LocalEvaluator
+from factor_search.evaluation import OK, PRUNED, Evaluation, Evaluator, LocalEvaluator
 from factor_search.factors import Factors
 from factor_search.geometry import Geometry, read_geometry
 from factor_search.injection import probe
@@ -83,7 +83,7 @@ def run_job(spec: JobSpec, out: Path, watcher: JobWatcher | None = None) -> JobR
     """
     watcher = watcher or JobWatcher()
     geometry = read_geometry(load_config(spec.model), spec.model.original_length)
-    SearchSpace.build(spec.space, geometry, spec.target_length)  # refuses what is impossible before a model is loaded
+    SearchSpace.of(spec, geometry)  # refuses what is impossible before a model is loaded
     with _open_folder(out, spec) as ledger:
         watcher.phase(f"loading {spec.model.id}")
         loaded = load_model(spec.model)
@@ -106,7 +106,7 @@ def check_possible(spec: JobSpec) -> None:
         matching_files(pattern)
     if Path(spec.model.id).is_dir():
         geometry = read_geometry(load_config(spec.model), spec.model.original_length)
-        SearchSpace.build(spec.space, geometry, spec.target_length)
+        SearchSpace.of(spec, geometry)
 
 
 def read_samples(spec: JobSpec, loaded: LoadedModel, watch: Watch | None = None) -> Samples:
@@ -139,18 +139,26 @@ def search_and_measure(
         SearchFailedError: no candidate could be evaluated.
         KeyboardInterrupt: before the first candidate.
     """
-    space = SearchSpace.build(spec.space, geometry, spec.target_length)
+    space = SearchSpace.of(spec, geometry)
     methods = closed_forms(geometry, spec.target_length)
     seeds = [methods[name] for name in SEED_ORDER if name in methods]
     strategy = build_strategy(spec.strategy, space, seeds, spec.seed)
     watcher.phase("searching")
-    state = search(strategy, evaluator, samples.search, spec.budget, watcher.candidate)
+    state = search(
+        strategy,
+        evaluator,
+        samples.search,
+        spec.budget,
+        watcher.candidate,
+        error_rate=spec.racing_error_rate,
+        original_length=geometry.original_length,
+    )
     if state.best is None:
         raise KeyboardInterrupt
-    if state.best.outcome != OK:
+    if state.best.outcome not in (OK, PRUNED):
         outcomes = Counter(evaluation.outcome for evaluation in state.evaluations)
         named = ", ".join(f"{count} {outcome.replace('_', ' ')}" for outcome, count in outcomes.most_common())
-        raise SearchFailedError(f"none of {len(state.evaluations)} candidates could be evaluated: {named}")
+        raise SearchFailedError(f"none of {len(state.candidates)} candidates could be evaluated: {named}")
     result = JobResult(spec, geometry, samples, state, methods)
     result.interrupted = state.ended_by == "interrupt"
     if not result.interrupted:
@@ -163,16 +171,18 @@ def search_and_measure(
 
 def _choose(result: JobResult, evaluator: Evaluator, watcher: JobWatcher) -> None:
     """Score finalists and closed forms on validation documents, the winner and closed forms on held-out ones."""
-    ranked = sorted(result.state.evaluations, key=lambda evaluation: evaluation.loss)  # stable: ties keep their order
-    best = [evaluation.factors for evaluation in ranked if evaluation.outcome == OK][:FINALISTS]
+    measured = [one for one in result.state.candidates.values() if one.outcome in (OK, PRUNED)]
+    # most documents first; stable: ties keep their order
+    measured.sort(key=lambda one: (-len(one.losses), one.summary.loss))
+    best = [evaluation.factors for evaluation in measured][:FINALISTS]
     known = set(result.methods.values())
     result.finalists = {f"found-{n}": factors for n, factors in enumerate(best, start=1) if factors not in known}
     watcher.phase("choosing on validation documents")
     validation = _score(result.candidates, result.samples.validation, evaluator, watcher)
     winner = min(validation, key=lambda name: validation[name].loss)
     watcher.phase("measuring on held-out documents")
-    measured = result.methods | {winner: result.candidates[winner]}
-    held_out = _score(measured, result.samples.held_out, evaluator, watcher)
+    reported = result.methods | {winner: result.candidates[winner]}
+    held_out = _score(reported, result.samples.held_out, evaluator, watcher)
     result.validation, result.held_out, result.winner = validation, held_out, winner
 
 

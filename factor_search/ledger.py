@@ -3,13 +3,17 @@
 import fcntl
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from factor_search.canonical_json import canonical_json
 from factor_search.errors import OutputError
-from factor_search.evaluation import OUT_OF_MEMORY, Evaluation, Evaluator
+from factor_search.evaluation import OUT_OF_MEMORY, Evaluation
 from factor_search.factors import Factors
+from factor_search.race import Race, rungs
+from factor_search.racing import settled
 from factor_search.samples import SampleSet
 
 
@@ -88,22 +92,46 @@ class Ledger:
         self._stream.truncate(len(whole))
 
 
+class OneByOne(Protocol):
+    """An evaluator in this process, which can go on from what is known of a candidate."""
+
+    def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
+        """The address of a result."""
+        ...
+
+    def evaluate(
+        self, factors: Factors, samples: SampleSet, *, race: Race | None = None, known: Evaluation | None = None
+    ) -> Evaluation:
+        """A candidate's evaluation."""
+        ...
+
+
 class RecordedEvaluator:
     """An evaluator that looks into a ledger first and records what it had to compute."""
 
-    def __init__(self, evaluator: Evaluator, ledger: Ledger) -> None:
+    def __init__(self, evaluator: OneByOne, ledger: Ledger) -> None:
         self._evaluator = evaluator
         self._ledger = ledger
 
-    def key(self, factors: Factors, samples: SampleSet) -> str:
+    def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
         """The evaluator's key."""
-        return self._evaluator.key(factors, samples)
+        return self._evaluator.key(factors, samples, documents)
 
-    def evaluate_all(self, candidates: Sequence[Factors], samples: SampleSet) -> Iterator[Evaluation]:
+    def evaluate_all(
+        self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None
+    ) -> Iterator[Evaluation]:
         """The stored results, and new ones where there are none."""
         for factors in candidates:
-            evaluation = self._ledger.get(self.key(factors, samples))
+            evaluation, known = self._stored(factors, samples, race)
             if evaluation is None:
-                (evaluation,) = self._evaluator.evaluate_all([factors], samples)
+                evaluation = self._evaluator.evaluate(factors, samples, race=race, known=known)
                 self._ledger.add(evaluation)
             yield evaluation
+
+    def _stored(
+        self, factors: Factors, samples: SampleSet, race: Race | None
+    ) -> tuple[Evaluation | None, Evaluation | None]:
+        total, key_of = len(samples.samples), partial(self.key, factors, samples)
+        keys = {total: self.key(factors, samples)} | {count: key_of(count) for count in rungs(total) if race}
+        stored = {count: found for count, key in keys.items() if (found := self._ledger.get(key)) is not None}
+        return settled(race, stored, total, key_of)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from factor_search.errors import OutputError
-from factor_search.evaluation import OK, Evaluation
+from factor_search.evaluation import OK, PRUNED, Evaluation
 from factor_search.factors_file import (
     FactorsFile,
     FactorsModel,
@@ -59,7 +59,7 @@ def build_factors_file(result: JobResult) -> FactorsFile:
     """The factors file of the winner; of a partial result, of the best candidate so far."""
     spec, state = result.spec, result.state
     factors = result.winning_factors
-    on_search = next((e for e in state.evaluations if e.factors == factors and e.outcome == OK), None)
+    on_search = state.candidates.get(factors)
     baselines = {name: _perplexity(e) for name, e in result.held_out.items() if name in result.methods}
     return factors_file(
         factors,
@@ -75,7 +75,7 @@ def build_factors_file(result: JobResult) -> FactorsFile:
             job=spec.name,
             strategy=spec.strategy.kind,
             seed=spec.seed,
-            candidates=len(state.evaluations),
+            candidates=len(state.candidates),
             tokens_evaluated=state.tokens,
             data_sha256=result.samples.sha256,
             versions=versions(),
@@ -101,11 +101,13 @@ def build_report(result: JobResult) -> dict[str, Any]:
         "documents": {part.part: [sample.source for sample in part.samples] for part in parts},
         "search": {
             "ended_by": state.ended_by,
-            "candidates": len(state.evaluations),
+            "candidates": len(state.candidates),
+            "evaluations": len(state.evaluations),
             "tokens": state.tokens,
             "seconds": state.seconds,
             "generations": state.generations,
             "perplexities": [_perplexity(evaluation) for evaluation in state.evaluations],
+            "documents": [len(evaluation.losses) for evaluation in state.evaluations],
             "best_perplexity": _perplexity(state.best),
         },
         "factors": result.winning_factors.as_json(),
@@ -165,7 +167,8 @@ def _comparison(result: JobResult) -> dict[str, Any] | None:
 
 
 def _perplexity(evaluation: Evaluation | None) -> float | None:
-    if evaluation is None or evaluation.outcome != OK:
+    """On all documents, or those a pruned candidate was evaluated on."""
+    if evaluation is None or evaluation.outcome not in (OK, PRUNED):
         return None
     return _finite(evaluation.summary.perplexity)
 

@@ -10,7 +10,12 @@ from factor_search.errors import SpecError
 from factor_search.factors import Factors
 from factor_search.geometry import Geometry
 from factor_search.methods import longrope_attention_factor, yarn_attention_factor
-from factor_search.spec import SpaceSpec
+from factor_search.spec import JobSpec, SpaceSpec
+
+UPPER_BOUND = 1.25
+"""Of lambda as a multiple of the scale, in the LongRoPE paper (2402.13753, table 4)."""
+UPPER_BOUND_BEYOND = 8.0
+"""The same for strategies that move along smooth curves; the best factors are often beyond the paper's bound."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,17 @@ class SearchSpace:
     """Choices, ascending; a single one unless the attention factor is searched."""
 
     @classmethod
+    def of(cls, spec: JobSpec, geometry: Geometry) -> "SearchSpace":
+        """The space of a job.
+
+        Raises:
+            SpecError: see :meth:`build`.
+        """
+        upper_bound = UPPER_BOUND_BEYOND if spec.strategy.kind in ("auto", "cma") else UPPER_BOUND
+        space = spec.space.model_copy(update={"upper_bound": spec.space.upper_bound or upper_bound})
+        return cls.build(space, geometry, spec.target_length)
+
+    @classmethod
     def build(cls, spec: SpaceSpec, geometry: Geometry, target_length: int) -> "SearchSpace":
         """The space for one model and target length; initial-token choices beyond the original length are left out.
 
@@ -59,7 +75,7 @@ class SearchSpace:
         return cls(
             pairs=geometry.pairs,
             step=spec.step,
-            top_level=math.floor((spec.upper_bound * scale - 1) / spec.step + 1e-9),
+            top_level=math.floor(((spec.upper_bound or UPPER_BOUND) * scale - 1) / spec.step + 1e-9),
             monotone=spec.monotone,
             initial_tokens=tuple(initial_tokens),
             attention_factors=_attention_factors(spec, scale, original),

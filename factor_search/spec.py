@@ -74,8 +74,12 @@ class SpaceSpec(_Strict):
         "formula", description="LongRoPE's formula, part of the search, or a fixed number."
     )
     monotone: bool = Field(True, strict=True, description="Whether lambda_i <= lambda_{i+1} is required.")
-    upper_bound: float = Field(
-        1.25, strict=True, ge=1.0, le=1000.0, description="Largest lambda as a multiple of the scale."
+    upper_bound: float | None = Field(
+        None,
+        strict=True,
+        ge=1.0,
+        le=1000.0,
+        description="Largest lambda as a multiple of the scale; null is the paper's 1.25, or 8 for auto and cma.",
     )
     step: float = Field(0.01, strict=True, ge=1e-4, le=1, description="Grid of lambda.")
 
@@ -98,7 +102,65 @@ class AutoSpec(_Strict):
     kind: Literal["auto"] = "auto"
 
 
-StrategySpec = Annotated[AutoSpec | EvolutionSpec, Field(discriminator="kind")]
+class _Curve(_Strict):
+    knots: PositiveInt = Field(8, ge=2, description="Points of the curve log lambda over the rotary pairs.")
+
+
+class CmaSpec(_Curve):
+    """CMA-ES over a non-decreasing curve of log lambda, starting at the best closed form."""
+
+    kind: Literal["cma"] = "cma"
+    population: PositiveInt = Field(8, ge=4, description="Candidates of a generation.")
+    sigma: PositiveFloat = Field(0.25, description="First step size, in log lambda.")
+
+
+class TpeSpec(_Curve):
+    """Optuna's tree-structured Parzen estimator over a non-decreasing curve of log lambda."""
+
+    kind: Literal["tpe"] = "tpe"
+    population: PositiveInt = Field(8, description="Candidates of a generation.")
+
+
+class Nsga2Spec(_Curve):
+    """Optuna's NSGA-II over a non-decreasing curve of log lambda, for two objectives: the loss at the target length and
+    the loss within the original length."""
+
+    kind: Literal["nsga2"] = "nsga2"
+    population: PositiveInt = Field(24, ge=4, description="Candidates of a generation.")
+
+
+class RandomSpec(_Curve):
+    """Curves of log lambda drawn at random from the whole space: what any strategy must beat."""
+
+    kind: Literal["random"] = "random"
+    population: PositiveInt = Field(16, description="Candidates of a generation.")
+
+
+StrategySpec = Annotated[
+    AutoSpec | EvolutionSpec | CmaSpec | TpeSpec | Nsga2Spec | RandomSpec, Field(discriminator="kind")
+]
+
+
+class RacingSpec(_Strict):
+    """Whether candidates that fall behind are stopped before their last search document."""
+
+    error_rate: float = Field(
+        0.01,
+        strict=True,
+        gt=0,
+        lt=0.5,
+        description="Chance that a candidate is stopped although it would have beaten the best one so far.",
+    )
+
+
+class WarmStartSpec(_Strict):
+    """Known factors to start from, beside the closed forms; rescaled where they are for another scale."""
+
+    files: list[str] = Field(default=[], description="factors.json files, or JSON lists of rescale factors.")
+    jobs: list[str] = Field(default=[], description="Ids of finished jobs of the same service, on the same model.")
+    rescale_factors: list[list[PositiveFloat]] = Field(
+        default=[], description="Vectors given here, one factor a rotary pair, for the target length of this job."
+    )
 
 
 class ObjectiveSpec(_Strict):
@@ -117,7 +179,12 @@ class BudgetSpec(_Strict):
 
     candidates: PositiveInt | None = Field(200, description="Distinct candidates, the closed-form seeds included.")
     tokens: PositiveInt | None = Field(None, description="Tokens evaluated during the search.")
-    seconds: PositiveFloat | None = Field(None, description="Seconds of wall time of the search.")
+    seconds: PositiveFloat | None = Field(None, description="Seconds of evaluation, stored results included.")
+    no_improvement: PositiveInt | None = Field(
+        None,
+        description="End when so many candidates brought no improvement beyond the standard error of the paired "
+        "difference over the search documents.",
+    )
 
     @model_validator(mode="after")
     def _bounded(self) -> "BudgetSpec":
@@ -144,6 +211,10 @@ class JobSpec(_Strict):
     space: SpaceSpec = SpaceSpec()
     strategy: StrategySpec = AutoSpec()
     budget: BudgetSpec = BudgetSpec()
+    racing: RacingSpec | bool | None = Field(
+        None, description="Stop candidates that fall behind; true is an error rate of 0.01, null lets auto race only."
+    )
+    warm_start: WarmStartSpec = WarmStartSpec()
     resources: ResourcesSpec = ResourcesSpec()
     seed: Int = Field(0, description="Of the search and of the choice of documents.")
 
@@ -181,6 +252,14 @@ class JobSpec(_Strict):
                 f"objective.stride is {self.objective.stride}, beyond the target length of {self.target_length} tokens"
             )
         return self
+
+    @property
+    def racing_error_rate(self) -> float | None:
+        """The error rate of racing; None if no candidate is stopped for its losses."""
+        racing = self.strategy.kind == "auto" if self.racing is None else self.racing
+        if isinstance(racing, bool):
+            return RacingSpec().error_rate if racing else None
+        return racing.error_rate
 
     @property
     def sha256(self) -> str:

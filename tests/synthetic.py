@@ -10,6 +10,7 @@ from factor_search.canonical_json import sha256_of
 from factor_search.evaluation import DIVERGED, OK, Evaluation
 from factor_search.factors import Factors
 from factor_search.geometry import Geometry, read_geometry
+from factor_search.race import Race
 from factor_search.samples import Sample, SampleSet
 
 SAMPLES = SampleSet("search", (Sample("synthetic", np.zeros(2, dtype=np.int64), "0" * 64),))
@@ -29,13 +30,17 @@ class SyntheticEvaluator:
         self._stop_at = stop_at
         self.calls: list[Factors] = []
 
-    def key(self, factors: Factors, samples: SampleSet) -> str:
-        return sha256_of([factors.as_json(), samples.sha256])
+    def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
+        return sha256_of([factors.as_json(), samples.sha256, documents])
 
-    def evaluate_all(self, candidates: Sequence[Factors], samples: SampleSet) -> Iterator[Evaluation]:
+    def evaluate_all(
+        self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None
+    ) -> Iterator[Evaluation]:
         return (self.evaluate(factors, samples) for factors in candidates)
 
-    def evaluate(self, factors: Factors, samples: SampleSet) -> Evaluation:
+    def evaluate(
+        self, factors: Factors, samples: SampleSet, *, race: Race | None = None, known: Evaluation | None = None
+    ) -> Evaluation:
         if len(self.calls) == self._stop_at:
             raise KeyboardInterrupt
         self.calls.append(factors)

@@ -87,7 +87,7 @@ def test_an_interrupted_search_continues_as_if_undisturbed(tmp_path: Path, stop_
 
 
 def test_an_evaluation_survives_its_line_exactly() -> None:
-    evaluation = SyntheticEvaluator(OPTIMUM).evaluate(evolution().ask()[3], SAMPLES)
+    evaluation = SyntheticEvaluator(OPTIMUM).evaluate(evolution().ask().candidates[3], SAMPLES)
     assert Evaluation.from_json(json.loads(json.dumps(evaluation.as_json()))) == evaluation
 
 
@@ -114,6 +114,6 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
     ledger._stream.close()
     ledger._stream = Path("/dev/full").open("wb")  # noqa: SIM115
     with pytest.raises(OutputError, match="No space left"):
-        ledger.add(SyntheticEvaluator(OPTIMUM).evaluate(evolution().ask()[0], SAMPLES))
+        ledger.add(SyntheticEvaluator(OPTIMUM).evaluate(evolution().ask().candidates[0], SAMPLES))
     with pytest.raises(OSError, match="No space left"):
         ledger._stream.close()

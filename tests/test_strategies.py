@@ -12,7 +12,7 @@ from factor_search.factors import Factors
 from factor_search.methods import closed_forms
 from factor_search.space import Genome, SearchSpace
 from factor_search.spec import AutoSpec, EvolutionSpec, SpaceSpec
-from factor_search.strategies import Strategy, build_strategy
+from factor_search.strategies import Result, Strategy, build_strategy
 from factor_search.strategies.evolution import Evolution, cross, mutate
 from tests.synthetic import geometry
 
@@ -48,9 +48,9 @@ class TestStrategyContract:
 
     def drive(self, strategy: Strategy, loss: Callable[[Factors], float] = loss_of) -> list[list[Factors]]:
         generations = []
-        while len(generations) < 6 and (proposed := strategy.ask()):
+        while len(generations) < 6 and (proposed := strategy.ask().candidates):
             generations.append(proposed)
-            strategy.tell([loss(factors) for factors in proposed])
+            strategy.tell([Result(loss(factors)) for factors in proposed])
         return generations
 
     def test_it_repeats_nothing(self, make: Callable[[int], Strategy]) -> None:
@@ -75,8 +75,8 @@ class TestStrategyContract:
 
     def test_fewer_results_than_proposals(self, make: Callable[[int], Strategy]) -> None:
         strategy = make(0)
-        strategy.tell([loss_of(factors) for factors in strategy.ask()[:7]])
-        assert strategy.ask()
+        strategy.tell([Result(loss_of(factors)) for factors in strategy.ask().candidates[:7]])
+        assert strategy.ask().candidates
 
 
 spaces = st.builds(
@@ -132,18 +132,18 @@ def test_evolution_on_any_space_ends_without_repeating_itself(space: SearchSpace
     starts = [Factors.of([1.0 + n] * space.pairs) for n in range(seeds)]
     strategy = Evolution(SMALL, space, starts, seed=seed)
     seen: list[Factors] = []
-    while proposed := strategy.ask():
+    while proposed := strategy.ask().candidates:
         seen += proposed
-        strategy.tell([loss_of(factors) for factors in proposed])
+        strategy.tell([Result(loss_of(factors)) for factors in proposed])
     assert len(seen) == len(set(seen)) <= 12 + 3 * 8
     assert all(map(space.contains, seen))
 
 
 def test_the_first_generation_begins_with_the_seeds() -> None:
     space = SearchSpace.build(SpaceSpec(), GEOMETRY, TARGET)
-    first = Evolution(SMALL, space, SEEDS, seed=0).ask()
+    first = Evolution(SMALL, space, SEEDS, seed=0).ask().candidates
     projected = list(dict.fromkeys(space.factors(space.project(factors)) for factors in SEEDS))
-    assert first[: len(projected)] == projected
+    assert list(first[: len(projected)]) == projected
     assert len(first) == SMALL.population
 
 
@@ -171,7 +171,7 @@ def test_crossover_takes_about_half_of_each_parent() -> None:
 
 def test_a_generation_is_drawn_from_seed_stage_and_generation_alone() -> None:
     space = SearchSpace.build(SpaceSpec(), GEOMETRY, TARGET)
-    stages = [Evolution(SMALL, space, SEEDS, seed=0, stage=stage).ask() for stage in (0, 0, 1)]
+    stages = [Evolution(SMALL, space, SEEDS, seed=0, stage=stage).ask().candidates for stage in (0, 0, 1)]
     assert stages[0] == stages[1] != stages[2]
 
 
@@ -202,10 +202,10 @@ def test_failed_candidates_do_not_breed() -> None:
     """Only the seeds are finite here, so every later candidate descends from them."""
     space = SearchSpace.build(SpaceSpec(), GEOMETRY, TARGET)
     strategy = Evolution(EvolutionSpec(population=12, parents=10, mutation_rate=0.01), space, SEEDS, seed=0)
-    first = strategy.ask()
+    first = strategy.ask().candidates
     alive = first[:2]
-    strategy.tell([1.0 if factors in alive else float("inf") for factors in first])
-    for child in strategy.ask():
+    strategy.tell([Result(1.0 if factors in alive else float("inf")) for factors in first])
+    for child in strategy.ask().candidates:
         near = [sum(a != b for a, b in zip(child.rescale_factors, f.rescale_factors, strict=True)) for f in alive]
         mixed = all(
             gene in genes
@@ -217,7 +217,7 @@ def test_failed_candidates_do_not_breed() -> None:
 def test_the_control_changes_nearly_every_gene_of_its_first_mutants() -> None:
     """As described of the public implementation: about 58 of 64."""
     control = ControlAsShipped(geometry(pairs=64, original=4096), 8 * 4096, seed=0)
-    start, *mutants = control.ask()
+    start, *mutants = control.ask().candidates
     changed = [sum(a != b for a, b in zip(start.rescale_factors, m.rescale_factors, strict=True)) for m in mutants]
     assert 55 <= np.mean(changed) <= 64
     child = control.cross(start.rescale_factors, mutants[0].rescale_factors)

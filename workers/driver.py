@@ -224,7 +224,7 @@ class Driver:
 def _describe(spec: JobSpec, prepared: Prepared) -> dict[str, Any]:
     """What figures of a stage are drawn of."""
     geometry, samples = prepared.geometry, prepared.samples
-    space = SearchSpace.build(spec.space, geometry, spec.target_length)
+    space = SearchSpace.of(spec, geometry)
     forms = closed_forms(geometry, spec.target_length)
     return {
         "geometry": _geometry(geometry),

@@ -14,6 +14,7 @@ from typing import Any
 from factor_search.errors import FactorSearchError, one_line
 from factor_search.evaluation import FAILED, WORKER_LOST, Evaluation, evaluation_key
 from factor_search.factors import Factors
+from factor_search.race import Race
 from factor_search.samples import SampleSet
 from storage.errors import DatabaseError, LeaseLostError
 from storage.evaluations import Batch, Candidate, Computed, EvaluationStore
@@ -119,13 +120,15 @@ class JobEvaluator:
         """Whether nothing may or need be written for the job any more."""
         return self._stopped in (LEASE_LOST, SHUTDOWN)
 
-    def key(self, factors: Factors, samples: SampleSet) -> str:
+    def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
         """See :func:`factor_search.evaluation.evaluation_key`."""
-        prepared, setting = self._prepared, self._setting
-        original_length = prepared.geometry.original_length
-        return evaluation_key(prepared.identity, original_length, setting.length, setting.stride, factors, samples)
+        identity, original_length = self._prepared.identity, self._prepared.geometry.original_length
+        length, stride = self._setting.length, self._setting.stride
+        return evaluation_key(identity, original_length, length, stride, factors, samples, documents)
 
-    def evaluate_all(self, candidates: Sequence[Factors], samples: SampleSet) -> Iterator[Evaluation]:
+    def evaluate_all(
+        self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None
+    ) -> Iterator[Evaluation]:
         """In the order given; all of them are with the pool at once.
 
         Raises:

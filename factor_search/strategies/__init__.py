@@ -1,27 +1,14 @@
 """Search strategies behind one ask/tell contract."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from factor_search.factors import Factors
 from factor_search.space import SearchSpace
 from factor_search.spec import AutoSpec, EvolutionSpec, StrategySpec
+from factor_search.strategies.contract import Generation, Result, Strategy
 from factor_search.strategies.evolution import Evolution
 
-
-class Strategy(Protocol):
-    """Proposes candidates generation by generation; does no I/O, and is a function of its seed and what it is told."""
-
-    def ask(self) -> list[Factors]:
-        """The next generation: candidates not proposed before; empty when the search is over."""
-        ...
-
-    def tell(self, losses: Sequence[float]) -> None:
-        """The losses of the last generation, in the order proposed; infinite for a candidate that failed.
-
-        Fewer than proposed may be told, if the budget ended first.
-        """
-        ...
+__all__ = ["AUTO", "Generation", "Result", "Strategy", "build_strategy"]
 
 
 AUTO = EvolutionSpec(population=24, parents=12, mutants=8, crossovers=8, generations=1_000_000)
@@ -41,4 +28,6 @@ def build_strategy(
         seed: of all randomness, with the stage and the generation.
         stage: position in a chain of searches.
     """
-    return Evolution(AUTO if isinstance(spec, AutoSpec) else spec, space, seeds, seed=seed, stage=stage)
+    settings = AUTO if isinstance(spec, AutoSpec) else spec
+    assert isinstance(settings, EvolutionSpec)
+    return Evolution(settings, space, seeds, seed=seed, stage=stage)

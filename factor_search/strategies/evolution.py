@@ -9,6 +9,7 @@ import numpy as np
 from factor_search.factors import Factors
 from factor_search.space import Genome, SearchSpace
 from factor_search.spec import EvolutionSpec
+from factor_search.strategies.contract import Generation, Result
 
 ATTEMPTS = 50
 """Tries for each new candidate before a generation is left smaller."""
@@ -41,7 +42,7 @@ class Evolution:
         self._seen: set[Genome] = set()
         self._scored: list[_Scored] = []
 
-    def ask(self) -> list[Factors]:
+    def ask(self) -> Generation:
         """Seeds and mutants of seeds first; then mutants and crossovers of the best."""
         self._rng = np.random.default_rng([*self._randomness, self._generation])
         self._proposed = []
@@ -57,12 +58,12 @@ class Evolution:
             for _ in range(self._spec.crossovers):  # parents grown alike have no new children; then mutants fill in
                 self._propose_crossover(parents) or self._propose_mutant(parents)
         self._generation += 1
-        return [self._space.factors(genome) for genome in self._proposed]
+        return Generation(tuple(self._space.factors(genome) for genome in self._proposed))
 
-    def tell(self, losses: Sequence[float]) -> None:
+    def tell(self, results: Sequence[Result]) -> None:
         """Remember the losses of the last generation."""
-        for genome, loss in zip(self._proposed, losses, strict=False):
-            self._scored.append(_Scored(loss, len(self._scored), genome))
+        for genome, result in zip(self._proposed, results, strict=False):
+            self._scored.append(_Scored(result.loss, len(self._scored), genome))
 
     def _best(self) -> list[_Scored]:
         alive = (scored for scored in self._scored if math.isfinite(scored.loss))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from factor_search.testbed.byte_tokenizer import byte_tokenizer
 from factor_search.testbed.corpus import PACKAGES, held_out_files, training_documents
@@ -56,10 +56,10 @@ def token_stream(documents: list[bytes]) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def batch_of_windows(stream: np.ndarray, batch: int, generator: np.random.Generator) -> Tensor:
-    """Random windows of context + 1 tokens: int64 of shape (batch, CONTEXT + 1)."""
-    starts = generator.integers(0, len(stream) - CONTEXT - 1, size=batch)
-    windows = np.stack([stream[start : start + CONTEXT + 1] for start in starts])
+def batch_of_windows(stream: np.ndarray, batch: int, generator: np.random.Generator, context: int = CONTEXT) -> Tensor:
+    """Random windows of context + 1 tokens: int64 of shape (batch, context + 1)."""
+    starts = generator.integers(0, len(stream) - context - 1, size=batch)
+    windows = np.stack([stream[start : start + context + 1] for start in starts])
     return torch.from_numpy(windows.astype(np.int64))
 
 
@@ -87,17 +87,22 @@ def learning_rate_factor(step: int, steps: int, warm_up: int = 100, decay_share:
 
 
 def train(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     stream: np.ndarray,
     *,
-    seconds: float,
+    seconds: float | None = None,
+    steps: int | None = None,
+    context: int = CONTEXT,
     batch: int,
     muon_rate: float,
     adam_rate: float,
     seed: int,
     compiled: bool,
 ) -> int:
-    """Train for about the given time; the number of steps is fixed from the speed of the first 40, and returned."""
+    """Train for a number of steps, or for about the given time; returns the number of steps.
+
+    For a given time it is fixed from the speed of the first 40.
+    """
     generator = np.random.default_rng(seed)
     hidden = [
         p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name
@@ -108,19 +113,20 @@ def train(
         torch.optim.AdamW(rest, lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     base_rates = [muon_rate, adam_rate]
-    calibration, steps, step, running = 40, 10**9, 0, 0.0
+    calibration, step, running = 40, 0, 0.0
+    steps = 10**9 if steps is None else steps
     model.train()
     forward = torch.compile(model) if compiled else model
     start = time.monotonic()
     while step < steps:
         if step == 2:  # compilation is over
             start = time.monotonic()
-        if step == calibration:
+        if seconds is not None and step == calibration:
             steps = max(calibration + 1, int((calibration - 2) * seconds / (time.monotonic() - start)))
-            print(f"{steps} steps of {batch * CONTEXT} tokens", flush=True)
+            print(f"{steps} steps of {batch * context} tokens", flush=True)
         for optimizer, rate in zip(optimizers, base_rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * learning_rate_factor(step, steps)
-        windows = batch_of_windows(stream, batch, generator)
+        windows = batch_of_windows(stream, batch, generator, context)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = forward(windows[:, :-1], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
@@ -133,7 +139,7 @@ def train(
         step += 1
         if step % 200 == 0:
             spent = time.monotonic() - start
-            line = f"step {step}/{steps} {spent:.0f} s loss {running:.4f} {step * batch * CONTEXT / spent:.0f} tokens/s"
+            line = f"step {step}/{steps} {spent:.0f} s loss {running:.4f} {step * batch * context / spent:.0f} tokens/s"
             if step % 2000 == 0:
                 loss_held_out = held_out_loss(model)
                 line += f" held-out {loss_held_out:.4f} perplexity {math.exp(loss_held_out):.3f}"
@@ -141,14 +147,14 @@ def train(
     return steps
 
 
-def save(model: LlamaForCausalLM, folder: Path) -> None:
+def save(model: PreTrainedModel, folder: Path, context: int = CONTEXT) -> None:
     """Weights as float16 on disk (half the size); the config says float32, which is what loads."""
     model.to(torch.float16)
     model.save_pretrained(folder)
     model.to(torch.float32)
     model.config.dtype = torch.float32
     model.config.save_pretrained(folder)
-    byte_tokenizer(CONTEXT).save_pretrained(folder)
+    byte_tokenizer(context).save_pretrained(folder)
 
 
 def main() -> None:

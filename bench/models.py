@@ -1,0 +1,218 @@
+"""Small models that differ, for comparing strategies: trained by the testbed's recipe in minutes, then kept.
+
+``python -m bench.models [NAME ...]`` trains those that are not there yet, into the cache folder. ``develop`` models are
+the ones that the strategies were designed on; ``judge`` models were not looked at before the settings were fixed.
+"""
+
+import argparse
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+from bench.texts import read_text
+from factor_search.cache import cache_folder
+from factor_search.testbed.train import END_OF_TEXT_ID, save, token_stream, train
+
+ARCHITECTURES: dict[str, Callable[..., PreTrainedModel]] = {
+    "llama": lambda **settings: LlamaForCausalLM(LlamaConfig(**settings)),
+    "qwen3": lambda **settings: Qwen3ForCausalLM(Qwen3Config(**settings)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A model, what it reads, and how long."""
+
+    name: str
+    role: str
+    """``develop`` or ``judge``."""
+    architecture: str
+    text: str
+    context: int
+    target: int
+    hidden: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    rope_theta: float
+    steps: int
+    batch_tokens: int = 16_384
+    seed: int = 0
+
+    def build(self) -> PreTrainedModel:
+        """The model, randomly initialised."""
+        return ARCHITECTURES[self.architecture](
+            vocab_size=257,
+            hidden_size=self.hidden,
+            intermediate_size=3 * self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.key_value_heads,
+            head_dim=self.head_dim,
+            max_position_embeddings=self.context,
+            rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
+            tie_word_embeddings=True,
+            bos_token_id=END_OF_TEXT_ID,
+            eos_token_id=END_OF_TEXT_ID,
+            dtype="float32",
+        )
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="docs-64",
+            role="develop",
+            architecture="llama",
+            text="docstrings",
+            context=256,
+            target=1024,
+            hidden=192,
+            layers=3,
+            heads=3,
+            key_value_heads=3,
+            head_dim=64,
+            rope_theta=10_000.0,
+            steps=900,
+        ),
+        Recipe(
+            name="headers-32",
+            role="develop",
+            architecture="qwen3",
+            text="headers",
+            context=128,
+            target=1024,
+            hidden=128,
+            layers=4,
+            heads=4,
+            key_value_heads=2,
+            head_dim=32,
+            rope_theta=100_000.0,
+            steps=1200,
+        ),
+        Recipe(
+            name="books-64",
+            role="judge",
+            architecture="qwen3",
+            text="books",
+            context=256,
+            target=1024,
+            hidden=128,
+            layers=4,
+            heads=4,
+            key_value_heads=2,
+            head_dim=64,
+            rope_theta=10_000.0,
+            steps=700,
+        ),
+        Recipe(
+            name="python-32",
+            role="judge",
+            architecture="llama",
+            text="python",
+            context=128,
+            target=1024,
+            hidden=192,
+            layers=3,
+            heads=6,
+            key_value_heads=6,
+            head_dim=32,
+            rope_theta=10_000.0,
+            steps=700,
+        ),
+        Recipe(
+            name="docs-128",
+            role="judge",
+            architecture="llama",
+            text="docstrings",
+            context=256,
+            target=1536,
+            hidden=192,
+            layers=3,
+            heads=2,
+            key_value_heads=1,
+            head_dim=128,
+            rope_theta=500_000.0,
+            steps=600,
+            seed=1,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class BenchModel:
+    """A trained model and the documents it never saw."""
+
+    recipe: Recipe
+    folder: Path
+
+    def documents(self) -> list[np.ndarray]:
+        """The first ``target`` bytes of every unseen document that has as many: int64, one a document."""
+        return list(np.load(self.folder / "documents.npy").astype(np.int64))
+
+
+def bench_model(name: str) -> BenchModel:
+    """A model by name, trained first if it is not in the cache."""
+    recipe = RECIPES[name]
+    folder = cache_folder("bench") / f"{name}-{hash_of(recipe):08x}"
+    if not (folder / "documents.npy").exists():
+        _train(recipe, folder)
+    return BenchModel(recipe, folder)
+
+
+def hash_of(recipe: Recipe) -> int:
+    """Of everything a recipe says."""
+    return zlib.crc32(repr(recipe).encode())
+
+
+def _train(recipe: Recipe, folder: Path) -> None:
+    start = time.monotonic()
+    training, unseen = read_text(recipe.text)
+    torch.manual_seed(recipe.seed)
+    model = recipe.build()
+    stream = token_stream(training)
+    print(
+        f"{recipe.name}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(stream):,} bytes", flush=True
+    )
+    train(
+        model,
+        stream,
+        steps=recipe.steps,
+        context=recipe.context,
+        batch=recipe.batch_tokens // recipe.context,
+        muon_rate=6e-3,
+        adam_rate=4e-3,
+        seed=recipe.seed,
+        compiled=True,
+    )
+    building = folder.with_name(f".{folder.name}.{os.getpid()}")
+    save(model, building, recipe.context)
+    long_enough = [text[: recipe.target] for text in unseen if len(text) >= recipe.target]
+    np.save(building / "documents.npy", np.stack([np.frombuffer(text, dtype=np.uint8) for text in long_enough]))
+    shutil.rmtree(folder, ignore_errors=True)
+    building.rename(folder)
+    print(f"{recipe.name}: {len(long_enough)} unseen documents, {time.monotonic() - start:.0f} s", flush=True)
+
+
+def main() -> None:
+    """Train what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)}; all of them by default")
+    arguments = parser.parse_args()
+    for name in arguments.names or RECIPES:
+        print(f"{name}: {bench_model(name).folder}")
+
+
+if __name__ == "__main__":
+    main()
