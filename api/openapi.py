@@ -31,7 +31,10 @@ class Report(BaseModel):
     spec: dict[str, Any]
     model: dict[str, Any] = Field(description="Its rotary geometry.")
     documents: dict[str, list[str]] = Field(description="Sources, by part.")
-    search: dict[str, Any] = Field(description="How the search went.")
+    search: dict[str, Any] = Field(
+        description="How the search went. `ended_by` is candidates, tokens, seconds or no_improvement (of the budget), "
+        "or strategy."
+    )
     factors: dict[str, Any] = Field(description="The factors found.")
     winner: str | None
     results: list[dict[str, Any]] = Field(description="The found factors and every closed form, on held-out documents.")

@@ -23,6 +23,15 @@ from factor_search.version import versions
 SCHEMA = "factor-search/report@1"
 FOUND = "found"
 """The name under which reports show the winner, whatever it was called in the search."""
+ENDINGS = {
+    "strategy": "ended by the strategy, which had nothing more to propose",
+    "candidates": "ended by the budget of {limit:,} candidates",
+    "tokens": "ended by the budget of {limit:,} tokens",
+    "seconds": "ended by the budget of {limit:,} seconds of evaluation",
+    "no_improvement": "ended by no_improvement: the last {limit:,} candidates brought nothing better beyond the noise",
+    "interrupt": "ended by an interruption",
+}
+"""What can end a search, in words."""
 
 
 def write_results(result: JobResult, out: Path) -> dict[str, Any]:
@@ -166,6 +175,12 @@ def _comparison(result: JobResult) -> dict[str, Any] | None:
     }
 
 
+def ending(report: dict[str, Any]) -> str:
+    """Why the search was over, in words."""
+    ended_by = report["search"]["ended_by"]
+    return ENDINGS[ended_by].format(limit=report["spec"]["budget"].get(ended_by))
+
+
 def _perplexity(evaluation: Evaluation | None) -> float | None:
     """On all documents, or those a pruned candidate was evaluated on."""
     if evaluation is None or evaluation.outcome not in (OK, PRUNED):
@@ -201,6 +216,7 @@ def table(report: dict[str, Any]) -> str:
         )
     if report["winner"] and not report["winner"].startswith("found"):
         lines.append(f"nothing found was better on the validation documents than {report['winner']}, which is reported")
+    lines.append(f"search of {report['search']['candidates']:,} candidates, {ending(report)}")
     return "\n".join(lines)
 
 

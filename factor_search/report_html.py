@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from factor_search.report import ending
 from factor_search.report_plots import draw_factors, draw_lengths, draw_search
 
 STYLE = """
@@ -42,7 +43,7 @@ RoPE type {escape(model["base_rope_type"])}, critical dimension {model["critical
 <p><code>{escape(str(report["factors"]["rescale_factors"]))}</code></p>
 <h2>Search</h2><p>{report["search"]["candidates"]} candidates, {report["search"]["tokens"]:,} tokens,
 {report["search"]["seconds"]:.1f} s of evaluation, seed {spec["seed"]}, strategy {escape(spec["strategy"]["kind"])};
-ended by {escape(report["search"]["ended_by"])}.</p>
+{escape(ending(report))}.{_warm_starts(spec)}</p>
 {_documents(report)}
 <p>{escape(", ".join(f"{name} {version}" for name, version in report["versions"].items()))}</p>"""
     title = escape(f"factor-search: {report['name']}")
@@ -91,6 +92,14 @@ def _results_table(report: dict[str, Any]) -> str:
         f"<p>Held-out: {found['documents']} documents, {found['tokens']:,} tokens that neither the search nor the "
         "choice of the winner saw. Standard errors are over documents.</p>"
     )
+
+
+def _warm_starts(spec: dict[str, Any]) -> str:
+    asked = spec.get("warm_start", {})
+    sources = [f"<code>{escape(known['source'])}</code>" for known in asked.get("factors", [])]
+    if given := len(asked.get("rescale_factors", [])):
+        sources.append(f"{given} given vector{'s' * (given > 1)}")
+    return f" It started from the closed forms and {', '.join(sources)}." if sources else ""
 
 
 def _documents(report: dict[str, Any]) -> str:

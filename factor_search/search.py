@@ -1,11 +1,12 @@
 """The search loop: ask, evaluate, tell, until the strategy or the budget ends."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from factor_search.evaluation import OK, PRUNED, Evaluation, Evaluator
 from factor_search.factors import Factors
-from factor_search.perplexity import summarise
+from factor_search.perplexity import paired_difference, summarise
 from factor_search.racing import Referee
 from factor_search.samples import SampleSet
 from factor_search.spec import BudgetSpec
@@ -74,7 +75,7 @@ def search(
     state = SearchState()
     referee = Referee(len(samples.samples), error_rate)
     try:
-        while not (ended_by := _exhausted(budget, state)):
+        while not (ended_by := _exhausted(budget, state) or _stagnant(budget, state)):
             generation = strategy.ask()
             if not generation.candidates:
                 ended_by = "candidates" if len(state.candidates) == budget.candidates else "strategy"
@@ -83,6 +84,7 @@ def search(
             if not proposed:
                 ended_by = "candidates"
                 break
+            known = _documents_known(state)
             race = referee.race(generation.documents)
             evaluations: list[Evaluation] = []
             for evaluation in evaluator.evaluate_all(proposed, samples, race):
@@ -96,6 +98,9 @@ def search(
             strategy.tell([_result(evaluation, referee, original_length) for evaluation in evaluations])
             state.generations.append(len(state.evaluations))
             state.generation += 1
+            if len(proposed) < len(generation.candidates) and _documents_known(state) <= known:
+                ended_by = "candidates"  # only candidates that are known would come for ever
+                break
     except KeyboardInterrupt:
         ended_by = "interrupt"
     state.ended_by = ended_by
@@ -136,3 +141,26 @@ def _exhausted(budget: BudgetSpec, state: SearchState) -> str:
     if budget.seconds is not None and state.seconds >= budget.seconds:
         return "seconds"
     return ""
+
+
+def _documents_known(state: SearchState) -> int:
+    """Candidates, and documents that they were evaluated on: what a generation that is worth anything adds to."""
+    return len(state.candidates) + sum(len(evaluation.losses) for evaluation in state.candidates.values())
+
+
+def _stagnant(budget: BudgetSpec, state: SearchState) -> str:
+    """Whether the last ``no_improvement`` candidates brought nothing that stands out from the noise."""
+    if budget.no_improvement is None or state.best is None:
+        return ""
+    then = len(state.candidates) - budget.no_improvement
+    earlier = [best for count, best in state.best_at if count <= then]
+    return "no_improvement" if earlier and not _improved(state.best, earlier[-1]) else ""
+
+
+def _improved(best: Evaluation, earlier: Evaluation) -> bool:
+    """Whether a best is better than an earlier one by more than a standard error, on the documents both have."""
+    count = min(len(best.losses), len(earlier.losses))
+    if count == 0:
+        return len(best.losses) > 0
+    gain, error = paired_difference(earlier.losses[:count], best.losses[:count], best.tokens[:count])
+    return gain > (0 if math.isnan(error) else error)

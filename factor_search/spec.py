@@ -153,14 +153,50 @@ class RacingSpec(_Strict):
     )
 
 
+class KnownFactors(_Strict):
+    """Factors to start from, with what tells whether they fit the model and for which scale they are."""
+
+    source: str = Field(max_length=4096, description="Where they come from, for people.")
+    rescale_factors: list[PositiveFloat] = Field(min_length=1, description="lambda_i of each rotary pair.")
+    initial_tokens: Int = Field(0, description="Leading positions that keep the model's own RoPE.")
+    attention_factor: PositiveFloat | None = Field(None, description="Null is LongRoPE's formula.")
+    scale: PositiveFloat | None = Field(
+        None, description="Target over original length that they are for; null is that of this job."
+    )
+    rotary_dim: PositiveInt | None = Field(None, description="Of the model they are for, where known.")
+    rope_theta: PositiveFloat | None = Field(None, description="Of the model they are for, where known.")
+
+
+MOST_WARM_STARTS = 15
+"""With the closed forms they fit into the first generation of ``auto``."""
+
+
 class WarmStartSpec(_Strict):
     """Known factors to start from, beside the closed forms; rescaled where they are for another scale."""
 
-    files: list[str] = Field(default=[], description="factors.json files, or JSON lists of rescale factors.")
-    jobs: list[str] = Field(default=[], description="Ids of finished jobs of the same service, on the same model.")
+    files: list[str] = Field(
+        default=[],
+        description="factors.json files, JSON lists of rescale factors, or Hugging Face configurations with a "
+        "longrope long_factor. Read once: their content is kept in `factors`.",
+    )
+    jobs: list[str] = Field(
+        default=[],
+        description="Ids of finished jobs of the same service, on a model with the same RoPE. Their factors are kept "
+        "in `factors` when this job is submitted.",
+    )
     rescale_factors: list[list[PositiveFloat]] = Field(
         default=[], description="Vectors given here, one factor a rotary pair, for the target length of this job."
     )
+    factors: list[KnownFactors] = Field(
+        default=[], description="What `files` and `jobs` had when the job was submitted; may also be given."
+    )
+
+    @model_validator(mode="after")
+    def _few(self) -> "WarmStartSpec":
+        count = len(self.files) + len(self.jobs) + len(self.rescale_factors) + len(self.factors)
+        if count > MOST_WARM_STARTS:
+            raise ValueError(f"{count} warm starts are too many: choose the best {MOST_WARM_STARTS}")
+        return self
 
 
 class ObjectiveSpec(_Strict):
@@ -182,14 +218,14 @@ class BudgetSpec(_Strict):
     seconds: PositiveFloat | None = Field(None, description="Seconds of evaluation, stored results included.")
     no_improvement: PositiveInt | None = Field(
         None,
-        description="End when so many candidates brought no improvement beyond the standard error of the paired "
-        "difference over the search documents.",
+        description="End after a generation when the last so many distinct candidates brought no improvement beyond "
+        "one standard error of the paired difference over the search documents.",
     )
 
     @model_validator(mode="after")
     def _bounded(self) -> "BudgetSpec":
-        if self.candidates is None and self.tokens is None and self.seconds is None:
-            raise ValueError("give at least one of 'candidates', 'tokens' and 'seconds'")
+        if all(limit is None for limit in (self.candidates, self.tokens, self.seconds, self.no_improvement)):
+            raise ValueError("give at least one of 'candidates', 'tokens', 'seconds' and 'no_improvement'")
         return self
 
 

@@ -39,7 +39,16 @@ def result(**changes: Any) -> JobResult:
         spec=parse_spec({"name": "<b>&", "model": "m", "data": "d", "target_length": 1024}),
         geometry=GEOMETRY,
         samples=Samples(names["s"], names["v"], names["h"]),
-        state=SearchState(3, evaluations, evaluations[-1], 9207, 2.25, [5, 9], "candidates"),
+        state=SearchState(
+            generation=3,
+            evaluations=evaluations,
+            candidates={one.factors: one for one in evaluations},
+            best=evaluations[-1],
+            tokens=9207,
+            seconds=2.25,
+            generations=[5, 9],
+            ended_by="candidates",
+        ),
         methods=METHODS,
         finalists={"found-1": FOUND},
         validation=held_out,
@@ -74,6 +83,36 @@ def test_the_page_is_well_formed_self_contained_and_escaped() -> None:
     assert "&lt;b&gt;&amp;" in page
     for forbidden in ("<script", "<link", "src=", "@import"):
         assert forbidden not in page
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "words"),
+    [
+        ("strategy", "nothing more to propose"),
+        ("candidates", "budget of 4,000 candidates"),
+        ("tokens", "budget of 5,000 tokens"),
+        ("seconds", "budget of 6.5 seconds"),
+        ("no_improvement", "last 70 candidates brought nothing better"),
+        ("interrupt", "interruption"),
+    ],
+)
+def test_what_ended_the_search_is_told_in_words(ended_by: str, words: str) -> None:
+    job = result()
+    job.state.ended_by = ended_by
+    budget = {"candidates": 4000, "tokens": 5000, "seconds": 6.5, "no_improvement": 70}
+    spec = parse_spec({"model": "m", "data": "d", "target_length": 1024, "budget": budget})
+    report = build_report(replace(job, spec=spec))
+    assert report["search"]["ended_by"] == ended_by
+    for shown in (table(report), render(report)):
+        assert words in shown
+
+
+def test_the_page_says_where_the_search_started() -> None:
+    known = {"source": "<stage 1>", "rescale_factors": [1.0] * 16}
+    warm_start = {"factors": [known], "rescale_factors": [[1.0] * 16]}
+    spec = parse_spec({"model": "m", "data": "d", "target_length": 1024, "warm_start": warm_start})
+    page = render(build_report(replace(result(), spec=spec)))
+    assert "the closed forms and <code>&lt;stage 1&gt;</code>, 1 given vector." in page
 
 
 def test_a_partial_result_is_a_valid_report() -> None:

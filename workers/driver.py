@@ -13,7 +13,7 @@ from factor_search.errors import FactorSearchError, one_line
 from factor_search.geometry import Geometry
 from factor_search.job import JobResult, search_and_measure
 from factor_search.methods import closed_forms
-from factor_search.report import build_factors_file, build_report
+from factor_search.report import build_factors_file, build_report, ending
 from factor_search.samples import PARTS
 from factor_search.space import SearchSpace
 from factor_search.spec import JobSpec
@@ -187,7 +187,7 @@ class Driver:
         self._persist(lambda: self._tools.evaluations.end_stage(self.lease, 0))
         self._await_projection()
         self._wait(progress.finish())
-        found = {"winner": report["winner"], "perplexity": factors["perplexity"]["held_out"]}
+        found = {"winner": report["winner"], "perplexity": factors["perplexity"]["held_out"], "ended": ending(report)}
         return {"report": report, "factors": factors, "data": found}
 
     def _await_projection(self) -> None:

@@ -42,9 +42,10 @@ class Progress:
         assert state.best is not None
         best = f"{state.best.summary.perplexity:.4f}" if state.best.losses else "none"
         speed = state.tokens / max(state.seconds, 1e-9)
-        line = f"generation {state.generation}: {len(state.evaluations)} candidates, best {best}, {speed:,.0f} tokens/s"
+        line = f"generation {state.generation}: {len(state.candidates)} candidates, best {best}, {speed:,.0f} tokens/s"
         done = self._share_done(state)
-        line += f", about {state.seconds * (1 / done - 1):.0f} s left"
+        if done:
+            line += f", about {state.seconds * (1 / done - 1):.0f} s left"
         if self._interactive:
             if self._bar is None:
                 self._bar = tqdm(total=1.0, bar_format="{percentage:3.0f} %|{bar:20}| {desc}", dynamic_ncols=True)
@@ -55,14 +56,14 @@ class Progress:
             self._generation = state.generation
 
     def _share_done(self, state: SearchState) -> float:
-        """Share spent of the budget that will run out first, above 0."""
+        """Share spent of the budget that will run out first; 0 where only no_improvement ends the search."""
         budget = self._budget
         limits = (
-            (len(state.evaluations), budget.candidates),
+            (len(state.candidates), budget.candidates),
             (state.tokens, budget.tokens),
             (state.seconds, budget.seconds),
         )
-        return min(max((spent / limit for spent, limit in limits if limit), default=0) or 1e-6, 1.0)
+        return min(max((spent / limit for spent, limit in limits if limit), default=0.0), 1.0)
 
     def _scored(self, part: str, done: int, total: int) -> None:
         if self._interactive:

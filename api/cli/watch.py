@@ -138,7 +138,10 @@ def describe(event: Event) -> str:
         return f"{at} {event.data['phase']} ..."
     if event.kind == "finished" and event.data.get("perplexity") is not None:
         winner, perplexity = event.data.get("winner"), event.data["perplexity"]
-        return f"{at} finished: {winner}, held-out perplexity {perplexity:.4f}; factor-search download fetches it"
+        ended = f" (search {event.data['ended']})" if event.data.get("ended") else ""
+        return (
+            f"{at} finished{ended}: {winner}, held-out perplexity {perplexity:.4f}; factor-search download fetches it"
+        )
     if event.kind == "failed":
         details = str(event.data.get("error"))
     else:
