@@ -9,7 +9,11 @@ from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from api.problems import Fault, RefusedError, faults_of, json_pointer
+from api.records import Records
 from factor_search.spec import JobSpec, explain
+from factor_search.warm_start import embedded
+from storage.errors import NotFoundError
+from storage.schema import FINISHED
 
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters and halves of surrogate pairs: no path, id or name has them, and PostgreSQL cannot store all."""
@@ -72,6 +76,30 @@ def checked_idempotency_key(key: str | None) -> str | None:
     if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
         raise RefusedError(422, "the Idempotency-Key header must be 1 to 200 visible ASCII characters, such as a UUID")
     return key
+
+
+def with_warm_start(spec: JobSpec, stores: Records) -> JobSpec:
+    """The specification with all factors that its search starts from embedded, so that every driver sees the same.
+
+    Raises:
+        RefusedError: a job that it names does not exist, or is not finished.
+        FactorsError: a file that it names cannot be read, or what it holds are no factors.
+    """
+    return embedded(spec, lambda job_id: _factors_of(job_id, spec, stores))
+
+
+def _factors_of(job_id: str, spec: JobSpec, stores: Records) -> dict[str, Any]:
+    try:
+        state = stores.job(job_id).state
+        factors = stores.jobs.document(job_id, "factors")
+    except NotFoundError as error:
+        detail = str(error)
+    else:
+        if state == FINISHED and factors is not None:
+            return factors
+        detail = f"job {job_id} is {state} and has no factors: only a finished job has"
+    place = json_pointer(("warm_start", "jobs", spec.warm_start.jobs.index(job_id)))
+    raise RefusedError(422, f"warm_start.jobs: {detail}", faults=[Fault(pointer=place, detail=detail)])
 
 
 def _no_constant(name: str) -> Any:

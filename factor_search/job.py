@@ -7,7 +7,7 @@ from pathlib import Path
 
 from factor_search.cache import write_atomically
 from factor_search.documents import matching_files
-from factor_search.errors import OutputError, SearchFailedError
+from factor_search.errors import OutputError, SearchFailedError, SpecError
 from factor_search.evaluation import OK, PRUNED, Evaluation, Evaluator, LocalEvaluator
 from factor_search.factors import Factors
 from factor_search.geometry import Geometry, read_geometry
@@ -18,9 +18,10 @@ from factor_search.models import LoadedModel, load_config, load_model
 from factor_search.samples import Samples, SampleSet, Watch, check_vocabulary, load_samples
 from factor_search.search import SearchState, search
 from factor_search.space import SearchSpace
-from factor_search.spec import JobSpec
+from factor_search.spec import EvolutionSpec, JobSpec
 from factor_search.strategies import build_strategy
 from factor_search.tokens import CachedTokenizer
+from factor_search.warm_start import embedded, starting_points
 
 FINALISTS = 5
 """Candidates that are scored again on the validation documents, beside every closed form."""
@@ -82,8 +83,9 @@ def run_job(spec: JobSpec, out: Path, watcher: JobWatcher | None = None) -> JobR
         KeyboardInterrupt: before the first candidate.
     """
     watcher = watcher or JobWatcher()
+    spec = embedded(spec)
     geometry = read_geometry(load_config(spec.model), spec.model.original_length)
-    SearchSpace.of(spec, geometry)  # refuses what is impossible before a model is loaded
+    _check_fits(spec, geometry)
     with _open_folder(out, spec) as ledger:
         watcher.phase(f"loading {spec.model.id}")
         loaded = load_model(spec.model)
@@ -100,13 +102,39 @@ def check_possible(spec: JobSpec) -> None:
     Raises:
         DataError: a path or glob matches nothing.
         ModelError: a local model's configuration is broken, or has no rotary position embeddings.
+        FactorsError: what a warm start names cannot be read, or belongs to another model.
         SpecError: the target length, or the space, does not fit a local model.
     """
+    spec = embedded(spec)
     for pattern in [*(spec.data.files or ()), *(spec.data.held_out_files or ())]:
         matching_files(pattern)
     if Path(spec.model.id).is_dir():
-        geometry = read_geometry(load_config(spec.model), spec.model.original_length)
-        SearchSpace.of(spec, geometry)
+        _check_fits(spec, read_geometry(load_config(spec.model), spec.model.original_length))
+
+
+def _check_fits(spec: JobSpec, geometry: Geometry) -> None:
+    """Refuse a space, or factors to start from, that do not fit the model."""
+    SearchSpace.of(spec, geometry)
+    _seeds(spec, geometry, closed_forms(geometry, spec.target_length))
+
+
+def _seeds(spec: JobSpec, geometry: Geometry, methods: dict[str, Factors]) -> list[Factors]:
+    """Where the search starts: known factors first, then every closed form.
+
+    Raises:
+        FactorsError: known factors belong to another model.
+        SpecError: they leave no room for the closed forms.
+    """
+    assert not spec.warm_start.files, "read before a search begins"
+    assert not spec.warm_start.jobs, "looked up before a search begins"
+    known = starting_points(spec.warm_start, geometry, spec.target_length)
+    forms = [methods[name] for name in SEED_ORDER if name in methods]
+    if known and isinstance(spec.strategy, EvolutionSpec) and spec.strategy.population < len(known) + len(forms):
+        raise SpecError(
+            f"strategy.population is {spec.strategy.population}, but {len(known)} warm starts and {len(forms)} closed "
+            f"forms come first: make it {len(known) + len(forms)} or more"
+        )
+    return known + forms
 
 
 def read_samples(spec: JobSpec, loaded: LoadedModel, watch: Watch | None = None) -> Samples:
@@ -133,16 +161,17 @@ def search_and_measure(
 ) -> JobResult:
     """What is the same wherever candidates are evaluated: search, choose, measure.
 
-    A keyboard interrupt after the first candidate gives a partial result.
+    A keyboard interrupt after the first candidate gives a partial result. Whatever the search starts from is embedded
+    in the specification (see :func:`factor_search.warm_start.embedded`).
 
     Raises:
+        FactorsError: known factors to start from belong to another model.
         SearchFailedError: no candidate could be evaluated.
         KeyboardInterrupt: before the first candidate.
     """
     space = SearchSpace.of(spec, geometry)
     methods = closed_forms(geometry, spec.target_length)
-    seeds = [methods[name] for name in SEED_ORDER if name in methods]
-    strategy = build_strategy(spec.strategy, space, seeds, spec.seed)
+    strategy = build_strategy(spec.strategy, space, _seeds(spec, geometry, methods), spec.seed)
     watcher.phase("searching")
     state = search(
         strategy,

@@ -184,3 +184,10 @@ def test_by_default_the_current_folder_is_the_root(root: Path, monkeypatch: pyte
     assert Policy.from_arguments(parsed(), hub=True) == Policy((root.resolve(),), True, False)
     with pytest.raises(SpecError, match="--root nothing is no folder"):
         Policy.from_arguments(parsed("--root", "nothing"), hub=True)
+
+
+def test_files_to_start_from_lie_under_a_root(policy: Policy, root: Path) -> None:
+    check(policy, warm_start={"files": [str(root / "texts" / "a.txt"), str(root / "none.json")]})
+    for name in ("leak.txt", "out/secret.txt", "../outside/secret.txt", "/etc/passwd", "a\0b"):
+        with pytest.raises(SpecError, match=r"warm_start\.files"):
+            check(policy, warm_start={"files": [str(root / name)]})

@@ -39,6 +39,8 @@ class Policy:
         """
         self.check_model(spec.model)
         self._check_data(spec.data)
+        for file in spec.warm_start.files:
+            self._check_path(file, "warm_start.files")
 
     def check_model(self, model: ModelSpec) -> None:
         """Refuse a model that is not allowed, or may not run as asked.

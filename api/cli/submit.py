@@ -58,6 +58,8 @@ def with_absolute_paths(document: dict[str, Any]) -> dict[str, Any]:
     for key in ("files", "held_out_files"):
         if data.get(key):
             data[key] = [str(Path(pattern).absolute()) for pattern in data[key]]
+    if files := changed.get("warm_start", {}).get("files"):
+        changed["warm_start"]["files"] = [str(Path(file).absolute()) for file in files]
     if data.get("dataset") and Path(data["dataset"]).exists():
         data["dataset"] = str(Path(data["dataset"]).absolute())
     return changed

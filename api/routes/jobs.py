@@ -10,7 +10,7 @@ from api.cursors import decode_cursor, encode_cursor
 from api.problems import documented
 from api.records import Records, records
 from api.schemas import EXAMPLE_ID, Job, JobPage
-from api.submission import checked_idempotency_key, submitted_spec
+from api.submission import checked_idempotency_key, submitted_spec, with_warm_start
 from factor_search.job import check_possible
 from factor_search.spec import JobSpec
 
@@ -52,9 +52,13 @@ def submit(
         Header(description="Any text of up to 200 characters; the same key never makes a second job.", examples=["k1"]),
     ] = None,
 ) -> Job:
-    """Queue a search. Sent again with the same Idempotency-Key, it answers with the job of the first time."""
+    """Queue a search. Sent again with the same Idempotency-Key, it answers with the job of the first time.
+
+    What `warm_start` names in `files` and `jobs` is read now and kept with the job, in `warm_start.factors`.
+    """
     key = checked_idempotency_key(idempotency_key)
     stores.settings.policy.check(spec)
+    spec = with_warm_start(spec, stores)
     check_possible(spec)
     by = request.scope["state"].get("key")
     job, new = stores.jobs.submit(spec, idempotency_key=key, submitted_by=by.id if by else None)
