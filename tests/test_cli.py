@@ -165,7 +165,7 @@ def test_a_larger_budget_continues_and_an_interrupt_keeps_the_finished_result(
     copy = tmp_path / "out"
     shutil.copytree(out, copy)
 
-    def interrupt(*arguments: object) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

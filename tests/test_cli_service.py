@@ -175,6 +175,14 @@ def test_watch_on_a_terminal_draws_a_bar(monkeypatch: pytest.MonkeyPatch, capsys
     assert "finished" in err
 
 
+def test_the_end_of_a_job_tells_what_ended_its_search() -> None:
+    data = {"winner": "found-1", "perplexity": 3.5, "ended": "ended by the budget of 7 candidates"}
+    said = describe(Event(number=1, at=moment(0), kind="finished", data=data))
+    assert "finished (search ended by the budget of 7 candidates): found-1, held-out perplexity 3.5000" in said
+    del data["ended"]  # of a job before it was told
+    assert "finished: found-1" in describe(Event(number=1, at=moment(0), kind="finished", data=data))
+
+
 def test_long_details_of_events_are_cut() -> None:
     event = Event(number=1, at=moment(0), kind="failed", data={"error": "x" * 5000})
     assert len(describe(event)) < 400
