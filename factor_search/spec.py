@@ -299,8 +299,10 @@ class JobSpec(_Strict):
 
     @property
     def sha256(self) -> str:
-        """Identity of what is searched: everything but the name, the budget, which a later run may raise, and where."""
-        return sha256_of(self.model_dump(mode="json", exclude={"name", "budget", "resources"}))
+        """Identity of what is searched: everything but names, the budget, which a later run may raise, and where."""
+        sources = {"factors": {"__all__": {"source"}}}
+        left_out: dict[str, Any] = {"name": True, "budget": True, "resources": True, "warm_start": sources}
+        return sha256_of(self.model_dump(mode="json", exclude=left_out))
 
 
 def parse_spec(document: Any) -> JobSpec:

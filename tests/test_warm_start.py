@@ -185,6 +185,9 @@ def test_the_content_is_embedded_once_and_is_what_identifies_the_search(tmp_path
     written(tmp_path, document(128))
     assert embedded(asked, lambda job_id: document(512)).sha256 != spec.sha256
     assert spec.sha256 != specification().sha256
+    (tmp_path / "elsewhere").mkdir()
+    moved = asked.warm_start.model_copy(update={"files": [written(tmp_path / "elsewhere", document())]})
+    assert embedded(asked.model_copy(update={"warm_start": moved}), lambda job_id: document(512)).sha256 == spec.sha256
 
 
 def test_the_same_factors_are_started_from_once() -> None:
