@@ -12,7 +12,6 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from factor_search.factors import Factors
-from factor_search.space import SearchSpace
 from factor_search.strategies.contract import Generation, Result
 from factor_search.strategies.curve import Curve
 
@@ -54,6 +53,8 @@ class CurveStudy:
             for factors in self._seeds:
                 self._study.enqueue_trial(self._params(factors))
             self._trials = [self._study.ask(self._distributions) for _ in self._seeds]
+            for trial in self._trials:
+                trial.relative_params  # noqa: B018  NSGA-II counts a trial as of its population when it samples it
             return Generation(tuple(self._seeds))
         self._trials, proposed = [], list[Factors]()
         for _ in range(self._population * ATTEMPTS):

@@ -48,7 +48,7 @@ class RandomSearch:
 def random_vector(curve: Curve, rng: np.random.Generator) -> Vector:
     """A vector uniform within its bounds, its knots sorted where the space is monotone."""
     low, high = curve.bounds.T
-    vector = rng.uniform(low, high)
+    vector: Vector = rng.uniform(low, high)
     if curve.space.monotone:
         vector[: curve.shape_size].sort()
     return vector

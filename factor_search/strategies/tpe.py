@@ -13,7 +13,5 @@ from factor_search.strategies.curve_study import CurveStudy, derived_seed
 
 def tpe(spec: TpeSpec, space: SearchSpace, seeds: Sequence[Factors], *, seed: int, stage: int = 0) -> CurveStudy:
     """Optuna's multivariate TPE; the candidates of a generation keep away from each other."""
-    sampler = TPESampler(
-        seed=derived_seed(seed, stage), multivariate=True, constant_liar=True, n_startup_trials=0
-    )
+    sampler = TPESampler(seed=derived_seed(seed, stage), multivariate=True, constant_liar=True, n_startup_trials=0)
     return CurveStudy(sampler, Curve(space, spec.knots), seeds, spec.population)
