@@ -15,6 +15,8 @@ from factor_search.strategies.curve import Curve, Vector
 
 FRUITLESS = 6
 """Populations in a row without a new candidate after which the space counts as exhausted."""
+LARGEST = 16
+"""Multiple of its first size to which a population grows."""
 
 
 class Cma:
@@ -32,6 +34,7 @@ class Cma:
         self._seeds = list(dict.fromkeys(space.factors(space.project(factors)) for factors in seeds))
         self._sigma = spec.sigma
         self._population = spec.population
+        self._largest = LARGEST * spec.population
         self._randomness = (seed, stage)
         self._generation = 0
         self._losses: dict[Factors, float] = {}
@@ -75,7 +78,7 @@ class Cma:
         """
         start = min(self._losses, key=lambda factors: self._losses[factors])
         self._cma = cmaes.CMA(mean=self._curve.vector(start), sigma=self._sigma, population_size=self._population)
-        self._population *= 2
+        self._population = min(2 * self._population, self._largest)
 
     def _learn(self) -> None:
         drawn, self._drawn = self._drawn, []
