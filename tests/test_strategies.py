@@ -136,7 +136,7 @@ class TestBuiltStrategies:
         settings = EvolutionSpec() if spec is SMALL else spec
         state = search(build_strategy(settings, space, SEEDS, 0), evaluator, SAMPLES, BudgetSpec(candidates=300))
         assert state.best is not None
-        share = {"cma": 0.1, "tpe": 0.15, "nsga2": 0.5, "random": 1.0}.get(spec.kind, 0.8)
+        share = {"cma": 0.1, "tpe": 0.15, "nsga2": 0.3, "random": 1.0}.get(spec.kind, 0.8)
         assert state.best.loss - 1 <= share * best_seed
 
     def test_a_tiny_space_is_exhausted_not_repeated(self, spec: StrategySpec) -> None:
@@ -369,6 +369,7 @@ def test_every_critical_pair_is_tried() -> None:
     assert space.critical_pairs == tuple(range(theoretical // 2, theoretical + 1))
     rng = np.random.default_rng(0)
     genome = space.project(closed_forms(wide, 8 * 4096)["ntk"])
+    assert space.gene_bounds(genome.levels, theoretical, theoretical)[0] == 0
     assert {mutate(genome, space, 0.5, rng).critical for _ in range(500)} == set(range(len(space.critical_pairs)))
 
 

@@ -16,8 +16,9 @@ Vector = NDArray[np.float64]
 class Curve:
     """The map between candidates and short vectors.
 
-    A vector is log lambda at knots placed evenly over the pairs, joined by straight lines; then, where the space has a
-    choice, the number of initial tokens and the attention factor, each as a share of the way through its choices.
+    A vector is log lambda at knots placed evenly over the pairs, joined by straight lines, which the space snaps to its
+    grid and makes non-decreasing; then, where the space has a choice, the number of initial tokens and the attention
+    factor, each as a share of the way through its choices.
     """
 
     space: SearchSpace
@@ -51,8 +52,6 @@ class Curve:
         low, high = self.bounds.T
         inside = np.clip(vector, low, high)
         logs = self._basis() @ inside[:size]
-        if self.space.monotone:
-            logs = np.maximum.accumulate(logs)
         picked = {
             name: round(share * (count - 1))
             for (name, count), share in zip(self._choices.items(), inside[size:].tolist(), strict=True)
