@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -28,6 +28,8 @@ class Genome:
     """Index into the space's choices."""
     attention: int
     """Index into the space's attention factors."""
+    critical: int = field(default=0, compare=False)
+    """Index into the space's critical pairs: how the levels came about, not what they are."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class SearchSpace:
     """Choices, ascending."""
     attention_factors: tuple[float, ...]
     """Choices, ascending; a single one unless the attention factor is searched."""
+    critical_pairs: tuple[int, ...] = (0,)
+    """Choices, ascending, of the first free pair; those before it follow NTK (LongRoPE2, 2502.20082, sec. 3)."""
 
     @classmethod
     def of(cls, spec: JobSpec, geometry: Geometry) -> "SearchSpace":
@@ -60,7 +64,8 @@ class SearchSpace:
         """The space for one model and target length; initial-token choices beyond the original length are left out.
 
         Raises:
-            SpecError: the target is not above the original length, or all initial-token choices are.
+            SpecError: the target is not above the original length, or all initial-token choices are, or the critical
+                dimension is not one of the model's.
         """
         original = geometry.original_length
         if target_length <= original:
@@ -79,6 +84,7 @@ class SearchSpace:
             monotone=spec.monotone,
             initial_tokens=tuple(initial_tokens),
             attention_factors=_attention_factors(spec, scale, original),
+            critical_pairs=_critical_pairs(spec, geometry),
         )
 
     def factors(self, genome: Genome) -> Factors:
@@ -90,26 +96,59 @@ class SearchSpace:
         )
 
     def project(self, factors: Factors) -> Genome:
-        """The nearest genome: snapped to the grid, clipped to the bounds, made non-decreasing by a running maximum."""
+        """The nearest genome: snapped to the grid, clipped to the bounds, made non-decreasing by a running maximum.
+
+        Of several critical pairs the one that changes the curve least, in log lambda; the first of equals.
+        """
         raw = np.rint((np.asarray(factors.rescale_factors) - 1) / self.step)
         levels = np.clip(raw, 0, self.top_level).astype(int)
         if self.monotone:
             levels = np.maximum.accumulate(levels)
-        return Genome(
+        genome = Genome(
             tuple(levels.tolist()),
             _nearest(self.initial_tokens, factors.initial_tokens),
             _nearest(self.attention_factors, factors.attention_factor),
         )
+        restricted = [self.restrict(replace(genome, critical=index)) for index in range(len(self.critical_pairs))]
+        return min(restricted, key=lambda one: self._distance(one.levels, genome.levels))
 
-    def gene_bounds(self, levels: Sequence[int], i: int) -> tuple[int, int]:
-        """The levels gene i may take given its neighbours, both ends included."""
+    def restrict(self, genome: Genome) -> Genome:
+        """Have the pairs before the critical one follow NTK: lambda_i = lambda_rcd^(i / i_rcd), snapped to the grid."""
+        critical = self.critical_pairs[genome.critical]
+        if critical == 0:
+            return genome
+        top = 1 + self.step * genome.levels[critical]
+        before = np.rint((top ** (np.arange(critical) / critical) - 1) / self.step).astype(int)
+        return replace(genome, levels=(*before.tolist(), *genome.levels[critical:]))
+
+    def gene_bounds(self, levels: Sequence[int], i: int, critical: int = 0) -> tuple[int, int]:
+        """The levels gene i may take given its neighbours, both ends included; from the critical pair on."""
         if not self.monotone:
             return 0, self.top_level
-        return levels[i - 1] if i else 0, levels[i + 1] if i + 1 < self.pairs else self.top_level
+        return levels[i - 1] if i > critical else 0, levels[i + 1] if i + 1 < self.pairs else self.top_level
 
     def contains(self, factors: Factors) -> bool:
         """Whether a candidate lies in the space exactly."""
         return len(factors.rescale_factors) == self.pairs and self.factors(self.project(factors)) == factors
+
+    def _distance(self, one: Sequence[int], other: Sequence[int]) -> float:
+        ratios = (1 + self.step * np.asarray(one)) / (1 + self.step * np.asarray(other))
+        return float(np.sum(np.log(ratios) ** 2))
+
+
+def _critical_pairs(spec: SpaceSpec, geometry: Geometry) -> tuple[int, ...]:
+    if spec.critical_dimension is None:
+        return (0,)
+    last = geometry.pairs - 1
+    if spec.critical_dimension == "search":
+        theoretical = min(geometry.critical_dimension // 2, last)
+        return tuple(range(max(theoretical // 2, 1), max(theoretical, 1) + 1)) if last else (0,)
+    if spec.critical_dimension // 2 > last:
+        raise SpecError(
+            f"space.critical_dimension is {spec.critical_dimension}, but the model has {geometry.rotary_dim} rotary "
+            f"dimensions: at most {2 * last} leaves a pair free"
+        )
+    return (spec.critical_dimension // 2,)
 
 
 def _attention_factors(spec: SpaceSpec, scale: float, original_length: int) -> tuple[float, ...]:

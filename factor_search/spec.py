@@ -82,6 +82,12 @@ class SpaceSpec(_Strict):
         description="Largest lambda as a multiple of the scale; null is the paper's 1.25, or 8 for auto and cma.",
     )
     step: float = Field(0.01, strict=True, ge=1e-4, le=1, description="Grid of lambda.")
+    critical_dimension: Literal["search"] | Annotated[int, Field(strict=True, ge=2, multiple_of=2)] | None = Field(
+        None,
+        description="d_rcd of LongRoPE2: an even dimension, whose pair is i = d_rcd / 2. Pairs before it follow NTK, "
+        "lambda_i = lambda_rcd^(2i / d_rcd); only those from it on are free. Search tries every pair from half the "
+        "theoretical critical one to that one; null leaves all pairs free.",
+    )
 
 
 class EvolutionSpec(_Strict):

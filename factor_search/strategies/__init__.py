@@ -4,9 +4,13 @@ from collections.abc import Sequence
 
 from factor_search.factors import Factors
 from factor_search.space import SearchSpace
-from factor_search.spec import AutoSpec, EvolutionSpec, StrategySpec
+from factor_search.spec import AutoSpec, CmaSpec, EvolutionSpec, Nsga2Spec, StrategySpec, TpeSpec
+from factor_search.strategies.cma import Cma
 from factor_search.strategies.contract import Generation, Result, Strategy
 from factor_search.strategies.evolution import Evolution
+from factor_search.strategies.nsga2 import nsga2
+from factor_search.strategies.random import RandomSearch
+from factor_search.strategies.tpe import tpe
 
 __all__ = ["AUTO", "Generation", "Result", "Strategy", "build_strategy"]
 
@@ -29,5 +33,12 @@ def build_strategy(
         stage: position in a chain of searches.
     """
     settings = AUTO if isinstance(spec, AutoSpec) else spec
-    assert isinstance(settings, EvolutionSpec)
-    return Evolution(settings, space, seeds, seed=seed, stage=stage)
+    if isinstance(settings, EvolutionSpec):
+        return Evolution(settings, space, seeds, seed=seed, stage=stage)
+    if isinstance(settings, CmaSpec):
+        return Cma(settings, space, seeds, seed=seed, stage=stage)
+    if isinstance(settings, TpeSpec):
+        return tpe(settings, space, seeds, seed=seed, stage=stage)
+    if isinstance(settings, Nsga2Spec):
+        return nsga2(settings, space, seeds, seed=seed, stage=stage)
+    return RandomSearch(settings, space, seeds, seed=seed, stage=stage)

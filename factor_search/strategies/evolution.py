@@ -93,19 +93,24 @@ class Evolution:
 
 def mutate(genome: Genome, space: SearchSpace, rate: float, rng: np.random.Generator) -> Genome:
     """Redraw each gene with the given chance; a lambda between its neighbours, so the order survives."""
-    levels = list(genome.levels)
-    for i in np.flatnonzero(rng.random(space.pairs) < rate):
-        low, high = space.gene_bounds(levels, int(i))
-        levels[i] = int(rng.integers(low, high + 1))
 
     def redraw(index: int, choices: int) -> int:
         return int(rng.integers(choices)) if rng.random() < rate else index
 
-    return Genome(
+    critical = redraw(genome.critical, len(space.critical_pairs)) if len(space.critical_pairs) > 1 else 0
+    free_from = space.critical_pairs[critical]
+    levels = list(genome.levels)
+    for i in np.flatnonzero(rng.random(space.pairs) < rate):
+        if i >= free_from:
+            low, high = space.gene_bounds(levels, int(i), free_from)
+            levels[i] = int(rng.integers(low, high + 1))
+    mutant = Genome(
         tuple(levels),
         redraw(genome.initial_tokens, len(space.initial_tokens)),
         redraw(genome.attention, len(space.attention_factors)),
+        critical,
     )
+    return space.restrict(mutant)
 
 
 def cross(first: Genome, second: Genome, space: SearchSpace, rng: np.random.Generator) -> Genome:
@@ -120,8 +125,11 @@ def cross(first: Genome, second: Genome, space: SearchSpace, rng: np.random.Gene
         chosen, other = (a, b) if coin else (b, a)
         fits = not space.monotone or not levels or chosen >= levels[-1]
         levels.append(chosen if fits else other)
-    return Genome(
+    heir = first if len(space.critical_pairs) == 1 or rng.random() < 0.5 else second
+    child = Genome(
         tuple(levels),
         first.initial_tokens if coins[-2] else second.initial_tokens,
         first.attention if coins[-1] else second.attention,
+        heir.critical,
     )
+    return space.restrict(child)
