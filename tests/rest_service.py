@@ -64,6 +64,7 @@ def progress(generation: int, **changes: Any) -> dict[str, Any]:
         "generation": generation,
         "candidates": 4 * generation,
         "candidates_budget": 16,
+        "evaluations": 4 * generation,
         "tokens": 1000 * generation,
         "seconds": 1.0 * generation,
         "best_perplexity": 5.25 if generation else None,
