@@ -28,7 +28,10 @@ def evaluation(factors: Factors, part: str, losses: list[float]) -> Evaluation:
 
 
 def result(**changes: Any) -> JobResult:
-    names = {part: SampleSet(part, (Sample(f"<{part}>", np.zeros(2, np.int64), part),)) for part in ("s", "v", "h")}
+    names = {
+        part: SampleSet(part, (Sample(f"<{part}>", np.zeros(2, np.int64), part),))
+        for part in ("search", "validation", "held_out")
+    }
     candidates = METHODS | {"found-1": FOUND}
     held_out = {
         name: evaluation(factors, "held_out", [1.0 + 0.1 * n, 1.4 + 0.12 * n, 1.2 + 0.1 * n])
@@ -38,7 +41,7 @@ def result(**changes: Any) -> JobResult:
     job = JobResult(
         spec=parse_spec({"name": "<b>&", "model": "m", "data": "d", "target_length": 1024}),
         geometry=GEOMETRY,
-        samples=Samples(names["s"], names["v"], names["h"]),
+        samples=Samples(*names.values()),
         state=SearchState(3, evaluations, evaluations[-1], 9207, 2.25, [5, 9], "candidates"),
         methods=METHODS,
         finalists={"found-1": FOUND},
