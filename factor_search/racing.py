@@ -114,10 +114,9 @@ class Referee:
         close = sorted(self.complete, key=lambda evaluation: evaluation.loss)[1 : NEIGHBOURS + 1]
         variances = [_variance([a - b for a, b in zip(one.losses, best.losses, strict=True)]) for one in close]
         deviation = math.sqrt(sum(variances) / len(variances))
-        critical = student_quantile(1 - self.error_rate, self.total - 1)
-        return tuple(
-            (count, critical * deviation * math.sqrt(1 / count - 1 / self.total)) for count in rungs(self.total)
-        )
+        looks = list(rungs(self.total))
+        critical = student_quantile(1 - self.error_rate / len(looks), self.total - 1)  # it may be stopped at each
+        return tuple((count, critical * deviation * math.sqrt(1 / count - 1 / self.total)) for count in looks)
 
 
 def student_quantile(probability: float, degrees: int) -> float:
