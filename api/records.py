@@ -8,7 +8,7 @@ from starlette.requests import Request
 from api.cursors import JOB_ID
 from api.schemas import Evaluation, Job, Links, Progress, finite, moment
 from api.settings import Settings
-from factor_search.evaluation import OK
+from factor_search.evaluation import OK, PRUNED
 from storage.coordinators import Coordinator, CoordinatorStore
 from storage.database import Database
 from storage.errors import NotFoundError
@@ -105,9 +105,8 @@ def _note(job: StoredJob, anybody: bool) -> str | None:
 def shown_evaluation(row: CandidateRow) -> Evaluation:
     """A candidate and its evaluation as users see them."""
     result = row.evaluation
-    fine = result is not None and result.outcome == OK
-    loss = finite(result.loss) if result is not None else None
-    perplexity = math.exp(loss) if fine and loss is not None and loss < 700 else None
+    loss = finite(result.summary.loss) if result is not None and result.outcome in (OK, PRUNED) else None
+    perplexity = math.exp(loss) if loss is not None and loss < 700 else None
     losses = row.losses_so_far or [] if result is None else result.losses
     return Evaluation(
         number=row.number,
@@ -115,6 +114,7 @@ def shown_evaluation(row: CandidateRow) -> Evaluation:
         part=row.part,
         state=row.state,
         outcome=result.outcome if result else None,
+        documents=len(losses),
         perplexity=perplexity,
         loss=loss,
         losses=finite(list(losses)),

@@ -21,9 +21,12 @@ class Progress(_Value):
     generation: int = Field(0, description="Generation that is being evaluated, from 0.")
     candidates: int = Field(0, description="Distinct candidates evaluated so far.")
     candidates_budget: int | None = Field(None, description="How many there may be.")
+    evaluations: int = Field(
+        0, description="Of candidates; one that is continued on more documents is evaluated again."
+    )
     tokens: int = Field(0, description="Tokens evaluated during the search.")
     seconds: float = Field(0.0, description="Seconds of evaluation during the search.")
-    best_perplexity: float | None = Field(None, description="Of the best candidate, on the search documents.")
+    best_perplexity: float | None = Field(None, description="Of the best candidate evaluated on all search documents.")
     share: float = Field(0.0, description="Share of the work that is done, 0 to 1.")
     workers: int = Field(0, description="Workers evaluating for this job.")
     scored: int | None = Field(None, description="Candidates scored in the present phase after the search.")
@@ -92,11 +95,20 @@ class Evaluation(_Value):
         description="Withdrawn: no longer wanted.", json_schema_extra={"enum": ["running", "done", "withdrawn"]}
     )
     outcome: str | None = Field(
-        description="ok, diverged, out_of_memory, worker_lost, timed_out or failed; null before it is known.",
+        description="ok, pruned (stopped before the last document), diverged, out_of_memory, worker_lost, timed_out or "
+        "failed; null before it is known.",
         examples=["ok"],
     )
-    perplexity: float | None = Field(description="exp(loss); null unless ok and finite.", examples=[5.25])
-    loss: float | None = Field(description="Mean over all tokens, nats; null unless ok.", examples=[1.6582])
+    documents: int = Field(description="How many were evaluated so far; if pruned, the first of all.", examples=[16])
+    perplexity: float | None = Field(
+        description="exp(loss); null unless ok or pruned, and finite. Of a pruned candidate it does not compare with "
+        "that of others on more documents.",
+        examples=[5.25],
+    )
+    loss: float | None = Field(
+        description="Mean over all tokens of the documents evaluated, nats; null unless ok or pruned.",
+        examples=[1.6582],
+    )
     losses: list[float] = Field(description="Mean loss of each document so far, nats per token.")
     tokens: list[int] = Field(description="Tokens predicted in each document.")
     losses_at: dict[str, list[float]] = Field(

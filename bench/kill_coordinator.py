@@ -63,9 +63,9 @@ def coordinate(arguments: list[str]) -> int:
     noted = Path(os.environ[LOG])
 
     class NotingWorker(workers.ray_crew.ActorMethods, ModelWorker):
-        def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+        def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str, **race: Any) -> Evaluation:
             began = time.time()
-            evaluation = super().evaluate(setting, factors, samples_sha256)
+            evaluation = super().evaluate(setting, factors, samples_sha256, **race)
             with noted.open("a") as log:
                 log.write(f"{began} {evaluation.key}\n")
             return evaluation

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from transformers import AutoConfig
 
-from factor_search.evaluation import OK, Evaluation, evaluation_key
+from factor_search.evaluation import OK, PRUNED, Evaluation, evaluation_key
 from factor_search.factors import Factors
 from factor_search.geometry import Geometry, read_geometry
 from factor_search.methods import closed_form
+from factor_search.race import Race, rungs
 from factor_search.samples import Sample, Samples, SampleSet
 from factor_search.spec import JobSpec, parse_spec
 from workers.model_worker import Prepared, Setting
@@ -46,31 +47,50 @@ PREPARED = Prepared(IDENTITY, geometry(), samples())
 OPTIMUM = np.log(closed_form("yarn", geometry(), TARGET).rescale_factors) * 0.9
 
 
-def score(factors: Factors, part: SampleSet, seconds: float = 0.0) -> Evaluation:
-    """The evaluation of a candidate, without waiting."""
+def score(
+    factors: Factors,
+    part: SampleSet,
+    seconds: float = 0.0,
+    *,
+    race: Race | None = None,
+    known: Evaluation | None = None,
+) -> Evaluation:
+    """The evaluation of a candidate, without waiting; candidates that are close rank differently by documents."""
     distance = float(np.mean((np.log(factors.rescale_factors) - OPTIMUM) ** 2))
     loss = 1.0 + distance + 0.01 * math.log1p(factors.initial_tokens)
-    losses = tuple(loss + 0.01 * i for i in range(len(part.samples)))
+    total = len(part.samples)
+    losses = list(known.losses) if known else []
+    losses += [loss + 0.01 * i + 0.003 * math.sin(1e3 * (i + 1) * distance) for i in range(len(losses), total)]
+    first = len(known.losses) if known else 1
+    stops = (count for count in rungs(total) if count >= first and race and race.stops(losses[:count], total))
+    count = next(stops, total)
     return Evaluation(
-        key=evaluation_key(IDENTITY, ORIGINAL, TARGET, None, factors, part),
+        key=evaluation_key(IDENTITY, ORIGINAL, TARGET, None, factors, part, None if count == total else count),
         factors=factors,
         part=part.part,
-        outcome=OK,
-        losses=losses,
-        tokens=(TARGET - 1,) * len(losses),
+        outcome=OK if count == total else PRUNED,
+        losses=tuple(losses[:count]),
+        tokens=(TARGET - 1,) * count,
         losses_at={},
-        seconds=seconds,
+        seconds=seconds + (known.seconds if known else 0.0),
     )
 
 
 class StubEvaluator:
     """In this process, one after the other, at once: what a search through the service must equal."""
 
-    def key(self, factors: Factors, part: SampleSet) -> str:
-        return score(factors, part).key
+    def key(self, factors: Factors, part: SampleSet, documents: int | None = None) -> str:
+        return evaluation_key(IDENTITY, ORIGINAL, TARGET, None, factors, part, documents)
 
-    def evaluate_all(self, candidates: Sequence[Factors], part: SampleSet) -> Iterator[Evaluation]:
-        return (score(factors, part) for factors in candidates)
+    def evaluate(
+        self, factors: Factors, part: SampleSet, *, race: Race | None = None, known: Evaluation | None = None
+    ) -> Evaluation:
+        return score(factors, part, race=race, known=known)
+
+    def evaluate_all(
+        self, candidates: Sequence[Factors], part: SampleSet, race: Race | None = None
+    ) -> Iterator[Evaluation]:
+        return (self.evaluate(factors, part, race=race) for factors in candidates)
 
 
 class StubWorker:
@@ -97,11 +117,20 @@ class StubWorker:
     def learn(self, samples_sha256: str, samples: SampleSet) -> None:
         self._samples[samples_sha256] = samples
 
-    def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+    def evaluate(
+        self,
+        setting: Setting,
+        factors: Factors,
+        samples_sha256: str,
+        *,
+        race: Race | None = None,
+        known: Evaluation | None = None,
+    ) -> Evaluation:
         start = time.perf_counter()
         if self.mean_seconds:
             time.sleep(self.mean_seconds * random.uniform(0.5, 1.5))
-        return score(factors, self._samples[samples_sha256], time.perf_counter() - start)
+        samples, seconds = self._samples[samples_sha256], time.perf_counter() - start
+        return score(factors, samples, seconds, race=race, known=known)
 
     def losses_so_far(self) -> list[float]:
         return []

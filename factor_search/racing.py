@@ -31,15 +31,15 @@ def settled(
         The outcome if it is settled, else None; then, if there is one, the evaluation to continue from.
     """
     complete = stored.get(total)
-    if complete is not None and (race is None or complete.outcome != OK):
+    measured = {count: evaluation for count, evaluation in stored.items() if evaluation.losses}
+    if race is None or not measured:
         return complete, None
-    if not stored or race is None:
-        return None, None
-    longest = stored[max(stored)]
+    longest = measured[max(measured)]
     for count in rungs(total):
-        at_rung = stored.get(count, longest)
+        at_rung = measured.get(count, longest)
         if len(at_rung.losses) < count:
             break
+        # before what came of all documents: a candidate may have failed only when it was continued later
         if race.stops(at_rung.losses[:count], total):
             return at_rung if len(at_rung.losses) == count else cut(at_rung, count, key_of(count)), None
     return (complete, None) if complete is not None else (None, longest)
@@ -69,19 +69,25 @@ class Referee:
     """Chance that a candidate which would beat the rival is stopped; None never stops one for its losses."""
     complete: list[Evaluation] = field(default_factory=list)
     best: Evaluation | None = None
+    pruned: bool = False
+    """Whether there are candidates that can be continued."""
 
     def saw(self, evaluation: Evaluation) -> None:
         """Learn from an evaluation; only complete ones count."""
+        self.pruned = self.pruned or evaluation.outcome == PRUNED
         if evaluation.outcome == OK:
             self.complete.append(evaluation)
             if self.best is None or evaluation.loss < self.best.loss:
                 self.best = evaluation
 
     def race(self, documents: int | None) -> Race | None:
-        """The race for candidates to be evaluated on at most so many documents; None if nothing can be stopped."""
+        """The race for candidates to be evaluated on at most so many documents.
+
+        None if none can be stopped, nor was one before that could be continued.
+        """
         limit = min(documents or self.total, self.total)
         margins = self._margins()
-        if limit == self.total and not margins:
+        if limit == self.total and not margins and not self.pruned:
             return None
         rival = self.best.losses if self.best is not None and margins else ()
         return Race(documents=limit, rival=rival, margins=margins)
@@ -108,10 +114,9 @@ class Referee:
         close = sorted(self.complete, key=lambda evaluation: evaluation.loss)[1 : NEIGHBOURS + 1]
         variances = [_variance([a - b for a, b in zip(one.losses, best.losses, strict=True)]) for one in close]
         deviation = math.sqrt(sum(variances) / len(variances))
-        critical = student_quantile(1 - self.error_rate, self.total - 1)
-        return tuple(
-            (count, critical * deviation * math.sqrt(1 / count - 1 / self.total)) for count in rungs(self.total)
-        )
+        looks = list(rungs(self.total))
+        critical = student_quantile(1 - self.error_rate / len(looks), self.total - 1)  # it may be stopped at each
+        return tuple((count, critical * deviation * math.sqrt(1 / count - 1 / self.total)) for count in looks)
 
 
 def student_quantile(probability: float, degrees: int) -> float:

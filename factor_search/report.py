@@ -75,7 +75,7 @@ def build_factors_file(result: JobResult) -> FactorsFile:
         FactorsModel.of(spec.model.id, spec.model.revision, result.geometry),
         spec.target_length,
         MeasuredPerplexity(
-            search=_perplexity(on_search),
+            search=_perplexity(on_search) if on_search is not None and on_search.outcome == OK else None,
             validation=_perplexity(result.validation.get(result.winner)),
             held_out=_perplexity(result.held_out.get(result.winner)),
             held_out_baselines={name: value for name, value in baselines.items() if value is not None},
@@ -117,7 +117,9 @@ def build_report(result: JobResult) -> dict[str, Any]:
             "generations": state.generations,
             "perplexities": [_perplexity(evaluation) for evaluation in state.evaluations],
             "documents": [len(evaluation.losses) for evaluation in state.evaluations],
+            "pruned": sum(evaluation.outcome == PRUNED for evaluation in state.evaluations),
             "best_perplexity": _perplexity(state.best),
+            "best_documents": len(state.best.losses),
         },
         "factors": result.winning_factors.as_json(),
         "winner": result.winner or None,
@@ -196,10 +198,9 @@ def _finite(value: float) -> float | None:
 def table(report: dict[str, Any]) -> str:
     """The result for a terminal."""
     if not report["results"]:
-        best = report["search"]["best_perplexity"]
-        return (
-            f"interrupted after {report['search']['candidates']} candidates; best so far {best:.4f} on search documents"
-        )
+        made = report["search"]
+        on = f"{made['best_documents']} search document{'s' * (made['best_documents'] != 1)}"
+        return f"interrupted after {made['candidates']} candidates; best so far {made['best_perplexity']:.4f} on {on}"
     lines = [f"{'':14}{'validation':>12}{'held-out':>12}{'std. error':>12}{'vs found (nats, paired)':>28}"]
     for row in report["results"]:
         difference = ""

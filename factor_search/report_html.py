@@ -27,7 +27,7 @@ def render(report: dict[str, Any]) -> str:
     scale = spec["target_length"] / model["original_length"]
     plots = [
         _figure(draw_factors, report, "Rescale factors against the closed forms. The dotted line is the scale."),
-        _figure(draw_search, report, "Every candidate in the order evaluated, and the best so far."),
+        _figure(draw_search, report, _search_caption(report["search"])),
     ]
     if report["results"]:
         caption = "Perplexity of the first n tokens of the held-out documents."
@@ -41,7 +41,8 @@ RoPE type {escape(model["base_rope_type"])}, critical dimension {model["critical
 <h2>Factors</h2><p>initial tokens {report["factors"]["initial_tokens"]}, attention factor
 {report["factors"]["attention_factor"]:.6g}</p>
 <p><code>{escape(str(report["factors"]["rescale_factors"]))}</code></p>
-<h2>Search</h2><p>{report["search"]["candidates"]} candidates, {report["search"]["tokens"]:,} tokens,
+<h2>Search</h2><p>{report["search"]["candidates"]} candidates{_early(report["search"])},
+{report["search"]["tokens"]:,} tokens,
 {report["search"]["seconds"]:.1f} s of evaluation, seed {spec["seed"]}, strategy {escape(spec["strategy"]["kind"])};
 {escape(ending(report))}.{_warm_starts(spec)}</p>
 {_documents(report)}
@@ -51,6 +52,20 @@ RoPE type {escape(model["base_rope_type"])}, critical dimension {model["critical
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>{body}</body></html>\n'
     )
+
+
+def _search_caption(search: dict[str, Any]) -> str:
+    caption = "Every candidate in the order evaluated, and the best so far."
+    if search.get("pruned"):
+        caption += " Open marks were stopped early: they are of fewer documents, and do not compare with the others."
+    return caption
+
+
+def _early(search: dict[str, Any]) -> str:
+    """How many evaluations there were beside the candidates, where these are not the same."""
+    if not search.get("pruned"):
+        return ""
+    return f" in {search['evaluations']} evaluations, {search['pruned']} of them stopped before the last document"
 
 
 def _headline(report: dict[str, Any]) -> str:

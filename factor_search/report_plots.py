@@ -1,5 +1,6 @@
 """The three plots of a report, each drawn on axes that it is given."""
 
+import itertools
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -44,22 +45,34 @@ def draw_lengths(axes: Axes, report: dict[str, Any]) -> None:
 
 
 def draw_search(axes: Axes, report: dict[str, Any]) -> None:
-    """Every candidate's perplexity on the search documents, and the best so far."""
-    known = [(n, value) for n, value in enumerate(report["search"]["perplexities"], start=1) if value is not None]
-    best, running = [], float("inf")
-    for _, value in known:
-        running = min(running, value)
-        best.append(running)
-    numbers = [n for n, _ in known]
-    axes.scatter(numbers, [value for _, value in known], s=9, color="#999", label="candidate")
-    axes.step(numbers, best, where="post", color=FOUND_COLOUR, linewidth=2, label="best so far")
+    """The perplexity of every evaluation on the search documents, and the best so far of those on all of them."""
+    complete, pruned = _evaluations(report)
+    if pruned:
+        marks = axes.scatter(list(pruned), list(pruned.values()), s=9, label="stopped early")
+        marks.set(facecolor="none", edgecolor="#aaa", linewidth=0.6)
+    if complete:
+        best = list(itertools.accumulate(complete.values(), min))
+        axes.scatter(list(complete), list(complete.values()), s=9, color="#777", label="candidate")
+        axes.step(list(complete), best, where="post", color=FOUND_COLOUR, linewidth=2, label="best so far")
     for end in report["search"]["generations"][:-1]:
         axes.axvline(end + 0.5, color="#ddd", linewidth=0.7, zorder=0)
-    spread = sorted(value for _, value in known)
-    top = spread[int(0.95 * (len(spread) - 1))]  # a few wild candidates must not flatten the rest
-    if top > running:
-        axes.set_ylim(running - 0.06 * (top - running), top + 0.04 * (top - running))
-    _label(axes, "candidate", "perplexity on search documents")
+    spread = sorted((complete or pruned).values())
+    low, top = spread[0], spread[int(0.95 * (len(spread) - 1))]  # a few wild candidates must not flatten the rest
+    if top > low:
+        axes.set_ylim(low - 0.06 * (top - low), top + 0.04 * (top - low))
+    _label(axes, "evaluation", "perplexity on search documents")
+
+
+def _evaluations(report: dict[str, Any]) -> tuple[dict[int, float], dict[int, float]]:
+    """Perplexities by number of the evaluation: on all search documents, and on the first of them."""
+    perplexities, total = report["search"]["perplexities"], len(report["documents"]["search"])
+    documents = report["search"].get("documents") or [total] * len(perplexities)  # reports from before there were races
+    complete: dict[int, float] = {}
+    pruned: dict[int, float] = {}
+    for number, (value, count) in enumerate(zip(perplexities, documents, strict=True), start=1):
+        if value is not None:
+            (complete if count == total else pruned)[number] = value
+    return complete, pruned
 
 
 def _label(axes: Axes, x: str, y: str, *, log: bool = False) -> None:

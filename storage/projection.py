@@ -42,6 +42,8 @@ class _Trial:
     id: int
     state: TrialState
     steps: int
+    withdrawn: bool = False
+    """Its candidate may be taken up again, unlike one that was pruned for its losses."""
 
 
 @dataclass
@@ -218,7 +220,8 @@ class Projection:
             trial_id = -1  # a finished trial is never touched again
             if not trial.state.is_finished():
                 trial_id = self._storage.get_trial_id_from_study_id_trial_number(study.id, trial.number)
-            study.trials[number] = _Trial(trial_id, trial.state, len(trial.intermediate_values))
+            withdrawn = trial.user_attrs.get("outcome") == CANDIDATE_WITHDRAWN
+            study.trials[number] = _Trial(trial_id, trial.state, len(trial.intermediate_values), withdrawn)
             factors = [float(factor) for factor in trial.user_attrs["rescale_factors"].split(", ")]
             study.search.saw(number, trial.user_attrs.get("outcome"), trial.value, factors)
         study.queue.forget_lost(study.trials)
@@ -227,7 +230,7 @@ class Projection:
         new = []
         for row, shown in rows:
             known = study.trials.get(row.number)
-            taken_up_again = known and known.state == TrialState.PRUNED and shown != CANDIDATE_WITHDRAWN
+            taken_up_again = known and known.withdrawn and shown != CANDIDATE_WITHDRAWN
             if known is None or taken_up_again:
                 new.append((row, shown))
             elif not known.state.is_finished():
@@ -237,8 +240,9 @@ class Projection:
                 study.space = TrialSpace.of(study.prepared, len(new[0][0].factors.rescale_factors))
             trials = [trial_of(row, shown, study.space) for row, shown in new]
             ids = self._tables.insert(connection, study.id, trials)
-            for (row, _), trial_id, trial in zip(new, ids, trials, strict=True):
-                study.trials[row.number] = _Trial(trial_id, trial.state, len(trial.intermediate_values))
+            for (row, shown), trial_id, trial in zip(new, ids, trials, strict=True):
+                withdrawn = shown == CANDIDATE_WITHDRAWN
+                study.trials[row.number] = _Trial(trial_id, trial.state, len(trial.intermediate_values), withdrawn)
         for row, shown in rows:
             outcome, (_, value) = result_attributes(row, shown).get("outcome"), state_of(row, shown)
             study.search.saw(row.number, outcome, value, row.factors.rescale_factors)
@@ -251,7 +255,7 @@ class Projection:
             self._storage.set_trial_user_attr(known.id, name, attribute)
         if state != known.state:
             self._storage.set_trial_state_values(known.id, state, None if value is None else [value])
-            known.state = state
+            known.state, known.withdrawn = state, shown == CANDIDATE_WITHDRAWN
 
     def _report(self, known: _Trial | None, row: CandidateRow) -> None:
         """Add the documents that are known by now."""

@@ -104,7 +104,7 @@ def note(
         f"- **Model**: {_plain(str(model.get('id', '')))}, {_plain(str(geometry.get('architecture', '')))}",
         f"- **Target length**: {target_length:,} tokens{scale}",
         f"- **Budget**: {_budget(job.spec.get('budget') or {})}",
-        f"- **Finished candidates**: {_outcomes(search)}",
+        f"- **Evaluations**: {_outcomes(search)}",
     ]
     lines += [
         f"- **{part.replace('_', '-').capitalize()} documents**: {_names(sources)}"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from factor_search.evaluation import OK, Evaluation
+from factor_search.evaluation import OK, PRUNED, Evaluation
 from factor_search.factors import Factors
 from factor_search.perplexity import summarise
 from storage.evaluations import CandidateRow
@@ -102,6 +102,8 @@ def state_of(row: CandidateRow, shown: str) -> tuple[TrialState, float | None]:
     """Optuna's name for a candidate's state, and the value that goes with it: perplexity, to be minimised."""
     if shown == CANDIDATE_DONE and row.evaluation is not None:
         value = _perplexity(row.evaluation)
+        if row.evaluation.outcome == PRUNED:
+            return TrialState.PRUNED, value
         return (TrialState.FAIL, None) if value is None else (TrialState.COMPLETE, value)
     if shown == CANDIDATE_WITHDRAWN:
         so_far = perplexities_of(row)
@@ -117,6 +119,8 @@ def result_attributes(row: CandidateRow, shown: str) -> dict[str, Any]:
     if row.evaluation is None or shown != CANDIDATE_DONE:
         return {"outcome": shown}
     known: dict[str, Any] = {"outcome": row.evaluation.outcome, "worker": row.worker}
+    if row.evaluation.outcome == PRUNED:
+        known["documents"] = len(row.evaluation.losses)
     if row.reused:
         known["reused"] = True
     if row.error:
@@ -131,7 +135,7 @@ def perplexities_of(row: CandidateRow) -> list[float]:
     """
     losses: Sequence[float] = row.losses_so_far or ()
     tokens: Sequence[int] = [1] * len(losses)
-    if row.state == CANDIDATE_DONE and row.evaluation is not None and row.evaluation.outcome == OK:
+    if row.state == CANDIDATE_DONE and row.evaluation is not None and row.evaluation.losses:
         losses, tokens = row.evaluation.losses, row.evaluation.tokens
     running: list[float] = []
     for count in range(1, len(losses) + 1):
@@ -143,7 +147,8 @@ def perplexities_of(row: CandidateRow) -> list[float]:
 
 
 def _perplexity(evaluation: Evaluation) -> float | None:
-    value = evaluation.summary.perplexity if evaluation.outcome == OK else math.inf
+    """On the documents evaluated."""
+    value = evaluation.summary.perplexity if evaluation.outcome in (OK, PRUNED) else math.inf
     return value if math.isfinite(value) else None
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from factor_search.evaluation import OK, Evaluation
+from factor_search.evaluation import OK, PRUNED, Evaluation
 from factor_search.factors import Factors
 from storage.evaluations import Candidate, Computed
 
@@ -18,7 +18,7 @@ def candidate(
 
 def computed(of: Candidate, outcome: str = OK, losses: Sequence[float] = (0.1, 1 / 3), error: str = "") -> Computed:
     """Its evaluation on as many documents as losses."""
-    fine = outcome == OK
+    fine = outcome in (OK, PRUNED)
     evaluation = Evaluation(
         key=of.key,
         factors=of.factors,

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.server import Server, listen, url_of
 from api.settings import Settings
-from factor_search.evaluation import DIVERGED, OK
+from factor_search.evaluation import DIVERGED, OK, PRUNED
 from storage.coordinators import CoordinatorStore
 from storage.database import Database
 from storage.evaluations import Batch, EvaluationStore
@@ -64,6 +64,7 @@ def progress(generation: int, **changes: Any) -> dict[str, Any]:
         "generation": generation,
         "candidates": 4 * generation,
         "candidates_budget": 16,
+        "evaluations": 4 * generation,
         "tokens": 1000 * generation,
         "seconds": 1.0 * generation,
         "best_perplexity": 5.25 if generation else None,
@@ -100,12 +101,15 @@ class FakeCoordinator:
         raise AssertionError("nothing to claim")
 
     def generation(self, lease: Lease, number: int) -> None:
-        """Four candidates, one of them diverged, and their event."""
+        """Four candidates, one of them pruned and one diverged, and their event."""
         items = [candidate(4 * number + i) for i in range(4)]
-        outcomes = [OK, OK, OK, DIVERGED]
+        outcomes = [OK, OK, PRUNED, DIVERGED]
         batch = Batch(
             started=items,
-            computed=[computed(item, outcome, (1.5, 1.25)) for item, outcome in zip(items, outcomes, strict=True)],
+            computed=[
+                computed(item, outcome, (1.5,) if outcome == PRUNED else (1.5, 1.25))
+                for item, outcome in zip(items, outcomes, strict=True)
+            ],
             done=[(item, outcome, False) for item, outcome in zip(items, outcomes, strict=True)],
             events=[("progress", progress(number + 1))],
             progress=progress(number + 1),

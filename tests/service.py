@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bench.stub import PREPARED, StubEvaluator, StubWorker
 from factor_search.evaluation import Evaluation
@@ -42,7 +43,7 @@ class FaultyWorker(StubWorker):
         super().__init__()
         self._faults = faults
 
-    def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+    def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str, **race: Any) -> Evaluation:
         with self._faults.lock:
             number = sum(self._faults.begun.values())
             self._faults.begun[factors.sha256 + samples_sha256] += 1
@@ -50,10 +51,11 @@ class FaultyWorker(StubWorker):
         if fault is not None:
             fault()
         time.sleep(self._faults.seconds * random.random())
-        evaluation = super().evaluate(setting, factors, samples_sha256)
+        evaluation = super().evaluate(setting, factors, samples_sha256, **race)
         outcome = self._faults.always(factors)
         if outcome is not None:
-            return Evaluation(evaluation.key, factors, evaluation.part, outcome, (), (), {}, 0.0)
+            key = super().evaluate(setting, factors, samples_sha256).key
+            return Evaluation(key, factors, evaluation.part, outcome, (), (), {}, 0.0)
         return evaluation
 
 

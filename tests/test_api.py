@@ -129,11 +129,14 @@ def test_progress_and_evaluations_of_a_running_job(client: TestClient, coordinat
         seen += page["evaluations"]
         after = page["next"]
     assert [item["number"] for item in seen] == list(range(12))
-    fine, diverged = seen[0], seen[3]
+    fine, pruned, diverged = seen[0], seen[2], seen[3]
     assert fine["loss"] == pytest.approx((511 * 1.5 + 510 * 1.25) / 1021)
     assert fine["perplexity"] == pytest.approx(math.exp((511 * 1.5 + 510 * 1.25) / 1021))
     assert fine["rescale_factors"] == list(candidate(0).factors.rescale_factors)
     assert fine["losses_at"] == {"256": [1.5 + 0.1, 1.25 + 0.1], "512": [1.5, 1.25]}
+    assert [item["documents"] for item in seen[:4]] == [2, 2, 1, 0]
+    assert (pruned["outcome"], pruned["losses"], pruned["tokens"]) == ("pruned", [1.5], [511])
+    assert (pruned["perplexity"], pruned["loss"]) == (pytest.approx(math.exp(1.5)), 1.5)
     assert (diverged["outcome"], diverged["perplexity"], diverged["loss"]) == ("diverged", None, None)
     assert client.get(f"/v1/jobs/{job}/evaluations", params={"part": "held_out"}).json()["evaluations"] == []
 
@@ -212,9 +215,10 @@ def test_metrics(client: TestClient, coordinator: FakeCoordinator) -> None:
     assert samples["factor_search_database_reachable",] == 1
     assert samples["factor_search_jobs", "running"] == 1
     assert samples["factor_search_jobs", "failed"] == 0
-    assert samples["factor_search_evaluations_total", "ok"] == 3
+    assert samples["factor_search_evaluations_total", "ok"] == 2
+    assert samples["factor_search_evaluations_total", "pruned"] == 1
     assert samples["factor_search_evaluations_total", "diverged"] == 1
-    assert samples["factor_search_evaluation_seconds_total", "ok"] == pytest.approx(0.75)
+    assert samples["factor_search_evaluation_seconds_total", "ok"] == pytest.approx(0.5)
     assert samples["factor_search_coordinators",] == 1
     assert (samples["factor_search_workers", "alive"], samples["factor_search_workers", "busy"]) == (2, 1)
     assert samples["factor_search_http_requests_total", "/v1/jobs", "201", "POST"] == 1

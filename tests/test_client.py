@@ -71,7 +71,7 @@ def test_the_whole_way_of_a_job(client: Client, coordinator: FakeCoordinator) ->
     assert client.wait(job.id).state == "finished"
     assert client.factors(job.id) == {"a": 1}
     assert client.report(job.id) == {"b": 2}
-    assert [item.outcome for item in client.evaluations(job.id)] == ["ok", "ok", "ok", "diverged"]
+    assert [item.outcome for item in client.evaluations(job.id)] == ["ok", "ok", "pruned", "diverged"]
     assert list(client.evaluations(job.id, part="held_out")) == []
     with pytest.raises(ConflictError, match="finished"):
         client.cancel(job.id)

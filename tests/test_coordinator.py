@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -197,8 +198,8 @@ def test_a_budget_of_seconds_withdraws_what_was_begun_too_much(service: Service)
 class Slow(FaultyWorker):
     """Says that each evaluation took an eighth of a second."""
 
-    def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
-        evaluation = super().evaluate(setting, factors, samples_sha256)
+    def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str, **race: Any) -> Evaluation:
+        evaluation = super().evaluate(setting, factors, samples_sha256, **race)
         return Evaluation(**vars(evaluation) | {"seconds": 0.125, "outcome": OK})
 
 

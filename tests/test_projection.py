@@ -17,7 +17,7 @@ from optuna_dashboard import get_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from sqlalchemy import text
 
-from factor_search.evaluation import DIVERGED, OK, WORKER_LOST
+from factor_search.evaluation import DIVERGED, OK, PRUNED, WORKER_LOST
 from factor_search.factors import Factors
 from factor_search.spec import parse_spec
 from storage.database import Database
@@ -176,6 +176,42 @@ class TestProjectionContract:
         outcomes = [DIVERGED, WORKER_LOST, "withdrawn", "withdrawn", DIVERGED, OK]
         assert [trial.user_attrs["outcome"] for trial in found] == outcomes
         assert found[1].user_attrs["error"] == "it failed"
+
+    def test_what_was_stopped_early_is_a_pruned_trial_with_its_documents(
+        self,
+        projection: Projection,
+        database: Database,
+        urls: tuple[str, str],
+        evaluations: EvaluationStore,
+        lease: Lease,
+        trials: Any,
+    ) -> None:
+        evaluations.record({lease: Batch(started=[candidate(0), candidate(1)])})
+        evaluations.record({lease: Batch(losses_so_far={candidate(0): [1.5]})})
+        projection.project(lease.job_id, 0)
+        evaluations.record({lease: done(0, 2, outcome=PRUNED, losses=(1.0,))})
+        evaluations.record({lease: done(1)})
+        evaluations.record({lease: done(3, outcome=PRUNED, losses=(1e4,))})
+        projection.project(lease.job_id, 0)
+        with database.writing() as connection:  # as if the marks had never been made
+            connection.execute(text("UPDATE candidates SET projected = NULL"))
+        with Projection(database, urls[1]) as restarted:
+            restarted.project(lease.job_id, 0)
+            restarted.summarise(lease.job_id, 0)
+        projection.project(lease.job_id, 0)
+        found: list[FrozenTrial] = trials()
+        states = [TrialState.PRUNED, TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED]
+        assert [trial.state for trial in found] == states, "and none of them twice"
+        assert [trial.value for trial in found[2:]] == [pytest.approx(math.exp(1.0)), None]
+        assert found[2].intermediate_values == {0: found[2].value}
+        assert (found[2].user_attrs["outcome"], found[2].user_attrs["documents"]) == (PRUNED, 1)
+        assert "documents" not in found[1].user_attrs
+        with opened(urls[1]) as storage:
+            study = optuna.load_study(study_name=STUDY, storage=storage)
+            assert study.best_trial.user_attrs["candidate"] == 1
+            words = get_note(study)
+        assert "4 (3 pruned, 1 ok)" in words
+        assert f"{found[1].value:.4f}, candidate 1" in words
 
     def test_killed_between_writing_and_marking(
         self,

@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from factor_search.evaluation import DIVERGED, Evaluation
+from factor_search.evaluation import DIVERGED, PRUNED, Evaluation
 from factor_search.factors import Factors
 from factor_search.job import JobResult
 from factor_search.methods import closed_forms
 from factor_search.report import build_factors_file, build_report, table
 from factor_search.report_html import render
+from factor_search.report_plots import draw_search
 from factor_search.samples import Sample, Samples, SampleSet
 from factor_search.search import SearchState
 from factor_search.spec import parse_spec
@@ -28,7 +30,10 @@ def evaluation(factors: Factors, part: str, losses: list[float]) -> Evaluation:
 
 
 def result(**changes: Any) -> JobResult:
-    names = {part: SampleSet(part, (Sample(f"<{part}>", np.zeros(2, np.int64), part),)) for part in ("s", "v", "h")}
+    names = {
+        part: SampleSet(part, (Sample(f"<{part}>", np.zeros(2, np.int64), part),))
+        for part in ("search", "validation", "held_out")
+    }
     candidates = METHODS | {"found-1": FOUND}
     held_out = {
         name: evaluation(factors, "held_out", [1.0 + 0.1 * n, 1.4 + 0.12 * n, 1.2 + 0.1 * n])
@@ -38,7 +43,7 @@ def result(**changes: Any) -> JobResult:
     job = JobResult(
         spec=parse_spec({"name": "<b>&", "model": "m", "data": "d", "target_length": 1024}),
         geometry=GEOMETRY,
-        samples=Samples(names["s"], names["v"], names["h"]),
+        samples=Samples(*names.values()),
         state=SearchState(
             generation=3,
             evaluations=evaluations,
@@ -152,3 +157,52 @@ def test_a_single_held_out_document_has_no_standard_error() -> None:
     assert report["comparison"]["standard_errors"] is None
     assert render(report)
     assert table(report)
+
+
+def racing(*searched: tuple[float, ...]) -> JobResult:
+    """Candidates evaluated on so many of two search documents."""
+    documents = tuple(Sample(str(n), np.zeros(2, np.int64), str(n)) for n in range(2))
+    job = result()
+    evaluations = [
+        replace(evaluation(factors, "search", list(losses)), outcome="ok" if len(losses) == 2 else PRUNED)
+        for factors, losses in zip(job.candidates.values(), searched, strict=False)
+    ]
+    best = min(evaluations, key=lambda one: (-len(one.losses), one.summary.loss))
+    latest = {one.factors: one for one in evaluations}
+    state = replace(job.state, evaluations=evaluations, candidates=latest, best=best, generations=[2, 4])
+    return replace(job, samples=replace(job.samples, search=SampleSet("search", documents)), state=state)
+
+
+def test_what_was_stopped_early_is_told_from_what_was_not() -> None:
+    report = build_report(racing((1.0,), (2.0, 1.5), (0.5,), (1.5, 1.5), (2.0, 2.0)))
+    axes = Figure().add_subplot()
+    draw_search(axes, report)
+    early, complete = axes.collections
+    assert [tuple(point) for point in early.get_offsets()] == [(1, math.exp(1.0)), (3, math.exp(0.5))]
+    assert not len(early.get_facecolor()), "open marks"
+    assert [point[0] for point in complete.get_offsets()] == [2, 4, 5]
+    (best,) = axes.get_lines()[:1]
+    assert list(best.get_xdata()) == [2, 4, 5]
+    assert list(best.get_ydata()) == pytest.approx([math.exp(1.75), math.exp(1.5), math.exp(1.5)])
+    page = render(report)
+    assert "5 candidates in 5 evaluations, 2 of them stopped before the last document" in page
+    assert "Open marks were stopped early" in page
+    assert "stopped" not in render(build_report(result()))
+
+
+def test_while_nothing_is_complete_there_is_no_best_so_far() -> None:
+    report = build_report(racing((1.0,), (0.5,), (1.5,)))
+    axes = Figure().add_subplot()
+    draw_search(axes, report)
+    assert axes.get_legend_handles_labels()[1] == ["stopped early"]
+    interrupted = racing((1.0,), (0.5,), (1.5,))
+    interrupted = replace(interrupted, winner="", validation={}, held_out={}, finalists={}, interrupted=True)
+    assert "best so far 1.6487 on 1 search document" in table(build_report(interrupted))
+    assert build_factors_file(interrupted).perplexity.search is None, "that is for all search documents"
+
+
+def test_a_report_from_before_there_were_races_is_shown() -> None:
+    report = build_report(result())
+    for name in ("documents", "evaluations", "pruned", "best_documents"):
+        del report["search"][name]
+    assert render(report) == render(build_report(result()))

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from factor_search.evaluation import Evaluation
 from factor_search.factors import Factors
+from factor_search.race import Race
 from factor_search.samples import SampleSet
 from factor_search.spec import JobSpec
 from workers.model_worker import Prepared, Setting
@@ -60,7 +61,15 @@ class Worker(Protocol):
         """See :meth:`workers.model_worker.ModelWorker.load`."""
         ...
 
-    def evaluate(self, setting: Setting, factors: Factors, samples: SharedSamples) -> "Future[Evaluation]":
+    def evaluate(
+        self,
+        setting: Setting,
+        factors: Factors,
+        samples: SharedSamples,
+        *,
+        race: Race | None = None,
+        known: Evaluation | None = None,
+    ) -> "Future[Evaluation]":
         """See :meth:`workers.model_worker.ModelWorker.evaluate`."""
         ...
 

@@ -7,7 +7,7 @@ import queue
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from workers.model_worker import Prepared, Setting
 from workers.patience import patiently
 from workers.pool import Pool
 from workers.recorder import Recorder, Written
+from workers.standing import Standing, standing
 from workers.tasks import Task
 
 LEASE_LOST, SHUTDOWN = "lease_lost", "shutdown"
@@ -38,6 +39,7 @@ class _Heard:
     """A candidate has come to its end."""
 
     key: str
+    """That it was proposed with."""
     evaluation: Evaluation | None
     """As recorded; None if it was dropped on the way to a stop."""
     error: str | None = None
@@ -80,7 +82,7 @@ class JobEvaluator:
         self._inbox: queue.SimpleQueue[_Heard | None] = queue.SimpleQueue()
         """None to look whether the job was stopped."""
         self._places: dict[str, list[Candidate]] = {}
-        """Of the present generation, by key."""
+        """Of the present generation, by key of the whole evaluation."""
         self._begun: set[str] = set()
         self._shared: dict[str, SharedSamples] = {}
         self._failures = 0
@@ -136,8 +138,9 @@ class JobEvaluator:
         """
         self.check()
         places = self._place(candidates, samples)
-        results = self._known(places)
-        tasks = self._submit(places, results, samples)
+        known = self._known(places, samples, race)
+        results = known.stored
+        tasks = self._submit(places, known, samples, race)
         try:
             for place in places:
                 while place.key not in results:
@@ -146,8 +149,8 @@ class JobEvaluator:
                 yield results[place.key]
         except GeneratorExit:
             self._withdraw(tasks, results, wait=False)
-            begun = [self._places[key][0] for key in self._begun if key not in results]
-            self._record(lambda batch: batch.withdrawn.extend(begun))
+            unwanted = [self._places[key][0] for key in self._begun if key not in results]
+            self._record(lambda batch: batch.withdrawn.extend(unwanted))
             raise
         except JobStopped as stop:
             self._withdraw(tasks, results, wait=stop.reason == PAUSE)
@@ -166,16 +169,31 @@ class JobEvaluator:
             for number, factors in enumerate(candidates, start=first)
         ]
 
-    def _known(self, places: list[Candidate]) -> dict[str, Evaluation]:
-        """Stored evaluations; recorded as candidates of this job."""
-        keys = [place.key for place in places]
-        known = patiently(lambda: self._store.lookup(keys, self._lease.job_id), lambda: self.out_of_our_hands)
-        reused = [(place, known[place.key].outcome, True) for place in places if place.key in known]
+    def _known(self, places: list[Candidate], samples: SampleSet, race: Race | None) -> Standing:
+        """What is stored; what that settles is recorded as candidates of this job."""
+
+        def key_of(place: Candidate, documents: int) -> str:
+            return self.key(place.factors, samples, documents)
+
+        look_up = partial(standing, self._store, self._lease.job_id, places, samples, race, key_of)
+        known = patiently(look_up, lambda: self.out_of_our_hands)
+        outcomes = known.stored | known.cut
+        reused = [_done(place, outcomes[place.key], reused=True) for place in places if place.key in outcomes]
+        cut = [Computed(evaluation=evaluation, worker="", attempts=0) for evaluation in known.cut.values()]
+
+        def add(batch: Batch) -> None:
+            batch.computed.extend(cut)
+            batch.done.extend(reused)
+
         if reused:
-            self._record(lambda batch: batch.done.extend(reused))
+            written = self._record(add)
+            for key, evaluation in known.cut.items():
+                written.add_done_callback(partial(self._written, key, evaluation, None))
         return known
 
-    def _submit(self, places: list[Candidate], known: dict[str, Evaluation], samples: SampleSet) -> dict[str, Task]:
+    def _submit(
+        self, places: list[Candidate], known: Standing, samples: SampleSet, race: Race | None
+    ) -> dict[str, Task]:
         """Hand over what has to be computed, each key once."""
         self._places, self._begun = {}, set()
         for place in places:
@@ -184,9 +202,17 @@ class JobEvaluator:
             self._shared[samples.sha256] = self._crew.share(samples)
         shared = self._shared[samples.sha256]
         tasks = {
-            key: Task(job_id=self.pool_id, key=key, setting=self._setting, factors=places[0].factors, samples=shared)
+            key: Task(
+                job_id=self.pool_id,
+                key=key,
+                setting=self._setting,
+                factors=places[0].factors,
+                samples=shared,
+                race=race,
+                known=known.begun.get(key),
+            )
             for key, places in self._places.items()
-            if key not in known
+            if key not in known.stored and key not in known.cut
         }
         self._pool.submit(list(tasks.values()))
         return tasks
@@ -234,6 +260,8 @@ class JobEvaluator:
         if (places := self._places.get(task.key)) is not None:
             self._begun.add(task.key)
             self._record(lambda batch: batch.started.append(places[0]))
+            if task.known is not None:
+                self.losses_so_far(task, list(task.known.losses))
 
     def losses_so_far(self, task: Task, losses: list[float]) -> None:
         """Record how far a candidate is; what diverges on the way has no figure that a database could hold."""
@@ -245,13 +273,13 @@ class JobEvaluator:
         """Record the outcome, and only then tell the search."""
         computed = Computed(evaluation=evaluation, worker=worker, attempts=task.attempts, error=error)
         places = self._places.get(task.key, ())
-        done = [(place, evaluation.outcome, number > 0) for number, place in enumerate(places)]
+        done = [_done(place, evaluation, reused=number > 0) for number, place in enumerate(places)]
 
         def add(batch: Batch) -> None:
             batch.computed.append(computed)
             batch.done.extend(done)
 
-        self._record(add).add_done_callback(partial(self._written, evaluation, error))
+        self._record(add).add_done_callback(partial(self._written, task.key, evaluation, error))
 
     def dropped(self, task: Task) -> None:
         """The job comes to a stop, and the candidate's worker was lost: it will be evaluated when the job goes on."""
@@ -261,13 +289,18 @@ class JobEvaluator:
         """Record what happened."""
         self._record(lambda batch: batch.events.append((kind, data)))
 
-    def _written(self, evaluation: Evaluation, error: str | None, written: Written) -> None:
+    def _written(self, key: str, evaluation: Evaluation, error: str | None, written: Written) -> None:
         failure = written.exception()
         if failure is None:
             recorded = written.result().get(evaluation.key, evaluation)  # a replay will see what is in the database
-            self._inbox.put(_Heard(evaluation.key, recorded, error))
+            self._inbox.put(_Heard(key, recorded, error))
         elif isinstance(failure, LeaseLostError | DatabaseError):
             self.stop(LEASE_LOST)
         else:
             self._unrecordable = one_line(failure)
             self._inbox.put(None)
+
+
+def _done(place: Candidate, evaluation: Evaluation, *, reused: bool) -> tuple[Candidate, str, bool]:
+    """A candidate with its outcome; one that was pruned points at the evaluation on the documents it has seen."""
+    return replace(place, key=evaluation.key), evaluation.outcome, reused

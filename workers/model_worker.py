@@ -13,6 +13,7 @@ from factor_search.geometry import Geometry
 from factor_search.injection import probe
 from factor_search.job import read_samples
 from factor_search.models import LoadedModel, load_model
+from factor_search.race import Race
 from factor_search.samples import Samples, SampleSet
 from factor_search.spec import JobSpec, ModelSpec
 
@@ -101,12 +102,21 @@ class ModelWorker:
             del self._samples[next(iter(self._samples))]
         self._samples[samples_sha256] = samples
 
-    def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
-        """Evaluate a candidate on samples that were learnt."""
+    def evaluate(
+        self,
+        setting: Setting,
+        factors: Factors,
+        samples_sha256: str,
+        *,
+        race: Race | None = None,
+        known: Evaluation | None = None,
+    ) -> Evaluation:
+        """Evaluate a candidate on samples that were learnt; see :meth:`LocalEvaluator.evaluate`."""
         self.load(setting)
         assert self._evaluator is not None
-        self._losses = []
-        return self._evaluator[1].evaluate(factors, self._samples[samples_sha256], self._losses.append)
+        self._losses = list(known.losses) if known else []
+        samples, heard = self._samples[samples_sha256], self._losses.append
+        return self._evaluator[1].evaluate(factors, samples, heard, race=race, known=known)
 
     def losses_so_far(self) -> list[float]:
         """Of the candidate being evaluated, the mean loss of each document that is done."""

@@ -313,7 +313,7 @@ class Pool:
             seat.setting = None
             future: Future[Any] = seat.worker.prepare(work.spec)
         else:
-            future = seat.worker.evaluate(work.setting, work.factors, work.samples)
+            future = seat.worker.evaluate(work.setting, work.factors, work.samples, race=work.race, known=work.known)
         future.add_done_callback(lambda future: self._messages.put(partial(self._returned, seat, work, future)))
 
     def _begin(self, seat: Seat) -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from factor_search.evaluation import OK
 from factor_search.job import JobWatcher
 from factor_search.search import SearchState
 from factor_search.spec import BudgetSpec
@@ -14,7 +15,7 @@ from workers.recorder import Recorder, Written
 
 STORE_SECONDS = 0.25
 EVENT_SECONDS = 1.0
-REACHED = ("generation", "candidates", "tokens", "seconds", "best_perplexity", "share")
+REACHED = ("generation", "candidates", "evaluations", "tokens", "seconds", "best_perplexity", "share")
 
 
 class ProgressWriter:
@@ -35,6 +36,7 @@ class ProgressWriter:
             "generation": 0,
             "candidates": 0,
             "candidates_budget": budget.candidates,
+            "evaluations": 0,
             "tokens": 0,
             "seconds": 0.0,
             "best_perplexity": None,
@@ -64,12 +66,13 @@ class ProgressWriter:
 
     def _candidate(self, state: SearchState) -> None:
         now = time.monotonic()
-        if len(state.evaluations) < self._progress["candidates"]:
+        if len(state.evaluations) < self._progress["evaluations"]:
             return
-        best = state.best.summary.perplexity if state.best is not None and state.best.losses else None
+        best = state.best.summary.perplexity if state.best is not None and state.best.outcome == OK else None
         self._progress |= {
             "generation": state.generation,
-            "candidates": len(state.evaluations),
+            "candidates": len(state.candidates),
+            "evaluations": len(state.evaluations),
             "tokens": state.tokens,
             "seconds": state.seconds,
             "best_perplexity": best,
@@ -104,7 +107,7 @@ class ProgressWriter:
         """Share spent of the budget that will run out first."""
         budget = self._budget
         limits = (
-            (len(state.evaluations), budget.candidates),
+            (len(state.candidates), budget.candidates),
             (state.tokens, budget.tokens),
             (state.seconds, budget.seconds),
         )

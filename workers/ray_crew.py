@@ -12,6 +12,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 from factor_search.errors import FactorSearchError, one_line
 from factor_search.evaluation import Evaluation
 from factor_search.factors import Factors
+from factor_search.race import Race
 from factor_search.samples import SampleSet
 from factor_search.spec import JobSpec
 from workers.crew import Capacity, SharedSamples, WorkerGoneError, WorkerOutOfMemoryError
@@ -24,11 +25,19 @@ WATCH = "watch"
 class ActorMethods:
     """What makes a worker an actor: samples come from Ray's object store when first needed."""
 
-    def evaluate_shared(self: Any, setting: Setting, factors: Factors, sha256: str, reference: list[Any]) -> Evaluation:
+    def evaluate_shared(
+        self: Any,
+        setting: Setting,
+        factors: Factors,
+        sha256: str,
+        reference: list[Any],
+        race: Race | None,
+        known: Evaluation | None,
+    ) -> Evaluation:
         """Evaluate; the reference comes in a list, so that Ray does not resolve it with every call."""
         if not self.knows(sha256):
             self.learn(sha256, ray.get(reference[0]))
-        evaluation: Evaluation = self.evaluate(setting, factors, sha256)
+        evaluation: Evaluation = self.evaluate(setting, factors, sha256, race=race, known=known)
         return evaluation
 
     @ray.method(concurrency_group=WATCH)
@@ -60,9 +69,18 @@ class RayWorker:
         """See the protocol."""
         return _future(self._actor.load.remote(setting))
 
-    def evaluate(self, setting: Setting, factors: Factors, samples: SharedSamples) -> "Future[Evaluation]":
+    def evaluate(
+        self,
+        setting: Setting,
+        factors: Factors,
+        samples: SharedSamples,
+        *,
+        race: Race | None = None,
+        known: Evaluation | None = None,
+    ) -> "Future[Evaluation]":
         """See the protocol."""
-        return _future(self._actor.evaluate_shared.remote(setting, factors, samples.sha256, samples.reference))
+        remote = self._actor.evaluate_shared.remote
+        return _future(remote(setting, factors, samples.sha256, samples.reference, race, known))
 
     def losses_so_far(self) -> "Future[list[float]]":
         """See the protocol."""

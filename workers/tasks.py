@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from factor_search.evaluation import Evaluation
 from factor_search.factors import Factors
+from factor_search.race import Race
 from factor_search.spec import JobSpec, ModelSpec
 from workers.crew import SharedSamples, Worker
 from workers.model_worker import Prepared, Setting
@@ -18,9 +19,13 @@ class Task:
 
     job_id: str
     key: str
+    """Of its evaluation on all documents, also where it may be stopped before the last."""
     setting: Setting
     factors: Factors
     samples: SharedSamples
+    race: Race | None = None
+    known: Evaluation | None = None
+    """On the first documents, to go on from."""
     attempts: int = 0
     """Begun so far."""
     withdrawn: bool = False

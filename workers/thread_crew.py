@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from factor_search.evaluation import Evaluation
 from factor_search.factors import Factors
+from factor_search.race import Race
 from factor_search.samples import SampleSet
 from factor_search.spec import JobSpec
 from workers.crew import Capacity, SharedSamples, WorkerGoneError
@@ -33,7 +34,15 @@ class Doer(Protocol):
         """Keep samples."""
         ...
 
-    def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str) -> Evaluation:
+    def evaluate(
+        self,
+        setting: Setting,
+        factors: Factors,
+        samples_sha256: str,
+        *,
+        race: Race | None = None,
+        known: Evaluation | None = None,
+    ) -> Evaluation:
         """A candidate."""
         ...
 
@@ -67,12 +76,20 @@ class ThreadWorker:
         """See the protocol."""
         return self._call(lambda doer: doer.load(setting))
 
-    def evaluate(self, setting: Setting, factors: Factors, samples: SharedSamples) -> "Future[Evaluation]":
+    def evaluate(
+        self,
+        setting: Setting,
+        factors: Factors,
+        samples: SharedSamples,
+        *,
+        race: Race | None = None,
+        known: Evaluation | None = None,
+    ) -> "Future[Evaluation]":
         """See the protocol."""
 
         def work(doer: Doer) -> Evaluation:
             doer.learn(samples.sha256, samples.samples)
-            return doer.evaluate(setting, factors, samples.sha256)
+            return doer.evaluate(setting, factors, samples.sha256, race=race, known=known)
 
         return self._call(work)
 

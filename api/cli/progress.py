@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from tqdm import tqdm
 
 from factor_search.documents import Document
+from factor_search.evaluation import OK
 from factor_search.job import JobWatcher
 from factor_search.search import SearchState
 from factor_search.spec import BudgetSpec
@@ -40,7 +41,7 @@ class Progress:
 
     def _candidate(self, state: SearchState) -> None:
         assert state.best is not None
-        best = f"{state.best.summary.perplexity:.4f}" if state.best.losses else "none"
+        best = f"{state.best.summary.perplexity:.4f}" if state.best.outcome == OK else "none"
         speed = state.tokens / max(state.seconds, 1e-9)
         line = f"generation {state.generation}: {len(state.candidates)} candidates, best {best}, {speed:,.0f} tokens/s"
         done = self._share_done(state)
