@@ -151,6 +151,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     models: list[ModelRuns] = in_processes(options.models, options.jobs, partial(run_model, options=options))
+    write(models, options, options.out)
     print("\n# Search efficiency\n")
     for role, text in ROLES.items():
         names = [name for name, recipe in RECIPES.items() if recipe.role == role]
@@ -161,7 +162,6 @@ def main() -> None:
         print(model_table(runs), end="\n\n")
     if rows := bars(models):
         print(bars_table(rows))
-    write(models, options, options.out)
 
 
 if __name__ == "__main__":
