@@ -1,5 +1,6 @@
 """Held-out perplexity of what a search recommends over the tokens it has evaluated."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +42,18 @@ def draw(runs: ModelRuns, file: Path) -> None:
     name = best_closed_form(runs)
     form, goal = runs.closed_forms[name].perplexity, attainable(runs).final.perplexity
     axes.axhline(form, color="#888", linestyle=":", label=f"best closed form ({name})")
-    axes.axhline(goal, color="#888", linestyle="-.", label="attainable", clip_on=False)
-    worst = max([form, *(run.final.perplexity for run in runs.runs)])
+    axes.axhline(goal, color="#888", linestyle="-.", label="attainable")
+    worst = max([form, *(run.final.perplexity for run in runs.runs if math.isfinite(run.final.perplexity))])
     # by the square root above the attainable: strategies close to it can be told apart, and the control is still there
-    axes.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y - goal, 0)), lambda root: root**2 + goal))
-    axes.set_ylim(goal, worst + 0.3 * (worst - goal))  # first recommendations may be far above
+    axes.set_yscale(
+        "function",
+        functions=(
+            lambda y: np.sign(y - goal) * np.sqrt(np.abs(y - goal)),
+            lambda root: goal + root * np.abs(root),
+        ),
+    )
+    # first recommendations may be far above
+    axes.set_ylim(goal - 0.002 * (worst - goal), worst + 0.3 * (worst - goal))
     axes.set_xscale("log")
     axes.set_xlabel(f"tokens evaluated in the search (a full evaluation is {runs.full_evaluation:,})")
     axes.set_ylabel("held-out perplexity of what is recommended")
