@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: install demo serve test check format bench campaign clean
+.PHONY: install demo serve test check format bench efficiency campaign clean
 
 install: .venv/installed
 
@@ -42,6 +42,11 @@ bench: install
 	$(BIN)/python -m bench.stub_load --postgresql
 	$(BIN)/python -m bench.projection
 	$(BIN)/python -m bench.dashboard
+
+# EFFICIENCY="--jobs 4" changes it. Hours: ten thousand evaluations a model; a second run finds them in the cache.
+efficiency: install
+	$(BIN)/python -m bench.search_efficiency $(EFFICIENCY)
+	$(BIN)/python -m bench.racing
 
 # Fifty kills of a coordinator: a quarter of an hour.
 campaign: install

@@ -19,7 +19,7 @@ from factor_search.samples import Samples, SampleSet, Watch, check_vocabulary, l
 from factor_search.search import SearchState, search
 from factor_search.space import SearchSpace
 from factor_search.spec import EvolutionSpec, JobSpec
-from factor_search.strategies import build_strategy
+from factor_search.strategies import Strategy, build_strategy
 from factor_search.tokens import CachedTokenizer
 from factor_search.warm_start import embedded, starting_points
 
@@ -118,6 +118,18 @@ def _check_fits(spec: JobSpec, geometry: Geometry) -> None:
     _seeds(spec, geometry, closed_forms(geometry, spec.target_length))
 
 
+def strategy_of(spec: JobSpec, geometry: Geometry) -> Strategy:
+    """The strategy of a job, with whatever the search starts from embedded in the specification.
+
+    Raises:
+        FactorsError: known factors to start from belong to another model.
+        SpecError: the space does not fit the model.
+    """
+    space = SearchSpace.of(spec, geometry)
+    seeds = _seeds(spec, geometry, closed_forms(geometry, spec.target_length))
+    return build_strategy(spec.strategy, space, seeds, spec.seed)
+
+
 def _seeds(spec: JobSpec, geometry: Geometry, methods: dict[str, Factors]) -> list[Factors]:
     """Where the search starts: known factors first, then every closed form.
 
@@ -169,9 +181,8 @@ def search_and_measure(
         SearchFailedError: no candidate could be evaluated.
         KeyboardInterrupt: before the first candidate.
     """
-    space = SearchSpace.of(spec, geometry)
+    strategy = strategy_of(spec, geometry)
     methods = closed_forms(geometry, spec.target_length)
-    strategy = build_strategy(spec.strategy, space, _seeds(spec, geometry, methods), spec.seed)
     watcher.phase("searching")
     state = search(
         strategy,

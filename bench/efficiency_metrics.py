@@ -1,0 +1,112 @@
+"""What a user gains from a strategy, computed from its runs: pure functions of the points measured."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.efficiency_runs import CONTROL, Measured, ModelRuns, Point, Run
+from factor_search.perplexity import paired_difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """A run compared with the control, with evolution, with the closed forms and with what is attainable."""
+
+    run: Run
+    control_reached: int | None
+    """Tokens from which on it is never worse than the control's end; None if it is at its own end."""
+    cheaper_than_control: float | None
+    """Tokens of the control's whole run over that."""
+    cheaper_than_control_was: float | None
+    """The same, with the tokens from which on the control itself was never worse than at its end."""
+    evolution_reached: int | None
+    cheaper_than_evolution: float | None
+    shares: dict[int, float]
+    """Of the way from the best closed form to what is attainable, by full evaluations spent."""
+    behind: float
+    """Held-out loss above that of the attainable, in nats per token."""
+    behind_error: float
+    """Its standard error over documents, in pairs; NaN for a single document."""
+    above_closed_form: float
+    """Validation loss above that of the best closed form, in nats per token."""
+
+    @property
+    def errors_behind(self) -> float:
+        """``behind`` in standard errors."""
+        return 0.0 if self.behind == 0 else self.behind / self.behind_error if self.behind_error else math.inf
+
+
+def figures(run: Run, runs: ModelRuns) -> Figures:
+    """All comparisons of a run."""
+    control, evolution = rival(CONTROL, run.seed, runs), rival("evolution", run.seed, runs)
+    control_reached, evolution_reached = (
+        reached_for_good(run.points, one.final.perplexity) if one else None for one in (control, evolution)
+    )
+    form, goal = runs.closed_forms[best_closed_form(runs)], attainable(runs).final
+    if run.final.held_out_losses:
+        behind, error = paired_difference(run.final.held_out_losses, goal.held_out_losses, runs.held_out_tokens)
+    else:
+        behind, error = math.inf, math.nan
+    return Figures(
+        run=run,
+        control_reached=control_reached,
+        cheaper_than_control=_ratio(control.tokens if control else None, control_reached),
+        cheaper_than_control_was=_ratio(
+            reached_for_good(control.points, control.final.perplexity) if control else None, control_reached
+        ),
+        evolution_reached=evolution_reached,
+        cheaper_than_evolution=_ratio(evolution.tokens if evolution else None, evolution_reached),
+        shares={
+            count: share_of_way(in_force(run.points, count * runs.full_evaluation), form.perplexity, goal.perplexity)
+            for count in (20, 40)
+        },
+        behind=behind,
+        behind_error=error,
+        above_closed_form=run.final.validation_loss - form.validation_loss,
+    )
+
+
+def rival(name: str, seed: int, runs: ModelRuns) -> Run | None:
+    """The run to compare with: of the same seed if there is one, else the first."""
+    named = [run for run in runs.runs if run.name == name]
+    return next((run for run in named if run.seed == seed), named[0] if named else None)
+
+
+def best_closed_form(runs: ModelRuns) -> str:
+    """As a user could choose it: on the validation documents."""
+    return min(runs.closed_forms, key=lambda name: runs.closed_forms[name].validation_loss)
+
+
+def attainable(runs: ModelRuns) -> Run:
+    """The run whose end is best on the held-out documents."""
+    return min(runs.runs, key=lambda run: run.final.perplexity)
+
+
+def reached_for_good(points: Sequence[Point], wanted: float) -> int | None:
+    """Tokens of the first point from which on none is worse than what is wanted; None if the last one is."""
+    reached = None
+    for point in points:
+        if point.perplexity > wanted:
+            reached = None
+        elif reached is None:
+            reached = point.tokens
+    return reached
+
+
+def in_force(points: Sequence[Point], tokens: int) -> float:
+    """Perplexity of what was recommended after so many tokens; infinite before the first recommendation."""
+    return next((point.perplexity for point in reversed(points) if point.tokens <= tokens), math.inf)
+
+
+def share_of_way(perplexity: float, start: float, goal: float) -> float:
+    """1 at the goal, 0 at the start, negative beyond it; NaN if the goal is not better than the start."""
+    return (start - perplexity) / (start - goal) if goal < start else math.nan
+
+
+def _ratio(tokens: int | None, reached: int | None) -> float | None:
+    return tokens / reached if tokens is not None and reached else None
+
+
+def by_closed_form_alone(wanted: float, form: Measured) -> str:
+    """Whether a perplexity takes any search at all."""
+    return "is reached by the best closed form alone" if form.perplexity <= wanted else "takes a search to reach"

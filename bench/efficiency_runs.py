@@ -1,0 +1,273 @@
+"""Searches on the models of :mod:`bench.models`, and what became of them on documents no search saw."""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.control_as_shipped import ControlAsShipped
+from bench.models import bench_model
+from factor_search.cache import cache_folder
+from factor_search.evaluation import OK, PRUNED, Evaluation, Evaluator, LocalEvaluator
+from factor_search.factors import Factors
+from factor_search.geometry import Geometry
+from factor_search.job import strategy_of
+from factor_search.ledger import Ledger, RecordedEvaluator
+from factor_search.methods import closed_forms
+from factor_search.models import load_model
+from factor_search.samples import Sample, Samples, SampleSet
+from factor_search.search import SearchState, search
+from factor_search.spec import BudgetSpec, DataSpec, JobSpec, ModelSpec, RacingSpec, StrategySpec
+from factor_search.strategies import Strategy
+
+CONTROL = "control-as-shipped"
+DEAL_SEED = 0
+"""Of which documents play which part; fixed, whatever the seed of a search."""
+MOST_POINTS = 40
+"""Recommendations of a run that are measured on held-out documents, beside those at MARKS."""
+MARKS = (1, 2, 5, 10, 20, 40)
+"""In full evaluations: where the recommendation in force is always measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A search to be run."""
+
+    name: str
+    """Of its row: the strategy, and the budget where a strategy has two."""
+    strategy: StrategySpec | None
+    """None is the control."""
+    seed: int
+    budget: BudgetSpec
+    racing: RacingSpec | bool | None = None
+    """As in a job: null lets ``auto`` race only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A recommendation, from when on it was in force."""
+
+    tokens: int
+    """Evaluated in the search until then."""
+    perplexity: float
+    """On the held-out documents."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A candidate on the documents that no search saw."""
+
+    validation_loss: float
+    """Mean, in nats per token; infinite if it cannot be evaluated."""
+    perplexity: float
+    """On the held-out documents; infinite if it cannot be evaluated."""
+    held_out_losses: tuple[float, ...]
+    """Of each document, in nats per token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A search with what it recommended."""
+
+    name: str
+    seed: int
+    settings: str
+    ended_by: str
+    tokens: int
+    """Evaluated in the search."""
+    candidates: int
+    changes: int
+    """Times that the recommended candidate changed, of which ``points`` has some."""
+    points: tuple[Point, ...]
+    final: Measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRuns:
+    """All runs on a model."""
+
+    model: str
+    role: str
+    full_evaluation: int
+    """Tokens of a candidate on all search documents."""
+    validation_tokens: int
+    """Of one candidate on the validation documents."""
+    held_out_tokens: tuple[int, ...]
+    """Of each held-out document."""
+    closed_forms: dict[str, Measured]
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """A model, its documents, and an evaluator that remembers."""
+
+    geometry: Geometry
+    samples: Samples
+    target_length: int
+    evaluator: Evaluator
+
+    @property
+    def full_evaluation(self) -> int:
+        """Tokens of a candidate on all search documents."""
+        return sum(predicted(self.samples.search))
+
+    def evaluate(self, factors: Factors, samples: SampleSet) -> Evaluation:
+        """One candidate on all documents of a part."""
+        return next(iter(self.evaluator.evaluate_all([factors], samples)))
+
+
+@contextmanager
+def workplace(
+    name: str, search_documents: int, validation_documents: int, held_out_documents: int
+) -> Iterator[Workplace]:
+    """One process at a time for each model and choice of search documents: the ledger is locked."""
+    model = bench_model(name)
+    counts = (search_documents, validation_documents, held_out_documents)
+    samples = deal(model.documents(), *counts)
+    loaded = load_model(ModelSpec(id=str(model.folder), device="cpu"))
+    file = cache_folder("bench") / f"{model.folder.name}-{samples.search.sha256[:12]}.jsonl"
+    with Ledger(file) as ledger, LocalEvaluator(loaded, model.recipe.target) as local:
+        yield Workplace(
+            geometry=loaded.geometry,
+            samples=samples,
+            target_length=model.recipe.target,
+            evaluator=RecordedEvaluator(local, ledger),
+        )
+
+
+def deal(documents: Sequence[np.ndarray], *counts: int) -> Samples:
+    """Distinct documents dealt to search, validation and held-out, so many each."""
+    distinct = {hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest(): tokens for tokens in documents}
+    if len(distinct) < sum(counts):
+        raise SystemExit(f"{sum(counts)} documents are wanted, but the model has {len(distinct)}")
+    pool = [Sample(f"document {n}", tokens, sha256) for n, (sha256, tokens) in enumerate(distinct.items())]
+    order = np.random.default_rng([DEAL_SEED, len(pool)]).permutation(len(pool)).tolist()
+    parts = []
+    for part, count in zip(("search", "validation", "held_out"), counts, strict=True):
+        parts.append(SampleSet(part, tuple(pool[i] for i in order[:count])))
+        order = order[count:]
+    return Samples(*parts)
+
+
+def predicted(samples: SampleSet) -> tuple[int, ...]:
+    """Tokens predicted in each document."""
+    return tuple(len(sample.tokens) - 1 for sample in samples.samples)
+
+
+def run_search(plan: Plan, place: Workplace) -> tuple[SearchState, list[tuple[int, Factors]]]:
+    """Run a search; beside its state, each recommendation with the tokens evaluated until then."""
+    changes: list[tuple[int, Factors]] = []
+
+    def watch(state: SearchState) -> None:
+        best = state.best
+        if best and best.outcome in (OK, PRUNED) and (not changes or changes[-1][1] != best.factors):
+            changes.append((state.tokens, best.factors))
+
+    strategy, error_rate = _strategy(plan, place)
+    state = search(
+        strategy,
+        place.evaluator,
+        place.samples.search,
+        plan.budget,
+        watch,
+        error_rate=error_rate,
+        original_length=place.geometry.original_length,
+    )
+    if state.ended_by == "interrupt":
+        raise KeyboardInterrupt
+    return state, changes
+
+
+def _strategy(plan: Plan, place: Workplace) -> tuple[Strategy, float | None]:
+    """The strategy as a job would build it, and the error rate of its races."""
+    if plan.strategy is None:
+        return ControlAsShipped(place.geometry, place.target_length, seed=plan.seed), None
+    spec = JobSpec(
+        model=ModelSpec(id="bench"),
+        data=DataSpec(files=["bench"]),
+        target_length=place.target_length,
+        strategy=plan.strategy,
+        budget=plan.budget,
+        racing=plan.racing,
+        seed=plan.seed,
+    )
+    return strategy_of(spec, place.geometry), spec.racing_error_rate
+
+
+def settings_of(strategy: StrategySpec | None) -> str:
+    """Whatever a strategy's behaviour depends on besides its seed."""
+    return repr(strategy) if strategy is not None else "ControlAsShipped()"
+
+
+def run_plan(plan: Plan, place: Workplace) -> Run:
+    """Run a search, then measure what it recommended and when."""
+    state, changes = run_search(plan, place)
+    marks = [mark * place.full_evaluation for mark in MARKS]
+    shown = [changes[i] for i in thinned([tokens for tokens, _ in changes], marks)]
+    return Run(
+        name=plan.name,
+        seed=plan.seed,
+        settings=settings_of(plan.strategy),
+        ended_by=state.ended_by,
+        tokens=state.tokens,
+        candidates=len(state.candidates),
+        changes=len(changes),
+        points=tuple(
+            Point(tokens=tokens, perplexity=perplexity_of(place.evaluate(factors, place.samples.held_out)))
+            for tokens, factors in shown
+        ),
+        final=measured(changes[-1][1], place),
+    )
+
+
+def measured(factors: Factors, place: Workplace) -> Measured:
+    """A candidate on validation and held-out documents."""
+    held_out = place.evaluate(factors, place.samples.held_out)
+    return Measured(
+        validation_loss=place.evaluate(factors, place.samples.validation).loss,
+        perplexity=perplexity_of(held_out),
+        held_out_losses=held_out.losses,
+    )
+
+
+def perplexity_of(evaluation: Evaluation) -> float:
+    """Infinite unless it could be evaluated."""
+    return evaluation.summary.perplexity if evaluation.outcome == OK else float("inf")
+
+
+def thinned(tokens: Sequence[int], marks: Sequence[int], most: int = MOST_POINTS) -> list[int]:
+    """Which of the recommendations made at these tokens to measure: the last, those in force at the marks, and those
+    in force at ``most`` numbers of tokens in equal ratios."""
+    if len(tokens) <= most:
+        return list(range(len(tokens)))
+    moments = [*np.geomspace(tokens[0], tokens[-1], most), *marks, tokens[-1]]
+    in_force = np.searchsorted(tokens, np.round(moments), side="right") - 1
+    return sorted({int(index) for index in in_force if index >= 0})
+
+
+def run_plans(model: str, role: str, plans: Sequence[Plan], place: Workplace) -> ModelRuns:
+    """All searches on a model, one after the other."""
+    forms = closed_forms(place.geometry, place.target_length)
+    runs: list[Run] = []
+    for plan in plans:
+        start = time.monotonic()
+        runs.append(run_plan(plan, place))
+        run = runs[-1]
+        print(
+            f"{model}: {run.name}, seed {run.seed}: {run.candidates:,} candidates, {run.tokens:,} tokens, ended by "
+            f"{run.ended_by}, held-out perplexity {run.final.perplexity:.4f}; {time.monotonic() - start:.0f} s",
+            flush=True,
+        )
+    return ModelRuns(
+        model=model,
+        role=role,
+        full_evaluation=place.full_evaluation,
+        validation_tokens=sum(predicted(place.samples.validation)),
+        held_out_tokens=predicted(place.samples.held_out),
+        closed_forms={name: measured(factors, place) for name, factors in forms.items()},
+        runs=tuple(runs),
+    )

@@ -1,0 +1,167 @@
+"""The tables of :mod:`bench.search_efficiency`, in Markdown."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.efficiency_metrics import (
+    Figures,
+    attainable,
+    best_closed_form,
+    by_closed_form_alone,
+    figures,
+    reached_for_good,
+    rival,
+)
+from bench.efficiency_runs import CONTROL, ModelRuns
+
+COLUMNS = (
+    "strategy",
+    "seed",
+    "candidates",
+    "full evaluations",
+    "held-out perplexity",
+    "control's end reached after",
+    "cheaper than control",
+    "evolution's end reached after",
+    "cheaper than evolution",
+    "share at 20",
+    "share at 40",
+    "behind attainable, mnats",
+    "standard errors",
+    "validation above closed form, mnats",
+)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What was asked of ``auto``, and what came out."""
+
+    text: str
+    value: str
+    reached: bool
+
+
+def model_table(runs: ModelRuns) -> str:
+    """What there is to know of a model, and a row for each run."""
+    name, goal = best_closed_form(runs), attainable(runs)
+    form = runs.closed_forms[name]
+    held_out_best = min(runs.closed_forms, key=lambda one: runs.closed_forms[one].perplexity)
+    lines = [
+        f"## {runs.model} ({runs.role})",
+        "",
+        f"A full evaluation is {runs.full_evaluation:,} tokens; a choice on the validation documents, which is not "
+        f"counted, costs {runs.validation_tokens:,} a candidate.",
+        f"Best closed form on the validation documents: {name}, held-out perplexity {form.perplexity:.4f} (best on the "
+        f"held-out ones: {held_out_best}, {runs.closed_forms[held_out_best].perplexity:.4f}).",
+        f"Attainable: {goal.final.perplexity:.4f}, by {goal.name}, seed {goal.seed}.",
+    ]
+    for rival_name in (CONTROL, "evolution"):
+        one = rival(rival_name, 0, runs)
+        if one is not None:
+            there = reached_for_good(one.points, one.final.perplexity) or one.tokens
+            lines.append(
+                f"The end of {rival_name}, {one.final.perplexity:.4f} after {_evaluations(one.tokens, runs)} full "
+                f"evaluations, {by_closed_form_alone(one.final.perplexity, form)}; it was there for good after "
+                f"{_evaluations(there, runs)}."
+            )
+    lines += ["", _row(COLUMNS), _row(["---"] * len(COLUMNS))]
+    lines += [_row(_cells(figures(run, runs), runs)) for run in runs.runs]
+    measured = sum(len(run.points) for run in runs.runs)
+    changes = sum(run.changes for run in runs.runs)
+    lines += ["", f"Measured on held-out documents: {measured:,} of {changes:,} recommendations."]
+    return "\n".join(lines)
+
+
+def _cells(one: Figures, runs: ModelRuns) -> list[str]:
+    run = one.run
+    return [
+        run.name,
+        str(run.seed),
+        f"{run.candidates:,}",
+        _evaluations(run.tokens, runs),
+        f"{run.final.perplexity:.4f}",
+        "not reached" if one.control_reached is None else _evaluations(one.control_reached, runs),
+        _times(one.cheaper_than_control),
+        "not reached" if one.evolution_reached is None else _evaluations(one.evolution_reached, runs),
+        _times(one.cheaper_than_evolution),
+        f"{one.shares[20]:.1%}",
+        f"{one.shares[40]:.1%}",
+        f"{1000 * one.behind:.2f} ± {1000 * one.behind_error:.2f}",
+        f"{one.errors_behind:.1f}",
+        f"{1000 * one.above_closed_form:+.2f}",
+    ]
+
+
+def bars(models: Sequence[ModelRuns]) -> list[Bar]:
+    """``auto`` with its default budget, over all models and seeds."""
+    auto = [figures(run, runs) for runs in models for run in runs.runs if run.name == "auto"]
+    if not auto:
+        return []
+    control, was, evolution = (
+        statistics.median(ratio or 0.0 for ratio in ratios)
+        for ratios in (
+            [one.cheaper_than_control for one in auto],
+            [one.cheaper_than_control_was for one in auto],
+            [one.cheaper_than_evolution for one in auto],
+        )
+    )
+    at_20, at_40 = [[_least(one.shares[count]) for one in auto] for count in (20, 40)]
+    behind = max(_most(one.errors_behind) for one in auto)
+    above = max(one.above_closed_form for one in auto)
+    median_20, worst_40 = statistics.median(at_20), min(at_40)
+    return [
+        Bar(
+            "cheaper than the control's whole run, median; at least 300 times",
+            f"{control:.0f} times ({was:.0f} times cheaper than the control until it was at its end for good)",
+            control >= 300,
+        ),
+        Bar(
+            "cheaper than evolution's whole run, median; at least 100 times", f"{evolution:.0f} times", evolution >= 100
+        ),
+        Bar(
+            "share of the way at 20 full evaluations, median; at least 95 %",
+            f"{median_20:.1%} (worst {min(at_20):.1%})",
+            median_20 >= 0.95,
+        ),
+        Bar(
+            "share of the way at 40 full evaluations, worst; at least 95 %",
+            f"{worst_40:.1%} (median {statistics.median(at_40):.1%})",
+            worst_40 >= 0.95,
+        ),
+        Bar("behind the attainable at its end, worst; at most 1 standard error", f"{behind:.2f}", behind <= 1),
+        Bar(
+            "validation loss above the best closed form's, worst; never above",
+            f"{1000 * above:+.2f} mnats",
+            above <= 0,
+        ),
+    ]
+
+
+def bars_table(rows: Sequence[Bar]) -> str:
+    """A row for each bar; what was not reached counts as 0 times in a median."""
+    lines = ["## auto with its default budget, over all models and seeds", "", _row(["asked", "measured", "reached"])]
+    lines.append(_row(["---"] * 3))
+    return "\n".join(lines + [_row([bar.text, bar.value, "yes" if bar.reached else "**no**"]) for bar in rows])
+
+
+def _least(share: float) -> float:
+    """Where no search improves on the closed form there is no way to go, and nothing to be credited for."""
+    return -math.inf if math.isnan(share) else share
+
+
+def _most(errors: float) -> float:
+    return math.inf if math.isnan(errors) else errors
+
+
+def _evaluations(tokens: int, runs: ModelRuns) -> str:
+    return f"{tokens / runs.full_evaluation:,.1f}"
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:,.1f}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
