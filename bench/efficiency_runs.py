@@ -20,8 +20,10 @@ from factor_search.methods import closed_forms
 from factor_search.models import load_model
 from factor_search.samples import Sample, Samples, SampleSet
 from factor_search.search import SearchState, search
-from factor_search.spec import BudgetSpec, DataSpec, JobSpec, ModelSpec, RacingSpec, StrategySpec
+from factor_search.spec import AutoSpec, BudgetSpec, DataSpec, JobSpec, ModelSpec, RacingSpec, StrategySpec
 from factor_search.strategies import Strategy
+from factor_search.strategies.auto import SETTINGS
+from factor_search.strategies.profile import FIRST
 
 CONTROL = "control-as-shipped"
 DEAL_SEED = 0
@@ -195,11 +197,13 @@ def _strategy(plan: Plan, place: Workplace) -> tuple[Strategy, float | None]:
         racing=plan.racing,
         seed=plan.seed,
     )
-    return strategy_of(spec, place.geometry), spec.racing_error_rate
+    return strategy_of(spec, place.geometry, len(place.samples.search.samples)), spec.racing_error_rate
 
 
 def settings_of(strategy: StrategySpec | None) -> str:
     """Whatever a strategy's behaviour depends on besides its seed."""
+    if isinstance(strategy, AutoSpec):
+        return f"{SETTINGS} {FIRST}"
     return repr(strategy) if strategy is not None else "ControlAsShipped()"
 
 

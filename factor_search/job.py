@@ -118,7 +118,7 @@ def _check_fits(spec: JobSpec, geometry: Geometry) -> None:
     _seeds(spec, geometry, closed_forms(geometry, spec.target_length))
 
 
-def strategy_of(spec: JobSpec, geometry: Geometry) -> Strategy:
+def strategy_of(spec: JobSpec, geometry: Geometry, documents: int) -> Strategy:
     """The strategy of a job, with whatever the search starts from embedded in the specification.
 
     Raises:
@@ -127,7 +127,7 @@ def strategy_of(spec: JobSpec, geometry: Geometry) -> Strategy:
     """
     space = SearchSpace.of(spec, geometry)
     seeds = _seeds(spec, geometry, closed_forms(geometry, spec.target_length))
-    return build_strategy(spec.strategy, space, seeds, spec.seed)
+    return build_strategy(spec.strategy, space, seeds, spec.seed, documents=documents)
 
 
 def _seeds(spec: JobSpec, geometry: Geometry, methods: dict[str, Factors]) -> list[Factors]:
@@ -181,7 +181,7 @@ def search_and_measure(
         SearchFailedError: no candidate could be evaluated.
         KeyboardInterrupt: before the first candidate.
     """
-    strategy = strategy_of(spec, geometry)
+    strategy = strategy_of(spec, geometry, len(samples.search.samples))
     methods = closed_forms(geometry, spec.target_length)
     watcher.phase("searching")
     state = search(

@@ -47,6 +47,10 @@ class SearchSpace:
     """Choices, ascending; a single one unless the attention factor is searched."""
     critical_pairs: tuple[int, ...] = (0,)
     """Choices, ascending, of the first free pair; those before it follow NTK (LongRoPE2, 2502.20082, sec. 3)."""
+    turns: tuple[float, ...] = ()
+    """How often each pair goes round within the original length."""
+    scale: float = 1.0
+    """Target length / original length."""
 
     @classmethod
     def of(cls, spec: JobSpec, geometry: Geometry) -> "SearchSpace":
@@ -85,6 +89,8 @@ class SearchSpace:
             initial_tokens=tuple(initial_tokens),
             attention_factors=_attention_factors(spec, scale, original),
             critical_pairs=_critical_pairs(spec, geometry),
+            turns=tuple(original / wavelength for wavelength in geometry.wavelengths),
+            scale=scale,
         )
 
     def factors(self, genome: Genome) -> Factors:

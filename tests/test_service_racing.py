@@ -36,7 +36,9 @@ HALVING = {"kind": "evolution", "population": 12, "parents": 6, "mutants": 6, "c
 class Halving:
     """Each brood on one document, its better half on two, the best of these on all, and one of them twice."""
 
-    def __init__(self, spec: StrategySpec, space: SearchSpace, seeds: Sequence[Factors], seed: int) -> None:
+    def __init__(
+        self, spec: StrategySpec, space: SearchSpace, seeds: Sequence[Factors], seed: int, *, documents: int
+    ) -> None:
         assert isinstance(spec, EvolutionSpec)
         self._breeder = Evolution(spec, space, seeds, seed=seed)
         self._documents = 0

@@ -112,20 +112,24 @@ class TestBuiltStrategies:
     )
     def test_candidates_lie_in_the_space(self, spec: StrategySpec, space_spec: SpaceSpec) -> None:
         space = SearchSpace.build(space_spec, GEOMETRY, TARGET)
-        proposed = list(itertools.chain(*TestStrategyContract().drive(build_strategy(spec, space, SEEDS, 0))))
+        proposed = list(
+            itertools.chain(*TestStrategyContract().drive(build_strategy(spec, space, SEEDS, 0, documents=1)))
+        )
         assert all(map(space.contains, proposed))
         assert len(proposed) == len(set(proposed)) > 20
 
     def test_it_starts_with_the_closed_forms(self, spec: StrategySpec) -> None:
         space = SearchSpace.build(RESTRICTED, GEOMETRY, TARGET)
-        first = build_strategy(spec, space, SEEDS, 0).ask().candidates
+        first = build_strategy(spec, space, SEEDS, 0, documents=1).ask().candidates
         projected = list(dict.fromkeys(space.factors(space.project(factors)) for factors in SEEDS))
         assert list(first[: len(projected)]) == projected
 
     def test_stages_differ(self, spec: StrategySpec) -> None:
         space = SearchSpace.build(SpaceSpec(), GEOMETRY, TARGET)
         drive = TestStrategyContract().drive
-        one, same, other = (drive(build_strategy(spec, space, SEEDS, 0, stage)) for stage in (1, 1, 2))
+        one, same, other = (
+            drive(build_strategy(spec, space, SEEDS, 0, documents=1, stage=stage)) for stage in (1, 1, 2)
+        )
         assert one == same != other
 
     def test_it_beats_the_closed_forms(self, spec: StrategySpec) -> None:
@@ -134,14 +138,16 @@ class TestBuiltStrategies:
         evaluator = SyntheticEvaluator(OPTIMUM)
         best_seed = min(evaluator.evaluate(space.factors(space.project(one)), SAMPLES).loss for one in SEEDS) - 1
         settings = EvolutionSpec() if spec is SMALL else spec
-        state = search(build_strategy(settings, space, SEEDS, 0), evaluator, SAMPLES, BudgetSpec(candidates=300))
+        state = search(
+            build_strategy(settings, space, SEEDS, 0, documents=1), evaluator, SAMPLES, BudgetSpec(candidates=300)
+        )
         assert state.best is not None
         share = {"cma": 0.1, "tpe": 0.15, "nsga2": 0.3, "random": 1.0}.get(spec.kind, 0.8)
         assert state.best.loss - 1 <= share * best_seed
 
     def test_a_tiny_space_is_exhausted_not_repeated(self, spec: StrategySpec) -> None:
         space = SearchSpace(2, 0.25, 2, True, (0, 4), (1.0,))
-        strategy = build_strategy(spec, space, [Factors.of([1.0, 1.5])], 0)
+        strategy = build_strategy(spec, space, [Factors.of([1.0, 1.5])], 0, documents=1)
         seen: list[Factors] = []
         while proposed := strategy.ask().candidates:
             seen += proposed
@@ -152,7 +158,7 @@ class TestBuiltStrategies:
 def test_nsga2_minds_the_loss_within_the_original_length() -> None:
     """The losses at the target are equal here, so only the other objective leads anywhere."""
     space = SearchSpace.build(SpaceSpec(), GEOMETRY, TARGET)
-    strategy = build_strategy(Nsga2Spec(), space, SEEDS, 0)
+    strategy = build_strategy(Nsga2Spec(), space, SEEDS, 0, documents=1)
     best: list[float] = []
     for _ in range(12):
         short = [loss_of(factors) for factors in strategy.ask().candidates]
@@ -357,7 +363,7 @@ def test_a_small_model_has_a_knot_at_each_pair() -> None:
 def test_before_the_critical_pair_factors_follow_ntk() -> None:
     """LongRoPE2, 2502.20082: a changed base up to the critical dimension, free factors beyond."""
     space = SearchSpace.build(SpaceSpec(critical_dimension=12), GEOMETRY, TARGET)
-    for factors in itertools.chain(*TestStrategyContract().drive(build_strategy(SMALL, space, SEEDS, 0))):
+    for factors in itertools.chain(*TestStrategyContract().drive(build_strategy(SMALL, space, SEEDS, 0, documents=1))):
         top = factors.rescale_factors[6]
         assert factors.rescale_factors[:6] == pytest.approx([top ** (i / 6) for i in range(6)], abs=0.0051)
 
