@@ -123,7 +123,7 @@ class Auto:
         usual = yarn_attention_factor(self._space.scale)
         attention = min(choices, key=lambda factor: abs(factor - usual))
         first = {profile: profile.factors(self._space, initial_tokens, attention) for profile in FIRST}
-        yield from self._evaluate([*first.values(), *self._seeds], 1)
+        yield from self._evaluate([*self._seeds, *first.values()], 1)
         yield from self._search_profiles(first, initial_tokens, attention)
         yield from self._sweep_attention()
         yield from self._search_curves()
