@@ -24,11 +24,11 @@ class Figures:
     shares: dict[int, float]
     """Of the way from the best closed form to what is attainable, by full evaluations spent."""
     behind: float
-    """Held-out loss above that of the attainable, in nats per token."""
+    """Held-out loss of what a job would report above that of the attainable, in nats per token."""
     behind_error: float
     """Its standard error over documents, in pairs; NaN for a single document."""
     above_closed_form: float
-    """Validation loss above that of the best closed form, in nats per token."""
+    """Validation loss of what a job would report above that of the best closed form, in nats per token."""
 
     @property
     def errors_behind(self) -> float:
@@ -43,8 +43,8 @@ def figures(run: Run, runs: ModelRuns) -> Figures:
         reached_for_good(run.points, one.final.perplexity) if one else None for one in (control, evolution)
     )
     form, goal = runs.closed_forms[best_closed_form(runs)], attainable(runs).final
-    if run.final.held_out_losses:
-        behind, error = paired_difference(run.final.held_out_losses, goal.held_out_losses, runs.held_out_tokens)
+    if run.reported.held_out_losses:
+        behind, error = paired_difference(run.reported.held_out_losses, goal.held_out_losses, runs.held_out_tokens)
     else:
         behind, error = math.inf, math.nan
     return Figures(
@@ -62,7 +62,7 @@ def figures(run: Run, runs: ModelRuns) -> Figures:
         },
         behind=behind,
         behind_error=error,
-        above_closed_form=run.final.validation_loss - form.validation_loss,
+        above_closed_form=run.reported.validation_loss - form.validation_loss,
     )
 
 

@@ -14,7 +14,7 @@ from factor_search.cache import cache_folder
 from factor_search.evaluation import OK, PRUNED, Evaluation, Evaluator, LocalEvaluator
 from factor_search.factors import Factors
 from factor_search.geometry import Geometry
-from factor_search.job import strategy_of
+from factor_search.job import finalists, strategy_of
 from factor_search.ledger import Ledger, RecordedEvaluator
 from factor_search.methods import closed_forms
 from factor_search.models import load_model
@@ -85,6 +85,9 @@ class Run:
     """Times that the recommended candidate changed, of which ``points`` has some."""
     points: tuple[Point, ...]
     final: Measured
+    """What it recommended at its end."""
+    reported: Measured
+    """What a job would report: the best on the validation documents of its finalists and the closed forms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +228,14 @@ def run_plan(plan: Plan, place: Workplace) -> Run:
             for tokens, factors in shown
         ),
         final=measured(changes[-1][1], place),
+        reported=_reported(state, place),
     )
+
+
+def _reported(state: SearchState, place: Workplace) -> Measured:
+    forms = closed_forms(place.geometry, place.target_length).values()
+    choices = [*finalists(state), *forms]
+    return measured(min(choices, key=lambda one: place.evaluate(one, place.samples.validation).loss), place)
 
 
 def measured(factors: Factors, place: Workplace) -> Measured:

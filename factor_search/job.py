@@ -209,14 +209,28 @@ def search_and_measure(
     return result
 
 
-def _choose(result: JobResult, evaluator: Evaluator, watcher: JobWatcher) -> None:
-    """Score finalists and closed forms on validation documents, the winner and closed forms on held-out ones."""
-    measured = [one for one in result.state.candidates.values() if one.outcome in (OK, PRUNED)]
+def finalists(state: SearchState) -> list[Factors]:
+    """The best few on the search documents, and what was the best when a half, a quarter and an eighth was spent.
+
+    The longer a search goes on, the more its best is fitted to the search documents; an earlier best may do better on
+    others, while the best few at the end are much alike.
+    """
+    measured = [one for one in state.candidates.values() if one.outcome in (OK, PRUNED)]
     # most documents first; stable: ties keep their order
     measured.sort(key=lambda one: (-len(one.losses), one.summary.loss))
-    best = [evaluation.factors for evaluation in measured][:FINALISTS]
+    ranked = [evaluation.factors for evaluation in measured]
+    earlier = []
+    for share in (2, 4, 8):
+        until = [best.factors for count, best in state.best_at if count <= len(state.candidates) / share]
+        earlier += until[-1:]
+    return list(dict.fromkeys([*ranked[:2], *earlier, *ranked[2:]]))[:FINALISTS]
+
+
+def _choose(result: JobResult, evaluator: Evaluator, watcher: JobWatcher) -> None:
+    """Score finalists and closed forms on validation documents, the winner and closed forms on held-out ones."""
     known = set(result.methods.values())
-    result.finalists = {f"found-{n}": factors for n, factors in enumerate(best, start=1) if factors not in known}
+    best = enumerate(finalists(result.state), start=1)
+    result.finalists = {f"found-{n}": factors for n, factors in best if factors not in known}
     watcher.phase("choosing on validation documents")
     validation = _score(result.candidates, result.samples.validation, evaluator, watcher)
     winner = min(validation, key=lambda name: validation[name].loss)
