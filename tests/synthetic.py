@@ -1,16 +1,16 @@
 """A stand-in for a model: an objective with a known optimum, behind the evaluator's protocol."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from transformers import AutoConfig
 
 from factor_search.canonical_json import sha256_of
-from factor_search.evaluation import DIVERGED, OK, Evaluation
+from factor_search.evaluation import DIVERGED, OK, PRUNED, Evaluation
 from factor_search.factors import Factors
 from factor_search.geometry import Geometry, read_geometry
-from factor_search.race import Race
+from factor_search.race import Race, rungs
 from factor_search.samples import Sample, SampleSet
 
 SAMPLES = SampleSet("search", (Sample("synthetic", np.zeros(2, dtype=np.int64), "0" * 64),))
@@ -56,4 +56,79 @@ class SyntheticEvaluator:
             tokens=() if diverged else (100,),
             losses_at={},
             seconds=0.5,
+        )
+
+
+def many_documents(count: int) -> SampleSet:
+    names = [f"synthetic {number}" for number in range(count)]
+    return SampleSet("search", tuple(Sample(name, np.zeros(2, dtype=np.int64), sha256_of(name)) for name in names))
+
+
+class ManyDocuments:
+    """Documents that differ in loss far more than candidates do, agree about most of the optimum, and are rugged.
+
+    Stops, continues and fails as an evaluator of a model does; records what it had to compute.
+    """
+
+    def __init__(
+        self,
+        optimum: Sequence[float],
+        *,
+        attention_factor: float | None = None,
+        initial_tokens: int = 0,
+        diverges: Callable[[Factors, int], bool] = lambda factors, document: False,
+    ) -> None:
+        self._optimum = np.log(optimum)
+        self._attention_factor = attention_factor
+        self._initial_tokens = initial_tokens
+        self._diverges = diverges
+        self.computed: list[tuple[Factors, int]] = []
+        """Each candidate with the number of a document."""
+
+    def common(self, factors: Factors) -> float:
+        """What documents agree about: nats above the optimum."""
+        loss = 0.3 * float(np.mean((np.log(factors.rescale_factors) - self._optimum) ** 2))
+        if self._attention_factor is not None:
+            loss += 2.0 * (factors.attention_factor - self._attention_factor) ** 2
+        return loss + 0.01 * abs(math.log1p(factors.initial_tokens) - math.log1p(self._initial_tokens))
+
+    def document_loss(self, factors: Factors, document: int) -> float:
+        if self._diverges(factors, document):
+            return math.nan
+        rng = np.random.default_rng(document)
+        level, *slopes = rng.normal(size=1 + len(factors.rescale_factors))
+        distance = np.log(factors.rescale_factors) - self._optimum
+        own = 0.01 * float(np.mean(distance * slopes)) + 0.0005 * math.sin(300 * float(distance.sum()) + document)
+        return 2.5 + 0.3 * level + self.common(factors) + own
+
+    def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
+        return sha256_of([factors.as_json(), samples.sha256, documents])
+
+    def evaluate_all(
+        self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None
+    ) -> Iterator[Evaluation]:
+        return (self.evaluate(factors, samples, race=race) for factors in candidates)
+
+    def evaluate(
+        self, factors: Factors, samples: SampleSet, *, race: Race | None = None, known: Evaluation | None = None
+    ) -> Evaluation:
+        total, losses, outcome = len(samples.samples), list(known.losses) if known else [], OK
+        for stop in [*(rungs(total) if race else ()), total]:
+            for document in range(len(losses), stop):
+                self.computed.append((factors, document))
+                losses.append(self.document_loss(factors, document))
+            if race and math.isfinite(sum(losses)) and race.stops(losses, total):
+                outcome = PRUNED
+                break
+        if not math.isfinite(sum(losses)):
+            outcome, losses = DIVERGED, []
+        return Evaluation(
+            key=self.key(factors, samples, len(losses) if outcome == PRUNED else None),
+            factors=factors,
+            part=samples.part,
+            outcome=outcome,
+            losses=tuple(losses),
+            tokens=(100,) * len(losses),
+            losses_at={},
+            seconds=float(len(losses)),
         )

@@ -1,5 +1,6 @@
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -40,11 +41,18 @@ def loss_of(factors: Factors) -> float:
     return float(np.sum((np.log(factors.rescale_factors) - wanted) ** 2)) + 0.01 * factors.initial_tokens
 
 
+def told(candidates: Iterable[Factors], loss: Callable[[Factors], float] = loss_of) -> list[Result]:
+    """What a search on one document tells of candidates."""
+    losses = [loss(factors) for factors in candidates]
+    return [Result(loss, (loss,) if math.isfinite(loss) else ()) for loss in losses]
+
+
 SPECS: list[StrategySpec] = [SMALL, AutoSpec(), CmaSpec(), TpeSpec(), Nsga2Spec(), RandomSpec()]
 
 
 def maker(spec: StrategySpec) -> Callable[[int], Strategy]:
-    return lambda seed: build_strategy(spec, SearchSpace.build(SpaceSpec(), GEOMETRY, TARGET), SEEDS, seed)
+    space = SearchSpace.build(SpaceSpec(), GEOMETRY, TARGET)
+    return lambda seed: build_strategy(spec, space, SEEDS, seed, documents=1)
 
 
 def make_control(seed: int) -> Strategy:
@@ -63,7 +71,7 @@ class TestStrategyContract:
         generations = []
         while len(generations) < 6 and (proposed := strategy.ask().candidates):
             generations.append(proposed)
-            strategy.tell([Result(loss(factors)) for factors in proposed])
+            strategy.tell(told(proposed, loss))
         return generations
 
     def test_it_repeats_nothing(self, make: Callable[[int], Strategy]) -> None:
@@ -90,7 +98,7 @@ class TestStrategyContract:
 
     def test_fewer_results_than_proposals(self, make: Callable[[int], Strategy]) -> None:
         strategy = make(0)
-        strategy.tell([Result(loss_of(factors)) for factors in strategy.ask().candidates[:7]])
+        strategy.tell(told(strategy.ask().candidates[:7]))
         second = strategy.ask().candidates
         assert second
         strategy.tell([])
@@ -146,13 +154,14 @@ class TestBuiltStrategies:
         assert state.best.loss - 1 <= share * best_seed
 
     def test_a_tiny_space_is_exhausted_not_repeated(self, spec: StrategySpec) -> None:
-        space = SearchSpace(2, 0.25, 2, True, (0, 4), (1.0,))
+        """Of 12 candidates; steps that the grid swallows end ``auto`` before it has seen most of them."""
+        space = SearchSpace(2, 0.25, 2, True, (0, 4), (1.0,), turns=(8.0, 0.5), scale=1.2)
         strategy = build_strategy(spec, space, [Factors.of([1.0, 1.5])], 0, documents=1)
         seen: list[Factors] = []
         while proposed := strategy.ask().candidates:
             seen += proposed
-            strategy.tell([Result(loss_of(factors)) for factors in proposed])
-        assert len(seen) == len(set(seen)) > 6
+            strategy.tell(told(proposed))
+        assert len(seen) == len(set(seen)) > (3 if spec.kind == "auto" else 6)
 
 
 def test_nsga2_minds_the_loss_within_the_original_length() -> None:
@@ -222,7 +231,7 @@ def test_evolution_on_any_space_ends_without_repeating_itself(space: SearchSpace
     seen: list[Factors] = []
     while proposed := strategy.ask().candidates:
         seen += proposed
-        strategy.tell([Result(loss_of(factors)) for factors in proposed])
+        strategy.tell(told(proposed))
     assert len(seen) == len(set(seen)) <= 12 + 3 * 8
     assert all(map(space.contains, seen))
 
@@ -292,7 +301,7 @@ def test_failed_candidates_do_not_breed() -> None:
     strategy = Evolution(EvolutionSpec(population=12, parents=10, mutation_rate=0.01), space, SEEDS, seed=0)
     first = strategy.ask().candidates
     alive = first[:2]
-    strategy.tell([Result(1.0 if factors in alive else float("inf")) for factors in first])
+    strategy.tell(told(first, lambda factors: 1.0 if factors in alive else math.inf))
     for child in strategy.ask().candidates:
         near = [sum(a != b for a, b in zip(child.rescale_factors, f.rescale_factors, strict=True)) for f in alive]
         mixed = all(

@@ -112,8 +112,8 @@ class Auto:
         """Remember the losses of the last generation."""
         self._results = list(results)
         for factors, result in zip(self._asked, results, strict=False):
-            if len(result.losses) >= len(self._known.get(factors, ())):
-                self._known[factors] = result.losses
+            if not result.losses or len(result.losses) >= len(self._known.get(factors, ())):
+                self._known[factors] = result.losses  # none, too, of one that fails only on a later document
         for factors in self._asked[len(results) :]:
             self._known.setdefault(factors, ())
 
@@ -182,7 +182,8 @@ class Auto:
             return
         best = self._best(self._documents)
         yield from self._evaluate(others, 1)
-        ahead = [f for f in others if self._known.get(f) and self._known[f][0] <= self._known[best][0]]
+        to_beat = self._known[best][:1] or (math.inf,)
+        ahead = [f for f in others if self._known.get(f) and self._known[f][:1] <= to_beat]
         ahead.sort(key=lambda factors: self._known[factors][0])
         yield from self._evaluate([best, *ahead[: self._settings.promoted]], self._documents)
 
