@@ -55,8 +55,10 @@ class Settings:
     polish_sigma: tuple[float, float] = (0.03, 0.08)
     """First step of CMA-ES in log lambda / log s, in turn with the knots."""
     polish_population: int = 8
+    polish_patience: int = 6
+    """Populations without improvement that end a round."""
     fruitless: int = 6
-    """Populations in a row without a new candidate that end the search."""
+    """Rounds in a row without a new candidate that end the search."""
 
 
 SETTINGS = Settings()
@@ -127,8 +129,6 @@ class Auto:
         yield from self._search_profiles(first, initial_tokens, attention)
         yield from self._sweep_attention()
         yield from self._search_curves()
-        yield from self._sweep_initial_tokens()
-        yield from self._sweep_attention()
         yield from self._polish()
 
     def _search_profiles(self, first: dict[Profile, Factors], initial_tokens: int, attention: float) -> Script:
@@ -188,29 +188,39 @@ class Auto:
         yield from self._evaluate([best, *ahead[: self._settings.promoted]], self._documents)
 
     def _polish(self) -> Script:
-        settings, fruitless, round_ = self._settings, 0, 0
-        while fruitless < settings.fruitless:
-            best = self._best(self._documents)
-            yield from self._evaluate([best], self._documents)
-            knots = settings.polish_knots[round_ % 2]
-            steps = Steps(self._space, best, knots)
-            cma = cmaes.CMA(
-                mean=steps.start,
-                sigma=settings.polish_sigma[round_ % 2],
-                population_size=settings.polish_population,
-                seed=int(self._rng().integers(2**31)),
-            )
+        """Rounds of CMA-ES, each around the best so far; the choices of the space after the first."""
+        fruitless, round_ = 0, 0
+        while fruitless < self._settings.fruitless:
+            found_new = yield from self._polish_once(round_)
+            fruitless = 0 if found_new else fruitless + 1
+            if round_ == 0:
+                yield from self._sweep_initial_tokens()
+                yield from self._sweep_attention()
             round_ += 1
-            for _ in range(3 * knots):
-                drawn = [(vector := cma.ask(), steps.factors(vector)) for _ in range(cma.population_size)]
-                new = [factors for _, factors in drawn if factors not in self._known]
-                fruitless = 0 if new else fruitless + 1
-                yield from self._evaluate(new, self._documents)
-                losses = [self._estimate(factors, self._documents) for _, factors in drawn]
-                worst = max((loss for loss in losses if math.isfinite(loss)), default=0.0) + 1.0
-                cma.tell([(vector, min(loss, worst)) for (vector, _), loss in zip(drawn, losses, strict=True)])
-                if cma.should_stop() or not new:
-                    break
+
+    def _polish_once(self, round_: int) -> Generator[Generation, Sequence[Result], bool]:
+        """Until the distribution has narrowed or stopped improving; whether there was any new candidate."""
+        settings, found_new, without = self._settings, False, 0
+        best = self._best(self._documents)
+        yield from self._evaluate([best], self._documents)
+        steps = Steps(self._space, best, settings.polish_knots[round_ % 2])
+        cma = cmaes.CMA(
+            mean=steps.start,
+            sigma=settings.polish_sigma[round_ % 2],
+            population_size=settings.polish_population,
+            seed=int(self._rng().integers(2**31)),
+        )
+        while without < settings.polish_patience and not cma.should_stop():
+            drawn = [(vector := cma.ask(), steps.factors(vector)) for _ in range(cma.population_size)]
+            new = [factors for _, factors in drawn if factors not in self._known]
+            if not new:
+                break
+            found_new = True
+            without = 0 if (yield from self._improve(new, self._documents)) else without + 1
+            losses = [self._estimate(factors, self._documents) for _, factors in drawn]
+            worst = max((loss for loss in losses if math.isfinite(loss)), default=0.0) + 1.0
+            cma.tell([(vector, min(loss, worst)) for (vector, _), loss in zip(drawn, losses, strict=True)])
+        return found_new
 
     def _evaluate(self, candidates: Iterable[Factors], documents: int) -> Script:
         """Ask for those that are not known on as many documents, and have not failed or been stopped."""
