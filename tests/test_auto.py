@@ -16,7 +16,7 @@ from factor_search.evaluation import DIVERGED, PRUNED
 from factor_search.factors import Factors
 from factor_search.ledger import Ledger, RecordedEvaluator
 from factor_search.methods import closed_forms
-from factor_search.race import mean_difference, rungs
+from factor_search.race import rungs
 from factor_search.search import SearchState, search
 from factor_search.space import SearchSpace
 from factor_search.spec import BudgetSpec, SpaceSpec

@@ -136,5 +136,5 @@ def test_proposals_are_within_bounds_and_differ(dimensions: int, losses: list[fl
     proposed = np.array(suggest(points, np.array(losses), seed=seed, radius=radius))
     assert proposed.shape == (4, dimensions)
     assert np.all((BOUNDS[:dimensions, 0] <= proposed) & (proposed <= BOUNDS[:dimensions, 1]))
-    assert len(np.unique(proposed, axis=0)) == 4
+    assert len(np.unique(np.concatenate([points, proposed]), axis=0)) == len(np.unique(points, axis=0)) + 4
     assert not math.isnan(proposed.sum())
