@@ -21,7 +21,7 @@ from factor_search.search import SearchState, search
 from factor_search.space import SearchSpace
 from factor_search.spec import BudgetSpec, SpaceSpec
 from factor_search.strategies import Result
-from factor_search.strategies.auto import Auto
+from factor_search.strategies.auto import SETTINGS, Auto
 from factor_search.strategies.contract import Generation
 from tests.synthetic import ManyDocuments, geometry, many_documents
 
@@ -123,6 +123,14 @@ def test_most_candidates_are_never_evaluated_on_all_documents() -> None:
     assert sum(evaluation.outcome == PRUNED for evaluation in state.candidates.values()) > len(state.candidates) / 2
 
 
+def test_the_best_of_the_first_generation_go_on_to_more_documents() -> None:
+    objective = ManyDocuments(OPTIMA["ramp"])
+    _, (first, second, *_) = run(objective, 8, worth(20, 8))
+    ranked = sorted(first.candidates, key=lambda factors: objective.document_loss(factors, 0))
+    assert (first.documents, second.documents) == (1, SETTINGS.profile_documents)
+    assert second.candidates == tuple(ranked[: SETTINGS.promoted])
+
+
 def test_what_is_asked_for_again_is_continued() -> None:
     state, _ = run(ManyDocuments(OPTIMA["geometric"]), 8, worth(60, 8))
     documents: dict[Factors, int] = {}
@@ -222,9 +230,9 @@ def test_generations_that_fail_altogether(documents: int, failing: set[int]) -> 
     assert all(map(space.contains, proposed))
 
 
-def test_the_attention_factor_is_searched() -> None:
+def test_the_attention_factor_is_searched_early() -> None:
     space, objective = space_of(attention_factor="search"), ManyDocuments(STEP, attention_factor=1.1)
-    state, _ = run(objective, 4, worth(60, 4), space)
+    state, _ = run(objective, 4, worth(20, 4), space)
     assert best_of(state).attention_factor == pytest.approx(1.1, abs=0.04)
     assert objective.common(best_of(state)) < 0.3 * least_of_seeds(objective.common, space)
 
