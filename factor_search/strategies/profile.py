@@ -107,5 +107,6 @@ class Steps:
 
 def in_space(space: SearchSpace, heights: Vector, initial_tokens: int, attention_factor: float) -> Factors:
     """The candidate for log lambda / log s at each pair, snapped into the space."""
-    factors = np.exp(np.maximum(heights, 0.0) * math.log(space.scale))
+    highest = math.log(1 + space.step * space.top_level)
+    factors = np.exp(np.clip(heights * math.log(space.scale), 0.0, highest))
     return space.factors(space.project(Factors.of(factors.tolist(), initial_tokens, attention_factor)))

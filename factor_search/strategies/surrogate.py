@@ -65,7 +65,7 @@ def propose(
 ) -> list[Vector]:
     """Points with the highest expected improvement within a region around the best expected one.
 
-    Each is chosen as if those before it had turned out as expected.
+    Each is chosen as if those before it had turned out as expected, and none is known already.
 
     Args:
         points: known, of shape (n, dimensions).
@@ -97,6 +97,7 @@ def propose(
         gain = (float(expected.min()) - mean) / deviation
         density = np.exp(-gain * gain / 2) / math.sqrt(2 * math.pi)
         improvement = deviation * (gain * 0.5 * (1 + _erf(gain / math.sqrt(2))) + density)
+        improvement[(candidates[:, None] == known[None]).all(axis=-1).any(axis=-1)] = -math.inf
         index = int(improvement.argmax())
         proposed.append(candidates[index] * widths)
         known = np.concatenate([known, candidates[index : index + 1]])

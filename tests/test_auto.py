@@ -1,0 +1,293 @@
+"""The default strategy, searching on several documents with racing."""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from factor_search.evaluation import DIVERGED, PRUNED
+from factor_search.factors import Factors
+from factor_search.ledger import Ledger, RecordedEvaluator
+from factor_search.methods import closed_forms
+from factor_search.race import rungs
+from factor_search.search import SearchState, search
+from factor_search.space import SearchSpace
+from factor_search.spec import BudgetSpec, SpaceSpec
+from factor_search.strategies import Result
+from factor_search.strategies.auto import SETTINGS, Auto
+from factor_search.strategies.contract import Generation
+from tests.synthetic import ManyDocuments, geometry, many_documents
+
+GEOMETRY = geometry(pairs=32)
+SCALE = 8
+TARGET = SCALE * GEOMETRY.original_length
+SEEDS = list(closed_forms(GEOMETRY, TARGET).values())
+OCTAVES = np.log2([wavelength / GEOMETRY.original_length for wavelength in GEOMETRY.wavelengths])
+"""Below one turn, for each pair."""
+OPTIMA = {
+    "step": SCALE ** np.interp(OCTAVES, [-3.0, 0.1, 0.6], [0.0, 0.35, 0.9]),
+    "ramp": 1 / (1 - (1 - 1 / (0.6 * SCALE)) * np.interp(OCTAVES, [-4.0, 2.0], [0.0, 1.0])),
+    "beyond the paper's bound": SCALE ** np.interp(OCTAVES, [-3.0, 0.0, 1.0], [0.0, 0.3, 1.35]),
+    "geometric": (0.6 * SCALE) ** (np.arange(32) / 31),
+}
+STEP = OPTIMA["step"].tolist()
+
+
+def space_of(**changes: Any) -> SearchSpace:
+    return SearchSpace.build(SpaceSpec(**{"upper_bound": 8.0, "initial_tokens": [0]} | changes), GEOMETRY, TARGET)
+
+
+def worth(evaluations: int, documents: int) -> BudgetSpec:
+    """The tokens of so many candidates on all documents."""
+    return BudgetSpec(candidates=None, tokens=100 * documents * evaluations)
+
+
+@dataclass
+class Watched:
+    """A strategy, and what it asked for."""
+
+    strategy: Auto
+    generations: list[Generation] = field(default_factory=list)
+
+    def ask(self) -> Generation:
+        self.generations.append(self.strategy.ask())
+        return self.generations[-1]
+
+    def tell(self, results: Any) -> None:
+        self.strategy.tell(results)
+
+
+def run(
+    objective: ManyDocuments, documents: int, budget: BudgetSpec, space: SearchSpace | None = None, seed: int = 0
+) -> tuple[SearchState, list[Generation]]:
+    watched = Watched(Auto(space or space_of(), SEEDS, documents, seed=seed))
+    state = search(watched, objective, many_documents(documents), budget, error_rate=0.1)
+    return state, watched.generations
+
+
+def best_of(state: SearchState) -> Factors:
+    assert state.best is not None
+    return state.best.factors
+
+
+def least_of_seeds(loss: Callable[[Factors], float], space: SearchSpace | None = None) -> float:
+    space = space or space_of()
+    return min(loss(space.factors(space.project(factors))) for factors in SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("optimum", "share"), [("step", 0.2), ("ramp", 0.6), ("beyond the paper's bound", 0.3), ("geometric", 0.7)]
+)
+@pytest.mark.parametrize("documents", [4, 8])
+def test_it_beats_the_closed_forms_in_the_tokens_of_20_evaluations(optimum: str, share: float, documents: int) -> None:
+    objective = ManyDocuments(OPTIMA[optimum])
+    for seed in range(2):
+        state, _ = run(objective, documents, worth(20, documents), seed=seed)
+        assert len(state.candidates) > 1.5 * 20
+        assert objective.common(best_of(state)) < share * least_of_seeds(objective.common)
+
+
+@pytest.mark.parametrize("documents", [1, 2, 3, 4, 8, 16])
+@pytest.mark.parametrize("optimum", OPTIMA)
+def test_it_never_ends_worse_than_the_best_seed(optimum: str, documents: int) -> None:
+    objective = ManyDocuments(OPTIMA[optimum])
+    state, _ = run(objective, documents, worth(16, documents))
+    assert state.best is not None
+    assert len(state.best.losses) == documents
+
+    def on_documents(factors: Factors) -> float:
+        return math.fsum(objective.document_loss(factors, document) for document in range(documents)) / documents
+
+    assert on_documents(best_of(state)) <= least_of_seeds(on_documents)
+
+
+@pytest.mark.parametrize("documents", [1, 2, 3, 4, 8, 16])
+def test_generations_are_on_a_rung_or_on_all_documents(documents: int) -> None:
+    state, generations = run(ManyDocuments(STEP), documents, worth(40, documents))
+    asked = {generation.documents for generation in generations}
+    assert asked == {*rungs(documents), None}
+    assert state.ended_by == "tokens"
+    assert all(space_of().contains(factors) for factors in state.candidates)
+
+
+def test_most_candidates_are_never_evaluated_on_all_documents() -> None:
+    objective = ManyDocuments(STEP)
+    state, _ = run(objective, 8, worth(20, 8))
+    assert sum(evaluation.outcome == PRUNED for evaluation in state.candidates.values()) > len(state.candidates) / 2
+
+
+def test_the_best_of_the_first_generation_go_on_to_more_documents() -> None:
+    objective = ManyDocuments(OPTIMA["ramp"])
+    _, (first, second, *_) = run(objective, 8, worth(20, 8))
+    ranked = sorted(first.candidates, key=lambda factors: objective.document_loss(factors, 0))
+    assert (first.documents, second.documents) == (1, SETTINGS.profile_documents)
+    assert second.candidates == tuple(ranked[: SETTINGS.promoted])
+
+
+def test_what_is_asked_for_again_is_continued() -> None:
+    state, _ = run(ManyDocuments(OPTIMA["geometric"]), 8, worth(60, 8))
+    documents: dict[Factors, int] = {}
+    for evaluation in state.evaluations:
+        assert len(evaluation.losses) > documents.get(evaluation.factors, 0)
+        documents[evaluation.factors] = len(evaluation.losses)
+    assert len(state.evaluations) > len(documents)
+
+
+def test_the_same_seed_gives_the_same_search_and_another_one_another() -> None:
+    one, same, other = (run(ManyDocuments(STEP), 4, worth(30, 4), seed=seed)[0].evaluations for seed in (3, 3, 4))
+    assert one == same
+    assert one != other
+
+
+def test_the_first_generation_does_not_depend_on_the_seed() -> None:
+    one, other = (Auto(space_of(), SEEDS, 4, seed=seed).ask() for seed in (0, 1))
+    assert one == other
+
+
+@pytest.mark.parametrize("documents", [1, 8])
+def test_a_smaller_budget_gives_the_beginning_of_a_larger_one(documents: int) -> None:
+    smaller, larger = (run(ManyDocuments(STEP), documents, worth(n, documents))[0] for n in (17, 50))
+    assert smaller.evaluations == larger.evaluations[: len(smaller.evaluations)]
+    assert len(larger.evaluations) > len(smaller.evaluations)
+
+
+def test_a_replay_computes_nothing_anew(tmp_path: Path) -> None:
+    def recorded(budget: BudgetSpec) -> tuple[SearchState, list[tuple[Factors, int]]]:
+        objective = ManyDocuments(STEP, diverges=unlucky)
+        with Ledger(tmp_path / "evaluations.jsonl") as ledger:
+            strategy, documents = Auto(space_of(), SEEDS, 8, seed=0), many_documents(8)
+            state = search(strategy, RecordedEvaluator(objective, ledger), documents, budget, error_rate=0.1)
+        return state, objective.computed
+
+    begun, first = recorded(worth(15, 8))
+    whole, rest = recorded(worth(40, 8))
+    again, nothing = recorded(worth(40, 8))
+    assert nothing == []
+    assert again.evaluations == whole.evaluations
+    assert whole.evaluations[: len(begun.evaluations)] == begun.evaluations
+    computed = [pair for pair in first + rest if not unlucky(pair[0], 3)]
+    assert len(computed) == len(set(computed)), "each document of a candidate once"
+    assert run(ManyDocuments(STEP, diverges=unlucky), 8, worth(40, 8))[0].candidates.keys() == whole.candidates.keys()
+
+
+def unlucky(factors: Factors, document: int) -> bool:
+    """One candidate in four diverges, but only on the fourth document and later ones."""
+    return document >= 3 and int(factors.sha256, 16) % 4 == 0
+
+
+def third(factors: Factors, document: int) -> bool:
+    return int(factors.sha256, 16) % 3 == 0
+
+
+@pytest.mark.parametrize("diverges", [third, unlucky])
+def test_diverging_candidates_do_not_stand_in_the_way(diverges: Callable[[Factors, int], bool]) -> None:
+    objective = ManyDocuments(STEP, diverges=diverges)
+    state, _ = run(objective, 8, worth(40, 8))
+    evaluations = state.evaluations
+    failed = [evaluation.factors for evaluation in evaluations if evaluation.outcome == DIVERGED]
+    assert failed
+    assert len(failed) == len(set(failed)), "what failed is not asked for again"
+    assert objective.common(best_of(state)) < 0.3 * least_of_seeds(objective.common)
+    assert not diverges(best_of(state), 7)
+
+
+def test_the_best_fail_when_they_are_continued() -> None:
+    """Whatever is closer to the optimum than this diverges on the second half of the documents."""
+    objective = ManyDocuments(STEP)
+    near = 0.3 * least_of_seeds(objective.common)
+    failing = ManyDocuments(STEP, diverges=lambda factors, document: document >= 4 and objective.common(factors) < near)
+    state, _ = run(failing, 8, worth(60, 8))
+    assert state.best is not None
+    assert near <= objective.common(state.best.factors) < least_of_seeds(objective.common)
+    asked = [evaluation.factors for evaluation in state.evaluations if evaluation.outcome == DIVERGED]
+    assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize("documents", [1, 2, 3, 4, 8, 16])
+@pytest.mark.parametrize("failing", [{0}, {1}, {2, 3}, {0, 1, 2}, set(range(1, 40)), set(range(10**6))])
+def test_generations_that_fail_altogether(documents: int, failing: set[int]) -> None:
+    space = space_of(attention_factor="search", initial_tokens=[0, 4])
+    strategy, objective = Auto(space, SEEDS, documents, seed=0), ManyDocuments(STEP)
+    proposed: list[Factors] = []
+    for number in range(60):
+        generation = strategy.ask()
+        if not generation.candidates:
+            break
+        proposed += generation.candidates
+        results = []
+        for factors in generation.candidates:
+            losses = tuple(objective.document_loss(factors, d) for d in range(generation.documents or documents))
+            results.append(Result(math.inf) if number in failing else Result(math.fsum(losses) / len(losses), losses))
+        strategy.tell(results)
+    assert len(set(proposed)) > 100
+    assert all(map(space.contains, proposed))
+
+
+def test_the_attention_factor_is_searched_early() -> None:
+    space, objective = space_of(attention_factor="search"), ManyDocuments(STEP, attention_factor=1.1)
+    state, _ = run(objective, 4, worth(20, 4), space)
+    assert best_of(state).attention_factor == pytest.approx(1.1, abs=0.04)
+    assert objective.common(best_of(state)) < 0.3 * least_of_seeds(objective.common, space)
+
+
+def test_initial_tokens_that_help_are_found() -> None:
+    space, objective = space_of(initial_tokens=[0, 4, 16, 64]), ManyDocuments(STEP, initial_tokens=16)
+    state, _ = run(objective, 4, worth(120, 4), space)
+    assert best_of(state).initial_tokens == 16
+
+
+def test_a_single_choice_of_initial_tokens_is_kept() -> None:
+    state, _ = run(ManyDocuments(STEP), 4, worth(20, 4), space_of(initial_tokens=[4]))
+    assert {factors.initial_tokens for factors in state.candidates} == {4}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"monotone": False},
+        {"critical_dimension": "search"},
+        {"critical_dimension": 20},
+        {"attention_factor": "search", "initial_tokens": [0, 4, 16], "critical_dimension": "search"},
+        {"upper_bound": 1.25, "step": 0.1},
+    ],
+    ids=["any-order", "critical", "critical-fixed", "all", "coarse"],
+)
+def test_every_kind_of_space(changes: dict[str, Any]) -> None:
+    space, objective = space_of(**changes), ManyDocuments(STEP)
+    state, _ = run(objective, 4, worth(40, 4), space)
+    assert all(map(space.contains, state.candidates))
+    assert objective.common(best_of(state)) < least_of_seeds(objective.common, space)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.builds(
+        SearchSpace,
+        pairs=st.just(3),
+        step=st.sampled_from([0.1, 0.5]),
+        top_level=st.integers(0, 3),
+        monotone=st.booleans(),
+        initial_tokens=st.sampled_from([(0,), (0, 1, 2)]),
+        attention_factors=st.sampled_from([(1.0,), (1.0, 1.1, 1.2)]),
+        turns=st.sampled_from([(8.0, 1.0, 0.125), (900.0, 700.0, 500.0), (0.3, 0.2, 0.1)]),
+        scale=st.sampled_from([1.5, 4.0]),
+    ),
+    st.integers(1, 5),
+    st.sampled_from([1, 2, 4]),
+)
+def test_a_tiny_space_comes_to_an_end(space: SearchSpace, documents: int, failing: int) -> None:
+    """Whatever fails: one candidate in so many lives."""
+    objective = ManyDocuments([1.0, 1.2, 1.4], diverges=lambda factors, _: int(factors.sha256, 16) % failing != 0)
+    watched = Watched(Auto(space, [Factors.of([1.0] * 3)], documents, seed=0))
+    state = search(watched, objective, many_documents(documents), BudgetSpec(candidates=10**6), error_rate=0.1)
+    assert state.ended_by == "strategy"
+    assert all(map(space.contains, state.candidates))
+    asked = list(itertools.chain(*(generation.candidates for generation in watched.generations)))
+    assert len(asked) <= len(set(asked)) * (1 + len(list(rungs(documents))))

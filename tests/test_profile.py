@@ -1,0 +1,128 @@
+"""Curves over turns: what candidates they stand for, on any model."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from factor_search.factors import Factors
+from factor_search.space import Genome, SearchSpace
+from factor_search.strategies.profile import BOUNDS, FIRST, Profile, Steps
+
+
+def space_of(pairs: int, base: float, original: float, scale: float, step: float = 0.01) -> SearchSpace:
+    turns = tuple(original / (2 * math.pi) * base ** (-i / pairs) for i in range(pairs))
+    return SearchSpace(
+        pairs, step, math.floor((8 * scale - 1) / step), True, (0, 4), (1.0, 1.1), turns=turns, scale=scale
+    )
+
+
+LLAMA = space_of(64, 10_000.0, 4096.0, 8.0)
+spaces = st.builds(
+    space_of,
+    pairs=st.integers(1, 40),
+    base=st.sampled_from([1.5, 100.0, 1e4, 5e5, 1e7]),
+    original=st.sampled_from([1.0, 64.0, 4096.0, 1e6]),
+    scale=st.sampled_from([1.1, 2.0, 8.0, 64.0]),
+    step=st.sampled_from([0.01, 0.25]),
+)
+"""Models of one pair or two, and those whose pairs all make many turns, or none, among them."""
+
+
+@st.composite
+def bases(draw: st.DrawFn, space: SearchSpace) -> Factors:
+    levels = draw(st.lists(st.integers(0, space.top_level), min_size=space.pairs, max_size=space.pairs))
+    return space.factors(Genome(tuple(sorted(levels)), draw(st.integers(0, 1)), draw(st.integers(0, 1))))
+
+
+@settings(deadline=None)
+@given(spaces, st.tuples(*(st.floats(low, high) for low, high in BOUNDS.tolist())))
+def test_every_profile_is_a_candidate_in_the_space(space: SearchSpace, values: tuple[float, ...]) -> None:
+    for profile in (Profile(*values), *FIRST):
+        factors = profile.factors(space, 4, 1.1)
+        assert space.contains(factors)
+        assert factors.is_monotone
+        assert (factors.initial_tokens, factors.attention_factor) == (4, 1.1)
+
+
+def test_the_first_profiles_are_within_the_bounds() -> None:
+    for profile in FIRST:
+        values = [profile.step, profile.foot, profile.level, profile.start]
+        assert all(low <= value <= high for value, (low, high) in zip(values, BOUNDS, strict=True))
+
+
+@pytest.mark.parametrize("level", [0.8, 1.0, 1.3])
+def test_a_profile_by_its_numbers(level: float) -> None:
+    factors = Profile(step=-0.5, foot=0.3, level=level, start=3.0).factors(LLAMA, 0, 1.0)
+    for turns, factor in zip(LLAMA.turns, factors.rescale_factors, strict=True):
+        octaves = math.log2(turns)
+        if octaves >= 3.0:
+            assert factor == 1.0
+        elif octaves >= -0.25:  # the step is half an octave wide
+            assert factor == pytest.approx(8 ** (0.3 * (3.0 - octaves) / 3.25), abs=0.006)
+        elif octaves <= -0.75:
+            assert factor == pytest.approx(8**level, abs=0.006)
+
+
+def test_a_profile_means_the_same_on_another_model() -> None:
+    """Twice the length at which pairs make as many turns: the same factors."""
+    slower = SearchSpace(64, 0.01, 6300, True, (0,), (1.0,), turns=LLAMA.turns, scale=8.0)
+    longer = space_of(64, 10_000.0, 2 * 4096.0, 8.0)
+    for profile in FIRST:
+        one = profile.factors(LLAMA, 0, 1.0).rescale_factors
+        assert profile.factors(slower, 0, 1.0).rescale_factors == one
+        shifted = np.interp(-np.log2(longer.turns), -np.log2(LLAMA.turns), one)
+        assert profile.factors(longer, 0, 1.0).rescale_factors == pytest.approx(shifted, rel=0.15)
+
+
+@settings(deadline=None)
+@given(spaces, st.sampled_from([2, 7, 8, 16]), st.data())
+def test_steps_begin_at_the_base(space: SearchSpace, knots: int, data: st.DataObject) -> None:
+    base = data.draw(bases(space))
+    steps = Steps(space, base, knots)
+    assert steps.factors(steps.start) == base
+
+
+@settings(deadline=None)
+@given(spaces, st.sampled_from([2, 7, 16]), st.sampled_from([0.1, 1.5, 1e3]), st.data())
+def test_any_rises_are_a_candidate_in_the_space(
+    space: SearchSpace, knots: int, size: float, data: st.DataObject
+) -> None:
+    """CMA-ES knows no bounds."""
+    steps = Steps(space, data.draw(bases(space)), knots)
+    count = len(steps.start)
+    assert 1 <= count == len(steps.bounds) <= knots + 1
+    rises = data.draw(st.lists(st.floats(-size, size), min_size=count, max_size=count))
+    factors = steps.factors(np.array(rises))
+    assert space.contains(factors)
+    assert factors.is_monotone
+
+
+def test_a_rise_lifts_what_comes_after_it_and_nothing_before() -> None:
+    base = FIRST[0].factors(LLAMA, 0, 1.0)
+    steps = Steps(LLAMA, base, 7)
+    before = np.array(base.rescale_factors)
+    untouched = []
+    for knot in range(len(steps.start)):
+        rises = steps.start.copy()
+        rises[knot] += 0.1
+        change = np.array(steps.factors(rises).rescale_factors) - before
+        lifted = np.flatnonzero(change > 0.01)
+        assert change.min() >= 0
+        assert change[-1] == pytest.approx(before[-1] * (8**0.1 - 1), abs=0.02)
+        untouched.append(int(lifted[0]))
+    assert untouched == sorted(set(untouched))
+    assert LLAMA.turns[untouched[0]] <= 2**4.0
+
+
+def test_knots_stand_where_pairs_make_few_turns() -> None:
+    """Eight turns to a fifth of one, and the last pair: on a model of 64 pairs nearly all of them."""
+    steps = Steps(LLAMA, Factors.of([1.0] * 64), 7)
+    assert len(steps.start) == 8
+    rises = np.zeros(8)
+    rises[7] = 0.5
+    last = np.array(steps.factors(rises).rescale_factors)
+    assert np.all(last[np.array(LLAMA.turns) > 0.21] == 1.0)
+    assert last[-1] == pytest.approx(8**0.5, abs=0.006)
