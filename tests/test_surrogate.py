@@ -138,3 +138,10 @@ def test_proposals_are_within_bounds_and_differ(dimensions: int, losses: list[fl
     assert np.all((BOUNDS[:dimensions, 0] <= proposed) & (proposed <= BOUNDS[:dimensions, 1]))
     assert len(np.unique(np.concatenate([points, proposed]), axis=0)) == len(np.unique(points, axis=0)) + 4
     assert not math.isnan(proposed.sum())
+
+
+def test_proposals_of_a_generation_explore_different_places() -> None:
+    """Each counts on those before it; otherwise all would crowd around the most promising points."""
+    points = np.array([[-1.0], [0.0], [1.0]])
+    places = {round(float(vector[0]), 1) for vector in suggest(points, np.array([1.0, 0.9, 1.0]), radius=2.0)}
+    assert len(places) >= 3
