@@ -24,9 +24,20 @@ IDENTITY = {"model": "stub", "dtype": "float32", "attention": "none"}
 PAIRS, ORIGINAL, TARGET = 16, 256, 1024
 
 
+ONE_BY_ONE = {
+    "kind": "evolution",
+    "population": 24,
+    "parents": 12,
+    "mutants": 8,
+    "crossovers": 8,
+    "generations": 10_000,
+}
+"""A strategy that evaluates each candidate once, on all documents."""
+
+
 def stub_spec(**changes: object) -> JobSpec:
     """A job that stub workers can do."""
-    document = {"name": "stub", "model": "stub", "data": ["none"], "target_length": TARGET}
+    document = {"name": "stub", "model": "stub", "data": ["none"], "target_length": TARGET, "strategy": ONE_BY_ONE}
     return parse_spec(document | {"budget": 100} | changes)
 
 
