@@ -103,7 +103,7 @@ class EvolutionSpec(_Strict):
 
 
 class AutoSpec(_Strict):
-    """Whatever currently measures best for the given budget."""
+    """Few numbers and few documents first, then more of both; does not depend on the budget."""
 
     kind: Literal["auto"] = "auto"
 

@@ -3,8 +3,10 @@
 1. closed forms, known factors and a few profiles (see :mod:`factor_search.strategies.profile`), on one document;
 2. profiles of four numbers guided by a Gaussian process, on two documents;
 3. curves of up to eight numbers around the best so far, likewise, on all documents;
-4. the number of initial tokens and the attention factor, where the space has a choice;
-5. CMA-ES over nearly every pair with small steps, for as long as the budget lasts.
+4. CMA-ES over nearly every pair with small steps, in rounds, for as long as the budget lasts.
+
+Where the space has a choice, the attention factor is tried after 2, and again with the initial tokens after the first
+round of 4.
 """
 
 import math
@@ -223,7 +225,7 @@ class Auto:
         return found_new
 
     def _evaluate(self, candidates: Iterable[Factors], documents: int) -> Script:
-        """Ask for those that are not known on as many documents, and have not failed or been stopped."""
+        """Ask for those that are not known on as many documents and have not failed."""
         wanted = [factors for factors in dict.fromkeys(candidates) if self._wanting(factors, documents)]
         if wanted:
             yield Generation(tuple(wanted), documents if documents < self._documents else None)

@@ -1,7 +1,7 @@
 """Curves of log lambda over turns: how often a rotary pair goes round within the model's original length.
 
 A pair that completed at least one turn in training has met every angle; one that did not meets angles beyond those it
-was trained for as soon as the text is longer. On every model tried the best factors tell the two apart: nearly 1 for
+was trained for as soon as the text is longer. On the models tried the best factors tell the two apart: nearly 1 for
 many turns, a gentle foot down to one turn, a steep step below it, and about the scale from there on. So a curve over
 turns means the same for any base, head size and original length.
 """
