@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -21,6 +21,7 @@ from storage.optuna_tables import optuna_url_beside
 from storage.projection import Projection
 from storage.projector import Projector
 from storage.unprojected import catch_up
+from tests.processes import wait_for
 from tests.test_projection import PREPARED, REPORT, SPEC, STUDY, candidate, done, opened
 
 OWNER = "coordinator-1"
@@ -47,13 +48,6 @@ def driven(database: Database, owner: str = OWNER, study: str = STUDY) -> Lease:
     _, lease = JobStore(database).claim(owner, 60)
     EvaluationStore(database).start_stage(lease, 0, 512, study, PREPARED)
     return lease
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def note_of(optuna_url: str, study: str = STUDY) -> str:

@@ -23,6 +23,7 @@ from storage.database import Database
 from storage.evaluations import EvaluationStore
 from storage.events import read_events
 from storage.jobs import JobStore
+from tests.processes import survivors
 from workers.coordinator import Coordinator
 from workers.policy import Policy
 
@@ -173,8 +174,7 @@ def test_a_coordinator_process_starts_a_ray_of_its_own_and_goes_with_its_parent(
         assert any("raylet" in child.name() for child in children)
         process.stdin.close()
         assert process.wait(30) == 0
-        _, alive = psutil.wait_procs(children, timeout=10)
-        assert [child.name() for child in alive] == []
+        assert [child.name() for child in survivors(children)] == []
 
 
 @pytest.mark.parametrize(

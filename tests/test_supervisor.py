@@ -6,31 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.processes import alive, wait_for
 from workers.supervisor import Supervisor
 
 
 def command(code: str, *arguments: object) -> list[str]:
     return [sys.executable, "-c", code, *map(str, arguments)]
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-
-
-def alive(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{process_id}/stat").read_text().split()[2] != "Z"
 
 
 SLEEPS = "import sys, time; open(sys.argv[1], 'a').write('x'); time.sleep(100)"
@@ -71,7 +56,7 @@ def test_a_child_that_dies_again_and_again_is_waited_for_longer_each_time(
         caplog.at_level(logging.ERROR),
         Supervisor(command(DIES, marks), name="mayfly", first_delay_seconds=0.05, longest_delay_seconds=0.2),
     ):
-        wait_for(lambda: marks.exists() and len(marks.read_text()) >= 4)
+        wait_for(lambda: len(caplog.records) >= 4)
     waits = [record.getMessage().rpartition("again in ")[2] for record in caplog.records]
     assert waits[:4] == ["0.05 s", "0.1 s", "0.2 s", "0.2 s"]
     assert "mayfly exited with status 3" in caplog.text
@@ -81,7 +66,7 @@ def test_one_that_lived_long_is_started_again_soon(tmp_path: Path, caplog: pytes
     marks = tmp_path / "marks"
     options = {"first_delay_seconds": 0.01, "longest_delay_seconds": 10.0, "settled_seconds": 0.0}
     with caplog.at_level(logging.ERROR), Supervisor(command(DIES, marks), name="m", **options):  # type: ignore[arg-type]
-        wait_for(lambda: marks.exists() and len(marks.read_text()) >= 4)
+        wait_for(lambda: len(caplog.records) >= 4)
     assert {record.getMessage().rpartition("again in ")[2] for record in caplog.records} == {"0.01 s"}
 
 

@@ -20,6 +20,7 @@ from factor_search.factors_file import FactorsFile, read_factors
 from factor_search.job import run_job
 from factor_search.report import build_factors_file
 from factor_search.spec import parse_spec
+from tests.processes import survivors
 
 pytestmark = pytest.mark.slow
 
@@ -108,8 +109,7 @@ def test_a_server_outlives_its_coordinator_and_its_ray(checkpoint: Path, texts: 
             family = [process, *process.children(recursive=True)]
             wait_for_candidates(client, job.id)
             next(member for member in family if member.name().startswith(victim)).kill()
-            _, alive = psutil.wait_procs(family, timeout=10)
-            assert alive == []  # nothing of it is left behind
+            assert survivors(family) == []  # nothing of it is left behind
         events = list(client.events(job.id))
         assert events[-1].kind == "finished"
         assert Counter(event.kind for event in events)["claimed"] == 3

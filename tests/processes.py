@@ -1,0 +1,31 @@
+"""Waiting for processes and what they do."""
+
+import time
+from collections.abc import Callable, Iterable
+
+import psutil
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
+    """Return when the condition holds; fail when that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def alive(process: psutil.Process | int) -> bool:
+    """Whether a process, or that of an id, runs; a zombie does not (an init process may be slow to collect it)."""
+    try:
+        process = psutil.Process(process) if isinstance(process, int) else process
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def survivors(processes: Iterable[psutil.Process], seconds: float = 10) -> list[psutil.Process]:
+    """Those that still run after so many seconds; returns as soon as there are none."""
+    deadline = time.monotonic() + seconds
+    while (left := [process for process in processes if alive(process)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
