@@ -87,7 +87,7 @@ def _add(
 EXAMPLE_SPEC = {
     "name": "llama-8x",
     "model": {"id": "models/llama", "dtype": "auto"},
-    "data": {"files": ["books/*.txt"], "search_documents": 4, "validation_documents": 4, "held_out_documents": 8},
+    "data": {"files": ["books/*.txt"], "search_documents": 8, "validation_documents": 4, "held_out_documents": 8},
     "target_length": 32768,
     "space": {"initial_tokens": [0]},
     "budget": {"candidates": 200},

@@ -129,10 +129,15 @@ class Workplace:
 def workplace(
     name: str, search_documents: int, validation_documents: int, held_out_documents: int
 ) -> Iterator[Workplace]:
-    """One process at a time for each model and choice of search documents: the ledger is locked."""
+    """One process at a time for each model and choice of search documents: the ledger is locked.
+
+    Held-out documents are as many as wanted, or all that the model has besides the others.
+    """
     model = bench_model(name)
-    counts = (search_documents, validation_documents, held_out_documents)
-    samples = deal(model.documents(), *counts)
+    documents = model.documents()
+    distinct = len({tokens.tobytes() for tokens in documents})
+    held_out = min(held_out_documents, max(distinct - search_documents - validation_documents, 1))
+    samples = deal(documents, search_documents, validation_documents, held_out)
     loaded = load_model(ModelSpec(id=str(model.folder), device="cpu"))
     file = cache_folder("bench") / f"{model.folder.name}-{samples.search.sha256[:12]}.jsonl"
     with Ledger(file) as ledger, LocalEvaluator(loaded, model.recipe.target) as local:

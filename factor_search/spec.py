@@ -46,7 +46,7 @@ class DataSpec(_Strict):
     name: str | None = Field(None, description="Configuration name of the hub data set.")
     split: str = Field("validation", description="Split of the hub or saved data set.")
     column: str = Field("text", description="Column or JSON key that holds a document's text.")
-    search_documents: PositiveInt = Field(4, description="Documents that candidates are compared on.")
+    search_documents: PositiveInt = Field(8, description="Documents that candidates are compared on.")
     validation_documents: PositiveInt = Field(4, description="Documents that choose among the best few candidates.")
     held_out_documents: PositiveInt = Field(8, description="Documents that only the final figures are measured on.")
     held_out_files: list[str] | None = Field(None, description="Take the held-out documents from these files instead.")

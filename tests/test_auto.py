@@ -127,7 +127,7 @@ def test_the_best_of_the_first_generation_go_on_to_more_documents() -> None:
     objective = ManyDocuments(OPTIMA["ramp"])
     _, (first, second, *_) = run(objective, 8, worth(20, 8))
     ranked = sorted(first.candidates, key=lambda factors: objective.document_loss(factors, 0))
-    assert (first.documents, second.documents) == (1, SETTINGS.profile_documents)
+    assert (first.documents, second.documents) == (1, SETTINGS.profile_documents[0])
     assert second.candidates == tuple(ranked[: SETTINGS.promoted])
 
 
@@ -239,8 +239,29 @@ def test_the_attention_factor_is_searched_early() -> None:
 
 def test_initial_tokens_that_help_are_found() -> None:
     space, objective = space_of(initial_tokens=[0, 4, 16, 64]), ManyDocuments(STEP, initial_tokens=16)
-    state, _ = run(objective, 4, worth(120, 4), space)
+    state, _ = run(objective, 4, worth(20, 4), space)
     assert best_of(state).initial_tokens == 16
+
+
+def test_profiles_known_with_other_initial_tokens_still_guide_the_search() -> None:
+    """What the sweep made of the best profile is taken to happen to all."""
+    space, objective = space_of(initial_tokens=[0, 16]), ManyDocuments(STEP, initial_tokens=16)
+    auto = Auto(space, SEEDS, 8, seed=0)
+    for _ in range(8):
+        generation = auto.ask()
+        assert generation.documents is not None
+        losses = [
+            tuple(objective.document_loss(factors, document) for document in range(generation.documents))
+            for factors in generation.candidates
+        ]
+        auto.tell([Result(math.fsum(each) / len(each), each) for each in losses])
+    best = auto._best(2)
+    assert best.initial_tokens == 16
+    guessed = auto._losses_like(best, 2)
+    assert len(guessed) > 20
+    profiles = [(guessed[shape], Factors(shape, 16, best.attention_factor)) for shape in auto._profiles]
+    true = [objective.document_loss(f, 0) / 2 + objective.document_loss(f, 1) / 2 for _, f in profiles]
+    assert [guess for guess, _ in profiles] == pytest.approx(true, abs=0.05)
 
 
 def test_a_single_choice_of_initial_tokens_is_kept() -> None:

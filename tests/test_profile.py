@@ -85,6 +85,12 @@ def test_steps_begin_at_the_base(space: SearchSpace, knots: int, data: st.DataOb
     assert steps.factors(steps.start) == base
 
 
+def test_the_rises_of_a_curve_are_read_off_its_rescale_factors() -> None:
+    steps = Steps(LLAMA, FIRST[0].factors(LLAMA, 0, 1.0), 7)
+    rises = steps.start + 0.02
+    assert steps.vector(steps.factors(rises).rescale_factors) == pytest.approx(rises, abs=0.01)
+
+
 @settings(deadline=None)
 @given(spaces, st.sampled_from([2, 7, 16]), st.sampled_from([0.1, 1.5, 1e3]), st.data())
 def test_any_rises_are_a_candidate_in_the_space(

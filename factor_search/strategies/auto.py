@@ -2,16 +2,17 @@
 
 1. closed forms, known factors and a few profiles (see :mod:`factor_search.strategies.profile`), on one document;
 2. profiles of four numbers guided by a Gaussian process, on two documents;
-3. curves of up to eight numbers around the best so far, likewise, on all documents;
-4. CMA-ES over nearly every pair with small steps, in rounds, for as long as the budget lasts.
-
-Where the space has a choice, the attention factor is tried after 2, and again with the initial tokens after the first
-round of 4.
+3. the initial tokens and the attention factor, where the space has a choice, for the best so far;
+4. profiles again, on four documents;
+5. curves of up to eight numbers around the best so far, guided likewise by all that is known, on four documents and
+   then on all;
+6. CMA-ES over nearly every pair with small steps, in rounds, for as long as the budget lasts; after the first, 3 again.
 """
 
 import math
-from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import astuple, dataclass
+from operator import itemgetter
 
 import cmaes
 import numpy as np
@@ -35,17 +36,20 @@ class Settings:
 
     generation: int = 4
     """Candidates that the Gaussian process proposes at a time."""
-    promoted: int = 2
+    promoted: int = 4
     """The best candidates that go on to more documents."""
-    profile_documents: int = 2
-    profile_generations: int = 3
-    profile_radius: float = 1.0
+    profile_documents: tuple[int, int] = (2, 4)
+    """Of the first and the second search among profiles."""
+    profile_generations: tuple[int, int] = (3, 2)
+    profile_radius: tuple[float, float] = (1.0, 0.5)
+    """First radius, in the widths of each number."""
     curve_knots: int = 7
-    curve_radius: float = 0.3
-    """In log lambda / log s."""
-    smallest_radius: float = 0.05
+    curve_width: float = 0.1
+    """How far a rise has to move to matter, in log lambda / log s."""
+    curve_radius: tuple[float, float, float] = (0.3, 0.7, 1.4)
+    """Smallest, first and largest, in widths."""
     curve_generations_on_fewer: int = 2
-    """On each number of documents between those of the profiles and all of them."""
+    """On each number of documents between those of the first profiles and all of them."""
     patience: int = 6
     """Generations without improvement after which the curve is left."""
     known_points: int = 120
@@ -98,6 +102,8 @@ class Auto:
         self._known: dict[Factors, tuple[float, ...]] = {}
         """Losses of each candidate on the first documents; none if it failed."""
         self._script = self._search()
+        self._profiles: dict[tuple[float, ...], Vector] = {}
+        """The numbers of each profile, by its rescale factors."""
         self._results: list[Result] | None = None
         self._asked: list[Factors] = []
 
@@ -122,72 +128,103 @@ class Auto:
             self._known.setdefault(factors, ())
 
     def _search(self) -> Script:
-        initial_tokens = self._space.initial_tokens[0]
-        choices = self._space.attention_factors
-        usual = yarn_attention_factor(self._space.scale)
-        attention = min(choices, key=lambda factor: abs(factor - usual))
-        first = {profile: profile.factors(self._space, initial_tokens, attention) for profile in FIRST}
-        yield from self._evaluate([*self._seeds, *first.values()], 1)
-        yield from self._search_profiles(first, initial_tokens, attention)
-        yield from self._sweep_attention()
+        first, second = (min(count, self._documents) for count in self._settings.profile_documents)
+        generations, radius = self._settings.profile_generations, self._settings.profile_radius
+        yield from self._evaluate([*self._seeds, *self._first_profiles()], 1)
+        yield from self._search_profiles(first, generations[0], radius[0])
+        yield from self._sweep_initial_tokens(first)
+        yield from self._sweep_attention(first)
+        yield from self._search_profiles(second, generations[1], radius[1])
         yield from self._search_curves()
         yield from self._polish()
 
-    def _search_profiles(self, first: dict[Profile, Factors], initial_tokens: int, attention: float) -> Script:
-        settings, documents = self._settings, min(self._settings.profile_documents, self._documents)
+    def _first_profiles(self) -> list[Factors]:
+        initial_tokens, choices = self._space.initial_tokens[0], self._space.attention_factors
+        usual = yarn_attention_factor(self._space.scale)
+        attention = min(choices, key=lambda factor: abs(factor - usual))
+        return [self._of_profile(profile, initial_tokens, attention) for profile in FIRST]
+
+    def _of_profile(self, profile: Profile, initial_tokens: int, attention: float) -> Factors:
+        factors = profile.factors(self._space, initial_tokens, attention)
+        self._profiles[factors.rescale_factors] = np.array(astuple(profile))
+        return factors
+
+    def _search_profiles(self, documents: int, generations: int, radius: float) -> Script:
+        """Generations of profiles, with the initial tokens and the attention factor of the best so far."""
         yield from self._promote(documents)
-        points = {factors: np.array([p.step, p.foot, p.level, p.start]) for p, factors in first.items()}
-        radius = settings.profile_radius
-        for _ in range(settings.profile_generations):
-            vectors = self._proposals(points, documents, WIDTHS, BOUNDS, radius)
-            made = [Profile(*vector).factors(self._space, initial_tokens, attention) for vector in vectors]
-            points |= dict(zip(made, vectors, strict=True))
+        for _ in range(generations):
+            best = self._best(documents)
+            losses = self._losses_like(best, documents)
+            known = [(vector, losses[shape]) for shape, vector in self._profiles.items() if shape in losses]
+            vectors = self._proposals(known, WIDTHS, BOUNDS, radius)
+            made = [self._of_profile(Profile(*v), best.initial_tokens, best.attention_factor) for v in vectors]
             improved = yield from self._improve(made, documents)
             radius = min(1.3 * radius, 1.5) if improved else 0.7 * radius
 
+    def _losses_like(self, best: Factors, documents: int) -> dict[tuple[float, ...], float]:
+        """The loss of all rescale factors known, as it would be with the best's initial tokens and attention factor.
+
+        What is known with others is moved by what the change made of the best; where that is not known, it is left out.
+        """
+        losses: dict[tuple[float, ...], tuple[bool, float]] = {}
+        estimate = self._estimator(documents)
+        for factors in self._known:
+            before = Factors(best.rescale_factors, factors.initial_tokens, factors.attention_factor)
+            change = estimate(best) - estimate(before) if before != best else 0.0
+            loss = estimate(factors) + change
+            if math.isfinite(loss):
+                known = losses.get(factors.rescale_factors, (True, math.inf))
+                losses[factors.rescale_factors] = min(known, (before != best, loss))
+        return {shape: loss for shape, (_, loss) in losses.items()}
+
     def _search_curves(self) -> Script:
         settings = self._settings
-        least = min(settings.profile_documents, self._documents)
+        smallest, radius, largest = settings.curve_radius
+        least = min(settings.profile_documents[0], self._documents)
         between = [count for count in rungs(self._documents) if count > least]
         plan = [(count, settings.curve_generations_on_fewer) for count in between] + [(self._documents, 0)]
         yield from self._promote(plan[0][0])
-        steps = Steps(self._space, self._best(plan[0][0]), settings.curve_knots)
-        points = {steps.factors(steps.start): steps.start}
-        radius = settings.curve_radius
+        base = self._best(plan[0][0])
+        steps = Steps(self._space, base, settings.curve_knots)
+        widths = np.full(len(steps.start), settings.curve_width)
+        drawn: dict[tuple[float, ...], Vector] = {}
         for documents, generations in plan:
             yield from self._promote(documents)
-            yield from self._evaluate(list(points)[:1], documents)
+            yield from self._evaluate([base], documents)
             done = without = 0
             while done < generations or (not generations and without < settings.patience):
-                widths = np.ones(len(steps.start))
-                vectors = self._proposals(points, documents, widths, steps.bounds, radius)
+                losses = self._losses_like(base, documents)
+                known = [(drawn.get(shape, steps.vector(shape)), loss) for shape, loss in losses.items()]
+                vectors = self._proposals(known, widths, steps.bounds, radius)
                 made = [steps.factors(vector) for vector in vectors]
-                points |= dict(zip(made, vectors, strict=True))
+                drawn |= {factors.rescale_factors: vector for factors, vector in zip(made, vectors, strict=True)}
                 improved = yield from self._improve(made, documents)
-                radius = min(1.3 * radius, 0.6) if improved else max(0.8 * radius, settings.smallest_radius)
+                radius = min(1.3 * radius, largest) if improved else max(0.8 * radius, smallest)
                 done, without = done + 1, 0 if improved else without + 1
 
-    def _sweep_initial_tokens(self) -> Script:
-        best = self._best(self._documents)
+    def _sweep_initial_tokens(self, documents: int) -> Script:
+        best = self._best(documents)
         others = [Factors(best.rescale_factors, n, best.attention_factor) for n in self._space.initial_tokens]
-        yield from self._sweep([factors for factors in others if factors != best])
+        yield from self._sweep([factors for factors in others if factors != best], documents)
 
-    def _sweep_attention(self) -> Script:
-        choices, best = self._space.attention_factors, self._best(self._documents)
+    def _sweep_attention(self, documents: int) -> Script:
+        choices, best = self._space.attention_factors, self._best(documents)
         at = min(range(len(choices)), key=lambda index: abs(choices[index] - best.attention_factor))
         near = [at + step for step in (-8, -4, -2, -1, 1, 2, 4, 8) if 0 <= at + step < len(choices)]
-        yield from self._sweep([Factors(best.rescale_factors, best.initial_tokens, choices[i]) for i in near])
+        yield from self._sweep(
+            [Factors(best.rescale_factors, best.initial_tokens, choices[i]) for i in near], documents
+        )
 
-    def _sweep(self, others: list[Factors]) -> Script:
+    def _sweep(self, others: list[Factors], documents: int) -> Script:
         """Try variants of the best on one document, and those on all that are not behind it there."""
         if not others:
             return
-        best = self._best(self._documents)
+        best = self._best(documents)
         yield from self._evaluate(others, 1)
         to_beat = self._known[best][:1] or (math.inf,)
         ahead = [f for f in others if self._known.get(f) and self._known[f][:1] <= to_beat]
         ahead.sort(key=lambda factors: self._known[factors][0])
-        yield from self._evaluate([best, *ahead[: self._settings.promoted]], self._documents)
+        yield from self._evaluate([best, *ahead[: self._settings.promoted]], documents)
 
     def _polish(self) -> Script:
         """Rounds of CMA-ES, each around the best so far; the choices of the space after the first."""
@@ -196,8 +233,8 @@ class Auto:
             found_new = yield from self._polish_once(round_)
             fruitless = 0 if found_new else fruitless + 1
             if round_ == 0:
-                yield from self._sweep_initial_tokens()
-                yield from self._sweep_attention()
+                yield from self._sweep_initial_tokens(self._documents)
+                yield from self._sweep_attention(self._documents)
             round_ += 1
 
     def _polish_once(self, round_: int) -> Generator[Generation, Sequence[Result], bool]:
@@ -219,7 +256,7 @@ class Auto:
                 break
             found_new = True
             without = 0 if (yield from self._improve(new, self._documents)) else without + 1
-            losses = [self._estimate(factors, self._documents) for _, factors in drawn]
+            losses = [*map(self._estimator(self._documents), (factors for _, factors in drawn))]
             worst = max((loss for loss in losses if math.isfinite(loss)), default=0.0) + 1.0
             cma.tell([(vector, min(loss, worst)) for (vector, _), loss in zip(drawn, losses, strict=True)])
         return found_new
@@ -235,9 +272,9 @@ class Auto:
         return losses is None or 0 < len(losses) < documents
 
     def _improve(self, candidates: Sequence[Factors], documents: int) -> Generator[Generation, Sequence[Result], bool]:
-        before = self._estimate(self._best(documents), documents)
+        before = self._lowest(documents)
         yield from self._evaluate([factors for factors in candidates if factors not in self._known], documents)
-        return self._estimate(self._best(documents), documents) < before - self._settings.visible
+        return self._lowest(documents) < before - self._settings.visible
 
     def _promote(self, documents: int) -> Script:
         """Take the best on to more documents."""
@@ -254,25 +291,35 @@ class Auto:
         losses = self._known[factors]
         return len(losses) < max(documents, 1), math.fsum(losses[:documents]) / max(len(losses[:documents]), 1)
 
-    def _estimate(self, factors: Factors, documents: int) -> float:
-        """Its mean loss on so many documents, by its paired difference to the best where it was not on all of them."""
-        losses, best = self._known.get(factors, ()), self._known[self._best(documents)][:documents]
-        if not losses or not best:
-            return math.inf
-        return math.fsum(best) / len(best) + mean_difference(losses[:documents], best)
+    def _lowest(self, documents: int) -> float:
+        return self._estimator(documents)(self._best(documents))
+
+    def _estimator(self, documents: int) -> Callable[[Factors], float]:
+        """Gives a candidate's mean loss on so many documents.
+
+        By its paired difference to the best where it was not evaluated on all of them; infinite if on none.
+        """
+        best = self._known[self._best(documents)][:documents]
+
+        def estimate(factors: Factors) -> float:
+            losses = self._known.get(factors, ())
+            if not losses or not best:
+                return math.inf
+            return math.fsum(best) / len(best) + mean_difference(losses[:documents], best)
+
+        return estimate
 
     def _proposals(
-        self, points: dict[Factors, Vector], documents: int, widths: Vector, bounds: Vector, radius: float
+        self, points: Iterable[tuple[Vector, float]], widths: Vector, bounds: Vector, radius: float
     ) -> list[Vector]:
-        estimates = {factors: self._estimate(factors, documents) for factors in points}
-        known = [factors for factors, loss in estimates.items() if math.isfinite(loss)]
-        known = sorted(known, key=lambda factors: estimates[factors])[: self._settings.known_points]
+        known = sorted(((vector, loss) for vector, loss in points if math.isfinite(loss)), key=itemgetter(1))
+        known = known[: self._settings.known_points]
         if not known:
             return []
-        ceiling = estimates[known[0]] + self._settings.worst
+        ceiling = known[0][1] + self._settings.worst
         return propose(
-            np.array([points[factors] for factors in known]),
-            [min(estimates[factors], ceiling) for factors in known],
+            np.array([vector for vector, _ in known]),
+            [min(loss, ceiling) for _, loss in known],
             widths=widths,
             bounds=bounds,
             radius=radius,
