@@ -1,16 +1,17 @@
 """Low-rank adapters (LoRA, 2106.09685) put into a live model by peft, and merged into its plain weights."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from factor_search.errors import FinetuneError, SpecError, one_line
+from factor_search.errors import FinetuneError, SpecError
 from factor_search.finetune.spec import LoraSpec
 from factor_search.models import decoder_of
 
-ADAPTER = "default"
+ADAPTER, HOLDER = "default", "model"
 
 
 def add_adapters(model: PreTrainedModel, lora: LoraSpec) -> None:
@@ -19,20 +20,17 @@ def add_adapters(model: PreTrainedModel, lora: LoraSpec) -> None:
     An adapter's second matrix is zero at first, so the model's outputs do not change.
 
     Raises:
-        SpecError: the targets fit no layer, or one that peft has no adapter for.
+        SpecError: a target fits no linear layer.
         FinetuneError: peft is not installed.
     """
     peft = _peft()
-    targets = lora.targets or linear_layers(model)
-    # A rank or alpha of every layer is the same; dropout would make a short fine-tuning slower to learn.
+    # Inside of something without a configuration, peft takes the names as they are: with one, it takes those of
+    # mixtures of experts for names of an older layout.
+    holder = nn.ModuleDict({HOLDER: model})
+    targets = [f"{HOLDER}.{place}" for place in linear_layers(model, lora.targets)]
+    # No dropout: with a few hundred steps over other tokens each, there is nothing to regularise.
     config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none")
-    try:
-        peft.inject_adapter_in_model(config, model, adapter_name=ADAPTER)
-    except ValueError as error:
-        raise SpecError(f"method.targets {lora.targets}: {one_line(error)}") from None
-    finally:
-        if "peft_config" in model.__dict__:  # left behind, it makes the model pass for one of peft's
-            del model.peft_config
+    peft.inject_adapter_in_model(config, holder, adapter_name=ADAPTER)
 
 
 @torch.no_grad()
@@ -53,11 +51,26 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
     return {place: module for place, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
-def linear_layers(model: PreTrainedModel) -> list[str]:
-    """Places of all linear layers of the decoder, which the output layer is no part of."""
-    decoder = decoder_of(model)
-    inside = set(decoder.modules()) - {model.get_output_embeddings()}
-    return [place for place, module in model.named_modules() if isinstance(module, nn.Linear) and module in inside]
+def linear_layers(model: PreTrainedModel, targets: Sequence[str] | None = None) -> list[str]:
+    """Places of the decoder's linear layers, which the output layer is no part of; of those that end so, if given.
+
+    Raises:
+        SpecError: one of the ends fits none.
+    """
+    inside = set(decoder_of(model).modules()) - {model.get_output_embeddings()}
+    # Subclasses, routers of mixtures of experts, return more than a product.
+    places = [place for place, module in model.named_modules() if type(module) is nn.Linear and module in inside]
+    if targets is None:
+        return places
+    for target in targets:
+        if not any(_ends(place, target) for place in places):
+            names = ", ".join(sorted({place.rpartition(".")[2] for place in places}))
+            raise SpecError(f"method.targets: {target!r} fits no linear layer of the decoder, which are {names}")
+    return [place for place in places if any(_ends(place, target) for target in targets)]
+
+
+def _ends(place: str, target: str) -> bool:
+    return f".{place}".endswith(f".{target}")
 
 
 def _peft() -> Any:

@@ -38,7 +38,8 @@ def trainable(model: PreTrainedModel, spec: FinetuneSpec, precision: torch.dtype
     merged, and the model is in evaluation mode. What leaves the context by an error is not fit for use.
 
     Raises:
-        SpecError: the names of ``method.targets`` fit no layer that can have an adapter.
+        SpecError: one of ``method.targets`` fits no linear layer.
+        FinetuneError: peft is not installed.
     """
     dtypes = {weight: weight.dtype for weight in model.parameters()}
     for weight in model.parameters():
