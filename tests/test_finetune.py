@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from factor_search.errors import (
 from factor_search.factors import Factors
 from factor_search.finetune import training
 from factor_search.finetune.run import finetune
+from factor_search.finetune.sequences import Sequences
 from factor_search.finetune.spec import FinetuneSpec
 from factor_search.finetune.training import TrainingStep
 from factor_search.injection import Injector
@@ -238,6 +240,65 @@ def test_adapters_need_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     loaded = tiny_loaded(tmp_path / "source")
     with pytest.raises(FinetuneError, match=r"pip install 'factor-search\[finetune\]'"):
         finetune(loaded, cycles(), factors_for(loaded), TARGET, quick(method="lora"), tmp_path / "out")
+
+
+def test_the_updates_are_adamw(tmp_path: Path) -> None:
+    """Against the equations of 1711.05101, algorithm 2, on gradients of plain transformers."""
+    loaded = tiny_loaded(tmp_path / "source")
+    factors = factors_for(loaded)
+    spec = quick(
+        steps=3, weight_decay=0.2, max_grad_norm=0.7, gradient_accumulation=2, learning_rate=1e-2, schedule="constant"
+    )
+    rates = [0.5e-2, 1e-2, 1e-2]
+    reference = tiny_loaded(tmp_path / "source").model
+    weights = dict(reference.named_parameters())
+    moments = {name: (torch.zeros_like(weight), torch.zeros_like(weight)) for name, weight in weights.items()}
+    sequences = Sequences(cycles(), spec, 32, TARGET)
+    with Injector(reference, loaded.geometry) as injector, injector.using([factors]):
+        for step, rate in enumerate(rates):
+            reference.zero_grad()
+            batches = sequences.step(step)
+            read = {
+                name: torch.from_numpy(np.concatenate([getattr(batch, name) for batch in batches]))
+                for name in ("input_ids", "position_ids", "targets")
+            }
+            targets = read.pop("targets").flatten()
+            logits = reference(**read, attention_mask=torch.ones_like(read["input_ids"]), use_cache=False).logits
+            torch.autograd.backward(torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets))
+            norm = torch.stack([weight.grad.square().sum() for weight in weights.values()]).sum().sqrt().item()
+            assert norm > 0.7
+            for name, weight in weights.items():
+                gradient, (first, second) = weight.grad * 0.7 / norm, moments[name]
+                first.mul_(0.9).add_(0.1 * gradient)
+                second.mul_(0.95).add_(0.05 * gradient**2)
+                decay = 0.0 if "norm" in name or "embed" in name else 0.2
+                direction = first / (1 - 0.9 ** (step + 1)) / ((second / (1 - 0.95 ** (step + 1))).sqrt() + 1e-8)
+                weight.data -= rate * (direction + decay * weight.data)
+    result = finetune(loaded, cycles(), factors, TARGET, spec, tmp_path / "out")
+    for name, weight in weights_in(result.model).items():
+        torch.testing.assert_close(weight, weights[name].detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_weights_are_whole_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    loaded = tiny_loaded(tmp_path / "source", vocab_size=5000)
+    result = finetune(loaded, cycles(), factors_for(loaded), TARGET, quick(steps=1), tmp_path / "out")
+    assert not any(item.is_symlink() for item in result.model.iterdir())
+    assert weights_in(result.model)["lm_head.weight"].nbytes > 2**20
+
+
+def test_adapters_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    def losses(random_state: int, seed: int) -> object:
+        torch.manual_seed(random_state)
+        loaded = tiny_loaded(tmp_path / "source")
+        out = tmp_path / f"{random_state}-{seed}"
+        return finetune(loaded, cycles(), factors_for(loaded), TARGET, quick(method="lora", seed=seed), out).losses
+
+    tiny_loaded(tmp_path / "source")
+    assert losses(1, 0) == losses(2, 0) != losses(2, 1)
 
 
 def test_the_random_state_of_the_caller_is_left_alone(tmp_path: Path) -> None:

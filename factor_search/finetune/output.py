@@ -74,6 +74,8 @@ def write_model(loaded: LoadedModel, file: FactorsFile, folder: Path) -> None:
                 loaded.tokenizer.save_pretrained(saved)
             export_huggingface(file, loaded.model.config, lambda: saved, whole)  # links the weights
             for item in whole.iterdir():
+                if item.is_symlink():  # where the file system has no hard links; what it points to is about to go
+                    item.resolve().replace(item)
                 to_disk(item)
             if folder.exists():  # of a run that ended before its record was written
                 shutil.rmtree(folder)
@@ -122,7 +124,7 @@ def finished_result(folder: Path, identity: Mapping[str, str]) -> FinetuneResult
         CheckpointError: the folder holds another one's result, or its record cannot be read.
     """
     file = folder / RECORD
-    if not file.exists():
+    if not file.exists() or not (folder / MODEL).is_dir():
         return None
     record: dict[str, Any] = read_json(file, CheckpointError)
     try:
