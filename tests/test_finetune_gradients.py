@@ -69,7 +69,7 @@ def test_loss_and_gradients_are_those_of_a_configured_model(model_type: str, for
     factors = Factors.of([1 + 0.3 * i for i in range(geometry.pairs)], 0, 1.1)
     content = huggingface_config(factors_file(factors, FactorsModel.of("m", None, geometry), TARGET), model.config)
     config = AutoConfig.for_model(**json.loads(json.dumps(content)))
-    configured = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
+    configured = AutoModelForCausalLM.from_config(config, attn_implementation=model.config._attn_implementation).float()
     configured.load_state_dict(model.state_dict())
     batch = batch_of(form)
     loss, gradients = gradients_of(model, [batch], chunk_tokens=22)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,8 @@ def test_a_result_is_there_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch:
         assert leftovers <= {"checkpoints", "model"}
     result = run(tmp_path, "out")
     assert content(result) == content(undisturbed)
+    shutil.rmtree(result.model)
+    assert content(run(tmp_path, "out")) == content(undisturbed), "what was taken away is made again"
 
 
 def test_a_record_that_is_none(tmp_path: Path) -> None:

@@ -124,11 +124,13 @@ def finished_result(folder: Path, identity: Mapping[str, str]) -> FinetuneResult
         CheckpointError: the folder holds another one's result, or its record cannot be read.
     """
     file = folder / RECORD
-    if not file.exists() or not (folder / MODEL).is_dir():
+    if not file.exists():
         return None
     record: dict[str, Any] = read_json(file, CheckpointError)
     try:
         check_identity(str(file), record["identity"], identity)
+        if not (folder / MODEL).is_dir():  # taken away since: train again
+            return None
         return FinetuneResult(
             model=folder / MODEL,
             losses=tuple((step, loss) for step, loss in record["losses"]),
