@@ -30,7 +30,7 @@ def test_positions_increase_within_the_target_and_targets_follow(shape: tuple[in
     original, scale, chunks, seed = shape
     target = original * scale
     values = {"data_form": form, "chunks": chunks, "seed": seed, "batch_size": 3}
-    for batch in batches(3, [counting(target + 7), counting(target)], original, target, **values):
+    for batch in batches(3, [counting(target + 7), counting(target).astype(np.uint16)], original, target, **values):
         assert batch.rescaled
         assert batch.input_ids.shape == (3, target if form == "full" else original)
         assert batch.input_ids.dtype == batch.position_ids.dtype == batch.targets.dtype == np.int64

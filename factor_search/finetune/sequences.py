@@ -58,7 +58,7 @@ class Sequences:
         self.passes = spec.passes(self.length)
         """Batches of one step."""
         needed = target_length if spec.data_form == "segments" else self.length
-        self._documents = [document for document in documents if len(document) >= needed]
+        self._documents = [np.asarray(document, dtype=np.int64) for document in documents if len(document) >= needed]
         if not self._documents:
             longest = max((len(document) for document in documents), default=0)
             raise DataError(
