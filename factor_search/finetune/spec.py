@@ -62,7 +62,7 @@ class FinetuneSpec(_Strict):
         None, description="Least number of tokens of one update, instead of gradient_accumulation."
     )
     learning_rate: PositiveFloat = Field(2e-5, description="Of AdamW, after the warm-up.")
-    warmup_steps: Int = Field(10, description="Steps over which the learning rate rises linearly.")
+    warmup_steps: Int = Field(20, description="Steps over which the learning rate rises linearly.")
     schedule: Literal["constant", "cosine"] = Field(
         "cosine", description="What the learning rate does after the warm-up; cosine falls to 0 at the end."
     )

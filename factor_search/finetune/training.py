@@ -21,7 +21,7 @@ from factor_search.finetune.weights import Weights
 from factor_search.injection import Injector
 
 BETAS = (0.9, 0.95)
-"""Of AdamW, as in PoSE's and LongRoPE's recipes."""
+"""Of AdamW, as in the recipes of position interpolation (2306.15595) and YaRN (2309.00071)."""
 
 
 @dataclass(frozen=True)
