@@ -8,6 +8,9 @@
     ├── DataError                 documents missing, unreadable, too short or too few
     ├── FactorsError              a factors file or vector
     ├── SearchFailedError         no candidate could be evaluated
+    ├── FinetuneError             fine-tuning cannot go on
+    │   ├── LossNotFiniteError    a loss or its gradient is NaN or infinite
+    │   └── CheckpointError       a training checkpoint is broken, or belongs to another fine-tuning
     ├── ExportError               factors that an engine's format cannot express
     └── OutputError               a result that cannot be written
 
@@ -45,6 +48,18 @@ class FactorsError(FactorSearchError):
 
 class SearchFailedError(FactorSearchError):
     """Not one candidate could be evaluated."""
+
+
+class FinetuneError(FactorSearchError):
+    """Fine-tuning cannot go on."""
+
+
+class LossNotFiniteError(FinetuneError):
+    """A loss or its gradient is NaN or infinite; the message says at which step."""
+
+
+class CheckpointError(FinetuneError):
+    """A training checkpoint cannot be read, or was written for another specification, model, data or factors."""
 
 
 class ExportError(FactorSearchError):

@@ -56,7 +56,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     options: dict[str, Any] = {"dtype": spec.dtype, **_origin(spec)}
     if spec.attention != "auto":
         options["attn_implementation"] = spec.attention
-    with _quietly(), _explained(spec, "model"):
+    with quietly(), _explained(spec, "model"):
         model, information = AutoModelForCausalLM.from_pretrained(spec.id, output_loading_info=True, **options)
     absent = sorted(information["missing_keys"]) + sorted(str(key) for key in information["mismatched_keys"])
     if absent:
@@ -77,7 +77,7 @@ def load_config(spec: ModelSpec) -> PretrainedConfig:
     """
     if looks_local(spec.id) and not Path(spec.id).is_dir():
         raise ModelLoadError(f"there is no model folder {spec.id}")
-    with _quietly(), _explained(spec, "configuration"):
+    with quietly(), _explained(spec, "configuration"):
         return AutoConfig.from_pretrained(spec.id, **_origin(spec))
 
 
@@ -87,7 +87,7 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     Raises:
         ModelLoadError: there is none, or it is broken.
     """
-    with _quietly(), _explained(spec, "tokenizer"):
+    with quietly(), _explained(spec, "tokenizer"):
         return AutoTokenizer.from_pretrained(spec.id, **_origin(spec))
 
 
@@ -99,7 +99,7 @@ def checkpoint_folder(spec: ModelSpec) -> Path:
     """
     if Path(spec.id).is_dir():
         return Path(spec.id)
-    with _quietly(), _explained(spec, "files"):
+    with quietly(), _explained(spec, "files"):
         return Path(snapshot_download(spec.id, revision=spec.revision))
 
 
@@ -170,7 +170,7 @@ def _device(spec: ModelSpec) -> torch.device:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Silence the libraries' log lines and progress bars; what matters of them is raised as an error."""
     hub_logger = logging.getLogger("huggingface_hub")
     hub_level = hub_logger.level

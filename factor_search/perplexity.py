@@ -41,7 +41,7 @@ def token_losses(model: PreTrainedModel, input_ids: Tensor, *, chunk_tokens: int
     targets = input_ids[:, 1:]
     losses = torch.empty(rows, length - 1, dtype=torch.float32, device=input_ids.device)
     chunk = max(1, (chunk_tokens or _fast_chunk(model)) // rows)
-    with _decoder_remembered(model) as view:
+    with decoder_remembered(model) as view:
         for start in range(0, length - 1, chunk):
             stop = min(start + chunk, length - 1)
             view.positions = slice(start, stop)
@@ -78,26 +78,37 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 @dataclass
-class _View:
+class View:
     """Which positions of the decoder's output the head gets to see."""
 
     positions: slice | None = None
     output: Any = None
+    hidden: Tensor | None = None
+    """What the head sees of it: (B, T, hidden size)."""
 
 
 @contextmanager
-def _decoder_remembered(model: PreTrainedModel) -> Iterator[_View]:
-    """Let the decoder compute once; answer later calls from memory, cut to the wanted positions."""
+def decoder_remembered(
+    model: PreTrainedModel, keep: Callable[[Tensor], Tensor] = lambda hidden: hidden
+) -> Iterator[View]:
+    """Let the decoder compute once; answer later calls from memory, cut to the wanted positions.
+
+    Args:
+        model: a causal language model.
+        keep: what is remembered of the hidden states (B, T, hidden size); training cuts the graph here.
+    """
     decoder = decoder_of(model)
     instance_forward = decoder.__dict__.get("forward")
     compute: Callable[..., Any] = decoder.forward
-    view = _View()
+    view = View()
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if view.output is None:
             view.output = compute(*args, **kwargs)
+            view.hidden = keep(view.output.last_hidden_state)
         output = copy.copy(view.output)
-        output.last_hidden_state = view.output.last_hidden_state[:, view.positions or slice(None)]
+        assert view.hidden is not None
+        output.last_hidden_state = view.hidden[:, view.positions or slice(None)]
         return output
 
     decoder.forward = forward

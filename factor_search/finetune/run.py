@@ -1,0 +1,115 @@
+"""One fine-tuning from a loaded model to a checkpoint with a longer window."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from weakref import WeakSet
+
+import torch
+from transformers import PreTrainedModel
+
+from factor_search.canonical_json import sha256_of
+from factor_search.errors import ModelError
+from factor_search.factors import Factors
+from factor_search.finetune.checkpoints import Checkpoints
+from factor_search.finetune.output import (
+    CHECKPOINTS,
+    MODEL,
+    FinetuneResult,
+    exported_factors,
+    finished_result,
+    write_model,
+    write_record,
+)
+from factor_search.finetune.sequences import Sequences
+from factor_search.finetune.spec import FinetuneSpec
+from factor_search.finetune.training import OnStep, Training, activations_recomputed, computation, train
+from factor_search.finetune.weights import trainable
+from factor_search.injection import Injector, probe
+from factor_search.models import LoadedModel
+from factor_search.tokens import TokenIds
+
+_changed: "WeakSet[PreTrainedModel]" = WeakSet()
+"""Models whose weights are no longer those of their checkpoint."""
+
+
+def finetune(
+    loaded: LoadedModel,
+    documents: Sequence[TokenIds],
+    factors: Factors,
+    target_length: int,
+    spec: FinetuneSpec,
+    folder: Path,
+    progress: OnStep = lambda step: None,
+) -> FinetuneResult:
+    """Train a model with factors in force, and write it with them in its configuration.
+
+    Run again with the same arguments after an interruption, it goes on from its last checkpoint; after its end it
+    returns the result at once. On a CPU an interrupted run ends bit for bit as an undisturbed one.
+
+    Args:
+        loaded: freshly loaded. Its weights are trained in place, and after an error are not fit for use.
+        documents: token ids, int64 of shape (tokens,), one array a document.
+        factors: in force during training, initial tokens included.
+        target_length: tokens of context wanted.
+        spec: the recipe.
+        folder: of this fine-tuning alone: ``model/``, ``finetune.json``, and until the end ``checkpoints/``.
+        progress: hears of each step; may end the training by raising, which passes through.
+
+    Raises:
+        SpecError: the specification does not fit the model or the lengths.
+        DataError: no document is long enough, or they are another tokenizer's.
+        FactorsError, ExportError: the factors do not fit the model, or a configuration cannot hold them.
+        UnsupportedModelError: factors do not act on the model, or it lacks what the specification asks for.
+        ModelError: the model has been trained before since it was loaded.
+        CheckpointError: the folder holds something of another fine-tuning, or a broken checkpoint.
+        FinetuneError: training failed: for a loss that is not finite, lack of memory, or a missing package.
+        OutputError: the folder cannot be written.
+    """
+    model, geometry = loaded.model, loaded.geometry
+    file = exported_factors(loaded, factors, target_length, drop_initial_tokens=spec.drop_initial_tokens)
+    sequences = Sequences(documents, spec, geometry.original_length, target_length)
+    sequences.check_vocabulary(model.get_input_embeddings().num_embeddings)
+    identity = {
+        "specification": spec.sha256,
+        "model": sha256_of(loaded.identity),
+        "data": sequences.sha256,
+        "factors": factors.sha256,
+        "lengths": sha256_of([geometry.original_length, target_length]),
+    }
+    finished = finished_result(folder, identity)
+    if finished:
+        return finished
+    if model in _changed:
+        raise ModelError(f"the weights of {loaded.spec.id} were trained before: load the model again")
+    probe(model, geometry)
+    precision = computation(spec, model.device)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, identity)
+    gpus = [model.device] if model.device.type == "cuda" else []
+    recomputed = activations_recomputed(model) if spec.gradient_checkpointing else nullcontext()
+    with recomputed, Injector(model, geometry) as injector, torch.random.fork_rng(gpus):
+        torch.manual_seed(spec.seed)  # of the adapters' first weights
+        _changed.add(model)
+        with trainable(model, spec, precision) as weights:
+            training = Training(
+                model=model,
+                weights=weights,
+                injector=injector,
+                factors=factors,
+                sequences=sequences,
+                spec=spec,
+                precision=precision,
+            )
+            state = train(training, checkpoints, progress)
+    write_model(loaded, file, folder / MODEL)
+    result = FinetuneResult(
+        model=folder / MODEL,
+        losses=tuple(enumerate(state.losses, start=1)),
+        tokens=state.tokens,
+        seconds=state.seconds,
+        documents=len(documents) - sequences.left_out,
+        left_out=sequences.left_out,
+    )
+    write_record(folder, loaded, factors, target_length, spec, identity, result)
+    checkpoints.remove()
+    return result
