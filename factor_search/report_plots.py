@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from factor_search.palette import FOUND_COLOUR, METHOD_COLOURS
+from factor_search.report import measures
 
 
 def draw_factors(axes: Axes, report: dict[str, Any]) -> None:
@@ -60,7 +61,7 @@ def draw_search(axes: Axes, report: dict[str, Any]) -> None:
     low, top = spread[0], spread[int(0.95 * (len(spread) - 1))]  # a few wild candidates must not flatten the rest
     if top > low:
         axes.set_ylim(low - 0.06 * (top - low), top + 0.04 * (top - low))
-    _label(axes, "evaluation", "perplexity on search documents")
+    _label(axes, "evaluation", f"{measures(report)} on search documents")
 
 
 def _evaluations(report: dict[str, Any]) -> tuple[dict[int, float], dict[int, float]]:

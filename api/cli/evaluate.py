@@ -99,11 +99,11 @@ def _from_job(arguments: argparse.Namespace) -> tuple[LoadedModel, SampleSet, in
         raise SpecError(f"{', '.join(useless)} cannot be given with --spec, which says it already")
     spec = read_spec(arguments.spec)
     loaded = load_model(model_spec(arguments, spec.model))
-    whole = spec.objective.stride is not None
+    whole = spec.stride is not None
     tokenize = CachedTokenizer(loaded.tokenizer)
     samples = load_samples(spec.data, tokenize, spec.target_length, seed=spec.seed, whole=whole)
     chosen: SampleSet = getattr(samples, arguments.part)
-    return loaded, chosen, spec.target_length, spec.objective.stride
+    return loaded, chosen, spec.target_length, spec.stride
 
 
 def _factors(arguments: argparse.Namespace, geometry: Geometry, length: int) -> Factors:
