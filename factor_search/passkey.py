@@ -147,5 +147,24 @@ def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
     }
 
 
+def table(cells: Sequence[Cell]) -> str:
+    """The accuracies for a terminal: a line for each length, a column for each depth."""
+    depths = dict.fromkeys(cell.depth for cell in cells)
+    by_place = {(cell.length, cell.depth): cell for cell in cells}
+    lines = [f"{'tokens':>10}" + "".join(f"{f'depth {depth:.0%}':>16}" for depth in depths)]
+    for length in dict.fromkeys(cell.length for cell in cells):
+        row = (by_place[length, depth] for depth in depths)
+        lines.append(f"{length:>10,}" + "".join(f"{_accuracy(cell):>16}" for cell in row))
+    count = cells[0].count
+    return "\n".join(
+        [*lines, f"share of passkeys retrieved ± standard error, {count} document{'s' * (count != 1)} each"]
+    )
+
+
+def _accuracy(cell: Cell) -> str:
+    error = "" if math.isnan(cell.standard_error) else f" ± {cell.standard_error:.3f}"
+    return f"{cell.accuracy:.3f}{error}"
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
