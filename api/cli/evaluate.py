@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from api.cli.arguments import Commands, add_compute_arguments, add_json_argument, add_model_arguments, model_spec
 from factor_search.allocator import keep_freed_memory
@@ -100,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     summary = evaluation.summary
     error = None if len(evaluation.losses) == 1 else summary.standard_error
     if arguments.json:
-        figures = {"perplexity": summary.perplexity, "standard_error": error}
+        figures: dict[str, Any] = {"perplexity": summary.perplexity, "standard_error": error}
         if arguments.task == NEEDLE:
             figures = {"task": NEEDLE, "answer_perplexity": summary.perplexity, "standard_error": error}
         counts = {"tokens": summary.tokens, "documents": summary.documents}
