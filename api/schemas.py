@@ -26,7 +26,10 @@ class Progress(_Value):
     )
     tokens: int = Field(0, description="Tokens evaluated during the search.")
     seconds: float = Field(0.0, description="Seconds of evaluation during the search.")
-    best_perplexity: float | None = Field(None, description="Of the best candidate evaluated on all search documents.")
+    best_perplexity: float | None = Field(
+        None,
+        description="Of the best candidate evaluated on all search documents; of answers, if these are the objective.",
+    )
     share: float = Field(0.0, description="Share of the work that is done, 0 to 1.")
     workers: int = Field(0, description="Workers evaluating for this job.")
     scored: int | None = Field(None, description="Candidates scored in the present phase after the search.")

@@ -63,7 +63,7 @@ TOKENIZERS = {
 }
 
 
-def document(tokenizer: CachedTokenizer, seed: int = 0, sentence: int = 7, words: int = 900) -> Sample:
+def document(tokenizer: CachedTokenizer, seed: int = 0, sentence: int = 7, words: int = 2000) -> Sample:
     """Sentences of so many words."""
     rng = np.random.default_rng(seed)
     chosen = [WORDS[i] + "." * (n % sentence == sentence - 1) for n, i in enumerate(rng.integers(0, len(WORDS), words))]
@@ -125,7 +125,7 @@ def test_a_needle_is_where_and_what_it_should_be(
 @given(st.sampled_from(sorted(TOKENIZERS)), st.floats(0.2, 0.8))
 def test_it_stands_between_sentences_where_one_ends_near(name: str, depth: float) -> None:
     tokenizer, length = TOKENIZERS[name], 2500
-    text = document(tokenizer, sentence=2, words=2000)
+    text = document(tokenizer, sentence=2)
     needle = place_needle(text, tokenizer, MAGIC_NUMBER, length=length, depth=depth, digits=7, seed=0)
     assert tokenizer.text(needle.sample.tokens[: needle.start]).rstrip().endswith(".")
 
@@ -175,8 +175,9 @@ def test_a_piece_from_the_middle_of_a_document_gets_no_first_token() -> None:
     tokenizer = TOKENIZERS["bytes with a first token"]
     whole = document(tokenizer)
     piece = sample_of("piece", whole.tokens[100:900])
-    needle = place_needle(piece, tokenizer, MAGIC_NUMBER, length=700, depth=0.5, digits=7, seed=0)
-    assert needle.sample.tokens[:50].tolist() == piece.tokens[:50].tolist()
+    needle = place_needle(piece, tokenizer, PASSKEY, length=700, depth=0.5, digits=7, seed=0)
+    opening = tokenizer.ids(PASSKEY.opening)
+    assert needle.sample.tokens[: len(opening) + 50].tolist() == opening + piece.tokens[:50].tolist()
     assert 256 not in needle.sample.tokens
 
 

@@ -5,7 +5,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna_dashboard import get_note
 
 from factor_search.errors import DataError, SpecError
 from factor_search.job import run_job
@@ -13,6 +15,8 @@ from factor_search.report import build_factors_file, build_report, table
 from factor_search.report_html import render
 from factor_search.spec import MEASURES, JobSpec, NeedleSpec, parse_spec
 from storage.evaluations import EvaluationStore
+from storage.optuna_tables import optuna_url_beside
+from storage.projection import Projection
 from tests.service import Service
 from workers.model_worker import ModelWorker
 
@@ -50,6 +54,13 @@ def test_a_search_for_needles_is_the_same_in_one_process_and_through_the_service
         assert theirs[key] == json.loads(json.dumps(report[key])), key
     rows = EvaluationStore(service.database).of_job(job, part="held_out_text", limit=100)
     assert len(rows) == len(report["results"])
+    with Projection(service.database, optuna_url_beside(service.database.url)) as projection:
+        projection.project(job, 0)
+        projection.summarise(job, 0)
+    study = optuna.load_study(study_name=None, storage=optuna_url_beside(service.database.url))
+    assert study.metric_names == ["perplexity of answer tokens"]
+    note = get_note(study)
+    assert "Perplexity of answer tokens on held-out documents" in note
 
 
 def test_figures_are_named_for_what_they_are(checkpoint: Path, texts: Path, tmp_path: Path) -> None:
