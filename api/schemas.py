@@ -24,7 +24,7 @@ class Progress(_Value):
     evaluations: int = Field(
         0, description="Of candidates; one that is continued on more documents is evaluated again."
     )
-    tokens: int = Field(0, description="Tokens evaluated during the search.")
+    tokens: int = Field(0, description="Tokens scored during the search.")
     seconds: float = Field(0.0, description="Seconds of evaluation during the search.")
     best_perplexity: float | None = Field(
         None,

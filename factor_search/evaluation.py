@@ -200,16 +200,16 @@ class LocalEvaluator:
         losses = list(known.losses) if known else []
         tokens = list(known.tokens) if known else []
         losses_at = {length: list(values) for length, values in known.losses_at.items()} if known else {}
-        outcome, total = OK, len(samples.samples)
+        outcome, total, ladder = OK, len(samples.samples), self._ladder(samples)
         try:
             with self._injector.using([factors]):
                 for stop in [*(rungs(total) if race else ()), total]:
                     part = SampleSet(samples.part, samples.samples[len(losses) : stop])
-                    for sample, document in zip(part.samples, self._document_losses(part), strict=True):
+                    for document in self._document_losses(part):
                         tokens.append(document.numel())
                         losses.append(document.mean().item())
                         on_document(losses[-1])
-                        for length in self._ladder(sample):
+                        for length in ladder:
                             losses_at.setdefault(length, []).append(document[: length - 1].mean().item())
                     if race and math.isfinite(sum(losses)) and race.stops(losses, total):
                         outcome = PRUNED
@@ -235,12 +235,13 @@ class LocalEvaluator:
             seconds=time.perf_counter() - start + (known.seconds if known else 0.0),
         )
 
-    def _ladder(self, sample: Sample) -> list[int]:
+    def _ladder(self, samples: SampleSet) -> list[int]:
         """Original length, twice that, ... up to the target: a prefix's loss is exact, since factors do not change."""
-        if self._stride is not None or sample.scored is not None:
+        if self._stride is not None or any(sample.scored is not None for sample in samples.samples):
             return []
         lengths = doubling_lengths(self._loaded.geometry.original_length, self._length)
-        return [length for length in lengths if length <= len(sample.tokens)]
+        shortest = min(len(sample.tokens) for sample in samples.samples)
+        return [length for length in lengths if length <= shortest]
 
     def _document_losses(self, samples: SampleSet) -> Iterator[Tensor]:
         """Losses of every scored token of every document, float64 on the CPU, one tensor a document."""

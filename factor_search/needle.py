@@ -39,7 +39,7 @@ MAGIC_NUMBER = Prompt(
     needle="\nThe magic number is {number}. Remember it.\n",
     question="\nWhat is the magic number in this text? The magic number is",
 )
-"""For needle perplexity."""
+"""For needle perplexity: the paper's magic number, in words of our own, and short for tokenizers over bytes."""
 
 
 class Tokenizer(Protocol):

@@ -21,6 +21,7 @@ PASSKEY = Prompt(
     needle="\nThe pass key is {number}. Keep it in mind: {number} is the pass key.\n",
     question="\nWhat is the pass key that was hidden in the text? The pass key is",
 )
+"""The paper's task in words of our own; its irrelevant text is the user's document."""
 
 
 @dataclass(frozen=True)

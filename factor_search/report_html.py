@@ -42,7 +42,7 @@ RoPE type {escape(model["base_rope_type"])}, critical dimension {model["critical
 {report["factors"]["attention_factor"]:.6g}</p>
 <p><code>{escape(str(report["factors"]["rescale_factors"]))}</code></p>
 <h2>Search</h2><p>{report["search"]["candidates"]} candidates{_early(report["search"])},
-{report["search"]["tokens"]:,} tokens,
+{report["search"]["tokens"]:,} {_kind_of_tokens(report)},
 {report["search"]["seconds"]:.1f} s of evaluation, seed {spec["seed"]}, strategy {escape(spec["strategy"]["kind"])};
 {escape(ending(report))}.{_warm_starts(spec)}</p>
 {_documents(report)}
@@ -59,6 +59,10 @@ def _search_caption(search: dict[str, Any]) -> str:
     if search.get("pruned"):
         caption += " Open marks were stopped early: they are of fewer documents, and do not compare with the others."
     return caption
+
+
+def _kind_of_tokens(report: dict[str, Any]) -> str:
+    return "tokens" if measures(report) == "perplexity" else "answer tokens"
 
 
 def _early(search: dict[str, Any]) -> str:

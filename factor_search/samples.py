@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from factor_search.canonical_json import sha256_of
 from factor_search.documents import Document, documents_from_files, documents_from_hub
@@ -42,11 +41,6 @@ class Sample:
     def address(self) -> str:
         """Hash of all that losses depend on: the token ids, and which of them are scored if that is not all."""
         return self.sha256 if self.scored is None else sha256_of({"tokens": self.sha256, "scored": self.scored})
-
-
-def scored_by_mask(mask: Sequence[bool] | NDArray[np.bool_]) -> tuple[int, ...]:
-    """Positions for :attr:`Sample.scored` of a mask over all tokens; the first token is never scored."""
-    return tuple(int(position) for position in np.flatnonzero(mask) if position > 0)
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,7 @@ def test_scored_and_plain_samples_side_by_side(loaded: LoadedModel) -> None:
         )
     assert mixed.losses == pytest.approx(plain.losses, rel=1e-5)
     assert mixed.tokens == plain.tokens
+    assert mixed.losses_at == {}, "not of some documents only"
 
 
 def test_scored_tokens_under_a_sliding_window(loaded: LoadedModel) -> None:

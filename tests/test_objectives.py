@@ -79,6 +79,7 @@ def test_figures_are_named_for_what_they_are(checkpoint: Path, texts: Path, tmp_
     page = render(report)
     assert "Perplexity of answer tokens at 256 tokens" in page
     assert "<th>plain text</th>" in page
+    assert f"{result.state.tokens} answer tokens," in page
     assert "perplexity of answer tokens on search documents" in page
     assert page.count("<svg") == 2, "a prefix has no answer, so there is nothing to plot against length"
     file = build_factors_file(result)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from factor_search.documents import Document, documents_from_files, documents_from_hub
 from factor_search.errors import DataError
-from factor_search.samples import PARTS, Samples, first_samples, load_samples, sample_of, scored_by_mask
+from factor_search.samples import PARTS, Samples, first_samples, load_samples, sample_of
 from factor_search.spec import DataSpec
 from factor_search.testbed.byte_tokenizer import byte_tokenizer
 from factor_search.tokens import CachedTokenizer
@@ -216,10 +216,8 @@ def test_scored_positions_that_cannot_be(scored: tuple[int, ...]) -> None:
         sample_of("a", np.arange(10), scored)
 
 
-def test_scored_positions_by_mask_and_in_the_address() -> None:
-    mask = [True, False, True, True]
-    assert scored_by_mask(mask) == scored_by_mask(np.array(mask)) == (2, 3), "nothing predicts the first token"
-    plain, some = sample_of("a", np.arange(4)), sample_of("a", np.arange(4), scored_by_mask(mask))
+def test_the_address_says_which_tokens_are_scored() -> None:
+    plain, some = sample_of("a", np.arange(4)), sample_of("a", np.arange(4), (2, 3))
     assert plain.address == plain.sha256 == some.sha256 != some.address
     assert plain != some
     everything = sample_of("a", np.arange(4), (1, 2, 3))

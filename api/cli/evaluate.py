@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         tokenizer, options = CachedTokenizer(asked.loaded.tokenizer), asked.needle.model_dump(exclude={"kind"})
         samples = needle_samples(samples, tokenizer, length=asked.length, seed=asked.seed, **options)
     probe(model, asked.loaded.geometry)
-    _announce(samples.samples)
+    _announce(samples.samples, "documents" if arguments.task == PERPLEXITY else "samples")
     with LocalEvaluator(asked.loaded, asked.length, asked.stride) as evaluator:
         evaluation = evaluator.evaluate(factors, samples)
     if evaluation.outcome != OK:
@@ -127,7 +127,7 @@ def _passkey(arguments: argparse.Namespace, asked: _Asked, factors: Factors) -> 
     )
     probe(asked.loaded.model, asked.loaded.geometry)
     samples = [needle.sample for needle in needles]
-    _announce(samples)
+    _announce(samples, "samples")
     cells = accuracy_by_cell(needles, passkey_accuracy(asked.loaded, factors, samples))
     if arguments.json:
         print(json.dumps({"task": PASSKEY, **passkey_document(cells), "factors": factors.as_json()}))
@@ -136,9 +136,9 @@ def _passkey(arguments: argparse.Namespace, asked: _Asked, factors: Factors) -> 
     return 0
 
 
-def _announce(samples: Sequence[Sample]) -> None:
+def _announce(samples: Sequence[Sample], what: str) -> None:
     longest = max(len(sample.tokens) for sample in samples)
-    print(f"evaluating {len(samples)} documents of up to {longest:,} tokens ...", file=sys.stderr, flush=True)
+    print(f"evaluating {len(samples)} {what} of up to {longest:,} tokens ...", file=sys.stderr, flush=True)
 
 
 def _lengths(text: str) -> list[int]:
