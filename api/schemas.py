@@ -24,9 +24,12 @@ class Progress(_Value):
     evaluations: int = Field(
         0, description="Of candidates; one that is continued on more documents is evaluated again."
     )
-    tokens: int = Field(0, description="Tokens evaluated during the search.")
+    tokens: int = Field(0, description="Tokens scored during the search.")
     seconds: float = Field(0.0, description="Seconds of evaluation during the search.")
-    best_perplexity: float | None = Field(None, description="Of the best candidate evaluated on all search documents.")
+    best_perplexity: float | None = Field(
+        None,
+        description="Of the best candidate evaluated on all search documents; of answers, if these are the objective.",
+    )
     share: float = Field(0.0, description="Share of the work that is done, 0 to 1.")
     workers: int = Field(0, description="Workers evaluating for this job.")
     scored: int | None = Field(None, description="Candidates scored in the present phase after the search.")
@@ -90,7 +93,7 @@ class Evaluation(_Value):
 
     number: int = Field(description="In the order proposed within its part, from 0.")
     generation: int
-    part: str = Field(json_schema_extra={"enum": ["search", "validation", "held_out"]})
+    part: str = Field(json_schema_extra={"enum": ["search", "validation", "held_out", "held_out_text"]})
     state: str = Field(
         description="Withdrawn: no longer wanted.", json_schema_extra={"enum": ["running", "done", "withdrawn"]}
     )
@@ -106,13 +109,14 @@ class Evaluation(_Value):
         examples=[5.25],
     )
     loss: float | None = Field(
-        description="Mean over all tokens of the documents evaluated, nats; null unless ok or pruned.",
+        description="Mean over all scored tokens of the documents evaluated, nats; null unless ok or pruned.",
         examples=[1.6582],
     )
-    losses: list[float] = Field(description="Mean loss of each document so far, nats per token.")
-    tokens: list[int] = Field(description="Tokens predicted in each document.")
+    losses: list[float] = Field(description="Mean loss of each document so far, nats per scored token.")
+    tokens: list[int] = Field(description="Tokens scored in each document.")
     losses_at: dict[str, list[float]] = Field(
-        description="The same within the first n tokens of each document, for several lengths n."
+        description="The same within the first n tokens of each document, for several lengths n; empty where only "
+        "some tokens are scored."
     )
     rescale_factors: list[float] = Field(description="lambda_i of each rotary pair.")
     initial_tokens: int = Field(description="Leading positions that keep the model's own RoPE.")

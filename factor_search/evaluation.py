@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,9 +15,18 @@ from factor_search.canonical_json import sha256_of
 from factor_search.factors import Factors
 from factor_search.injection import Injector
 from factor_search.models import LoadedModel
-from factor_search.perplexity import Summary, Window, sliding_windows, summarise, token_losses
+from factor_search.perplexity import (
+    Summary,
+    Window,
+    doubling_lengths,
+    predict,
+    sliding_windows,
+    summarise,
+    token_losses,
+)
 from factor_search.race import Race, rungs
-from factor_search.samples import SampleSet
+from factor_search.samples import Sample, SampleSet
+from factor_search.tokens import TokenIds
 
 OK, PRUNED, DIVERGED, OUT_OF_MEMORY = "ok", "pruned", "diverged", "out_of_memory"
 WORKER_LOST, TIMED_OUT, FAILED = "worker_lost", "timed_out", "failed"
@@ -35,21 +45,23 @@ class Evaluation:
     """Content address: hash of everything the losses depend on."""
     factors: Factors
     part: str
-    """Which samples: search, validation, held_out or evaluation."""
+    """Which samples: search, validation, held_out, held_out_text or evaluation."""
     outcome: str
     """``ok``, ``pruned`` (stopped before the last document), ``diverged`` (a loss is not finite), ``out_of_memory``,
     ``worker_lost``, ``timed_out`` or ``failed``."""
     losses: tuple[float, ...]
-    """Mean loss of each document, nats per token; of the first documents only if pruned, empty unless ok or pruned."""
+    """Mean loss of each document, nats per scored token; of the first documents only if pruned, empty unless ok or
+    pruned."""
     tokens: tuple[int, ...]
-    """Tokens predicted in each document."""
+    """Tokens scored in each document."""
     losses_at: dict[int, tuple[float, ...]]
-    """The same within the first n tokens of each document, for a ladder of lengths n."""
+    """The same within the first n tokens of each document, for a ladder of lengths n; empty where windows slide or
+    only some tokens are scored, since a prefix may have none of these."""
     seconds: float
 
     @property
     def loss(self) -> float:
-        """Mean loss in nats per token; infinite unless ok, so that any comparison rejects it."""
+        """Mean loss in nats per scored token; infinite unless ok, so that any comparison rejects it."""
         return self.summary.loss if self.outcome == OK else float("inf")
 
     @property
@@ -129,7 +141,7 @@ def evaluation_key(
             "length": length,
             "original_length": original_length,
             "stride": stride,
-            "samples": [sample.sha256 for sample in samples.samples[:documents]],
+            "samples": [sample.address for sample in samples.samples[:documents]],
             "factors": factors.as_json(),
             **({} if documents is None else {"outcome": PRUNED}),
         }
@@ -188,7 +200,7 @@ class LocalEvaluator:
         losses = list(known.losses) if known else []
         tokens = list(known.tokens) if known else []
         losses_at = {length: list(values) for length, values in known.losses_at.items()} if known else {}
-        outcome, total = OK, len(samples.samples)
+        outcome, total, ladder = OK, len(samples.samples), self._ladder(samples)
         try:
             with self._injector.using([factors]):
                 for stop in [*(rungs(total) if race else ()), total]:
@@ -197,7 +209,7 @@ class LocalEvaluator:
                         tokens.append(document.numel())
                         losses.append(document.mean().item())
                         on_document(losses[-1])
-                        for length in self._ladder():
+                        for length in ladder:
                             losses_at.setdefault(length, []).append(document[: length - 1].mean().item())
                     if race and math.isfinite(sum(losses)) and race.stops(losses, total):
                         outcome = PRUNED
@@ -223,44 +235,81 @@ class LocalEvaluator:
             seconds=time.perf_counter() - start + (known.seconds if known else 0.0),
         )
 
-    def _ladder(self) -> list[int]:
+    def _ladder(self, samples: SampleSet) -> list[int]:
         """Original length, twice that, ... up to the target: a prefix's loss is exact, since factors do not change."""
-        if self._stride is not None:
+        if self._stride is not None or any(sample.scored is not None for sample in samples.samples):
             return []
-        length, rungs = self._loaded.geometry.original_length, []
-        while length < self._length:
-            rungs.append(length)
-            length *= 2
-        return [*rungs, self._length]
+        lengths = doubling_lengths(self._loaded.geometry.original_length, self._length)
+        shortest = min(len(sample.tokens) for sample in samples.samples)
+        return [length for length in lengths if length <= shortest]
 
     def _document_losses(self, samples: SampleSet) -> Iterator[Tensor]:
         """Losses of every scored token of every document, float64 on the CPU, one tensor a document."""
-        passes: list[tuple[int, Window]] = [
-            (d, window)
-            for d, sample in enumerate(samples.samples)
-            for window in sliding_windows(len(sample.tokens), self._length, self._stride)
-        ]
-        unfinished = Counter(d for d, _ in passes)
+        passes = [one for d, sample in enumerate(samples.samples) for one in self._passes(d, sample)]
+        unfinished = Counter(one.document for one in passes)
         parts: list[list[Tensor]] = [[] for _ in samples.samples]
-        for group in _equal_lengths(passes, self._rows_per_pass):
-            rows = [torch.from_numpy(samples.samples[d].tokens[w.start : w.stop]) for d, w in group]
-            losses = token_losses(self._loaded.model, torch.stack(rows).to(self._loaded.model.device)).cpu().double()
-            for row, (d, window) in zip(losses, group, strict=True):
-                parts[d].append(row[window.scored - window.start - 1 :])
+        for group in _alike(passes, self._rows_per_pass):
+            rows = [samples.samples[one.document].tokens[one.window.start : one.window.stop] for one in group]
+            for one, losses in zip(group, self._losses(np.stack(rows), group), strict=True):
+                d = one.document
+                parts[d].append(losses)
                 unfinished[d] -= 1
                 if not unfinished[d]:  # passes are in the order of the documents, and so are their ends
                     yield torch.cat(parts[d])
                     parts[d].clear()
 
+    def _passes(self, document: int, sample: Sample) -> list["_Pass"]:
+        """The windows of a document in which a token is scored.
 
-def _equal_lengths(passes: list[tuple[int, Window]], most: int) -> list[list[tuple[int, Window]]]:
-    """Consecutive passes of equal length, in groups of at most ``most``."""
-    groups: list[list[tuple[int, Window]]] = []
-    for item in passes:
-        length = item[1].stop - item[1].start
+        Raises:
+            ValueError: none of the tokens to be scored is in any.
+        """
+        passes = []
+        for window in sliding_windows(len(sample.tokens), self._length, self._stride):
+            if sample.scored is None:
+                passes.append(_Pass(document, window, None))
+            else:
+                inside = [t - window.start for t in sample.scored if window.scored <= t < window.stop]
+                passes += [_Pass(document, window, tuple(inside))] if inside else []
+        if not passes:
+            raise ValueError(f"no scored token of {sample.source} is within the window of {self._length} tokens")
+        return passes
+
+    def _losses(self, rows: TokenIds, group: list["_Pass"]) -> list[Tensor]:
+        """Losses of the scored tokens of each pass, all of one length: float64 on the CPU."""
+        model = self._loaded.model
+        ids = torch.from_numpy(rows).to(model.device)
+        if group[0].scored is None:
+            every = token_losses(model, ids).cpu().double()
+            return [row[w.scored - w.start - 1 :] for row, w in zip(every, (one.window for one in group), strict=True)]
+        union = sorted({position for one in group for position in one.scored or ()})
+        some = predict(model, ids, union).losses.cpu().double()
+        column = {position: number for number, position in enumerate(union)}
+        return [row[[column[t] for t in one.scored or ()]] for row, one in zip(some, group, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A forward pass over part of a document."""
+
+    document: int
+    window: Window
+    scored: tuple[int, ...] | None
+    """Positions within the window; None for those from the window's own on."""
+
+    @property
+    def kind(self) -> tuple[int, bool]:
+        """What passes in one batch have in common: tokens, and whether only some are scored."""
+        return self.window.stop - self.window.start, self.scored is not None
+
+
+def _alike(passes: list[_Pass], most: int) -> list[list[_Pass]]:
+    """Consecutive passes of one kind, in groups of at most ``most``."""
+    groups: list[list[_Pass]] = []
+    for one in passes:
         last = groups[-1] if groups else None
-        if last and len(last) < most and last[0][1].stop - last[0][1].start == length:
-            last.append(item)
+        if last and len(last) < most and last[0].kind == one.kind:
+            last.append(one)
         else:
-            groups.append([item])
+            groups.append([one])
     return groups

@@ -15,10 +15,11 @@ from factor_search.injection import probe
 from factor_search.ledger import Ledger, RecordedEvaluator
 from factor_search.methods import closed_forms
 from factor_search.models import LoadedModel, load_config, load_model
+from factor_search.needle import needle_samples
 from factor_search.samples import Samples, SampleSet, Watch, check_vocabulary, load_samples
 from factor_search.search import SearchState, search
 from factor_search.space import SearchSpace
-from factor_search.spec import EvolutionSpec, JobSpec
+from factor_search.spec import EvolutionSpec, JobSpec, NeedleSpec
 from factor_search.strategies import Strategy, build_strategy
 from factor_search.tokens import CachedTokenizer
 from factor_search.warm_start import embedded, starting_points
@@ -55,6 +56,8 @@ class JobResult:
     """By name of method or finalist."""
     held_out: dict[str, Evaluation] = field(default_factory=dict)
     """By name of method, and of the winner."""
+    held_out_text: dict[str, Evaluation] = field(default_factory=dict)
+    """The same on the plain text of the held-out documents, where that is not the objective."""
     winner: str = ""
     """Name of the finalist or method that is best on the validation documents."""
     interrupted: bool = False
@@ -92,7 +95,7 @@ def run_job(spec: JobSpec, out: Path, watcher: JobWatcher | None = None) -> JobR
         probe(loaded.model, loaded.geometry)
         watcher.phase("reading documents")
         samples = read_samples(spec, loaded, watcher.documents)
-        with LocalEvaluator(loaded, spec.target_length, spec.objective.stride) as local:
+        with LocalEvaluator(loaded, spec.target_length, spec.stride) as local:
             return search_and_measure(spec, geometry, samples, RecordedEvaluator(local, ledger), watcher)
 
 
@@ -153,19 +156,26 @@ def read_samples(spec: JobSpec, loaded: LoadedModel, watch: Watch | None = None)
     """The samples of a job for the model as loaded.
 
     Raises:
-        DataError: documents cannot be read, too few of them are long enough, or the tokenizer is another model's.
+        DataError: documents cannot be read, too few of them are long enough, the target is too short for what the
+            objective puts into them, or the tokenizer is another model's.
     """
-    samples = load_samples(
-        spec.data,
-        CachedTokenizer(loaded.tokenizer),
-        spec.target_length,
-        seed=spec.seed,
-        whole=spec.objective.stride is not None,
-        watch=watch,
-    )
+    tokenizer = CachedTokenizer(loaded.tokenizer)
+    whole = spec.stride is not None
+    samples = load_samples(spec.data, tokenizer, spec.target_length, seed=spec.seed, whole=whole, watch=watch)
+    if isinstance(spec.objective, NeedleSpec):
+        samples = _with_needles(samples, tokenizer, spec, spec.objective)
     for part in (samples.search, samples.validation, samples.held_out):
         check_vocabulary(part, loaded.model.get_input_embeddings().num_embeddings)
     return samples
+
+
+def _with_needles(samples: Samples, tokenizer: CachedTokenizer, spec: JobSpec, objective: NeedleSpec) -> Samples:
+    def part(documents: SampleSet) -> SampleSet:
+        options = {"digits": objective.digits, "repeats": objective.repeats, "seed": spec.seed}
+        return needle_samples(documents, tokenizer, length=spec.target_length, **options)
+
+    text = SampleSet("held_out_text", samples.held_out.samples)
+    return Samples(part(samples.search), part(samples.validation), part(samples.held_out), text)
 
 
 def search_and_measure(
@@ -237,6 +247,9 @@ def _choose(result: JobResult, evaluator: Evaluator, watcher: JobWatcher) -> Non
     watcher.phase("measuring on held-out documents")
     reported = result.methods | {winner: result.candidates[winner]}
     held_out = _score(reported, result.samples.held_out, evaluator, watcher)
+    if result.samples.held_out_text is not None:
+        watcher.phase("measuring on the plain text of held-out documents")
+        result.held_out_text = _score(reported, result.samples.held_out_text, evaluator, watcher)
     result.validation, result.held_out, result.winner = validation, held_out, winner
 
 

@@ -44,13 +44,57 @@ def token_losses(model: PreTrainedModel, input_ids: Tensor, *, chunk_tokens: int
     with decoder_remembered(model) as view:
         for start in range(0, length - 1, chunk):
             stop = min(start + chunk, length - 1)
-            view.positions = slice(start, stop)
-            logits = model(input_ids=input_ids, use_cache=False, return_dict=True).logits
+            logits = _logits(model, input_ids, view, slice(start, stop))
             losses[:, start:stop] = _cross_entropy(logits.flatten(0, 1), targets[:, start:stop].flatten()).view(
                 rows, -1
             )
             del logits
     return losses
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model makes of some tokens of a text."""
+
+    losses: Tensor
+    """float32 of shape (B, S), in nats: negative log-likelihood of each token given those before it."""
+    hits: Tensor
+    """bool of shape (B, S): whether the token is the most likely one given those before it."""
+
+
+@torch.inference_mode()
+def predict(
+    model: PreTrainedModel, input_ids: Tensor, positions: Sequence[int], *, chunk_tokens: int | None = None
+) -> Predictions:
+    """Losses of some tokens: those of :func:`token_losses`, but the output layer sees only what predicts them.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        input_ids: token ids of shape (B, T), T >= 2.
+        positions: S positions of the tokens, each within [1, T), the same for all rows.
+        chunk_tokens: how many tokens, over all rows, have their logits in memory at once; None: what is fast.
+    """
+    rows, chunk = len(input_ids), max(1, (chunk_tokens or _fast_chunk(model)) // len(input_ids))
+    wanted = torch.tensor(positions, dtype=torch.long, device=input_ids.device)
+    losses = torch.empty(rows, len(positions), dtype=torch.float32, device=input_ids.device)
+    hits = torch.empty(rows, len(positions), dtype=torch.bool, device=input_ids.device)
+    with decoder_remembered(model) as view:
+        for start in range(0, len(positions), chunk):
+            part = wanted[start : start + chunk]
+            targets = input_ids[:, part].flatten()
+            logits = _logits(model, input_ids, view, part - 1).flatten(0, 1)  # position t - 1 predicts token t
+            columns = slice(start, start + len(part))
+            losses[:, columns] = _cross_entropy(logits, targets).view(rows, -1)
+            hits[:, columns] = (logits.argmax(-1) == targets).view(rows, -1)
+            del logits
+    return Predictions(losses, hits)
+
+
+def _logits(model: PreTrainedModel, input_ids: Tensor, view: "View", positions: slice | Tensor) -> Tensor:
+    """The model's logits at some positions, of shape (B, positions, vocabulary)."""
+    view.positions = positions
+    logits: Tensor = model(input_ids=input_ids, use_cache=False, return_dict=True).logits
+    return logits
 
 
 def _fast_chunk(model: PreTrainedModel) -> int:
@@ -81,7 +125,7 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 class View:
     """Which positions of the decoder's output the head gets to see."""
 
-    positions: slice | None = None
+    positions: slice | Tensor | None = None
     output: Any = None
     hidden: Tensor | None = None
     """What the head sees of it: (B, T, hidden size)."""
@@ -108,7 +152,7 @@ def decoder_remembered(
             view.hidden = keep(view.output.last_hidden_state)
         output = copy.copy(view.output)
         assert view.hidden is not None
-        output.last_hidden_state = view.hidden[:, view.positions or slice(None)]
+        output.last_hidden_state = view.hidden if view.positions is None else view.hidden[:, view.positions]
         return output
 
     decoder.forward = forward
@@ -159,18 +203,27 @@ def sliding_windows(tokens: int, window: int, stride: int | None) -> list[Window
     return windows
 
 
+def doubling_lengths(original: int, target: int) -> list[int]:
+    """The original length, twice that, ... and at last the target, in tokens."""
+    lengths = []
+    while original < target:
+        lengths.append(original)
+        original *= 2
+    return [*lengths, target]
+
+
 @dataclass(frozen=True)
 class Summary:
     """Perplexity over documents, with its uncertainty."""
 
     perplexity: float
-    """exp of the mean loss per token."""
+    """exp of the mean loss per scored token."""
     standard_error: float
     """Standard error of the perplexity over documents (delta method); NaN for a single document."""
     loss: float
-    """Mean loss in nats per token."""
+    """Mean loss in nats per scored token."""
     tokens: int
-    """Tokens predicted."""
+    """Tokens scored."""
     documents: int
 
 

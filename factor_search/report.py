@@ -15,9 +15,10 @@ from factor_search.factors_file import (
     write_json,
 )
 from factor_search.job import JobResult
+from factor_search.needle import spread_depths
 from factor_search.perplexity import paired_difference, summarise
 from factor_search.samples import PARTS
-from factor_search.spec import read_json
+from factor_search.spec import MEASURES, NeedleSpec, read_json
 from factor_search.version import versions
 
 SCHEMA = "factor-search/report@1"
@@ -65,19 +66,24 @@ def holds_finished(out: Path) -> bool:
 
 
 def build_factors_file(result: JobResult) -> FactorsFile:
-    """The factors file of the winner; of a partial result, of the best candidate so far."""
+    """The factors file of the winner; of a partial result, of the best candidate so far.
+
+    Whatever the objective was, its perplexities are of plain text, or null.
+    """
     spec, state = result.spec, result.state
     factors = result.winning_factors
-    on_search = state.candidates.get(factors)
-    baselines = {name: _perplexity(e) for name, e in result.held_out.items() if name in result.methods}
+    plain = spec.objective.kind == "perplexity"
+    on_search = state.candidates.get(factors) if plain else None  # the file has perplexities of text, and no others
+    held_out = result.held_out if plain else result.held_out_text
+    baselines = {name: _perplexity(e) for name, e in held_out.items() if name in result.methods}
     return factors_file(
         factors,
         FactorsModel.of(spec.model.id, spec.model.revision, result.geometry),
         spec.target_length,
         MeasuredPerplexity(
             search=_perplexity(on_search) if on_search is not None and on_search.outcome == OK else None,
-            validation=_perplexity(result.validation.get(result.winner)),
-            held_out=_perplexity(result.held_out.get(result.winner)),
+            validation=_perplexity(result.validation.get(result.winner)) if plain else None,
+            held_out=_perplexity(held_out.get(result.winner)),
             held_out_baselines={name: value for name, value in baselines.items() if value is not None},
         ),
         Provenance(
@@ -102,6 +108,7 @@ def build_report(result: JobResult) -> dict[str, Any]:
         "name": spec.name,
         "status": "interrupted" if result.interrupted else "finished",
         "spec": spec.model_dump(mode="json"),
+        "objective": _objective(result),
         "model": {
             **FactorsModel.of(spec.model.id, spec.model.revision, geometry).model_dump(mode="json"),
             "wavelengths": geometry.wavelengths,
@@ -130,6 +137,29 @@ def build_report(result: JobResult) -> dict[str, Any]:
     }
 
 
+def _objective(result: JobResult) -> dict[str, Any]:
+    """What the figures of the report are, and for needles at which depth each sample has its own."""
+    objective = result.spec.objective
+    described: dict[str, Any] = {"kind": objective.kind, "measures": MEASURES[objective.kind]}
+    if isinstance(objective, NeedleSpec):
+        parts = [getattr(result.samples, part) for part in PARTS]
+        described["depths"] = {part.part: spread_depths(len(part.samples)) for part in parts}
+    return described
+
+
+def measures(report: dict[str, Any]) -> str:
+    """What the figures of a report are, in words; reports from before there were objectives have perplexities."""
+    return str(report.get("objective", {}).get("measures", MEASURES["perplexity"]))
+
+
+def columns(report: dict[str, Any]) -> dict[str, str]:
+    """Titles of the figures in the table of results, by key of a row."""
+    shown = {"validation": "validation", "held_out": "held-out", "standard_error": "std. error"}
+    if "text_perplexity" in report["results"][0]:
+        shown |= {"text_perplexity": "plain text", "text_standard_error": "std. error"}
+    return shown
+
+
 def _others(result: JobResult) -> list[str]:
     """The closed forms, best on held-out documents first."""
     names = [name for name in result.held_out if name != result.winner]
@@ -156,6 +186,9 @@ def _row(result: JobResult, name: str) -> dict[str, Any]:
         "difference": None,
         "difference_standard_error": None,
     }
+    if (text := result.held_out_text.get(name)) is not None:
+        row["text_perplexity"] = _perplexity(text)
+        row["text_standard_error"] = _finite(text.summary.standard_error) if text.outcome == OK else None
     if name != result.winner and evaluation.outcome == winner.outcome == OK:
         mean, error = paired_difference(evaluation.losses, winner.losses, winner.tokens)
         row |= {"difference": mean, "difference_standard_error": _finite(error)}
@@ -201,13 +234,17 @@ def table(report: dict[str, Any]) -> str:
         made = report["search"]
         on = f"{made['best_documents']} search document{'s' * (made['best_documents'] != 1)}"
         return f"interrupted after {made['candidates']} candidates; best so far {made['best_perplexity']:.4f} on {on}"
-    lines = [f"{'':14}{'validation':>12}{'held-out':>12}{'std. error':>12}{'vs found (nats, paired)':>28}"]
+    shown = columns(report)
+    titles = "".join(f"{title:>12}" for title in shown.values())
+    lines = [f"{'':14}{titles}{'vs found (nats, paired)':>28}"]
+    if "text_perplexity" in shown:
+        lines.insert(0, f"{measures(report)}, and perplexity of the plain text of the held-out documents")
     for row in report["results"]:
         difference = ""
         if row["difference"] is not None:
             error = row["difference_standard_error"]
             difference = f"{row['difference']:+.4f}" + (f" ± {error:.4f}" if error is not None else "")
-        cells = [_number(row[key]) for key in ("validation", "held_out", "standard_error")]
+        cells = [_number(row[key]) for key in shown]
         lines.append(f"{row['name']:14}" + "".join(f"{cell:>12}" for cell in cells) + f"{difference:>28}")
     comparison = report["comparison"]
     if comparison and comparison["standard_errors"] is not None:

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from factor_search.report import ending
+from factor_search.report import columns, ending, measures
 from factor_search.report_plots import draw_factors, draw_lengths, draw_search
 
 STYLE = """
@@ -29,7 +29,7 @@ def render(report: dict[str, Any]) -> str:
         _figure(draw_factors, report, "Rescale factors against the closed forms. The dotted line is the scale."),
         _figure(draw_search, report, _search_caption(report["search"])),
     ]
-    if report["results"]:
+    if any(row["perplexity_at"] for row in report["results"]):
         caption = "Perplexity of the first n tokens of the held-out documents."
         plots.insert(1, _figure(draw_lengths, report, caption))
     body = f"""
@@ -42,7 +42,7 @@ RoPE type {escape(model["base_rope_type"])}, critical dimension {model["critical
 {report["factors"]["attention_factor"]:.6g}</p>
 <p><code>{escape(str(report["factors"]["rescale_factors"]))}</code></p>
 <h2>Search</h2><p>{report["search"]["candidates"]} candidates{_early(report["search"])},
-{report["search"]["tokens"]:,} tokens,
+{report["search"]["tokens"]:,} {_kind_of_tokens(report)},
 {report["search"]["seconds"]:.1f} s of evaluation, seed {spec["seed"]}, strategy {escape(spec["strategy"]["kind"])};
 {escape(ending(report))}.{_warm_starts(spec)}</p>
 {_documents(report)}
@@ -61,6 +61,10 @@ def _search_caption(search: dict[str, Any]) -> str:
     return caption
 
 
+def _kind_of_tokens(report: dict[str, Any]) -> str:
+    return "tokens" if measures(report) == "perplexity" else "answer tokens"
+
+
 def _early(search: dict[str, Any]) -> str:
     """How many evaluations there were beside the candidates, where these are not the same."""
     if not search.get("pruned"):
@@ -75,7 +79,7 @@ def _headline(report: dict[str, Any]) -> str:
     found = report["results"][0]
     if found["held_out"] is None or comparison is None or comparison["difference"] is None:
         return ""
-    text = f"Held-out perplexity {found['held_out']:.4f}"
+    text = f"Held-out {measures(report)} {found['held_out']:.4f}"
     if comparison["standard_errors"] is not None:
         direction = "better" if comparison["difference"] >= 0 else "worse"
         text += (
@@ -91,21 +95,25 @@ def _headline(report: dict[str, Any]) -> str:
 def _results_table(report: dict[str, Any]) -> str:
     if not report["results"]:
         return ""
-    rows = []
+    rows, shown = [], columns(report)
     for row in report["results"]:
         difference = "" if row["difference"] is None else f"{row['difference']:+.4f}"
         if row["difference_standard_error"] is not None:
             difference += f" ± {row['difference_standard_error']:.4f}"
-        cells = [_number(row[key]) for key in ("validation", "held_out", "standard_error")]
+        cells = [_number(row[key]) for key in shown]
         kind = " class=found" if row["name"] == "found" else ""
-        columns = "".join(f"<td>{cell}</td>" for cell in [*cells, difference])
-        rows.append(f"<tr{kind}><td>{escape(row['name'])}</td>{columns}</tr>")
-    found = report["results"][0]
+        figures = "".join(f"<td>{cell}</td>" for cell in [*cells, difference])
+        rows.append(f"<tr{kind}><td>{escape(row['name'])}</td>{figures}</tr>")
+    found, title = report["results"][0], measures(report)
+    titles = "".join(f"<th>{name.replace('std.', 'standard')}</th>" for name in shown.values())
+    plain = " Plain text: perplexity of all tokens of the held-out documents, as they are." * (
+        "text_perplexity" in shown
+    )
     return (
-        f"<h2>Perplexity at {report['spec']['target_length']} tokens</h2><table><tr><th></th><th>validation</th>"
-        f"<th>held-out</th><th>standard error</th><th>minus found (nats, paired)</th></tr>{''.join(rows)}</table>"
+        f"<h2>{title[0].upper()}{title[1:]} at {report['spec']['target_length']} tokens</h2><table><tr><th></th>"
+        f"{titles}<th>minus found (nats, paired)</th></tr>{''.join(rows)}</table>"
         f"<p>Held-out: {found['documents']} documents, {found['tokens']:,} tokens that neither the search nor the "
-        "choice of the winner saw. Standard errors are over documents.</p>"
+        f"choice of the winner saw. Standard errors are over documents.{plain}</p>"
     )
 
 

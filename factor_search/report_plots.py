@@ -1,4 +1,4 @@
-"""The three plots of a report, each drawn on axes that it is given."""
+"""Plots, each drawn on axes that it is given: three of a report, a ladder of lengths, passkeys by length and depth."""
 
 import itertools
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
+from factor_search.methods import AS_CONFIGURED, METHODS
 from factor_search.palette import FOUND_COLOUR, METHOD_COLOURS
+from factor_search.report import FOUND, measures
 
 
 def draw_factors(axes: Axes, report: dict[str, Any]) -> None:
@@ -60,7 +62,56 @@ def draw_search(axes: Axes, report: dict[str, Any]) -> None:
     low, top = spread[0], spread[int(0.95 * (len(spread) - 1))]  # a few wild candidates must not flatten the rest
     if top > low:
         axes.set_ylim(low - 0.06 * (top - low), top + 0.04 * (top - low))
-    _label(axes, "evaluation", "perplexity on search documents")
+    _label(axes, "evaluation", f"{measures(report)} on search documents")
+
+
+def draw_ladder(axes: Axes, ladder: dict[str, Any]) -> None:
+    """Perplexity with its standard error at each length (see :meth:`factor_search.ladder.Ladder.as_json`).
+
+    Of the closed forms, those that have a colour and the one that is best at the largest length.
+    """
+    axes.set_xscale("log", base=2)
+    lengths, best = ladder["lengths"], ladder["best_closed_forms"]
+    forms = set(METHODS) | {AS_CONFIGURED}
+    names = list(dict.fromkeys(rung["name"] for rung in ladder["rungs"]))
+    plotted = [name for name in names if name not in forms or name in {*METHOD_COLOURS, best.get(str(lengths[-1]))}]
+    for name in reversed(plotted):
+        points = [rung for rung in ladder["rungs"] if rung["name"] == name and rung["perplexity"] is not None]
+        candidate = name not in forms
+        axes.errorbar(
+            [rung["length"] for rung in points],
+            [rung["perplexity"] for rung in points],
+            yerr=[rung["standard_error"] or 0.0 for rung in points],
+            color=FOUND_COLOUR if name == FOUND else METHOD_COLOURS.get(name),
+            linewidth=2.5 if candidate else 1.3,
+            elinewidth=0.8,
+            marker="o",
+            markersize=4,
+            label=name,
+        )
+    axes.set_xticks(lengths, [str(length) for length in lengths])
+    _label(axes, "tokens", "perplexity", log=True)
+
+
+def draw_passkey(axes: Axes, passkey: dict[str, Any]) -> None:
+    """Accuracy by length and depth as a heat map (see :func:`factor_search.passkey.as_json`)."""
+    lengths, depths = passkey["lengths"], passkey["depths"]
+    accuracy = {(cell["length"], cell["depth"]): cell["accuracy"] for cell in passkey["cells"]}
+    rows = [[accuracy[length, depth] for length in lengths] for depth in depths]
+    axes.imshow(rows, cmap="viridis", vmin=0.0, vmax=1.0, aspect="auto")
+    for row, values in enumerate(rows):
+        for column, value in enumerate(values):
+            axes.annotate(
+                f"{value:.0%}",
+                (column, row),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="#000" if value > 0.6 else "#fff",  # viridis ends in yellow
+            )
+    axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])
+    axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
+    _label(axes, "tokens", "depth of the passkey")
 
 
 def _evaluations(report: dict[str, Any]) -> tuple[dict[int, float], dict[int, float]]:

@@ -26,6 +26,21 @@ class Sample:
     """Token ids, int64 of shape (tokens,)."""
     sha256: str
     """Hash of the token ids."""
+    scored: tuple[int, ...] | None = field(default=None, repr=False)
+    """Ascending positions, from 1 on, of the tokens whose loss counts; None for all but the first."""
+
+    def __post_init__(self) -> None:
+        scored = self.scored
+        if scored is None:
+            return
+        ascending = all(a < b for a, b in itertools.pairwise(scored))
+        if not scored or not ascending or not 1 <= scored[0] <= scored[-1] < len(self.tokens):
+            raise ValueError(f"scored positions must ascend within 1 to {len(self.tokens) - 1}")
+
+    @property
+    def address(self) -> str:
+        """Hash of all that losses depend on: the token ids, and which of them are scored if that is not all."""
+        return self.sha256 if self.scored is None else sha256_of({"tokens": self.sha256, "scored": self.scored})
 
 
 @dataclass(frozen=True)
@@ -37,8 +52,8 @@ class SampleSet:
 
     @property
     def sha256(self) -> str:
-        """Hash of the samples' hashes, in order."""
-        return sha256_of([sample.sha256 for sample in self.samples])
+        """Hash of the samples' addresses, in order."""
+        return sha256_of([sample.address for sample in self.samples])
 
 
 @dataclass(frozen=True)
@@ -48,10 +63,12 @@ class Samples:
     search: SampleSet
     validation: SampleSet
     held_out: SampleSet
+    held_out_text: SampleSet | None = None
+    """Where the other parts score something else than plain text: the held-out documents as they are."""
 
     @property
     def sha256(self) -> str:
-        """Hash over all parts."""
+        """Hash over the three parts."""
         return sha256_of([self.search.sha256, self.validation.sha256, self.held_out.sha256])
 
 
@@ -165,13 +182,18 @@ def _long_enough(
 def _pieces(source: str, tokens: TokenIds, length: int, *, whole: bool, cut: bool) -> list[Sample]:
     if cut:
         starts = range(0, len(tokens) - length + 1, length)
-        return [_sample(f"{source}@{start}", tokens[start : start + length]) for start in starts]
-    return [_sample(source, tokens if whole else tokens[:length])]
+        return [sample_of(f"{source}@{start}", tokens[start : start + length]) for start in starts]
+    return [sample_of(source, tokens if whole else tokens[:length])]
 
 
-def _sample(source: str, tokens: TokenIds) -> Sample:
+def sample_of(source: str, tokens: TokenIds, scored: tuple[int, ...] | None = None) -> Sample:
+    """A sample with its hash.
+
+    Raises:
+        ValueError: the scored positions do not ascend, or one is not that of a token with another before it.
+    """
     tokens = np.ascontiguousarray(tokens)
-    return Sample(source, tokens, _hash(tokens))
+    return Sample(source, tokens, _hash(tokens), scored)
 
 
 def _hash(tokens: TokenIds) -> str:

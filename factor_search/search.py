@@ -25,7 +25,7 @@ class SearchState:
     best: Evaluation | None = None
     """The lowest loss among the evaluations on most documents."""
     tokens: int = 0
-    """Tokens evaluated, stored results included."""
+    """Tokens scored, stored results included."""
     seconds: float = 0.0
     """Seconds spent evaluating, stored results included."""
     generations: list[int] = field(default_factory=list)

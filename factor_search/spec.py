@@ -205,8 +205,8 @@ class WarmStartSpec(_Strict):
         return self
 
 
-class ObjectiveSpec(_Strict):
-    """What a candidate is judged by."""
+class PerplexitySpec(_Strict):
+    """Perplexity of all tokens of the documents."""
 
     kind: Literal["perplexity"] = "perplexity"
     stride: PositiveInt | None = Field(
@@ -216,11 +216,31 @@ class ObjectiveSpec(_Strict):
     )
 
 
+class NeedleSpec(_Strict):
+    """Perplexity of answers: each document hides a number, and ends with a question for it (LongRoPE2, 2502.20082)."""
+
+    kind: Literal["needle"] = "needle"
+    digits: PositiveInt = Field(7, ge=2, le=15, description="Of the numbers.")
+    repeats: PositiveInt = Field(
+        1,
+        le=64,
+        description="Samples made of each document, with other numbers at other depths. Each counts as a document, "
+        "also in standard errors.",
+    )
+
+
+ObjectiveSpec = Annotated[PerplexitySpec | NeedleSpec, Field(discriminator="kind")]
+MEASURES = {"perplexity": "perplexity", "needle": "perplexity of answer tokens"}
+"""What the figures of a search are, by objective."""
+
+
 class BudgetSpec(_Strict):
     """When the search ends; whichever comes first."""
 
     candidates: PositiveInt | None = Field(200, description="Distinct candidates, the closed-form seeds included.")
-    tokens: PositiveInt | None = Field(None, description="Tokens evaluated during the search.")
+    tokens: PositiveInt | None = Field(
+        None, description="Tokens scored during the search: of answers only, if these are."
+    )
     seconds: PositiveFloat | None = Field(None, description="Seconds of evaluation, stored results included.")
     no_improvement: PositiveInt | None = Field(
         None,
@@ -249,7 +269,7 @@ class JobSpec(_Strict):
     model: ModelSpec
     data: DataSpec
     target_length: PositiveInt = Field(description="Tokens of context wanted.")
-    objective: ObjectiveSpec = ObjectiveSpec()
+    objective: ObjectiveSpec = PerplexitySpec()
     space: SpaceSpec = SpaceSpec()
     strategy: StrategySpec = AutoSpec()
     budget: BudgetSpec = BudgetSpec()
@@ -275,7 +295,9 @@ class JobSpec(_Strict):
     @field_validator("objective", mode="before", json_schema_input_type=ObjectiveSpec | str)
     @classmethod
     def _objective_short(cls, value: Any) -> Any:
-        return {"kind": value} if isinstance(value, str) else value
+        if isinstance(value, str):
+            return {"kind": value}
+        return {"kind": "perplexity"} | value if isinstance(value, dict) else value
 
     @field_validator("strategy", mode="before", json_schema_input_type=StrategySpec | str)
     @classmethod
@@ -289,11 +311,16 @@ class JobSpec(_Strict):
 
     @model_validator(mode="after")
     def _stride_within_window(self) -> "JobSpec":
-        if self.objective.stride is not None and self.objective.stride > self.target_length:
+        if self.stride is not None and self.stride > self.target_length:
             raise ValueError(
-                f"objective.stride is {self.objective.stride}, beyond the target length of {self.target_length} tokens"
+                f"objective.stride is {self.stride}, beyond the target length of {self.target_length} tokens"
             )
         return self
+
+    @property
+    def stride(self) -> int | None:
+        """Of the sliding window in tokens; None if the first window alone is scored."""
+        return self.objective.stride if isinstance(self.objective, PerplexitySpec) else None
 
     @property
     def racing_error_rate(self) -> float | None:

@@ -19,8 +19,9 @@ class CachedTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._prefix = _beginning(tokenizer)
-        self._identity = _identity(tokenizer, self._prefix)
+        self.prefix: list[int] = _beginning(tokenizer)
+        """What it puts at a beginning; empty for many."""
+        self._identity = _identity(tokenizer, self.prefix)
         self._folder = cache_folder("tokens")
 
     def __call__(self, text: str) -> TokenIds:
@@ -36,15 +37,26 @@ class CachedTokenizer:
             return stored
         except (OSError, ValueError, EOFError):
             pass  # not there, or not whole: derive it
-        try:
-            ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        except Exception as error:  # a tokenizer of any make
-            raise DataError(f"the tokenizer fails on a document: {one_line(error)}") from error
-        tokens = np.array([*self._prefix, *ids], dtype=np.int32)
+        tokens = np.array([*self.prefix, *self.ids(text)], dtype=np.int32)
         content = io.BytesIO()
         np.save(content, tokens, allow_pickle=False)
         write_atomically(file, content.getvalue())
         return tokens.astype(np.int64)
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a piece of text, without what belongs at a beginning; not kept.
+
+        Raises:
+            DataError: the tokenizer fails on this text.
+        """
+        try:
+            return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        except Exception as error:  # a tokenizer of any make
+            raise DataError(f"the tokenizer fails on a document: {one_line(error)}") from error
+
+    def text(self, ids: TokenIds) -> str:
+        """The text of token ids."""
+        return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _beginning(tokenizer: Any) -> list[int]:

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from factor_search.errors import one_line
+from factor_search.spec import MEASURES
 from storage.database import Database
 from storage.errors import DatabaseError, NotFoundError
 from storage.evaluations import CandidateRow
@@ -181,14 +182,14 @@ class Projection:
             study_id = self._storage.get_study_id_from_name(row.study)
         except KeyError:
             with one_transaction(self._storage):
-                study_id = self._create_study(row.study, job.id, row.target_length)
+                study_id = self._create_study(row.study, job, row.target_length)
         study = Study(row.study, self._storage)
         queue = Unprojected(self._database, job.id, stage)
         known = _StudyState(study, study_id, queue, row.target_length, row.prepared)
         with self._writing(known):
             return known
 
-    def _create_study(self, name: str, job_id: str, target_length: int) -> int:
+    def _create_study(self, name: str, job: Job, target_length: int) -> int:
         try:
             study_id = self._storage.create_new_study([StudyDirection.MINIMIZE], name)
         except DuplicatedStudyError:
@@ -196,8 +197,8 @@ class Projection:
         study = Study(name, self._storage)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            study.set_metric_names(["perplexity"])
-        study.set_user_attr("job", job_id)
+            study.set_metric_names([MEASURES[(job.spec.get("objective") or {}).get("kind", "perplexity")]])
+        study.set_user_attr("job", job.id)
         study.set_user_attr("target_length", target_length)
         return study_id
 

@@ -120,7 +120,9 @@ def note(
 
 def _results(report: dict[str, Any]) -> list[str]:
     """What was found beside the closed forms, on the documents that the search has not seen."""
-    lines = ["### Perplexity on held-out documents", "", "| factors | held-out | standard error |", "|---|---|---|"]
+    measured = str(report.get("objective", {}).get("measures", "perplexity"))
+    title = f"### {measured[0].upper()}{measured[1:]} on held-out documents"
+    lines = [title, "", "| factors | held-out | standard error |", "|---|---|---|"]
     for row in report.get("results", []):
         name = f"**{_plain(row['name'])}**" if row["name"] == "found" else _plain(row["name"])
         lines.append(f"| {name} | {_number(row['held_out'])} | {_number(row['standard_error'])} |")

@@ -138,7 +138,8 @@ def test_progress_and_evaluations_of_a_running_job(client: TestClient, coordinat
     assert (pruned["outcome"], pruned["losses"], pruned["tokens"]) == ("pruned", [1.5], [511])
     assert (pruned["perplexity"], pruned["loss"]) == (pytest.approx(math.exp(1.5)), 1.5)
     assert (diverged["outcome"], diverged["perplexity"], diverged["loss"]) == ("diverged", None, None)
-    assert client.get(f"/v1/jobs/{job}/evaluations", params={"part": "held_out"}).json()["evaluations"] == []
+    for part in ("held_out", "held_out_text"):
+        assert client.get(f"/v1/jobs/{job}/evaluations", params={"part": part}).json()["evaluations"] == []
 
 
 @pytest.mark.parametrize("name", ["factors", "report"])

@@ -214,6 +214,56 @@ def test_evaluate_with_a_sliding_window_scores_whole_documents(
     assert figures["tokens"] == sum(sizes) - 3
 
 
+def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    capsys.readouterr()
+    assert main(["evaluate", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_evaluate_passkeys(checkpoint: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", str(checkpoint), "--data", str(texts / "0*.txt"), "--documents", "2", "--method", "yarn"]
+    asked = [*arguments, "--task", "passkey", "--lengths", "320,256", "--depths", "3", "--digits", "2"]
+    document = evaluated(capsys, *asked)
+    assert list(document) == ["task", "lengths", "depths", "cells", "factors"]
+    assert (document["task"], document["lengths"], document["depths"]) == ("passkey", [256, 320], [0.0, 0.5, 1.0])
+    assert [(cell["length"], cell["depth"]) for cell in document["cells"]] == [
+        (length, depth) for length in (256, 320) for depth in (0.0, 0.5, 1.0)
+    ]
+    for cell in document["cells"]:
+        assert list(cell) == ["length", "depth", "accuracy", "standard_error", "count", "answer_perplexity"]
+        assert (cell["accuracy"], cell["count"]) == (0.0, 2), "its weights are random"
+    assert document == evaluated(capsys, *asked)
+    assert document["factors"] == evaluated(capsys, *arguments, "--length", "320")["factors"]
+    assert document != evaluated(capsys, *asked, "--seed", "1")
+    assert main(["evaluate", *asked]) == 0
+    head, *rows, note = capsys.readouterr().out.splitlines()
+    assert head.split() == ["tokens", "depth", "0%", "depth", "50%", "depth", "100%"]
+    assert [row.split()[0] for row in rows] == ["256", "320"]
+    assert note == "share of passkeys retrieved ± standard error, 2 documents each"
+
+
+def test_evaluate_needles(checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", str(checkpoint), "--data", str(texts / "0*.txt"), "--documents", "3", "--length", "256"]
+    figures = evaluated(capsys, *arguments, "--task", "needle", "--digits", "4")
+    assert list(figures) == ["task", "answer_perplexity", "standard_error", "tokens", "documents", "factors"]
+    assert (figures["tokens"], figures["documents"]) == (3 * 5, 3)
+    assert main(["evaluate", *arguments, "--task", "needle"]) == 0
+    assert re.match(r"perplexity of answer tokens \d+\.\d+ ± .*, 3 documents, 24 tokens$", capsys.readouterr().out)
+
+    objective = {"kind": "needle", "digits": 4, "repeats": 2}
+    document = specification(checkpoint, texts, target_length=256, objective=objective, budget=10)
+    spec = write_spec(tmp_path, document | {"strategy": {"kind": "evolution"}})
+    assert main(["run", spec, "--out", str(tmp_path / "out")]) == 0
+    assert "perplexity of answer tokens, and perplexity of the plain text" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["results"][0]
+    factors = ["--spec", spec, "--factors", str(tmp_path / "out" / "factors.json")]
+    again = evaluated(capsys, *factors, "--task", "needle")
+    assert again["answer_perplexity"] == pytest.approx(found["held_out"], rel=1e-7)
+    assert again["documents"] == found["documents"] == 8
+    text = evaluated(capsys, *factors)
+    assert text["perplexity"] == pytest.approx(found["text_perplexity"], rel=1e-7)
+
+
 def test_a_spec_with_a_sliding_window(checkpoint: Path, texts: Path, tmp_path: Path) -> None:
     objective = {"kind": "perplexity", "stride": 64}
     document = specification(checkpoint, texts, objective=objective, budget=12, strategy={"kind": "evolution"})
@@ -277,6 +327,9 @@ class TestBadInput:
             ({"warm_start": {"rescale_factors": [[1.0, 2.0]]}}, "2 rescale factors, but .* 8 rotary pairs"),
             ({"warm_start": {"rescale_factors": [[1.0, float("nan")]]}}, "warm_start.rescale_factors.0.1"),
             ({"objective": {"kind": "perplexity", "stride": 400}}, "beyond the target length"),
+            ({"objective": "needles"}, "objective"),
+            ({"objective": {"kind": "needle", "digits": 40}}, "objective.needle.digits"),
+            ({"objective": "needle", "target_length": 100}, "100 tokens are too few .* must be at least 111"),
             ({"target_length": 100_000}, "of the 8 documents needed have 100000 tokens"),
         ],
     )
@@ -398,6 +451,26 @@ class TestBadInput:
         self.fails(capsys, [*evaluate, "--documents", "99"], "12 of the 99 documents")
         methods = ["methods", "--model", str(checkpoint)]
         self.fails(capsys, [*methods, "--target-length", "10"], "below the model's original length")
+
+    def test_tasks(self, checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        evaluate = ["evaluate", "--model", str(checkpoint), "--data", str(texts / "*.txt")]
+        at_256, passkey = [*evaluate, "--length", "256"], [*evaluate, "--task", "passkey"]
+        self.fails(capsys, [*at_256, "--depths", "4"], "--depths goes with --task passkey, not with perplexity")
+        self.fails(capsys, [*at_256, "--task", "needle", "--stride", "8"], "--stride goes with --task perplexity")
+        self.fails(capsys, [*at_256, "--task", "needle", "--lengths", "64"], "--lengths goes with --task passkey")
+        self.fails(capsys, [*at_256, "--digits", "3"], "--digits goes with --task needle or passkey")
+        self.fails(capsys, [*at_256, "--task", "needle", "--digits", "99"], "--digits is 99: .* between 2 and 15")
+        self.fails(capsys, [*at_256, "--task", "passkey", "--lengths", "256"], "either --length or --lengths")
+        self.fails(capsys, [*passkey, "--lengths", "256", "--depths", "0"], "--depths is 0")
+        self.fails(capsys, [*passkey, "--lengths", "64,256"], "64 tokens are too few")
+        self.fails(capsys, [*passkey], "--length missing")
+        spec = write_spec(tmp_path, specification(checkpoint, texts, objective="needle", target_length=256))
+        self.fails(capsys, ["evaluate", "--spec", spec, "--task", "passkey", "--lengths", "512"], "beyond the target")
+        self.fails(capsys, ["evaluate", "--spec", spec, "--task", "needle", "--digits", "3"], "says it already")
+        for wrong in (["--task", "passkeys"], ["--lengths", "a,b"], ["--lengths", "1"]):
+            with pytest.raises(SystemExit) as caught:
+                main([*passkey, *wrong])
+            assert caught.value.code == 2
 
     def test_unknown_commands_and_options(self, capsys: pytest.CaptureFixture[str]) -> None:
         for arguments in ([], ["serch"], ["run"], ["evaluate", "--lenght", "3"]):

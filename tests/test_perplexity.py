@@ -6,7 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factor_search.perplexity import _cross_entropy, paired_difference, sliding_windows, summarise, token_losses
+from factor_search.perplexity import (
+    _cross_entropy,
+    paired_difference,
+    predict,
+    sliding_windows,
+    summarise,
+    token_losses,
+)
 from tests.families import FAMILIES, tiny_model
 
 
@@ -45,6 +52,38 @@ def test_chunking_does_not_change_the_result_and_the_decoder_runs_once() -> None
     handle.remove()
     assert calls == [1]
     torch.testing.assert_close(chunked, token_losses(model, tokens), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_losses_of_some_tokens_equal_those_from_all_logits(model_type: str) -> None:
+    model = tiny_model(model_type)
+    tokens = torch.randint(3, 97, (2, 40), generator=torch.Generator().manual_seed(4))
+    with torch.inference_mode():
+        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].double()
+        greedy = logits.argmax(-1)
+        tokens[0, 30] = greedy[0, 29]  # else hardly any is the most likely one
+        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].double()
+    expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+    positions = [1, 2, 17, 30, 38, 39]
+    columns = [position - 1 for position in positions]
+    predicted = predict(model, tokens, positions, chunk_tokens=4)
+    torch.testing.assert_close(predicted.losses.double(), expected[:, columns], rtol=1e-5, atol=1e-5)
+    assert predicted.hits.tolist() == (logits.argmax(-1) == tokens[:, 1:])[:, columns].tolist()
+    assert predicted.hits[0, 3]
+    assert "forward" not in model.get_decoder().__dict__
+
+
+def test_the_output_layer_sees_only_what_predicts_a_scored_token() -> None:
+    model = tiny_model("llama")
+    seen, decoded = [], []
+    handles = [
+        model.lm_head.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape[1])),
+        model.model.layers[0].register_forward_hook(lambda *_: decoded.append(1)),
+    ]
+    predict(model, torch.randint(3, 97, (1, 60)), [3, 50, 51, 58, 59], chunk_tokens=2)
+    for handle in handles:
+        handle.remove()
+    assert (seen, decoded) == ([2, 2, 1], [1])
 
 
 def test_extreme_logits() -> None:

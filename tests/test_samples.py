@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from factor_search.documents import Document, documents_from_files, documents_from_hub
 from factor_search.errors import DataError
-from factor_search.samples import PARTS, Samples, first_samples, load_samples
+from factor_search.samples import PARTS, Samples, first_samples, load_samples, sample_of
 from factor_search.spec import DataSpec
 from factor_search.testbed.byte_tokenizer import byte_tokenizer
 from factor_search.tokens import CachedTokenizer
@@ -208,3 +208,17 @@ def test_a_unicode_round_trip_through_the_byte_tokenizer() -> None:
     ids = tokenizer(text)["input_ids"]
     assert ids == list(text.encode())
     assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("scored", [(), (0, 1), (3, 2), (2, 2), (1, 10), (-1,)])
+def test_scored_positions_that_cannot_be(scored: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="must ascend within 1 to 9"):
+        sample_of("a", np.arange(10), scored)
+
+
+def test_the_address_says_which_tokens_are_scored() -> None:
+    plain, some = sample_of("a", np.arange(4)), sample_of("a", np.arange(4), (2, 3))
+    assert plain.address == plain.sha256 == some.sha256 != some.address
+    assert plain != some
+    everything = sample_of("a", np.arange(4), (1, 2, 3))
+    assert everything.address != plain.address, "computed in another way, and so with other last digits"

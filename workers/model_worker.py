@@ -34,7 +34,7 @@ class Setting:
     @classmethod
     def of(cls, spec: JobSpec) -> "Setting":
         """The setting of a specification."""
-        return cls(spec.model, spec.target_length, spec.objective.stride)
+        return cls(spec.model, spec.target_length, spec.stride)
 
 
 @dataclass(frozen=True)

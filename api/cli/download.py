@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from api.cli.arguments import Commands, add_json_argument
@@ -52,11 +53,14 @@ def save_results(client: Client, job_id: str, out: Path, *, format: str = "facto
     factors = json_text(client.factors(job_id, format))
     files = {out: factors}
     if out.suffix != ".json":
+        report = client.report(job_id)
+        plain = report.get("objective", {}).get("kind", "perplexity") == "perplexity"
+        parts = PARTS if plain else (*PARTS, "held_out_text")
         files = {
             out / FILE_OF[format]: factors,
-            out / "report.json": json_text(client.report(job_id)),
+            out / "report.json": json_text(report),
             out / "report.html": client.report_html(job_id).encode(),
-            out / "evaluations.jsonl": _lines(client, job_id),
+            out / "evaluations.jsonl": _lines(client, job_id, parts),
         }
     write_files(files, force=force)
     return list(files)
@@ -86,11 +90,11 @@ def write_files(files: dict[Path, bytes], *, force: bool) -> None:
             raise OutputError(f"cannot write {file}: {error.strerror or error}") from None
 
 
-def _lines(client: Client, job_id: str) -> bytes:
+def _lines(client: Client, job_id: str, parts: Sequence[str]) -> bytes:
     """The ledger of a job: each evaluation once, in the order proposed."""
     known = {
         evaluation.key: _line(evaluation)
-        for part in PARTS
+        for part in parts
         for evaluation in client.evaluations(job_id, part=part)
         if evaluation.outcome is not None
     }

@@ -65,7 +65,8 @@ def evaluations(
     job_id: JobId,
     stores: Stores,
     part: Annotated[
-        Literal["search", "validation", "held_out"], Query(description="Which documents they were measured on.")
+        Literal["search", "validation", "held_out", "held_out_text"],
+        Query(description="Which documents they were measured on."),
     ] = "search",
     after: Annotated[int, Query(ge=-1, le=LARGEST_NUMBER, description="Only candidates after this number.")] = -1,
     limit: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 100,
