@@ -136,11 +136,11 @@ def specification(candidates: int | None) -> dict[str, object]:
         "model": {"id": str(CHECKPOINT), "device": "cpu"},
         "data": {
             "files": [str(file) for file in held_out_files()],
-            "search_documents": 2,
+            "search_documents": 4,
             "validation_documents": 6,
             "held_out_documents": 16,
         },
         "target_length": 2048,
         "space": {"initial_tokens": [0]},
-        "budget": {"candidates": 300 if candidates is None else candidates},
+        "budget": {"candidates": 200 if candidates is None else candidates},
     }

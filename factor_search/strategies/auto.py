@@ -6,7 +6,8 @@
 4. profiles again, on four documents;
 5. curves of up to eight numbers around the best so far, guided likewise by all that is known, on four documents and
    then on all;
-6. CMA-ES over nearly every pair with small steps, in rounds, for as long as the budget lasts; after the first, 3 again.
+6. the initial tokens again;
+7. CMA-ES over nearly every pair with small steps, in rounds, for as long as the budget lasts; after the first, 3 again.
 """
 
 import math
@@ -43,6 +44,8 @@ class Settings:
     profile_generations: tuple[int, int] = (3, 2)
     profile_radius: tuple[float, float] = (1.0, 0.5)
     """First radius, in the widths of each number."""
+    sweep_documents: int = 2
+    """That every choice of initial tokens and attention factors near by is tried on."""
     curve_knots: int = 7
     curve_width: float = 0.1
     """How far a rise has to move to matter, in log lambda / log s."""
@@ -136,6 +139,7 @@ class Auto:
         yield from self._sweep_attention(first)
         yield from self._search_profiles(second, generations[1], radius[1])
         yield from self._search_curves()
+        yield from self._sweep_initial_tokens(self._documents)
         yield from self._polish()
 
     def _first_profiles(self) -> list[Factors]:
@@ -216,14 +220,16 @@ class Auto:
         )
 
     def _sweep(self, others: list[Factors], documents: int) -> Script:
-        """Try variants of the best on one document, and those on all that are not behind it there."""
+        """Try variants of the best on few documents, and on more the best of those that are not behind it there.
+
+        Not on one alone: what they gain is less than what a candidate's loss is rugged by on a single document.
+        """
         if not others:
             return
-        best = self._best(documents)
-        yield from self._evaluate(others, 1)
-        to_beat = self._known[best][:1] or (math.inf,)
-        ahead = [f for f in others if self._known.get(f) and self._known[f][:1] <= to_beat]
-        ahead.sort(key=lambda factors: self._known[factors][0])
+        best, few = self._best(documents), min(self._settings.sweep_documents, documents)
+        yield from self._evaluate([best, *others], few)
+        estimate = self._estimator(few)
+        ahead = sorted((factors for factors in others if estimate(factors) <= estimate(best)), key=estimate)
         yield from self._evaluate([best, *ahead[: self._settings.promoted]], documents)
 
     def _polish(self) -> Script:
