@@ -148,7 +148,7 @@ RECIPES = {
         ),
         Recipe(
             name="headers-64",
-            role="judge",
+            role="develop",
             architecture="qwen3",
             text="headers",
             context=256,
@@ -163,7 +163,7 @@ RECIPES = {
         ),
         Recipe(
             name="python-64",
-            role="judge",
+            role="develop",
             architecture="llama",
             text="python",
             context=192,
