@@ -37,7 +37,10 @@ def test_stages_are_told_as_they_come(finished: tuple[str, Path], capsys: pytest
     assert lines[:4] == [f"[{n}] {name}: known from before" for n, name in enumerate(names()[:4], start=1)]
     assert lines[4] == "[5] evaluate-1"
     assert "passkeys ..." in lines
-    assert [line.split()[0] for line in printed.out.splitlines()] == [*names(), str(out / "report.html")]
+    *told, places = printed.out.splitlines()
+    assert [line.split()[0] for line in told] == names()
+    assert places.split() == [str(out / name) for name in ("export-1/model", "factors.json", "report.html")]
+    assert all(Path(place).exists() for place in places.split())
     assert main(["run", plan, "--out", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((out / "report.json").read_text())
 

@@ -234,6 +234,23 @@ def test_a_figure_of_gain_is_the_difference_of_its_measurements(finished: tuple[
     assert last["difference"] > 0
 
 
+def test_longrope2(checkpoint: Path, texts: Path, tmp_path: Path) -> None:
+    """Needles, a critical dimension, and mixed windows; with fewer candidates and steps than the recipe has."""
+    recipe = plan_document(checkpoint, texts, stages=None, recipe="longrope2", target_length=256)
+    document = parse_plan(recipe).expanded().model_dump(mode="json")
+    document["stages"][0]["budget"] = {"candidates": 14}
+    document["stages"][1]["settings"] |= {"steps": 6, "learning_rate": 1e-3}
+    result = run_plan(parse_plan(document), tmp_path)
+    assert result.status == "finished"
+    first, tuned, evaluated, _ = json.loads((tmp_path / "report.json").read_text())["stages"]
+    assert first["objective"]["kind"] == "needle"
+    assert "perplexity of answer tokens" in first["summary"]
+    assert first["results"][0]["text_standard_error"] is not None
+    assert len(tuned["losses"]) == 6
+    assert [row["name"] for row in evaluated["short_window"]["rows"]] == ["original", "long"]
+    assert evaluated["short_window"]["recovered"] is None
+
+
 REFUSED: dict[str, tuple[dict[str, Any], type[FactorSearchError], str]] = {
     "no documents": ({"data": "nowhere/*.txt"}, DataError, "no file matches nowhere"),
     "no training documents": ({"training_files": ["nowhere/*.txt"]}, DataError, "no file matches nowhere"),
