@@ -7,6 +7,7 @@ import random
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from transformers import AutoConfig
@@ -18,7 +19,7 @@ from factor_search.methods import closed_form
 from factor_search.race import Race, rungs
 from factor_search.samples import Sample, Samples, SampleSet
 from factor_search.spec import JobSpec, parse_spec
-from workers.model_worker import Prepared, Setting
+from workers.model_worker import ErrandCall, Prepared, Setting
 
 IDENTITY = {"model": "stub", "dtype": "float32", "attention": "none"}
 PAIRS, ORIGINAL, TARGET = 16, 256, 1024
@@ -112,6 +113,7 @@ class StubWorker:
     def __init__(self, threads: int | None = None) -> None:
         self._samples: dict[str, SampleSet] = {}
         self.busy_seconds = 0.0
+        self._news: dict[str, Any] | None = None
 
     def name(self) -> str:
         return f"{socket.gethostname()}:{os.getpid()}"
@@ -145,3 +147,15 @@ class StubWorker:
 
     def losses_so_far(self) -> list[float]:
         return []
+
+    def errand(self, call: ErrandCall) -> Any:
+        try:
+            return call(self._hear)
+        finally:
+            self._news = None
+
+    def news(self) -> dict[str, Any] | None:
+        return self._news
+
+    def _hear(self, news: dict[str, Any]) -> None:
+        self._news = news

@@ -273,7 +273,7 @@ def test_results_that_cannot_be_recorded_fail_their_job_alone(
 def test_a_load_that_hangs_ends_with_the_job_or_with_its_time(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.pool.LOAD_SECONDS", 0.5)
+    monkeypatch.setattr("workers.attempts.LOAD_SECONDS", 0.5)
     hanging = threading.Event()
 
     class Hanging(FaultyWorker):

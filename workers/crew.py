@@ -9,7 +9,7 @@ from factor_search.factors import Factors
 from factor_search.race import Race
 from factor_search.samples import SampleSet
 from factor_search.spec import JobSpec
-from workers.model_worker import Prepared, Setting
+from workers.model_worker import ErrandCall, Prepared, Setting
 
 
 class WorkerGoneError(Exception):
@@ -75,6 +75,14 @@ class Worker(Protocol):
 
     def losses_so_far(self) -> "Future[list[float]]":
         """Answered while a candidate is being evaluated."""
+        ...
+
+    def errand(self, call: ErrandCall) -> "Future[Any]":
+        """See :meth:`workers.model_worker.ModelWorker.errand`."""
+        ...
+
+    def news(self) -> "Future[dict[str, Any] | None]":
+        """What was last heard of the errand; answered while it is being done."""
         ...
 
     def kill(self) -> None:

@@ -1,8 +1,11 @@
-"""What runs in a worker's process: one model in memory, candidates evaluated on it."""
+"""What runs in a worker's process: one model in memory, candidates evaluated on it; or an errand."""
 
+import gc
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 
@@ -19,6 +22,10 @@ from factor_search.spec import JobSpec, ModelSpec
 
 SAMPLE_SETS_KEPT = 6
 """Two jobs' three parts."""
+Heard: TypeAlias = Callable[[dict[str, Any]], None]
+"""Hears how far a long work is; may raise to end it."""
+ErrandCall: TypeAlias = Callable[[Heard], Any]
+"""A long work as a picklable function of who is told how far it is."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,7 @@ class ModelWorker:
         self._evaluator: tuple[Setting, LocalEvaluator] | None = None
         self._samples: dict[str, SampleSet] = {}
         self._losses: list[float] = []
+        self._news: dict[str, Any] | None = None
 
     def name(self) -> str:
         """Host and process, for logs and records."""
@@ -121,6 +129,29 @@ class ModelWorker:
     def losses_so_far(self) -> list[float]:
         """Of the candidate being evaluated, the mean loss of each document that is done."""
         return list(self._losses)
+
+    def errand(self, call: ErrandCall) -> Any:
+        """Do a long work that loads for itself what it needs; no model is in memory before it, nor left after it."""
+        self._forget_model()
+        try:
+            return call(self._hear)
+        finally:
+            self._news = None
+            self._forget_model()
+
+    def news(self) -> dict[str, Any] | None:
+        """What was last heard of the errand that is being done."""
+        return self._news
+
+    def _hear(self, news: dict[str, Any]) -> None:
+        self._news = news
+
+    def _forget_model(self) -> None:
+        self._let_go_of_evaluator()
+        self._loaded = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _load(self, model: ModelSpec) -> LoadedModel:
         if self._loaded is None or self._loaded.spec != model:

@@ -12,36 +12,26 @@ from functools import partial
 from typing import Any
 
 from factor_search.errors import FactorSearchError, one_line
-from factor_search.evaluation import FAILED, OUT_OF_MEMORY, TIMED_OUT, WORKER_LOST, Evaluation
+from factor_search.evaluation import OUT_OF_MEMORY, Evaluation
 from factor_search.spec import JobSpec, ModelSpec
-from workers.crew import Crew, WorkerGoneError, WorkerOutOfMemoryError
+from workers.attempts import ATTEMPTS, PrepareError, given_up, outcome_of, overdue, without_result
+from workers.crew import Crew
 from workers.model_worker import Prepared, Setting
-from workers.tasks import JobPort, Preparation, Seat, Task, Work
+from workers.tasks import Errand, JobPort, Preparation, Seat, Task, Work
 from workers.turns import Turns
 
-ATTEMPTS = {WORKER_LOST: 3, OUT_OF_MEMORY: 2, TIMED_OUT: 2, FAILED: 2}
-"""After so many attempts, the outcome of the last one is the candidate's."""
 TICK_SECONDS = 0.25
 CAPACITY_SECONDS = 2.0
-WATCH_AFTER_SECONDS, WATCH_EVERY_SECONDS = 2.0, 1.0
-"""A candidate that takes longer is asked how far it is."""
+WATCH_AFTER_SECONDS, WATCH_EVERY_SECONDS, WATCH_SELDOM_SECONDS = 2.0, 1.0, 30.0
+"""A work that takes longer is asked how far it is, the less often the longer it takes."""
 SHORT_SECONDS = 1.0
 """Evaluations that take less are handed out one ahead, since the way to a worker and back would be felt."""
-ABANDON_SECONDS = 5.0
-"""A worker that still evaluates for a cancelled job after so long is ended."""
 IDLE_SECONDS = 120.0
 """Workers of a pool without jobs are dismissed, so that others can have their memory."""
-COMING_UP_SECONDS = 300.0
-LOAD_SECONDS = 4 * 3600.0
-"""Loading a model may mean to download it first."""
 FAILED_HIRES = 5
 """After so many workers in a row that did not come up, with none that did, jobs are not begun."""
 
 logger = logging.getLogger(__name__)
-
-
-class PrepareError(FactorSearchError):
-    """A job's model and documents could not be prepared on any worker."""
 
 
 class Pool:
@@ -82,9 +72,15 @@ class Pool:
         """Forget a job; what it still has in the pool is abandoned."""
         self._messages.put(partial(self._leave, job_id))
 
-    def submit(self, tasks: Sequence[Task]) -> None:
-        """Queue candidates of a job that has joined."""
-        self._messages.put(partial(self._turns.add, tasks))
+    def submit(self, works: Sequence[Task] | Sequence[Errand]) -> None:
+        """Queue candidates, or an errand, of a job that has joined."""
+        self._messages.put(partial(self._turns.add, works))
+
+    def end(self, errand: Errand) -> "Future[None]":
+        """End an errand at once, with the worker that does it; resolves when that is done."""
+        ended: Future[None] = Future()
+        self._messages.put(partial(self._end, errand, ended))
+        return ended
 
     def withdraw(self, tasks: Sequence[Task], *, abandon: bool) -> "Future[set[Task]]":
         """Take back candidates that no worker was given; with ``abandon``, also stop waiting for those that were.
@@ -160,6 +156,14 @@ class Pool:
         self._turns.remove({task for task in tasks if task not in stay})
         staying.set_result(stay)
 
+    def _end(self, errand: Errand, ended: "Future[None]") -> None:
+        errand.withdrawn = True
+        self._turns.remove({errand})
+        for seat in list(self._seats.values()):
+            if errand in seat.given:
+                self._dismiss(seat)
+        ended.set_result(None)
+
     def _tick(self, now: float) -> None:
         for seat in list(self._seats.values()):
             self._look_after(seat, now)
@@ -178,33 +182,33 @@ class Pool:
                 self._hire(now)
 
     def _look_after(self, seat: Seat, now: float) -> None:
-        if seat.name is None:
-            if now - seat.hired_at > COMING_UP_SECONDS:
-                self._lose(seat, WorkerGoneError("it did not come up"))
+        error = overdue(seat, now, self._timeout)
+        if error is not None:
+            self._lose(seat, error)
             return
-        if not seat.given:
+        work = seat.given[0] if seat.name is not None and seat.given else None
+        if work is None or isinstance(work, Preparation) or not (seat.loaded or isinstance(work, Errand)):
             return
-        work, elapsed = seat.given[0], now - seat.since
-        if work.withdrawn and elapsed > ABANDON_SECONDS:
-            self._lose(seat, WorkerGoneError("it was ended, since what it worked on is not wanted any more"))
-        elif not seat.loaded or isinstance(work, Preparation):
-            if elapsed > LOAD_SECONDS:
-                self._lose(seat, TimeoutError(f"nothing was loaded within {LOAD_SECONDS:g} s"))
-        else:
-            if self._timeout is not None and elapsed > self._timeout:
-                self._lose(seat, TimeoutError(f"no result within {self._timeout:g} s"))
-            elif elapsed > WATCH_AFTER_SECONDS and now - seat.watched_at > max(WATCH_EVERY_SECONDS, elapsed / 20):
-                seat.watched_at = now
-                seat.worker.losses_so_far().add_done_callback(partial(self._heard, seat, work))
+        elapsed = now - seat.since
+        if elapsed > WATCH_AFTER_SECONDS and now - seat.watched_at > min(
+            max(WATCH_EVERY_SECONDS, elapsed / 20), WATCH_SELDOM_SECONDS
+        ):
+            seat.watched_at = now
+            asked = seat.worker.news() if isinstance(work, Errand) else seat.worker.losses_so_far()
+            asked.add_done_callback(partial(self._heard, seat, work))
 
-    def _heard(self, seat: Seat, task: Task, future: "Future[list[float]]") -> None:
+    def _heard(self, seat: Seat, work: Task | Errand, future: "Future[Any]") -> None:
         if future.exception() is None:
-            self._messages.put(partial(self._tell_losses, seat, task, future.result()))
+            self._messages.put(partial(self._tell, seat, work, future.result()))
 
-    def _tell_losses(self, seat: Seat, task: Task, losses: list[float]) -> None:
-        port = self._ports.get(task.job_id)
-        if port is not None and losses and seat.given and seat.given[0] is task and not task.withdrawn:
-            port.losses_so_far(task, losses)
+    def _tell(self, seat: Seat, work: Task | Errand, told: Any) -> None:
+        port = self._ports.get(work.job_id)
+        if port is None or not seat.given or seat.given[0] is not work or work.withdrawn:
+            return
+        if isinstance(work, Errand):
+            work.hear(told, time.monotonic())
+        elif told:
+            port.losses_so_far(work, told)
 
     # Hiring and losing workers.
 
@@ -246,7 +250,7 @@ class Pool:
         reason = one_line(error)
         logger.warning("worker %s lost: %s", seat.name or "coming up", reason)
         for port in self._ports.values():
-            port.event("worker_lost", {"worker": seat.name, "reason": reason, "outcome": _outcome_of(error)})
+            port.event("worker_lost", {"worker": seat.name, "reason": reason, "outcome": outcome_of(error)})
         if given and given[0] is seat.given[0]:
             self._attempt_failed(given.pop(0), error, seat)
         for work in reversed(given):
@@ -256,21 +260,22 @@ class Pool:
                 preparation.result.set_exception(PrepareError(f"no worker comes up: {reason}"))
 
     def _attempt_failed(self, work: Work, error: BaseException, seat: Seat) -> None:
-        outcome, reason = _outcome_of(error), one_line(error)
+        outcome, reason = outcome_of(error), one_line(error)
         last = work.attempts >= ATTEMPTS[outcome]
         port = self._ports.get(work.job_id)
-        if isinstance(work, Preparation):
+        if not isinstance(work, Task):
             if isinstance(error, FactorSearchError):
                 work.result.set_exception(error)
             elif last:
-                times = f"after {work.attempts} attempts" if work.attempts > 1 else "at once"
-                work.result.set_exception(PrepareError(f"the job could not be prepared, {times}: {reason}"))
+                work.result.set_exception(given_up(work, outcome, reason))
             else:
+                if port is not None and isinstance(work, Errand):
+                    port.event("retried", {"attempt": work.attempts + 1, "outcome": outcome, "reason": reason})
                 self._turns.put_back(work)
         elif port is not None and work.last_attempt:
             port.dropped(work)
         elif last and port is not None:
-            port.done(work, _without_result(work, outcome), seat.name or "", reason)
+            port.done(work, without_result(work, outcome), seat.name or "", reason)
         elif port is not None:
             again = {"key": work.key, "attempt": work.attempts + 1, "outcome": outcome, "reason": reason}
             port.event("retried", again)
@@ -312,6 +317,9 @@ class Pool:
         if isinstance(work, Preparation):
             seat.setting = None
             future: Future[Any] = seat.worker.prepare(work.spec)
+        elif isinstance(work, Errand):
+            seat.setting = None
+            future = seat.worker.errand(work.call)
         else:
             future = seat.worker.evaluate(work.setting, work.factors, work.samples, race=work.race, known=work.known)
         future.add_done_callback(lambda future: self._messages.put(partial(self._returned, seat, work, future)))
@@ -339,7 +347,7 @@ class Pool:
         if self._seats.get(seat.number) is not seat:
             return  # it was lost before; its work is with others
         error = future.exception()
-        if error is not None and not (isinstance(work, Preparation) and isinstance(error, FactorSearchError)):
+        if error is not None and (isinstance(work, Task) or not isinstance(error, FactorSearchError)):
             self._lose(seat, error)  # a process in which something went wrong is not trusted with the next candidate
             return
         seconds = time.monotonic() - seat.since
@@ -349,7 +357,9 @@ class Pool:
             self._begin(seat)
         if work.withdrawn:
             return
-        if isinstance(work, Preparation):
+        if not isinstance(work, Task):
+            if isinstance(work, Errand):
+                seat.model = None
             if error is None:
                 work.result.set_result(future.result())
             else:
@@ -366,24 +376,3 @@ class Pool:
             self._attempt_failed(task, MemoryError("the evaluation ran out of memory"), seat)
             return
         port.done(task, evaluation, seat.name or "", None)
-
-
-def _outcome_of(error: BaseException) -> str:
-    if isinstance(error, WorkerOutOfMemoryError | MemoryError):
-        return OUT_OF_MEMORY
-    if isinstance(error, WorkerGoneError):
-        return WORKER_LOST
-    return TIMED_OUT if isinstance(error, TimeoutError) else FAILED
-
-
-def _without_result(task: Task, outcome: str) -> Evaluation:
-    return Evaluation(
-        key=task.key,
-        factors=task.factors,
-        part=task.samples.samples.part,
-        outcome=outcome,
-        losses=(),
-        tokens=(),
-        losses_at={},
-        seconds=0.0,
-    )

@@ -16,7 +16,7 @@ from factor_search.race import Race
 from factor_search.samples import SampleSet
 from factor_search.spec import JobSpec
 from workers.crew import Capacity, SharedSamples, WorkerGoneError, WorkerOutOfMemoryError
-from workers.model_worker import ModelWorker, Prepared, Setting
+from workers.model_worker import ErrandCall, ModelWorker, Prepared, Setting
 from workers.ray_environment import ClusterError, check_reachable
 
 WATCH = "watch"
@@ -39,6 +39,12 @@ class ActorMethods:
             self.learn(sha256, ray.get(reference[0]))
         evaluation: Evaluation = self.evaluate(setting, factors, sha256, race=race, known=known)
         return evaluation
+
+    @ray.method(concurrency_group=WATCH)
+    def watch_errand(self: Any) -> dict[str, Any] | None:
+        """What was last heard of an errand, answered beside it."""
+        news: dict[str, Any] | None = self.news()
+        return news
 
     @ray.method(concurrency_group=WATCH)
     def watch(self: Any) -> list[float]:
@@ -85,6 +91,14 @@ class RayWorker:
     def losses_so_far(self) -> "Future[list[float]]":
         """See the protocol."""
         return _future(self._actor.watch.remote())
+
+    def errand(self, call: ErrandCall) -> "Future[Any]":
+        """See the protocol."""
+        return _future(self._actor.errand.remote(call))
+
+    def news(self) -> "Future[dict[str, Any] | None]":
+        """See the protocol."""
+        return _future(self._actor.watch_errand.remote())
 
     def kill(self) -> None:
         """End the actor's process."""

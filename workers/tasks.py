@@ -1,6 +1,7 @@
-"""What the pool moves about: candidates, preparations of jobs, and the seats they are worked on."""
+"""What the pool moves about: candidates, preparations of jobs, errands, and the seats they are worked on."""
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ from factor_search.factors import Factors
 from factor_search.race import Race
 from factor_search.spec import JobSpec, ModelSpec
 from workers.crew import SharedSamples, Worker
-from workers.model_worker import Prepared, Setting
+from workers.model_worker import ErrandCall, Prepared, Setting
 
 
 @dataclass(eq=False, kw_only=True)
@@ -55,7 +56,38 @@ class Preparation:
         return self.spec.model
 
 
-Work = Task | Preparation
+@dataclass(eq=False, kw_only=True)
+class Errand:
+    """A long work that one worker does from its beginning to its end: a fine-tuning, passkeys, an export."""
+
+    job_id: str
+    model: ModelSpec
+    """That it loads for itself."""
+    call: ErrandCall
+    heard: Callable[[dict[str, Any]], None]
+    """Told how far it is; called from the pool's thread, so it must return at once."""
+    result: "Future[Any]"
+    attempts: int = 0
+    """Since it last came further than ever before."""
+    withdrawn: bool = False
+    step: int = 0
+    """The furthest that was heard of."""
+    news: dict[str, Any] | None = None
+    """Last heard of it."""
+    heard_at: float = 0.0
+    """When that was new."""
+
+    def hear(self, news: dict[str, Any] | None, now: float) -> None:
+        """Pass on what is new; a work that gets on may lose more workers than one that does not."""
+        if not news or news == self.news:
+            return
+        self.news, self.heard_at = news, now
+        if news.get("step", 0) > self.step:
+            self.step, self.attempts = news["step"], 1
+        self.heard(news)
+
+
+Work = Task | Preparation | Errand
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from factor_search.race import Race
 from factor_search.samples import SampleSet
 from factor_search.spec import JobSpec
 from workers.crew import Capacity, SharedSamples, WorkerGoneError
-from workers.model_worker import Prepared, Setting
+from workers.model_worker import ErrandCall, Heard, Prepared, Setting
 
 
 class Doer(Protocol):
@@ -50,9 +50,17 @@ class Doer(Protocol):
         """Of the candidate being evaluated."""
         ...
 
+    def errand(self, call: ErrandCall) -> Any:
+        """A long work."""
+        ...
+
+    def news(self) -> dict[str, Any] | None:
+        """Of the errand being done."""
+        ...
+
 
 class ThreadWorker:
-    """One thread; killed, it finishes what it does, but nobody hears of it any more."""
+    """One thread; killed, it finishes what it does (an errand at the next news of it), but nobody hears any more."""
 
     def __init__(self, make: Callable[[], Doer]) -> None:
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
@@ -99,6 +107,24 @@ class ThreadWorker:
         answer.set_result([] if self._doer is None else self._doer.losses_so_far())
         return answer
 
+    def errand(self, call: ErrandCall) -> "Future[Any]":
+        """See the protocol."""
+
+        def while_alive(heard: Heard) -> Any:
+            def hear(news: dict[str, Any]) -> None:
+                self._check_alive()
+                heard(news)
+
+            return call(hear)
+
+        return self._call(lambda doer: doer.errand(while_alive))
+
+    def news(self) -> "Future[dict[str, Any] | None]":
+        """See the protocol."""
+        answer: Future[dict[str, Any] | None] = Future()
+        answer.set_result(None if self._doer is None else self._doer.news())
+        return answer
+
     def kill(self) -> None:
         """Answer everything that is open with the loss of the worker."""
         with self._lock:
@@ -107,6 +133,10 @@ class ThreadWorker:
         self._calls.put(None)
         for future in unanswered:
             future.set_exception(WorkerGoneError("its thread was ended"))
+
+    def _check_alive(self) -> None:
+        if self._gone:
+            raise WorkerGoneError("its thread was ended")
 
     def _call(self, work: Callable[[Doer], Any]) -> "Future[Any]":
         future: Future[Any] = Future()

@@ -1,0 +1,186 @@
+"""Long works that one worker does whole: heard of, tried again elsewhere, ended at once."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from bench.stub import StubWorker
+from factor_search.errors import FinetuneError
+from factor_search.spec import ModelSpec
+from tests.processes import wait_for
+from workers.attempts import ErrandError
+from workers.crew import WorkerGoneError, WorkerOutOfMemoryError
+from workers.model_worker import ErrandCall, Heard, ModelWorker
+from workers.pool import Pool
+from workers.tasks import Errand
+from workers.thread_crew import ThreadCrew
+
+MODEL = ModelSpec(id="stub")
+
+
+class Port:
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def event(self, kind: str, data: dict[str, Any]) -> None:
+        self.events.append((kind, data))
+
+
+@pytest.fixture
+def crew() -> Iterator[ThreadCrew]:
+    crew = ThreadCrew(StubWorker, 2)
+    yield crew
+    crew.close()
+
+
+@pytest.fixture
+def pool(crew: ThreadCrew, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    monkeypatch.setattr("workers.pool.TICK_SECONDS", 0.02)
+    monkeypatch.setattr("workers.pool.WATCH_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("workers.pool.WATCH_EVERY_SECONDS", 0.02)
+    pool = Pool(crew)
+    yield pool
+    pool.close()
+
+
+def begin(pool: Pool, call: ErrandCall, heard: Callable[[dict[str, Any]], None] = lambda news: None) -> Errand:
+    errand = Errand(job_id="job:1", model=MODEL, call=call, heard=heard, result=Future())
+    pool.join("job:1", MODEL, Port())  # type: ignore[arg-type]
+    pool.submit([errand])
+    return errand
+
+
+def test_it_is_heard_of_while_it_is_done(pool: Pool) -> None:
+    heard: list[int] = []
+
+    def call(tell: Heard) -> str:
+        for step in range(1, 6):
+            tell({"step": step})
+            time.sleep(0.1)
+        return "done"
+
+    assert begin(pool, call, lambda news: heard.append(news["step"])).result.result(10) == "done"
+    assert heard == sorted(set(heard))
+    assert len(heard) >= 2
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts", "outcome"),
+    [
+        (WorkerGoneError("its node is gone"), 3, "worker lost"),
+        (WorkerOutOfMemoryError("the machine ran out of memory"), 2, "out of memory"),
+        (MemoryError("it did not fit"), 2, "out of memory"),
+        (RuntimeError("illegal memory access"), 2, "failed"),
+    ],
+)
+def test_one_that_cannot_be_done_is_given_up_with_its_reason(
+    pool: Pool, error: Exception, attempts: int, outcome: str
+) -> None:
+    begun: list[int] = []
+
+    def call(tell: Heard) -> None:
+        begun.append(1)
+        raise error
+
+    with pytest.raises(ErrandError, match=rf"after {attempts} attempts, the last ended as {outcome}: {error}"):
+        begin(pool, call).result.result(20)
+    assert len(begun) == attempts
+
+
+def test_what_a_user_can_act_on_is_not_tried_again(pool: Pool) -> None:
+    begun: list[int] = []
+
+    def call(tell: Heard) -> None:
+        begun.append(1)
+        raise FinetuneError("lower the learning rate")
+
+    with pytest.raises(FinetuneError, match="lower the learning rate"):
+        begin(pool, call).result.result(10)
+    assert begun == [1]
+
+
+def test_one_that_gets_on_may_lose_any_number_of_workers(pool: Pool) -> None:
+    begun: list[int] = []
+
+    def call(tell: Heard) -> int:
+        begun.append(1)
+        tell({"step": len(begun)})
+        time.sleep(0.15)
+        if len(begun) < 6:
+            raise WorkerGoneError("its process died")
+        return len(begun)
+
+    assert begin(pool, call).result.result(30) == 6
+
+
+def test_it_is_ended_at_once_with_its_worker(pool: Pool, crew: ThreadCrew) -> None:
+    ended, begun = threading.Event(), threading.Event()
+
+    def call(tell: Heard) -> None:
+        begun.set()
+        try:
+            while True:
+                tell({"step": 1})
+                time.sleep(0.02)
+        finally:
+            ended.set()
+
+    errand = begin(pool, call)
+    assert begun.wait(10)
+    pool.end(errand).result(5)
+    assert ended.wait(5)
+    assert not errand.result.done()
+    again = begin(pool, lambda tell: "on another worker")
+    assert again.result.result(10) == "on another worker"
+    assert len(crew.hired) == 3
+
+
+def test_it_may_take_long_if_only_something_is_heard(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.attempts.LOAD_SECONDS", 0.4)
+
+    def talking(tell: Heard) -> str:
+        for step in range(6):
+            tell({"step": step})
+            time.sleep(0.15)
+        return "done"
+
+    assert begin(pool, talking).result.result(10) == "done"
+    with pytest.raises(ErrandError, match=r"timed out: nothing was heard of it for 0\.4 s"):
+        begin(pool, lambda tell: time.sleep(1.5)).result.result(20)
+
+
+def test_a_worker_keeps_no_model_after_it() -> None:
+    worker = ModelWorker()
+    worker._loaded = object()  # type: ignore[assignment]
+    seen: list[Any] = []
+
+    def call(tell: Heard) -> None:
+        seen.append(worker._loaded)
+        tell({"step": 1})
+        seen.append(worker.news())
+        worker._loaded = object()  # type: ignore[assignment]
+
+    worker.errand(call)
+    assert seen == [None, {"step": 1}]
+    assert (worker._loaded, worker.news()) == (None, None)
+
+
+def test_errands_of_several_jobs_share_the_workers(pool: Pool) -> None:
+    done: list[str] = []
+
+    def call(name: str) -> ErrandCall:
+        def work(tell: Heard) -> None:
+            time.sleep(0.1)
+            done.append(name)
+
+        return work
+
+    for number in range(4):
+        job = f"job:{number}"
+        pool.join(job, MODEL, Port())  # type: ignore[arg-type]
+        pool.submit([Errand(job_id=job, model=MODEL, call=call(job), heard=lambda news: None, result=Future())])
+    wait_for(lambda: len(done) == 4)
