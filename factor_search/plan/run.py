@@ -116,8 +116,7 @@ def _done(
     elif isinstance(work, SearchWork):
         outcome = _search(work, folder, watcher)
     elif isinstance(work, EvaluateWork):
-        watcher.heard({"phase": "measuring the ladder of lengths"})
-        climbed = climb(work, folder)
+        climbed = climb(work, folder, watcher.heard)
         outcome = with_ladder(perform(work, folder, watcher.heard), climbed)
     else:
         outcome = perform(work, folder, watcher.heard)
