@@ -19,6 +19,7 @@ from factor_search.injection import Injector
 from factor_search.job import JobWatcher
 from factor_search.models import load_model
 from factor_search.plan import check
+from factor_search.plan.perform import perform
 from factor_search.plan.run import PlanResult, PlanWatcher, run_plan
 from factor_search.plan.spec import parse_plan
 from factor_search.plan.work import ExportWork, Outcome, SearchWork, Work
@@ -182,6 +183,17 @@ def test_the_pair_loads_in_plain_transformers_and_switches(finished: tuple[PlanR
             expected = ours.model(ids).logits
         with torch.inference_mode():
             assert torch.equal(plain(ids).logits, expected), length
+
+
+def test_an_export_that_was_cut_short(finished: tuple[PlanResult, Path], tmp_path: Path) -> None:
+    work, outcome = finished[0].works[-1], finished[0].outcomes[-1]
+    assert isinstance(work, ExportWork)
+    (tmp_path / ".model").mkdir()
+    (tmp_path / ".model" / "config.json.part").write_text("{")
+    again = perform(work, tmp_path)
+    assert again.report == outcome.report
+    assert again == perform(work, tmp_path)
+    assert {item.name for item in tmp_path.iterdir()} == {"model", "factors.json", "short_factors.json"}
 
 
 def figures_in(value: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -65,7 +65,8 @@ def lineage(model: str, before: Before) -> list[str]:
 
 def search_of(stage: Stage, before: Before) -> SearchStage:
     """The search whose factors a complete stage uses."""
-    search = before[getattr(stage, "factors")]  # noqa: B009
+    assert not isinstance(stage, SearchStage)
+    search = before[str(stage.factors)]
     assert isinstance(search, SearchStage)
     return search
 
