@@ -26,7 +26,7 @@ from factor_search.plan.work import ExportWork, Outcome, SearchWork, Work
 from factor_search.spec import ModelSpec
 from tests.conftest import save_checkpoint
 from tests.families import tiny_model
-from tests.plans import SETTINGS, plan_document, stages
+from tests.plans import BUDGET, SETTINGS, plan_document, stages
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +244,19 @@ def test_a_figure_of_gain_is_the_difference_of_its_measurements(finished: tuple[
     assert last["before"]["perplexity"] == pytest.approx(first["results"][0]["held_out"])
     assert last["difference"] == pytest.approx(last["before"]["loss"] - last["after"]["loss"])
     assert last["difference"] > 0
+
+
+def test_stages_beside_a_direct_search(checkpoint: Path, texts: Path, tmp_path: Path) -> None:
+    direct = {"kind": "search", "name": "direct", "model": "original", "target_length": 256, "budget": BUDGET}
+    document = plan_document(checkpoint, texts, stages=[*stages()[:3], direct])
+    result = run_plan(parse_plan(document), tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    (comparison,) = report["comparisons"]
+    assert (comparison["stage"], comparison["other"], comparison["target_length"]) == ("search-2", "direct", 256)
+    first, second = (result.outcomes[number].report["results"][0]["losses"] for number in (2, 3))
+    assert comparison["difference"] == pytest.approx(sum(second) / 2 - sum(first) / 2)
+    assert comparison["difference_standard_error"] > 0
+    assert comparison["summary"] in (tmp_path / "report.html").read_text()
 
 
 def test_longrope2(checkpoint: Path, texts: Path, tmp_path: Path) -> None:
