@@ -257,6 +257,8 @@ def test_stages_beside_a_direct_search(checkpoint: Path, texts: Path, tmp_path: 
     assert comparison["difference"] == pytest.approx(sum(second) / 2 - sum(first) / 2)
     assert comparison["difference_standard_error"] > 0
     assert comparison["summary"] in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "factors.json").read_text()) == result.outcomes[2].factors, "not the direct search's"
+    assert not (tmp_path / "short_factors.json").exists()
 
 
 def test_longrope2(checkpoint: Path, texts: Path, tmp_path: Path) -> None:
