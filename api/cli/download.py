@@ -46,7 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path(FILE_OF[arguments.format])
     with Client(arguments.url) as client:
         if names_plan(arguments.job):
-            files = save_plan(client.plans, client.plans.find(arguments.job), out, arguments)
+            if arguments.format != "factors":
+                raise OutputError("a plan exports its model itself: --format is for jobs")
+            files = save_plan(client.plans, client.plans.find(arguments.job), out, force=arguments.force)
         else:
             job_id = client.find(arguments.job).id
             files = save_results(client, job_id, out, format=arguments.format, force=arguments.force)
@@ -73,14 +75,8 @@ def save_results(client: Client, job_id: str, out: Path, *, format: str = "facto
     return list(files)
 
 
-def save_plan(plans: PlanClient, plan: Plan, out: Path, arguments: argparse.Namespace) -> list[Path]:
-    """Fetch and write what the finished stages of a plan have found; returns the files.
-
-    Raises:
-        OutputError: another format than that of factors files is asked for.
-    """
-    if arguments.format != "factors":
-        raise OutputError("a plan exports its model itself: --format is for jobs")
+def save_plan(plans: PlanClient, plan: Plan, out: Path, *, force: bool) -> list[Path]:
+    """Fetch and write what the finished stages of a plan have found; returns the files."""
     finished = {stage.kind: stage for stage in plan.stages if stage.state == "finished"}
     for stage in plan.stages:
         if stage.model is not None:
@@ -96,7 +92,7 @@ def save_plan(plans: PlanClient, plan: Plan, out: Path, arguments: argparse.Name
             files[out / "factors.json"] = json_text(plans.factors(plan.id))
         if "readjust" in finished:
             files[out / "short_factors.json"] = json_text(plans.factors(plan.id, finished["readjust"].name))
-    write_files(files, force=arguments.force)
+    write_files(files, force=force)
     return list(files)
 
 
