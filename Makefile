@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: install demo serve test check format bench efficiency campaign clean
+.PHONY: install demo demo-progressive serve test check format bench efficiency campaign clean
 
 install: .venv/installed
 
@@ -15,6 +15,10 @@ install: .venv/installed
 # DEMO="--candidates 40" shortens it; the results are kept in demo-results and found there by the next run.
 demo: install
 	$(BIN)/factor-search demo $(DEMO)
+
+# The same to 8,192 tokens, by all stages of a plan.
+demo-progressive: install
+	$(BIN)/factor-search demo --progressive $(DEMO)
 
 # SERVE="--port 9000 --database postgresql://..." changes it; --help of the command says what else there is.
 serve: install
@@ -53,4 +57,4 @@ campaign: install
 	$(BIN)/python -m bench.kill_coordinator
 
 clean:
-	rm -rf .venv demo-results build *.egg-info
+	rm -rf .venv demo-results demo-progressive-results build *.egg-info

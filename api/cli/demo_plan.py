@@ -29,8 +29,8 @@ def specification() -> dict[str, object]:
         "data": {
             "files": [str(file) for file in held_out_files()],
             "search_documents": 4,
-            "validation_documents": 4,
-            "held_out_documents": 16,
+            "validation_documents": 3,
+            "held_out_documents": 12,
         },
         "training_files": [str(standard_library() / "*.py")],
         "stages": [
