@@ -1,73 +1,37 @@
 """Jobs: submitted once, claimed by one coordinator at a time, paused, resumed, cancelled, ended."""
 
-import secrets
-import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from factor_search.canonical_json import sha256_of
-from factor_search.spec import JobSpec, parse_spec
+from factor_search.spec import JobSpec
 from storage.database import Database
-from storage.errors import ConflictError, LeaseLostError, NotFoundError
+from storage.errors import ConflictError, NotFoundError
 from storage.events import append_events
-from storage.schema import (
-    CANCELLED,
-    CANDIDATE_RUNNING,
-    CANDIDATE_WITHDRAWN,
-    ENDED,
-    FINISHED,
-    PAUSED,
-    QUEUED,
-    RUNNING,
-    candidates,
-    jobs,
-    now,
+from storage.job_rows import (
+    CANCEL,
+    JOB_COLUMNS,
+    PAUSE,
+    SEARCH,
+    Job,
+    Lease,
+    ask_for,
+    ending,
+    fenced_update,
+    insert_job,
+    is_held,
+    job_of,
+    let_go_on,
+    read_job,
+    withdraw_unfinished,
 )
+from storage.schema import CANCELLED, FINISHED, PAUSED, QUEUED, RUNNING, jobs, now
 
-PAUSE, CANCEL = "pause", "cancel"
+__all__ = ["CANCEL", "PAUSE", "Job", "JobStore", "Lease", "fenced_update"]
 
-
-@dataclass(frozen=True)
-class Lease:
-    """The right to drive one job; every write of a driver names it."""
-
-    job_id: str
-    owner: str
-    attempt: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A job as stored. Times are seconds since 1970."""
-
-    id: str
-    name: str
-    spec: dict[str, Any]
-    state: str
-    request: str | None
-    """``pause`` or ``cancel``, while a coordinator has not yet done so."""
-    submitted_at: float
-    started_at: float | None
-    ended_at: float | None
-    owner: str | None
-    attempt: int
-    claims_in_vain: int
-    """Claims since something was last recorded: a job that fells its coordinator again and again must end."""
-    lease_until: float | None
-    events: int
-    progress: dict[str, Any]
-    error: str | None
-
-    def parse_spec(self) -> JobSpec:
-        """The specification as a value; it was valid when submitted."""
-        return parse_spec(self.spec)
-
-
-_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__]
 _LARGE = {"factors": jobs.c.factors, "report": jobs.c.report}
 
 
@@ -89,41 +53,34 @@ class JobStore:
             ConflictError: the idempotency key was used for another specification.
         """
         document = spec.model_dump(mode="json")
-        job_id, request_sha256 = _new_id(), sha256_of(document)
-        values = {
-            "id": job_id,
-            "name": spec.name,
-            "spec": document,
-            "spec_sha256": spec.sha256,
-            "state": QUEUED,
-            "idempotency_key": idempotency_key,
-            "request_sha256": request_sha256,
-            "submitted_by": submitted_by,
-            "submitted_at": now(),
-            "attempt": 0,
-            "claims_in_vain": 0,
-            "events": 0,
-            "progress": {},
-        }
+        request_sha256 = sha256_of(document)
         try:
             with self._database.writing() as connection:
-                connection.execute(insert(jobs).values(values))
-                append_events(connection, job_id, [("submitted", {"name": spec.name})])
-                return _read(connection, job_id), True
+                job_id = insert_job(
+                    connection,
+                    name=spec.name,
+                    kind=SEARCH,
+                    spec=document,
+                    spec_sha256=spec.sha256,
+                    idempotency_key=idempotency_key,
+                    request_sha256=request_sha256,
+                    submitted_by=submitted_by,
+                )
+                return read_job(connection, job_id), True
         except IntegrityError:
             if idempotency_key is None:
                 raise
         return self._known(idempotency_key, request_sha256), False
 
     def _known(self, idempotency_key: str, request_sha256: str) -> Job:
-        query = select(*_COLUMNS, jobs.c.request_sha256).where(jobs.c.idempotency_key == idempotency_key)
+        query = select(*JOB_COLUMNS, jobs.c.request_sha256).where(jobs.c.idempotency_key == idempotency_key)
         with self._database.reading() as connection:
             row = connection.execute(query).one()
         if row.request_sha256 != request_sha256:
             raise ConflictError(
                 f"the idempotency key {idempotency_key!r} was used for another specification, which became job {row.id}"
             )
-        return _job(row)
+        return job_of(row)
 
     def get(self, job_id: str) -> Job:
         """One job.
@@ -132,7 +89,7 @@ class JobStore:
             NotFoundError: there is none.
         """
         with self._database.reading() as connection:
-            return _read(connection, job_id)
+            return read_job(connection, job_id)
 
     def document(self, job_id: str, name: str) -> dict[str, Any] | None:
         """``factors`` or ``report`` of a job, None before there are any.
@@ -155,14 +112,14 @@ class JobStore:
             limit: at most so many.
             before: ``submitted_at`` and id of the last job of the page before.
         """
-        query = select(*_COLUMNS).order_by(jobs.c.submitted_at.desc(), jobs.c.id.desc()).limit(limit)
+        query = select(*JOB_COLUMNS).order_by(jobs.c.submitted_at.desc(), jobs.c.id.desc()).limit(limit)
         if state is not None:
             query = query.where(jobs.c.state == state)
         if before is not None:
             at, job_id = before
             query = query.where(or_(jobs.c.submitted_at < at, and_(jobs.c.submitted_at == at, jobs.c.id < job_id)))
         with self._database.reading() as connection:
-            return [_job(row) for row in connection.execute(query)]
+            return [job_of(row) for row in connection.execute(query)]
 
     def count_by_state(self) -> dict[str, int]:
         """How many jobs are in each state that occurs."""
@@ -196,42 +153,13 @@ class JobStore:
             ConflictError: it has ended, or is to be cancelled.
         """
         with self._database.writing() as connection:
-            job = _read(connection, job_id, lock=True)
-            if job.state in ENDED or job.request == CANCEL:
-                raise ConflictError(f"job {job_id} is {job.state}: it cannot be resumed")
-            if job.state == PAUSED:
-                values: dict[str, Any] = {"state": QUEUED, "owner": None, "lease_until": None, "request": None}
-            elif job.request == PAUSE:
-                values = {"request": None}
-            else:
-                return job
-            connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
-            append_events(connection, job_id, [("resumed", {})])
-            return _read(connection, job_id)
+            _check_steered_alone(connection, job_id)
+            return let_go_on(connection, job_id)
 
     def _ask_for(self, job_id: str, request: str, state: str) -> Job:
         with self._database.writing() as connection:
-            job = _read(connection, job_id, lock=True)
-            driven = job.state == RUNNING and connection.scalar(
-                select(jobs.c.lease_until > now()).where(jobs.c.id == job_id)
-            )
-            if job.state == state or (job.request == request and driven):
-                return job
-            if job.state in ENDED or (job.request == CANCEL and request != CANCEL):
-                raise ConflictError(f"job {job_id} is {job.request or job.state}: it cannot be {state}")
-            if driven:
-                values: dict[str, Any] = {"request": request}
-                kind = f"{request}_requested"
-            else:
-                values, kind = {"state": state, "request": None}, state
-                # a coordinator that still believes in an old lease must not write any more
-                values |= {"attempt": jobs.c.attempt + 1, "lease_until": None}
-                values |= _ending(state)
-            connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
-            if not driven:
-                _withdraw_unfinished(connection, job_id, state)
-            append_events(connection, job_id, [(kind, {})])
-            return _read(connection, job_id)
+            _check_steered_alone(connection, job_id)
+            return ask_for(connection, job_id, request, state)
 
     def claim(self, owner: str, lease_seconds: float) -> tuple[Job, Lease] | None:
         """Take the oldest job that is queued, or whose coordinator has let its lease run out.
@@ -254,11 +182,11 @@ class JobStore:
         }
         claimed = update(jobs).where(jobs.c.id == oldest.with_for_update(skip_locked=True).scalar_subquery())
         with self._database.writing() as connection:
-            row = connection.execute(claimed.values(values).returning(*_COLUMNS)).one_or_none()
+            row = connection.execute(claimed.values(values).returning(*JOB_COLUMNS)).one_or_none()
             if row is None:
                 return None
             append_events(connection, row.id, [("claimed", {"coordinator": owner, "attempt": row.attempt})])
-        return _job(row), Lease(row.id, owner, row.attempt)
+        return job_of(row), Lease(row.id, owner, row.attempt)
 
     def renew(self, leases: Collection[Lease], lease_seconds: float) -> dict[Lease, str | None]:
         """Prolong leases, even late, as long as nobody else took the job.
@@ -270,7 +198,7 @@ class JobStore:
         """
         if not leases:
             return {}
-        ours = or_(*(_is_held(lease) for lease in leases))
+        ours = or_(*(is_held(lease) for lease in leases))
         in_order = select(jobs.c.id).where(ours).order_by(jobs.c.id).with_for_update()  # as everybody locks them
         values = update(jobs).where(jobs.c.id.in_(in_order)).values(lease_until=now() + lease_seconds)
         with self._database.writing() as connection:
@@ -287,8 +215,8 @@ class JobStore:
             fenced_update(connection, lease, {"claims_in_vain": 0, "lease_until": None})
             state = _asked_for(connection, lease.job_id)
             waits = {"owner": None, "waits_until": now() + wait_seconds} if state == QUEUED else {}
-            fenced_update(connection, lease, {"state": state, "request": None} | waits | _ending(state))
-            _withdraw_unfinished(connection, lease.job_id, state)
+            fenced_update(connection, lease, {"state": state, "request": None} | waits | ending(state))
+            withdraw_unfinished(connection, lease.job_id, state)
             said = [("waiting", {"reason": reason})] if reason else []
             append_events(connection, lease.job_id, said if state == QUEUED else [(state, {})])
 
@@ -300,6 +228,7 @@ class JobStore:
         error: str | None = None,
         factors: Mapping[str, Any] | None = None,
         report: Mapping[str, Any] | None = None,
+        outcome: Mapping[str, Any] | None = None,
         data: Mapping[str, Any] | None = None,
     ) -> None:
         """Say how driving a job ended: finished, failed, cancelled or paused.
@@ -315,57 +244,23 @@ class JobStore:
                 state = _asked_for(connection, lease.job_id)
             values: dict[str, Any] = {"state": state, "request": None, "lease_until": None, "error": error}
             if state == FINISHED:
-                values |= {"factors": factors, "report": report}
-            fenced_update(connection, lease, values | _ending(state))
-            _withdraw_unfinished(connection, lease.job_id, state)
+                values |= {"factors": factors, "report": report, "outcome": outcome}
+            fenced_update(connection, lease, values | ending(state))
+            withdraw_unfinished(connection, lease.job_id, state)
             entry = dict(data or {}) | ({"error": error} if error else {})
             append_events(connection, lease.job_id, [(state, entry)])
 
 
-def fenced_update(connection: Connection, lease: Lease, values: Mapping[str, Any]) -> None:
-    """Update a job that is still ours; also locks its row until the end of the transaction.
-
-    Raises:
-        LeaseLostError: it is not ours any more.
-    """
-    if connection.execute(update(jobs).where(_is_held(lease)).values(values)).rowcount != 1:
-        raise LeaseLostError(f"job {lease.job_id} is not driven by {lease.owner} any more")
-
-
-def _is_held(lease: Lease) -> ColumnElement[bool]:
-    ours = (jobs.c.id == lease.job_id, jobs.c.owner == lease.owner, jobs.c.attempt == lease.attempt)
-    return and_(*ours, jobs.c.state == RUNNING)
+def _check_steered_alone(connection: Connection, job_id: str) -> None:
+    """Refuse to steer a job past the plan that it belongs to."""
+    job = read_job(connection, job_id)
+    if job.plan_id is not None:
+        raise ConflictError(
+            f"job {job_id} is the stage {job.plan_stage} of the plan {job.plan_id}: pause, resume or cancel the plan"
+        )
 
 
 def _asked_for(connection: Connection, job_id: str) -> str:
     """The state that a job shall be in when its driver lets go of it."""
-    request = _read(connection, job_id).request
+    request = read_job(connection, job_id).request
     return {PAUSE: PAUSED, CANCEL: CANCELLED}.get(request or "", QUEUED)
-
-
-def _ending(state: str) -> dict[str, Any]:
-    return {"ended_at": now()} if state in ENDED else {}
-
-
-def _withdraw_unfinished(connection: Connection, job_id: str, state: str) -> None:
-    """No candidate of a job that has ended is running."""
-    if state in ENDED:
-        unfinished = and_(candidates.c.job_id == job_id, candidates.c.state == CANDIDATE_RUNNING)
-        connection.execute(update(candidates).where(unfinished).values(state=CANDIDATE_WITHDRAWN))
-
-
-def _read(connection: Connection, job_id: str, *, lock: bool = False) -> Job:
-    query = select(*_COLUMNS).where(jobs.c.id == job_id)
-    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
-    if row is None:
-        raise NotFoundError(f"there is no job {job_id}")
-    return _job(row)
-
-
-def _job(row: Row[*tuple[Any, ...]]) -> Job:
-    return Job(**{name: getattr(row, name) for name in Job.__dataclass_fields__})
-
-
-def _new_id() -> str:
-    """Sorts by time of submission, cannot be guessed."""
-    return f"{int(time.time() * 1000):012x}{secrets.token_hex(6)}"

@@ -33,14 +33,38 @@ QUEUED, RUNNING, PAUSED = "queued", "running", "paused"
 FINISHED, FAILED, CANCELLED = "finished", "failed", "cancelled"
 JOB_STATES = (QUEUED, RUNNING, PAUSED, FINISHED, FAILED, CANCELLED)
 ENDED = (FINISHED, FAILED, CANCELLED)
+WAITING = "waiting"
+PLAN_STATES = (QUEUED, RUNNING, PAUSED, WAITING, FINISHED, FAILED, CANCELLED)
+
+plans = Table(
+    "plans",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("spec", JSON, nullable=False, comment="with all stages spelled out"),
+    Column("state", String(16), nullable=False, comment="of the whole; while it is running, its job says more"),
+    Column("stage", Integer, nullable=False, comment="number of the present one; how many there are at the end"),
+    Column("idempotency_key", String(200), unique=True),
+    Column("request_sha256", String(64), nullable=False, comment="of the submitted specification"),
+    Column("submitted_by", String(16), comment="id of an API key"),
+    Column("submitted_at", Float, nullable=False),
+    Column("ended_at", Float),
+    Column("events", Integer, nullable=False, comment="number of the last event"),
+    Column("error", Text),
+    Index(None, "state"),
+    Index(None, "submitted_at", "id"),
+)
 
 jobs = Table(
     "jobs",
     metadata,
     Column("id", String(32), primary_key=True),
     Column("name", Text, nullable=False),
-    Column("spec", JSON, nullable=False),
-    Column("spec_sha256", String(64), nullable=False),
+    Column("kind", String(16), nullable=False, server_default="search"),
+    Column("plan_id", String(32), comment="of which it is a stage"),
+    Column("plan_stage", Text, comment="name of that stage"),
+    Column("spec", JSON, nullable=False, comment="of a search; the whole work of another kind"),
+    Column("spec_sha256", String(64), nullable=False, comment="of what determines the result"),
     Column("state", String(16), nullable=False),
     Column("request", String(16), comment="pause or cancel: what a coordinator shall do as soon as it can"),
     Column("idempotency_key", String(200), unique=True),
@@ -59,8 +83,23 @@ jobs = Table(
     Column("error", Text),
     Column("factors", JSON, comment="the factors file"),
     Column("report", JSON),
+    Column("outcome", JSON, comment="what it hands to the stages behind it, if it is one of a plan"),
     Index(None, "state", "submitted_at"),
+    Index(None, "spec_sha256"),
     Index(None, "submitted_at", "id"),
+)
+
+plan_stages = Table(
+    "plan_stages",
+    metadata,
+    Column("plan_id", String(32), ForeignKey("plans.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("work", JSON, comment="what is to be done, once the stages before it have ended"),
+    Column("job_id", String(32), ForeignKey("jobs.id", ondelete="SET NULL"), comment="that does it, or had done it"),
+    Column("reused", Boolean, nullable=False, comment="whether the job had done it for another plan, or before"),
+    Column("outcome", JSON, comment="what it hands to those behind it"),
 )
 
 stages = Table(
@@ -120,6 +159,16 @@ events = Table(
     "events",
     metadata,
     Column("job_id", String(32), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, comment="from 1 without gaps, in the order of the commits"),
+    Column("at", Float, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("data", JSON, nullable=False),
+)
+
+plan_events = Table(
+    "plan_events",
+    metadata,
+    Column("plan_id", String(32), ForeignKey("plans.id", ondelete="CASCADE"), primary_key=True),
     Column("number", Integer, primary_key=True, comment="from 1 without gaps, in the order of the commits"),
     Column("at", Float, nullable=False),
     Column("kind", String(32), nullable=False),
