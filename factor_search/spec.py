@@ -1,10 +1,11 @@
 """What a user asks for: one shape for a file, the command line and the REST interface; unknown keys are errors."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from factor_search.canonical_json import sha256_of
 from factor_search.errors import SpecError
@@ -16,11 +17,13 @@ INITIAL_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
 """The choices of the LongRoPE paper (2402.13753, table 4)."""
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Base of all specifications: unknown keys are errors, values do not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-class ModelSpec(_Strict):
+class ModelSpec(Strict):
     """Which model, and how to run it."""
 
     id: str = Field(min_length=1, description="A local folder with a Hugging Face checkpoint, or a hub id.")
@@ -38,7 +41,7 @@ class ModelSpec(_Strict):
     )
 
 
-class DataSpec(_Strict):
+class DataSpec(Strict):
     """Which documents, and how many of them play which part."""
 
     files: list[str] | None = Field(None, description="Text, JSON-lines or parquet files, saved data sets, or globs.")
@@ -56,6 +59,11 @@ class DataSpec(_Strict):
         description="Cut documents into consecutive pieces of the target length and count each as a document. Pieces "
         "of one document never play different parts.",
     )
+    least_tokens: PositiveInt | None = Field(
+        None,
+        description="Tokens a document (or piece) needs, though only the first target_length are read; null is the "
+        "target length. Jobs of different lengths that share it share their documents and who plays which part.",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataSpec":
@@ -64,7 +72,7 @@ class DataSpec(_Strict):
         return self
 
 
-class SpaceSpec(_Strict):
+class SpaceSpec(Strict):
     """Which candidates are possible."""
 
     initial_tokens: list[Int] = Field(
@@ -82,6 +90,12 @@ class SpaceSpec(_Strict):
         description="Largest lambda as a multiple of the scale; null is the paper's 1.25, or 8 for auto and cma.",
     )
     step: float = Field(0.01, strict=True, ge=1e-4, le=1, description="Grid of lambda.")
+    scale: PositiveFloat | None = Field(
+        None,
+        gt=1,
+        description="What bounds, curves and formulas are relative to; null is target_length / original length. "
+        "Needed where the target is not longer than the original: factors for a long window are readjusted there.",
+    )
     critical_dimension: Literal["search"] | Annotated[int, Field(strict=True, ge=2, multiple_of=2)] | None = Field(
         None,
         description="d_rcd of LongRoPE2: an even dimension, whose pair is i = d_rcd / 2. Pairs before it follow NTK, "
@@ -90,7 +104,7 @@ class SpaceSpec(_Strict):
     )
 
 
-class EvolutionSpec(_Strict):
+class EvolutionSpec(Strict):
     """The LongRoPE paper's evolutionary search (2402.13753, algorithm 1)."""
 
     kind: Literal["evolution"] = "evolution"
@@ -102,13 +116,13 @@ class EvolutionSpec(_Strict):
     generations: PositiveInt = Field(40, description="T: generations after the first.")
 
 
-class AutoSpec(_Strict):
+class AutoSpec(Strict):
     """Few numbers and few documents first, then more of both; does not depend on the budget."""
 
     kind: Literal["auto"] = "auto"
 
 
-class _Curve(_Strict):
+class _Curve(Strict):
     knots: PositiveInt = Field(8, ge=2, description="Points of the curve log lambda over the rotary pairs.")
 
 
@@ -147,7 +161,7 @@ StrategySpec = Annotated[
 ]
 
 
-class RacingSpec(_Strict):
+class RacingSpec(Strict):
     """Whether candidates that fall behind are stopped before their last search document."""
 
     error_rate: float = Field(
@@ -159,7 +173,7 @@ class RacingSpec(_Strict):
     )
 
 
-class KnownFactors(_Strict):
+class KnownFactors(Strict):
     """Factors to start from, with what tells whether they fit the model and for which scale they are."""
 
     source: str = Field(max_length=4096, description="Where they come from, for people.")
@@ -171,13 +185,16 @@ class KnownFactors(_Strict):
     )
     rotary_dim: PositiveInt | None = Field(None, description="Of the model they are for, where known.")
     rope_theta: PositiveFloat | None = Field(None, description="Of the model they are for, where known.")
+    compare_as: str | None = Field(
+        None, min_length=1, max_length=60, description="Name under which they are measured beside the closed forms."
+    )
 
 
 MOST_WARM_STARTS = 15
 """With the closed forms they fit into the first generation of ``auto``."""
 
 
-class WarmStartSpec(_Strict):
+class WarmStartSpec(Strict):
     """Known factors to start from, beside the closed forms; rescaled where they are for another scale."""
 
     files: list[str] = Field(
@@ -205,7 +222,7 @@ class WarmStartSpec(_Strict):
         return self
 
 
-class PerplexitySpec(_Strict):
+class PerplexitySpec(Strict):
     """Perplexity of all tokens of the documents."""
 
     kind: Literal["perplexity"] = "perplexity"
@@ -216,7 +233,7 @@ class PerplexitySpec(_Strict):
     )
 
 
-class NeedleSpec(_Strict):
+class NeedleSpec(Strict):
     """Perplexity of answers: each document hides a number, and ends with a question for it (LongRoPE2, 2502.20082)."""
 
     kind: Literal["needle"] = "needle"
@@ -234,7 +251,7 @@ MEASURES = {"perplexity": "perplexity", "needle": "perplexity of answer tokens"}
 """What the figures of a search are, by objective."""
 
 
-class BudgetSpec(_Strict):
+class BudgetSpec(Strict):
     """When the search ends; whichever comes first."""
 
     candidates: PositiveInt | None = Field(200, description="Distinct candidates, the closed-form seeds included.")
@@ -255,59 +272,56 @@ class BudgetSpec(_Strict):
         return self
 
 
-class ResourcesSpec(_Strict):
+class ResourcesSpec(Strict):
     """What a service must have before the job starts; without meaning for a search in one process."""
 
     workers: PositiveInt = Field(1, description="Least number of workers.")
     gpus: float = Field(0.0, strict=True, ge=0, le=1, description="GPUs, or the share of one, that each worker needs.")
 
 
-class JobSpec(_Strict):
+def _word(key: str) -> Callable[[Any], Any]:
+    """Takes a single word for an object with one key."""
+    return lambda value: {key: value} if isinstance(value, str) else value
+
+
+def _files(value: Any) -> Any:
+    return {"files": [value] if isinstance(value, str) else value} if isinstance(value, str | list) else value
+
+
+def _objective(value: Any) -> Any:
+    value = _word("kind")(value)
+    return {"kind": "perplexity"} | value if isinstance(value, dict) else value
+
+
+def _candidates(value: Any) -> Any:
+    return {"candidates": value} if isinstance(value, int) else value
+
+
+AnyModel = Annotated[ModelSpec, BeforeValidator(_word("id"), json_schema_input_type=ModelSpec | str)]
+AnyData = Annotated[DataSpec, BeforeValidator(_files, json_schema_input_type=DataSpec | str | list[str])]
+AnyObjective = Annotated[ObjectiveSpec, BeforeValidator(_objective, json_schema_input_type=ObjectiveSpec | str)]
+AnyStrategy = Annotated[StrategySpec, BeforeValidator(_word("kind"), json_schema_input_type=StrategySpec | str)]
+AnyBudget = Annotated[BudgetSpec, BeforeValidator(_candidates, json_schema_input_type=BudgetSpec | int)]
+"""Where one word, list or number is enough, it may be given instead of the object."""
+
+
+class JobSpec(Strict):
     """One search: a model, documents, a target length."""
 
     name: str = Field("search", min_length=1, max_length=200, description="For people; not interpreted.")
-    model: ModelSpec
-    data: DataSpec
+    model: AnyModel
+    data: AnyData
     target_length: PositiveInt = Field(description="Tokens of context wanted.")
-    objective: ObjectiveSpec = PerplexitySpec()
+    objective: AnyObjective = PerplexitySpec()
     space: SpaceSpec = SpaceSpec()
-    strategy: StrategySpec = AutoSpec()
-    budget: BudgetSpec = BudgetSpec()
+    strategy: AnyStrategy = AutoSpec()
+    budget: AnyBudget = BudgetSpec()
     racing: RacingSpec | bool | None = Field(
         None, description="Stop candidates that fall behind; true is an error rate of 0.01, null lets auto race only."
     )
     warm_start: WarmStartSpec = WarmStartSpec()
     resources: ResourcesSpec = ResourcesSpec()
     seed: Int = Field(0, description="Of the search and of the choice of documents.")
-
-    @field_validator("model", mode="before", json_schema_input_type=ModelSpec | str)
-    @classmethod
-    def _model_short(cls, value: Any) -> Any:
-        return {"id": value} if isinstance(value, str) else value
-
-    @field_validator("data", mode="before", json_schema_input_type=DataSpec | str | list[str])
-    @classmethod
-    def _data_short(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"files": [value]}
-        return {"files": value} if isinstance(value, list) else value
-
-    @field_validator("objective", mode="before", json_schema_input_type=ObjectiveSpec | str)
-    @classmethod
-    def _objective_short(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"kind": value}
-        return {"kind": "perplexity"} | value if isinstance(value, dict) else value
-
-    @field_validator("strategy", mode="before", json_schema_input_type=StrategySpec | str)
-    @classmethod
-    def _strategy_short(cls, value: Any) -> Any:
-        return {"kind": value} if isinstance(value, str) else value
-
-    @field_validator("budget", mode="before", json_schema_input_type=BudgetSpec | int)
-    @classmethod
-    def _budget_short(cls, value: Any) -> Any:
-        return {"candidates": value} if isinstance(value, int) else value
 
     @model_validator(mode="after")
     def _stride_within_window(self) -> "JobSpec":
@@ -335,7 +349,12 @@ class JobSpec(_Strict):
         """Identity of what is searched: everything but names, the budget, which a later run may raise, and where."""
         sources = {"factors": {"__all__": {"source"}}}
         left_out: dict[str, Any] = {"name": True, "budget": True, "resources": True, "warm_start": sources}
-        return sha256_of(self.model_dump(mode="json", exclude=left_out))
+        content = self.model_dump(mode="json", exclude=left_out)
+        later = [(content["data"], "least_tokens"), (content["space"], "scale")]
+        for holder, key in [*later, *((known, "compare_as") for known in content["warm_start"]["factors"])]:
+            if holder[key] is None:  # the identity from before there were such keys
+                del holder[key]
+        return sha256_of(content)
 
 
 def parse_spec(document: Any) -> JobSpec:
