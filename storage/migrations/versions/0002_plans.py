@@ -75,9 +75,7 @@ def upgrade() -> None:
 def _add_columns_of_jobs() -> None:
     """In place: a table that is made anew and swapped would take its jobs' events and candidates with it."""
     op.add_column("jobs", sa.Column("kind", sa.String(length=16), server_default="search", nullable=False))
-    op.add_column(
-        "jobs", sa.Column("plan_id", sa.String(length=32), nullable=True, comment="of which it is a stage")
-    )
+    op.add_column("jobs", sa.Column("plan_id", sa.String(length=32), nullable=True, comment="of which it is a stage"))
     op.add_column("jobs", sa.Column("plan_stage", sa.Text(), nullable=True, comment="name of that stage"))
     op.add_column(
         "jobs",

@@ -1,0 +1,169 @@
+"""Rows of plans and their stages within a transaction, as values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, or_, select, update
+
+from storage.errors import NotFoundError
+from storage.events import PLAN, append_events
+from storage.job_rows import JOB_COLUMNS, PAUSE, Job
+from storage.schema import (
+    ENDED,
+    FINISHED,
+    PAUSED,
+    QUEUED,
+    RUNNING,
+    jobs,
+    now,
+    plan_stages,
+    plans,
+)
+
+PENDING = "pending"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanStage:
+    """A stage of a plan as stored."""
+
+    number: int
+    """From 0."""
+    name: str
+    kind: str
+    work: dict[str, Any] | None
+    """What is to be done, once the stages before it have ended."""
+    job_id: str | None
+    """Of the job that does it, or had done it before."""
+    reused: bool
+    """Whether the job had done it for another plan, or before."""
+    outcome: dict[str, Any] | None
+    """What it hands to those behind it; None until it has ended well."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A plan as stored. Times are seconds since 1970."""
+
+    id: str
+    name: str
+    spec: dict[str, Any]
+    """With all stages spelled out."""
+    state: str
+    """queued, running, paused, waiting (for a checkpoint), finished, failed or cancelled."""
+    request: str | None
+    """``pause``, while the coordinator of its job has not yet done so."""
+    stage: int
+    """Number of the present one; how many there are once it has finished."""
+    submitted_at: float
+    ended_at: float | None
+    events: int
+    error: str | None
+    stages: tuple[PlanStage, ...]
+    job: Job | None
+    """Of the present stage."""
+
+    @property
+    def present(self) -> PlanStage | None:
+        """The present stage; None once all have ended."""
+        return self.stages[self.stage] if self.stage < len(self.stages) else None
+
+    def stage_state(self, stage: PlanStage) -> str:
+        """pending, or what a plan's state may be."""
+        if stage.outcome is not None:
+            return FINISHED
+        if stage.number != self.stage:
+            return PENDING
+        if self.job is not None and self.state not in ENDED:
+            return self.job.state
+        return self.state
+
+
+PRESENT = plans.outerjoin(
+    plan_stages, and_(plan_stages.c.plan_id == plans.c.id, plan_stages.c.number == plans.c.stage)
+).outerjoin(jobs, and_(jobs.c.id == plan_stages.c.job_id, plan_stages.c.outcome.is_(None)))
+"""Plans with their present stages and the jobs of these."""
+STATE: ColumnElement[str] = case(
+    (
+        plans.c.state != RUNNING,
+        case((and_(plans.c.state == PAUSED, jobs.c.state == RUNNING), RUNNING), else_=plans.c.state),
+    ),
+    (and_(plans.c.stage == 0, or_(jobs.c.state.is_(None), jobs.c.state == QUEUED)), QUEUED),
+    else_=RUNNING,
+)
+"""What a plan's state is to people: of one that is under way, its job knows more."""
+_OWN = ("id", "name", "spec", "stage", "submitted_at", "ended_at", "events", "error")
+PLAN_COLUMNS = [
+    *(plans.c[name] for name in _OWN),
+    plans.c.state.label("wanted"),
+    STATE.label("state"),
+    *(column.label(f"job_{column.name}") for column in JOB_COLUMNS),
+]
+
+
+def read_plan(connection: Connection, plan_id: str, *, lock: bool = False) -> Plan:
+    """One plan with its stages.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    if lock:  # apart, since no outer join can be locked
+        connection.execute(select(plans.c.id).where(plans.c.id == plan_id).with_for_update())
+    row = connection.execute(select(*PLAN_COLUMNS).select_from(PRESENT).where(plans.c.id == plan_id)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no plan {plan_id}")
+    return plans_of(connection, [row])[0]
+
+
+def plans_of(connection: Connection, rows: list[Row[Any]]) -> list[Plan]:
+    """Rows of :data:`PLAN_COLUMNS` as values, with the stages of all of them."""
+    wanted = plan_stages.c.plan_id.in_([row.id for row in rows])
+    stages: dict[str, list[PlanStage]] = {}
+    for row in connection.execute(select(plan_stages).where(wanted).order_by(plan_stages.c.number)):
+        stage = PlanStage(**{name: getattr(row, name) for name in PlanStage.__dataclass_fields__})
+        stages.setdefault(row.plan_id, []).append(stage)
+    return [
+        Plan(
+            **{name: getattr(row, name) for name in _OWN},
+            state=row.state,
+            request=PAUSE if (row.wanted, row.state) == (PAUSED, RUNNING) else None,
+            stages=tuple(stages[row.id]),
+            job=None if row.job_id is None else _job(row),
+        )
+        for row in rows
+    ]
+
+
+def _job(row: Row[Any]) -> Job:
+    return Job(**{name: getattr(row, f"job_{name}") for name in Job.__dataclass_fields__})
+
+
+def stage_has_ended(connection: Connection, plan: Plan, outcome: Mapping[str, Any], reused: str | None = None) -> None:
+    """The present stage has ended well: it is the turn of the next, or the plan is finished."""
+    stage = plan.present
+    assert stage is not None
+    set_stage(connection, plan, outcome=outcome)
+    data = {"stage": stage.name, "number": plan.stage + 1, "of": len(plan.stages)}
+    set_plan(connection, plan.id, "stage_finished", data | ({"reused": reused} if reused else {}), stage=plan.stage + 1)
+    if plan.stage + 1 == len(plan.stages):
+        set_plan(connection, plan.id, FINISHED, state=FINISHED, ended_at=now())
+
+
+def set_plan(
+    connection: Connection, plan_id: str, event: str, data: dict[str, Any] | None = None, **values: Any
+) -> None:
+    """Change a plan and say so in its history."""
+    connection.execute(update(plans).where(plans.c.id == plan_id).values(values))
+    tell(connection, plan_id, event, **(data or {}))
+
+
+def set_stage(connection: Connection, plan: Plan, **values: Any) -> None:
+    """Change the present stage of a plan."""
+    present = and_(plan_stages.c.plan_id == plan.id, plan_stages.c.number == plan.stage)
+    connection.execute(update(plan_stages).where(present).values(values))
+
+
+def tell(connection: Connection, plan_id: str, event: str, **data: Any) -> None:
+    """Write into a plan's history."""
+    append_events(connection, plan_id, [(event, data)], PLAN)

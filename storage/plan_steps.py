@@ -1,0 +1,118 @@
+"""The way of a plan, step by step, brought on by any coordinator.
+
+Each step is one transaction, and does nothing if somebody else has done it before. Whatever dies between two of them,
+the rows say what is to be done next: a plan that is under way is due if its present stage has no job, or one that has
+ended.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, or_, select
+
+from storage.database import Database
+from storage.job_rows import insert_job
+from storage.plan_rows import (
+    PLAN_COLUMNS,
+    PRESENT,
+    Plan,
+    PlanStage,
+    plans_of,
+    read_plan,
+    set_plan,
+    set_stage,
+    stage_has_ended,
+    tell,
+)
+from storage.schema import CANCELLED, ENDED, FAILED, FINISHED, RUNNING, WAITING, jobs, now, plans
+
+
+class PlanSteps:
+    """What coordinators do with rows of plans."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def due(self, limit: int = 20) -> list[Plan]:
+        """Plans under way whose present stage has no job yet, or one that has ended; the oldest first."""
+        idle = or_(jobs.c.id.is_(None), jobs.c.state.in_(ENDED))
+        query = select(*PLAN_COLUMNS).select_from(PRESENT).where(plans.c.state == RUNNING, idle)
+        with self._database.reading() as connection:
+            return plans_of(connection, list(connection.execute(query.order_by(plans.c.submitted_at).limit(limit))))
+
+    def finished_twins(self, spec_sha256: str, limit: int = 3) -> list[tuple[str, dict[str, Any]]]:
+        """Finished jobs of plans that have done a work: ids and outcomes, the newest first."""
+        done = (jobs.c.spec_sha256 == spec_sha256, jobs.c.state == FINISHED, jobs.c.plan_id.is_not(None))
+        query = select(jobs.c.id, jobs.c.outcome).where(*done).order_by(jobs.c.submitted_at.desc()).limit(limit)
+        with self._database.reading() as connection:
+            return [(row.id, row.outcome) for row in connection.execute(query) if row.outcome is not None]
+
+    def queue(
+        self, plan: Plan, *, work: Mapping[str, Any], kind: str, spec: Mapping[str, Any], spec_sha256: str, name: str
+    ) -> bool:
+        """Make the job of the present stage; returns whether it was made here."""
+        with self._database.writing() as connection:
+            stage = _still_due(connection, plan)
+            if stage is None:
+                return False
+            of_plan = {"plan_id": plan.id, "plan_stage": stage.name, "request_sha256": spec_sha256}
+            job_id = insert_job(connection, name=name, kind=kind, spec=spec, spec_sha256=spec_sha256, **of_plan)
+            set_stage(connection, plan, work=work, job_id=job_id)
+            tell(connection, plan.id, "stage_queued", stage=stage.name, kind=stage.kind, job=job_id)
+            return True
+
+    def wait(self, plan: Plan, work: Mapping[str, Any]) -> bool:
+        """Let the plan wait until a checkpoint is handed in for its present stage."""
+        with self._database.writing() as connection:
+            stage = _still_due(connection, plan)
+            if stage is None:
+                return False
+            set_stage(connection, plan, work=work)
+            set_plan(connection, plan.id, WAITING, {"stage": stage.name}, state=WAITING)
+            return True
+
+    def reuse(self, plan: Plan, *, work: Mapping[str, Any], job_id: str, outcome: Mapping[str, Any]) -> bool:
+        """Answer the present stage by a job that has done the same before."""
+        with self._database.writing() as connection:
+            if _still_due(connection, plan) is None:
+                return False
+            set_stage(connection, plan, work=work, job_id=job_id, reused=True)
+            stage_has_ended(connection, plan, outcome, reused=job_id)
+            return True
+
+    def conclude(self, plan: Plan) -> bool:
+        """Take over how the job of the present stage has ended."""
+        assert plan.job is not None
+        with self._database.writing() as connection:
+            if _still_due(connection, plan) is None:
+                return False
+            if plan.job.state == FINISHED:
+                outcome = connection.scalar(select(jobs.c.outcome).where(jobs.c.id == plan.job.id))
+                stage_has_ended(connection, plan, outcome or {})
+            elif plan.job.state == CANCELLED:
+                set_plan(connection, plan.id, CANCELLED, state=CANCELLED, ended_at=now())
+            else:
+                _fail(connection, plan, plan.job.error or "for no reason that was given")
+            return True
+
+    def fail(self, plan: Plan, error: str) -> bool:
+        """End a plan whose present stage cannot be begun."""
+        with self._database.writing() as connection:
+            if _still_due(connection, plan) is None:
+                return False
+            _fail(connection, plan, error)
+            return True
+
+
+def _still_due(connection: Connection, seen: Plan) -> PlanStage | None:
+    """The present stage of a plan, locked, if nothing has become of the plan since it was read."""
+    plan = read_plan(connection, seen.id, lock=True)
+    under_way = connection.scalar(select(plans.c.state).where(plans.c.id == seen.id)) == RUNNING
+    same = plan.stage == seen.stage and plan.present == seen.present
+    return plan.present if under_way and same else None
+
+
+def _fail(connection: Connection, plan: Plan, error: str) -> None:
+    assert plan.present is not None
+    stage, text = plan.present.name, f"{plan.present.name}: {error}"
+    set_plan(connection, plan.id, FAILED, {"stage": stage, "error": text}, state=FAILED, error=text, ended_at=now())

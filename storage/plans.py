@@ -1,0 +1,260 @@
+"""Plans: submitted once, paused, resumed, cancelled, tried again, and given the checkpoints that they wait for."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, and_, insert, null, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from factor_search.canonical_json import sha256_of
+from storage.database import Database
+from storage.errors import ConflictError, NotFoundError
+from storage.job_rows import CANCEL, PAUSE, ask_for, let_go_on, new_id
+from storage.plan_rows import (
+    PLAN_COLUMNS,
+    PRESENT,
+    STATE,
+    Plan,
+    PlanStage,
+    plans_of,
+    read_plan,
+    set_plan,
+    stage_has_ended,
+    tell,
+)
+from storage.schema import (
+    CANCELLED,
+    ENDED,
+    PAUSED,
+    RUNNING,
+    WAITING,
+    now,
+    plan_stages,
+    plans,
+)
+
+__all__ = ["PREFIX", "Plan", "PlanStage", "PlanStore"]
+
+PREFIX = "p"
+"""Of the ids of plans; those of jobs are hexadecimal."""
+
+
+class PlanStore:
+    """All that happens to rows of plans.
+
+    Whoever locks rows locks that of the plan first, then that of its job.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def submit(
+        self,
+        *,
+        name: str,
+        spec: Mapping[str, Any],
+        stages: Sequence[tuple[str, str]],
+        idempotency_key: str | None = None,
+        submitted_by: str | None = None,
+    ) -> tuple[Plan, bool]:
+        """Store a plan, to be taken up by a coordinator.
+
+        Args:
+            name: for people.
+            spec: the plan with all stages spelled out.
+            stages: name and kind of each.
+            idempotency_key: the same key never makes a second plan.
+            submitted_by: id of an API key.
+
+        Returns:
+            The plan and whether it is new.
+
+        Raises:
+            ConflictError: the idempotency key was used for another specification.
+        """
+        plan_id, request_sha256 = PREFIX + new_id(), sha256_of(spec)
+        values = {
+            "id": plan_id,
+            "name": name,
+            "spec": spec,
+            "state": RUNNING,
+            "stage": 0,
+            "idempotency_key": idempotency_key,
+            "request_sha256": request_sha256,
+            "submitted_by": submitted_by,
+            "submitted_at": now(),
+            "events": 0,
+        }
+        rows = [
+            {"plan_id": plan_id, "number": number, "name": stage, "kind": kind, "reused": False}
+            for number, (stage, kind) in enumerate(stages)
+        ]
+        try:
+            with self._database.writing() as connection:
+                connection.execute(insert(plans).values(values))
+                connection.execute(insert(plan_stages), rows)
+                tell(connection, plan_id, "submitted", name=name, stages=[stage for stage, _ in stages])
+                return read_plan(connection, plan_id), True
+        except IntegrityError:
+            if idempotency_key is None:
+                raise
+        with self._database.reading() as connection:
+            known = connection.execute(
+                select(plans.c.id, plans.c.request_sha256).where(plans.c.idempotency_key == idempotency_key)
+            ).one()
+            if known.request_sha256 != request_sha256:
+                raise ConflictError(
+                    f"the idempotency key {idempotency_key!r} was used for another plan, which became {known.id}"
+                )
+            return read_plan(connection, known.id), False
+
+    def get(self, plan_id: str) -> Plan:
+        """One plan.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        with self._database.reading() as connection:
+            return read_plan(connection, plan_id)
+
+    def list(self, *, state: str | None = None, limit: int = 50, before: tuple[float, str] | None = None) -> list[Plan]:
+        """Plans, newest first; see :meth:`storage.jobs.JobStore.list`."""
+        order = (plans.c.submitted_at.desc(), plans.c.id.desc())
+        query = select(*PLAN_COLUMNS).select_from(PRESENT).order_by(*order).limit(limit)
+        if state is not None:
+            query = query.where(STATE.in_([state]))
+        if before is not None:
+            at, plan_id = before
+            query = query.where(or_(plans.c.submitted_at < at, and_(plans.c.submitted_at == at, plans.c.id < plan_id)))
+        with self._database.reading() as connection:
+            return plans_of(connection, list(connection.execute(query)))
+
+    def pause(self, plan_id: str) -> Plan:
+        """Stop a plan so that it can be resumed, its job as soon as its coordinator hears of it.
+
+        Raises:
+            NotFoundError: there is no such plan.
+            ConflictError: it has ended.
+        """
+        with self._database.writing() as connection:
+            plan = self._to_steer(connection, plan_id, "paused")
+            if plan.state != PAUSED and plan.request != PAUSE:
+                set_plan(connection, plan_id, "pause_requested" if _is_driven(plan) else PAUSED, state=PAUSED)
+                if _has_work(plan):
+                    ask_for(connection, _job_id(plan), PAUSE, PAUSED)
+            return read_plan(connection, plan_id)
+
+    def resume(self, plan_id: str) -> Plan:
+        """Let a paused plan go on, or take back a pause that was not carried out yet.
+
+        Raises:
+            NotFoundError: there is no such plan.
+            ConflictError: it has ended.
+        """
+        with self._database.writing() as connection:
+            plan = self._to_steer(connection, plan_id, "resumed")
+            if plan.state == PAUSED or plan.request == PAUSE:
+                set_plan(connection, plan_id, "resumed", state=RUNNING)
+                if _has_work(plan):
+                    let_go_on(connection, _job_id(plan))
+            return read_plan(connection, plan_id)
+
+    def cancel(self, plan_id: str) -> Plan:
+        """End a plan for good, and its job with it; what its stages have made is kept.
+
+        Raises:
+            NotFoundError: there is no such plan.
+            ConflictError: it has ended otherwise.
+        """
+        with self._database.writing() as connection:
+            plan = read_plan(connection, plan_id, lock=True)
+            if plan.state == CANCELLED:
+                return plan
+            self._to_steer(connection, plan_id, CANCELLED)
+            set_plan(connection, plan_id, CANCELLED, state=CANCELLED, ended_at=now())
+            if _has_work(plan):
+                ask_for(connection, _job_id(plan), CANCEL, CANCELLED)
+            return read_plan(connection, plan_id)
+
+    def retry(self, plan_id: str, stage: str | None = None) -> Plan:
+        """Begin again with a stage of a plan that has ended; those before it keep their results.
+
+        Args:
+            plan_id: the plan.
+            stage: name of the stage; None is the first that has not ended well.
+
+        Raises:
+            NotFoundError: there is no such plan, or no such stage in it.
+            ConflictError: it has not ended, its job has not, or the stage was not reached.
+        """
+        with self._database.writing() as connection:
+            plan = read_plan(connection, plan_id, lock=True)
+            if plan.state not in ENDED:
+                raise ConflictError(f"plan {plan_id} is {plan.state}: only one that has ended can be tried again")
+            if plan.job is not None and plan.job.state not in ENDED:
+                raise ConflictError(f"the job {plan.job.id} of plan {plan_id} is still being ended: try again soon")
+            number = _number_of(plan, stage)
+            again = and_(plan_stages.c.plan_id == plan_id, plan_stages.c.number >= number)
+            forgotten = {"work": null(), "job_id": None, "reused": False, "outcome": null()}  # not JSON's null
+            connection.execute(update(plan_stages).where(again).values(forgotten))
+            values = {"state": RUNNING, "stage": number, "error": None, "ended_at": None}
+            set_plan(connection, plan_id, "retried", {"stage": plan.stages[number].name}, **values)
+            return read_plan(connection, plan_id)
+
+    def hand_in(self, plan_id: str, stage: str, outcome: Mapping[str, Any]) -> Plan:
+        """Answer the stage that waits for a checkpoint.
+
+        Raises:
+            NotFoundError: there is no such plan.
+            ConflictError: it does not wait at this stage.
+        """
+        with self._database.writing() as connection:
+            plan = read_plan(connection, plan_id, lock=True)
+            check_waiting(plan)
+            if plan.present is None or plan.present.name != stage:
+                raise ConflictError(f"plan {plan_id} does not wait at {stage} any more")
+            set_plan(connection, plan_id, "handed_in", {"stage": stage, "model": outcome.get("model")}, state=RUNNING)
+            stage_has_ended(connection, plan, outcome)
+            return read_plan(connection, plan_id)
+
+    def _to_steer(self, connection: Connection, plan_id: str, wanted: str) -> Plan:
+        plan = read_plan(connection, plan_id, lock=True)
+        if plan.state in ENDED:
+            raise ConflictError(f"plan {plan_id} is {plan.state}: it cannot be {wanted}")
+        return plan
+
+
+def check_waiting(plan: Plan) -> None:
+    """Refuse a checkpoint that no stage waits for.
+
+    Raises:
+        ConflictError: the plan does not wait.
+    """
+    if plan.state != WAITING:
+        raise ConflictError(f"plan {plan.id} is {plan.state}: it does not wait for a checkpoint")
+
+
+def _number_of(plan: Plan, stage: str | None) -> int:
+    if stage is None:
+        return min(plan.stage, len(plan.stages) - 1)
+    for known in plan.stages:
+        if known.name == stage:
+            if known.number > plan.stage:
+                raise ConflictError(f"plan {plan.id} has not come to {stage}: begin with an earlier stage")
+            return known.number
+    names = ", ".join(known.name for known in plan.stages)
+    raise NotFoundError(f"plan {plan.id} has no stage {stage!r}, only {names}")
+
+
+def _has_work(plan: Plan) -> bool:
+    """Whether the present stage has a job that has not ended."""
+    return plan.job is not None and plan.job.state not in ENDED
+
+
+def _is_driven(plan: Plan) -> bool:
+    return plan.job is not None and plan.job.state == RUNNING
+
+
+def _job_id(plan: Plan) -> str:
+    assert plan.job is not None
+    return plan.job.id
