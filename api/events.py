@@ -1,4 +1,4 @@
-"""A job's events as server-sent events: from any number on, without gaps, until the job has ended."""
+"""Events of a job or plan as server-sent events: from any number on, without gaps, until it has ended."""
 
 import asyncio
 import json
@@ -13,8 +13,8 @@ from api.schemas import ENDED, Event, finite, moment
 from api.settings import Settings
 from storage.database import Database
 from storage.errors import DatabaseError
+from storage.events import JOB, History, read_events
 from storage.events import Event as StoredEvent
-from storage.events import read_events
 
 POLLS_AT_ONCE = 4
 """Threads for the polls of all streams together, so that watchers never keep other requests waiting."""
@@ -33,17 +33,17 @@ class EventStreams:
         self.closing = threading.Event()
         """Once set, all streams end; their readers reconnect and go on where they were."""
 
-    async def of_job(self, job_id: str, after: int) -> AsyncIterator[str]:
-        """The text of the stream after an event's number."""
+    async def of(self, owner_id: str, after: int, history: History = JOB) -> AsyncIterator[str]:
+        """The text of the stream after an event's number; a plan that is tried again has events behind its end."""
         yield f"retry: {RECONNECT_MILLISECONDS}\n\n"
         spoken = time.monotonic()
         while not self.closing.is_set():
-            events = await self._read(job_id, after)
+            events = await self._read(owner_id, after, history)
             for event in events:
                 yield encode(event)
                 after = event.number
-                if event.kind in ENDED:
-                    return
+            if events and events[-1].kind in ENDED and len(events) < BATCH:
+                return
             if events:
                 spoken = time.monotonic()
             elif time.monotonic() - spoken >= self._keepalive_seconds:
@@ -52,11 +52,11 @@ class EventStreams:
             if len(events) < BATCH:
                 await asyncio.sleep(self._poll_seconds)
 
-    async def _read(self, job_id: str, after: int) -> list[StoredEvent]:
+    async def _read(self, owner_id: str, after: int, history: History) -> list[StoredEvent]:
         """What is new; nothing while the database cannot be reached, since it may come back."""
         try:
             return await anyio.to_thread.run_sync(
-                lambda: read_events(self._database, job_id, after, BATCH), limiter=self._limiter
+                lambda: read_events(self._database, owner_id, after, BATCH, history), limiter=self._limiter
             )
         except DatabaseError:
             return []

@@ -14,7 +14,8 @@ from storage.database import Database
 from storage.errors import DatabaseError
 from storage.evaluations import EvaluationStore
 from storage.jobs import JobStore
-from storage.schema import JOB_STATES
+from storage.plans import PlanStore
+from storage.schema import JOB_STATES, PLAN_STATES
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -74,6 +75,7 @@ class RecordMetrics(Collector):
 
     def __init__(self, database: Database, silent_seconds: float) -> None:
         self._jobs = JobStore(database)
+        self._plans = PlanStore(database)
         self._evaluations = EvaluationStore(database)
         self._coordinators = CoordinatorStore(database)
         self._silent_seconds = silent_seconds
@@ -94,12 +96,16 @@ class RecordMetrics(Collector):
         counts = self._jobs.count_by_state()
         for state in JOB_STATES:
             jobs.add_metric([state], counts.get(state, 0))
+        plans = GaugeMetricFamily("factor_search_plans", "Plans by state.", labels=["state"])
+        counts = self._plans.count_by_state()
+        for state in PLAN_STATES:
+            plans.add_metric([state], counts.get(state, 0))
         evaluations = CounterMetricFamily("factor_search_evaluations", "Stored evaluations.", labels=["outcome"])
         seconds = CounterMetricFamily("factor_search_evaluation_seconds", "Spent on them.", labels=["outcome"])
         for outcome, (count, spent) in self._evaluations.totals().items():
             evaluations.add_metric([outcome], count)
             seconds.add_metric([outcome], spent)
-        return [jobs, evaluations, seconds]
+        return [jobs, plans, evaluations, seconds]
 
     def _coordinator_families(self) -> list[Metric]:
         alive = [known for known in self._coordinators.list() if known.silent_seconds < self._silent_seconds]

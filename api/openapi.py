@@ -9,14 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.problems import Problem
 from api.schemas import Event
 from factor_search.factors_file import FactorsFile
+from factor_search.plan.spec import PlanSpec
 from factor_search.spec import JobSpec
 from factor_search.version import __version__
 
 DESCRIPTION = """
 Searches non-uniform RoPE rescale factors for longer context windows.
 
-Submit a job, watch its events, fetch its factors. Every error is a problem document (RFC 9457).
-Times are UTC. Where a key is needed, send it as `Authorization: Bearer KEY`.
+Submit a job, or a plan of several stages; watch its events, fetch its factors. Every error is a problem document
+(RFC 9457). Times are UTC. Where a key is needed, send it as `Authorization: Bearer KEY`.
 """
 
 
@@ -43,6 +44,15 @@ class Report(BaseModel):
     versions: dict[str, str]
 
 
+class PlanReport(BaseModel):
+    """What each finished stage of a plan gained."""
+
+    model_config = ConfigDict(extra="allow")
+
+    schema_: Literal["factor-search/plan-report@1"] = Field(alias="schema")
+    stages: list[dict[str, Any]] = Field(description="In their order; what is in them depends on the kind of stage.")
+
+
 class FactorsDocument(FactorsFile):
     """A factors file with its hash."""
 
@@ -59,11 +69,15 @@ def describe(app: FastAPI) -> dict[str, Any]:
         for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which we never answer with
             schemas.pop(name, None)
         _add(schemas, "JobSpec", JobSpec, "validation")
+        _add(schemas, "PlanSpec", PlanSpec, "validation")
         _add(schemas, "FactorsFile", FactorsDocument, "serialization")
-        for model in (Report, Event, Problem):
+        for model in (Report, PlanReport, Event, Problem):
             _add(schemas, model.__name__, model, "serialization" if model is not Problem else "validation")
         schemas["JobSpec"]["examples"] = [EXAMPLE_SPEC]
-        schemas["Job"]["properties"]["spec"] = {"$ref": "#/components/schemas/JobSpec"}
+        schemas["PlanSpec"]["examples"] = [EXAMPLE_PLAN]
+        specification = {"anyOf": [{"$ref": "#/components/schemas/JobSpec"}, {"type": "object"}]}
+        schemas["Job"]["properties"]["spec"] = schemas["Job"]["properties"]["spec"] | specification
+        schemas["Plan"]["properties"]["spec"] = {"$ref": "#/components/schemas/PlanSpec"}
         document["components"]["securitySchemes"] = {
             "key": {"type": "http", "scheme": "bearer", "description": "Made by factor-search keys create."},
             "password": {"type": "http", "scheme": "basic", "description": "The key as password, for browsers."},
@@ -84,6 +98,13 @@ def _add(
     schemas[name] = schema
 
 
+EXAMPLE_PLAN = {
+    "name": "llama-64x",
+    "model": {"id": "models/llama"},
+    "data": {"files": ["books/*.txt"]},
+    "target_length": 262144,
+    "recipe": "longrope",
+}
 EXAMPLE_SPEC = {
     "name": "llama-8x",
     "model": {"id": "models/llama", "dtype": "auto"},

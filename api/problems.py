@@ -84,13 +84,25 @@ def refusal_of(error: FactorSearchError) -> RefusedError:
             return RefusedError(422, str(error))
 
 
-def faults_of(error: ValidationError) -> list[Fault]:
-    """Pydantic's complaints about a body."""
+def faults_of(error: ValidationError, document: Any) -> list[Fault]:
+    """Pydantic's complaints about a body, each with its place there."""
     faults = []
     for item in error.errors(include_url=False, include_context=False, include_input=False):
         message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
-        faults.append(Fault(pointer=json_pointer(item["loc"]), detail=message))
+        faults.append(Fault(pointer=json_pointer(_place_in(document, item["loc"])), detail=message))
     return faults
+
+
+def _place_in(document: Any, location: Sequence[str | int]) -> list[str | int]:
+    """A location without the kinds by which pydantic chose among several models: they are no keys of the document."""
+    place: list[str | int] = []
+    for part in location:
+        if isinstance(document, dict) and part not in document and document.get("kind") == part:
+            continue
+        place.append(part)
+        inside = isinstance(document, dict | list) and (part in document if isinstance(document, dict) else True)
+        document = document[part] if inside else None
+    return place
 
 
 def json_pointer(place: Sequence[str | int]) -> str:

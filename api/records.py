@@ -1,11 +1,13 @@
 """Stored records as the values that the REST interface shows."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from api.cursors import JOB_ID
+from api.cursors import JOB_ID, PLAN_ID
+from api.plan_schemas import Plan, PlanLinks, PlanStage
 from api.schemas import Evaluation, Job, Links, Progress, finite, moment
 from api.settings import Settings
 from factor_search.evaluation import OK, PRUNED
@@ -15,6 +17,8 @@ from storage.errors import NotFoundError
 from storage.evaluations import CandidateRow, EvaluationStore
 from storage.jobs import Job as StoredJob
 from storage.jobs import JobStore
+from storage.plans import Plan as StoredPlan
+from storage.plans import PlanStore
 from storage.schema import QUEUED, RUNNING
 
 
@@ -25,6 +29,7 @@ class Records:
     database: Database
     settings: Settings
     jobs: JobStore
+    plans: PlanStore
     evaluations: EvaluationStore
     coordinators: CoordinatorStore
 
@@ -35,6 +40,7 @@ class Records:
             database=database,
             settings=settings,
             jobs=JobStore(database),
+            plans=PlanStore(database),
             evaluations=EvaluationStore(database),
             coordinators=CoordinatorStore(database),
         )
@@ -49,6 +55,16 @@ class Records:
             raise NotFoundError(f"there is no job {job_id[:100]!r}: GET /v1/jobs lists them")
         return self.jobs.get(job_id)
 
+    def plan(self, plan_id: str) -> StoredPlan:
+        """A plan by an id that a user gave.
+
+        Raises:
+            NotFoundError: there is none, or no id looks like that.
+        """
+        if not PLAN_ID.fullmatch(plan_id):
+            raise NotFoundError(f"there is no plan {plan_id[:100]!r}: GET /v1/plans lists them")
+        return self.plans.get(plan_id)
+
     def live_coordinators(self) -> list[Coordinator]:
         """Those heard of lately."""
         silent = self.settings.coordinator_silent_seconds
@@ -56,8 +72,17 @@ class Records:
 
     def show(self, *jobs: StoredJob) -> list[Job]:
         """Jobs as users see them."""
-        anybody = any(job.state in (QUEUED, RUNNING) for job in jobs) and bool(self.live_coordinators())
+        anybody = self._anybody(jobs)
         return [_shown(job, anybody) for job in jobs]
+
+    def show_plans(self, *plans: StoredPlan) -> list[Plan]:
+        """Plans as users see them."""
+        anybody = self._anybody(plans)
+        return [_shown_plan(plan, anybody) for plan in plans]
+
+    def _anybody(self, asked: Sequence[StoredJob | StoredPlan]) -> bool:
+        """Whether somebody is there to go on with what is to go on."""
+        return any(one.state in (QUEUED, RUNNING) for one in asked) and bool(self.live_coordinators())
 
 
 def records(request: Request) -> Records:
@@ -71,9 +96,12 @@ def _shown(job: StoredJob, anybody: bool) -> Job:
     return Job(
         id=job.id,
         name=job.name,
+        kind=job.kind,
+        plan=job.plan_id,
+        stage=job.plan_stage,
         state=job.state,
         request=job.request,
-        note=_note(job, anybody),
+        note=_note("job", job.state, anybody),
         submitted_at=moment(job.submitted_at),
         started_at=None if job.started_at is None else moment(job.started_at),
         ended_at=None if job.ended_at is None else moment(job.ended_at),
@@ -92,13 +120,42 @@ def _shown(job: StoredJob, anybody: bool) -> Job:
     )
 
 
-def _note(job: StoredJob, anybody: bool) -> str | None:
+def _shown_plan(plan: StoredPlan, anybody: bool) -> Plan:
+    here = f"/v1/plans/{plan.id}"
+    return Plan(
+        id=plan.id,
+        name=plan.name,
+        state=plan.state,
+        request=plan.request,
+        note=_note("plan", plan.state, anybody),
+        submitted_at=moment(plan.submitted_at),
+        ended_at=None if plan.ended_at is None else moment(plan.ended_at),
+        stage=None if plan.present is None else plan.present.name,
+        stages=[
+            PlanStage(
+                name=stage.name,
+                kind=stage.kind,
+                state=plan.stage_state(stage),
+                job=stage.job_id,
+                reused=stage.reused,
+                model=((stage.outcome or {}).get("model") or {}).get("id"),
+            )
+            for stage in plan.stages
+        ],
+        progress=Progress.model_validate(plan.job.progress) if plan.job and plan.job.progress else None,
+        error=plan.error,
+        spec=plan.spec,
+        links=PlanLinks(self=here, events=f"{here}/events", factors=f"{here}/factors", report=f"{here}/report"),
+    )
+
+
+def _note(what: str, state: str, anybody: bool) -> str | None:
     if anybody:
         return None
-    if job.state == QUEUED:
-        return "no coordinator is running, so nothing starts this job: factor-search serve runs one"
-    if job.state == RUNNING:
-        return "its coordinator is silent; the job goes on as soon as one is running: factor-search serve runs one"
+    if state == QUEUED:
+        return f"no coordinator is running, so nothing starts this {what}: factor-search serve runs one"
+    if state == RUNNING:
+        return f"its coordinator is silent; the {what} goes on as soon as one is running: factor-search serve runs one"
     return None
 
 

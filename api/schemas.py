@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 EXAMPLE_ID = "0199c3a7d2f44b1e9a0c3d55"
+EXAMPLE_PLAN_ID = f"p{EXAMPLE_ID}"
 ENDED = ("finished", "failed", "cancelled")
 
 
@@ -34,8 +35,11 @@ class Progress(_Value):
     workers: int = Field(0, description="Workers evaluating for this job.")
     scored: int | None = Field(None, description="Candidates scored in the present phase after the search.")
     to_score: int | None = Field(None, description="How many are to be scored in it.")
+    step: int | None = Field(None, description="Steps done, of a job that one worker does whole.")
+    steps: int | None = Field(None, description="How many there are.")
+    loss: float | None = Field(None, description="Of the last step of a fine-tuning, nats per token.")
 
-    @field_validator("best_perplexity", mode="before")
+    @field_validator("best_perplexity", "loss", mode="before")
     @classmethod
     def _only_finite(cls, value: Any) -> Any:
         return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -57,6 +61,14 @@ class Job(_Value):
 
     id: str = Field(description="Sorts by time of submission.", examples=[EXAMPLE_ID])
     name: str = Field(description="As in the specification.", examples=["llama-8x"])
+    kind: str = Field(
+        description="What it does. Only searches and readjustings have evaluations, factors and a report of their own.",
+        json_schema_extra={
+            "enum": ["search", "readjust", "finetune", "await_checkpoint", "evaluate", "export"],
+        },
+    )
+    plan: str | None = Field(description="Id of the plan that it is a stage of.", examples=[EXAMPLE_PLAN_ID])
+    stage: str | None = Field(description="Name of that stage.", examples=["search-1"])
     state: str = Field(
         description="Where it is between submission and end.",
         json_schema_extra={"enum": ["queued", "running", "paused", "finished", "failed", "cancelled"]},
@@ -72,7 +84,9 @@ class Job(_Value):
     coordinator: str | None = Field(description="Who drives it, or did last.")
     progress: Progress | None = Field(description="Null before it was first driven.")
     error: str | None = Field(description="Why it failed.")
-    spec: dict[str, Any] = Field(description="The specification, with all defaults filled in.")
+    spec: dict[str, Any] = Field(
+        description="The specification of a search, with all defaults filled in; what is to be done by another kind."
+    )
     links: Links
 
     @property

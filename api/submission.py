@@ -1,4 +1,4 @@
-"""A job specification from the body of a request, refused with every reason why."""
+"""A job specification, or a plan, from the body of a request, refused with every reason why."""
 
 import json
 import re
@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from api.problems import Fault, RefusedError, faults_of, json_pointer
 from api.records import Records
+from factor_search.plan.spec import PlanSpec, is_plan
 from factor_search.spec import JobSpec, explain
 from factor_search.warm_start import embedded
 from storage.errors import NotFoundError
@@ -30,14 +31,33 @@ async def submitted_spec(request: Request) -> JobSpec:
     Raises:
         RefusedError: it is no JSON, too large, or no valid specification.
     """
+    return parse_body(await _body(request))
+
+
+async def submitted_plan(request: Request) -> PlanSpec:
+    """The plan in a request's body.
+
+    Raises:
+        RefusedError: it is no JSON, too large, or no valid plan.
+    """
+    document = _document(await _body(request))
+    if not is_plan(document):
+        raise RefusedError(422, "a plan has 'stages' or a 'recipe'; a single search goes to /v1/jobs")
+    try:
+        return PlanSpec.model_validate(document)
+    except ValidationError as error:
+        faults = faults_of(error, document)
+        raise RefusedError(422, f"the plan is not valid: {explain(error)}", faults=faults) from None
+
+
+async def _body(request: Request) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise RefusedError(415, f"the Content-Type is {kind or 'missing'}: send application/json")
     try:
-        body = await request.body()
+        return await request.body()
     except ClientDisconnect:
         raise RefusedError(400, "the connection was closed before the whole body came") from None
-    return parse_body(body)
 
 
 def parse_body(body: bytes) -> JobSpec:
@@ -46,6 +66,17 @@ def parse_body(body: bytes) -> JobSpec:
     Raises:
         RefusedError: see :func:`submitted_spec`.
     """
+    document = _document(body)
+    if is_plan(document):
+        raise RefusedError(422, "'stages' and 'recipe' are of plans, which go to /v1/plans")
+    try:
+        return JobSpec.model_validate(document)
+    except ValidationError as error:
+        faults = faults_of(error, document)
+        raise RefusedError(422, f"the specification is not valid: {explain(error)}", faults=faults) from None
+
+
+def _document(body: bytes) -> dict[str, Any]:
     try:
         document = json.loads(body.decode(), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
     except UnicodeDecodeError as error:
@@ -61,10 +92,7 @@ def parse_body(body: bytes) -> JobSpec:
     ]
     if unprintable:
         raise RefusedError(422, f"{unprintable[0].pointer}: {unprintable[0].detail}: remove it", faults=unprintable)
-    try:
-        return JobSpec.model_validate(document)
-    except ValidationError as error:
-        raise RefusedError(422, f"the specification is not valid: {explain(error)}", faults=faults_of(error)) from None
+    return document
 
 
 def checked_idempotency_key(key: str | None) -> str | None:

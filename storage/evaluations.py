@@ -66,6 +66,8 @@ class Batch:
     withdrawn: list[Candidate] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     progress: dict[str, Any] | None = None
+    got_on: bool = False
+    """Whether the job came further than ever, other than by evaluations."""
 
 
 @dataclass
@@ -133,7 +135,7 @@ class EvaluationStore:
                 batch = batches[lease]
                 # an update without values is no statement; the fence is asked in any case
                 values: dict[str, Any] = {"attempt": lease.attempt}
-                if batch.computed or batch.done:
+                if batch.computed or batch.done or batch.got_on:
                     values["claims_in_vain"] = 0
                 if batch.progress is not None:
                     values["progress"] = batch.progress

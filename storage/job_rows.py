@@ -50,6 +50,8 @@ class Job:
     """Name of that stage."""
     spec: dict[str, Any]
     """The specification of a search, or the work of another kind."""
+    spec_sha256: str
+    """Identity of its result."""
     state: str
     request: str | None
     """``pause`` or ``cancel``, while a coordinator has not yet done so."""

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, case, or_, select, 
 
 from storage.errors import NotFoundError
 from storage.events import PLAN, append_events
-from storage.job_rows import JOB_COLUMNS, PAUSE, Job
+from storage.job_rows import JOB_COLUMNS, PAUSE, Job, insert_job
 from storage.schema import (
     ENDED,
     FINISHED,
@@ -137,6 +137,15 @@ def plans_of(connection: Connection, rows: list[Row[Any]]) -> list[Plan]:
 
 def _job(row: Row[Any]) -> Job:
     return Job(**{name: getattr(row, f"job_{name}") for name in Job.__dataclass_fields__})
+
+
+def make_job(connection: Connection, plan: Plan, **values: Any) -> str:
+    """Queue the job of the present stage; returns its id. For the values see :func:`storage.job_rows.insert_job`."""
+    assert plan.present is not None
+    of_plan = {"plan_id": plan.id, "plan_stage": plan.present.name, "request_sha256": values["spec_sha256"]}
+    job_id = insert_job(connection, **values, **of_plan)
+    set_stage(connection, plan, job_id=job_id)
+    return job_id
 
 
 def stage_has_ended(connection: Connection, plan: Plan, outcome: Mapping[str, Any], reused: str | None = None) -> None:

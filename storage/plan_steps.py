@@ -8,15 +8,15 @@ ended.
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import Connection, Row, Select, or_, select
 
 from storage.database import Database
-from storage.job_rows import insert_job
 from storage.plan_rows import (
     PLAN_COLUMNS,
     PRESENT,
     Plan,
     PlanStage,
+    make_job,
     plans_of,
     read_plan,
     set_plan,
@@ -24,7 +24,9 @@ from storage.plan_rows import (
     stage_has_ended,
     tell,
 )
-from storage.schema import CANCELLED, ENDED, FAILED, FINISHED, RUNNING, WAITING, jobs, now, plans
+from storage.schema import CANCELLED, ENDED, FAILED, FINISHED, RUNNING, SEARCHES, WAITING, jobs, now, plans
+
+AWAIT = "await_checkpoint"
 
 
 class PlanSteps:
@@ -43,9 +45,9 @@ class PlanSteps:
     def finished_twins(self, spec_sha256: str, limit: int = 3) -> list[tuple[str, dict[str, Any]]]:
         """Finished jobs of plans that have done a work: ids and outcomes, the newest first."""
         done = (jobs.c.spec_sha256 == spec_sha256, jobs.c.state == FINISHED, jobs.c.plan_id.is_not(None))
-        query = select(jobs.c.id, jobs.c.outcome).where(*done).order_by(jobs.c.submitted_at.desc()).limit(limit)
+        query = select(*_RESULTS).where(*done).order_by(jobs.c.submitted_at.desc()).limit(limit)
         with self._database.reading() as connection:
-            return [(row.id, row.outcome) for row in connection.execute(query) if row.outcome is not None]
+            return [(row.id, _outcome(row)) for row in connection.execute(query)]
 
     def queue(
         self, plan: Plan, *, work: Mapping[str, Any], kind: str, spec: Mapping[str, Any], spec_sha256: str, name: str
@@ -55,9 +57,8 @@ class PlanSteps:
             stage = _still_due(connection, plan)
             if stage is None:
                 return False
-            of_plan = {"plan_id": plan.id, "plan_stage": stage.name, "request_sha256": spec_sha256}
-            job_id = insert_job(connection, name=name, kind=kind, spec=spec, spec_sha256=spec_sha256, **of_plan)
-            set_stage(connection, plan, work=work, job_id=job_id)
+            job_id = make_job(connection, plan, name=name, kind=kind, spec=spec, spec_sha256=spec_sha256)
+            set_stage(connection, plan, work=work)
             tell(connection, plan.id, "stage_queued", stage=stage.name, kind=stage.kind, job=job_id)
             return True
 
@@ -87,8 +88,9 @@ class PlanSteps:
             if _still_due(connection, plan) is None:
                 return False
             if plan.job.state == FINISHED:
-                outcome = connection.scalar(select(jobs.c.outcome).where(jobs.c.id == plan.job.id))
-                stage_has_ended(connection, plan, outcome or {})
+                stage_has_ended(connection, plan, _outcome(connection.execute(_results(plan.job.id)).one()))
+            elif plan.job.kind == AWAIT:
+                _wait_again(connection, plan, plan.job.error or plan.job.state)
             elif plan.job.state == CANCELLED:
                 set_plan(connection, plan.id, CANCELLED, state=CANCELLED, ended_at=now())
             else:
@@ -110,6 +112,29 @@ def _still_due(connection: Connection, seen: Plan) -> PlanStage | None:
     under_way = connection.scalar(select(plans.c.state).where(plans.c.id == seen.id)) == RUNNING
     same = plan.stage == seen.stage and plan.present == seen.present
     return plan.present if under_way and same else None
+
+
+def _wait_again(connection: Connection, plan: Plan, error: str) -> None:
+    """What was handed in will not do: the plan waits for another."""
+    assert plan.present is not None
+    set_stage(connection, plan, job_id=None)
+    refused = {"stage": plan.present.name, "error": error}
+    set_plan(connection, plan.id, "checkpoint_refused", refused, state=WAITING, error=error)
+
+
+_RESULTS = [jobs.c[name] for name in ("id", "kind", "outcome", "factors", "report")]
+
+
+def _results(job_id: str) -> Select[Any]:
+    return select(*_RESULTS).where(jobs.c.id == job_id)
+
+
+def _outcome(row: Row[Any]) -> dict[str, Any]:
+    """What a finished job hands on: of a search, its documents."""
+    if row.kind in SEARCHES:
+        return {"model": None, "factors": row.factors, "report": row.report}
+    outcome: dict[str, Any] = row.outcome
+    return outcome
 
 
 def _fail(connection: Connection, plan: Plan, error: str) -> None:

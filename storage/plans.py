@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, insert, null, or_, select, update
+from sqlalchemy import Connection, and_, func, insert, null, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from factor_search.canonical_json import sha256_of
@@ -16,10 +16,10 @@ from storage.plan_rows import (
     STATE,
     Plan,
     PlanStage,
+    make_job,
     plans_of,
     read_plan,
     set_plan,
-    stage_has_ended,
     tell,
 )
 from storage.schema import (
@@ -129,6 +129,12 @@ class PlanStore:
         with self._database.reading() as connection:
             return plans_of(connection, list(connection.execute(query)))
 
+    def count_by_state(self) -> dict[str, int]:
+        """How many plans are in each state that occurs."""
+        query = select(STATE.label("state"), func.count().label("plans")).select_from(PRESENT).group_by(STATE)
+        with self._database.reading() as connection:
+            return {row.state: row.plans for row in connection.execute(query)}
+
     def pause(self, plan_id: str) -> Plan:
         """Stop a plan so that it can be resumed, its job as soon as its coordinator hears of it.
 
@@ -201,20 +207,25 @@ class PlanStore:
             set_plan(connection, plan_id, "retried", {"stage": plan.stages[number].name}, **values)
             return read_plan(connection, plan_id)
 
-    def hand_in(self, plan_id: str, stage: str, outcome: Mapping[str, Any]) -> Plan:
-        """Answer the stage that waits for a checkpoint.
+    def hand_in(self, plan_id: str, spec: Mapping[str, Any]) -> Plan:
+        """Make the job that looks into a checkpoint for the stage that waits for one.
+
+        Args:
+            plan_id: the plan.
+            spec: what the job is to do.
 
         Raises:
             NotFoundError: there is no such plan.
-            ConflictError: it does not wait at this stage.
+            ConflictError: it does not wait.
         """
         with self._database.writing() as connection:
             plan = read_plan(connection, plan_id, lock=True)
             check_waiting(plan)
-            if plan.present is None or plan.present.name != stage:
-                raise ConflictError(f"plan {plan_id} does not wait at {stage} any more")
-            set_plan(connection, plan_id, "handed_in", {"stage": stage, "model": outcome.get("model")}, state=RUNNING)
-            stage_has_ended(connection, plan, outcome)
+            stage = plan.present
+            assert stage is not None
+            name = f"{plan.name}/{stage.name}"
+            job_id = make_job(connection, plan, name=name, kind=stage.kind, spec=spec, spec_sha256=sha256_of(spec))
+            set_plan(connection, plan_id, "handed_in", {"stage": stage.name, "job": job_id}, state=RUNNING, error=None)
             return read_plan(connection, plan_id)
 
     def _to_steer(self, connection: Connection, plan_id: str, wanted: str) -> Plan:

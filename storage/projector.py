@@ -20,7 +20,7 @@ from factor_search.errors import one_line
 from storage.database import Database
 from storage.errors import DatabaseError
 from storage.projection import Projection
-from storage.schema import ENDED, RUNNING, coordinators, jobs, now, stages
+from storage.schema import ENDED, RUNNING, SEARCHES, coordinators, jobs, now, stages
 
 NICENESS = 10
 IDLE_SECONDS = 0.5
@@ -102,7 +102,10 @@ class Projector:
         alive = select(coordinators.c.id).where(coordinators.c.seen_at > now() - SILENT_SECONDS)
         # what a coordinator that is gone has left is anybody's; two that take it do not harm each other
         ours = or_(jobs.c.owner == self.owner, jobs.c.owner.is_(None), jobs.c.owner.not_in(alive))
-        query = select(jobs.c.id, jobs.c.state, jobs.c.events).where(ours, jobs.c.started_at.is_not(None), recent)
+        search = jobs.c.kind.in_(SEARCHES)
+        query = select(jobs.c.id, jobs.c.state, jobs.c.events).where(
+            ours, search, jobs.c.started_at.is_not(None), recent
+        )
         with self.database.reading() as connection:
             return list(connection.execute(query.order_by(jobs.c.submitted_at)))
 

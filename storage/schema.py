@@ -34,6 +34,8 @@ FINISHED, FAILED, CANCELLED = "finished", "failed", "cancelled"
 JOB_STATES = (QUEUED, RUNNING, PAUSED, FINISHED, FAILED, CANCELLED)
 ENDED = (FINISHED, FAILED, CANCELLED)
 WAITING = "waiting"
+SEARCHES = ("search", "readjust")
+"""Kinds of jobs that search, and have a specification, factors, a report and a study."""
 PLAN_STATES = (QUEUED, RUNNING, PAUSED, WAITING, FINISHED, FAILED, CANCELLED)
 
 plans = Table(

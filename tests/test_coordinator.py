@@ -115,7 +115,7 @@ def test_a_job_that_needs_more_than_there_is(service: Service) -> None:
 
 def test_where_machines_may_join_such_a_job_waits(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ThreadCrew, "grows", True)
-    monkeypatch.setattr("workers.driver.WAIT_FOR_CAPACITY_SECONDS", 0.2)
+    monkeypatch.setattr("workers.job_run.WAIT_FOR_CAPACITY_SECONDS", 0.2)
     service.start(workers=2)
     spec = stub_spec(resources={"workers": 3}, budget=20)
     job, _ = service.jobs.submit(spec)
@@ -282,7 +282,7 @@ def test_a_coordinator_without_room_leaves_jobs_to_others(service: Service) -> N
 def test_a_coordinator_with_too_little_room_gives_jobs_back_while_there_are_others(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.driver.WAIT_FOR_CAPACITY_SECONDS", 0.5)
+    monkeypatch.setattr("workers.job_run.WAIT_FOR_CAPACITY_SECONDS", 0.5)
     small = service.start(workers=1)
     service.start(workers=3, jobs=4)
     until = time.monotonic() + 20

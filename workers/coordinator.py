@@ -14,9 +14,12 @@ from storage.database import Database
 from storage.errors import DatabaseError
 from storage.evaluations import EvaluationStore
 from storage.jobs import JobStore, Lease
+from storage.plan_steps import PlanSteps
 from workers.crew import Crew
-from workers.driver import Driver, Tools
+from workers.driver import Driver
 from workers.job_evaluator import LEASE_LOST, SHUTDOWN
+from workers.job_run import Tools
+from workers.plan_keeper import PlanKeeper
 from workers.policy import Policy
 from workers.pool import Pool
 from workers.recorder import Recorder
@@ -76,6 +79,7 @@ class Coordinator:
             unprojected=unprojected,
             alone=self._alone,
         )
+        self._plans = PlanKeeper(PlanSteps(database), policy)
         self._drivers: dict[Lease, Driver] = {}
         self._reported_at = -1e9
         self._said_no_room = False
@@ -87,9 +91,15 @@ class Coordinator:
 
     def run(self) -> None:
         """Work until told to shut down; then put the jobs back into the queue."""
+        keeper = threading.Thread(target=self._keep, args=(self._plans.round,), name="plans", daemon=True)
+        keeper.start()
+        self._keep(self._round)
+        self._end()
+
+    def _keep(self, a_round: Callable[[], None]) -> None:
         while not self._shutdown.is_set():
             try:
-                self._round()
+                a_round()
             except FactorSearchError as error:
                 logger.warning("%s; trying again", error)
                 self._shutdown.wait(1.0)
@@ -97,7 +107,6 @@ class Coordinator:
                 logger.exception("the coordinator met with an error and goes on")
                 self._shutdown.wait(1.0)
             self._shutdown.wait(ROUND_SECONDS)
-        self._end()
 
     def _round(self) -> None:
         self._drivers = {lease: driver for lease, driver in self._drivers.items() if driver.alive}

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from factor_search.errors import SpecError
 from factor_search.models import looks_local
+from factor_search.plan.spec import PlanSpec
+from factor_search.plan.work import EvaluateWork, FinetuneWork, SearchWork, Work
 from factor_search.spec import DataSpec, JobSpec, ModelSpec
 from factor_search.testbed import CHECKPOINT
 from factor_search.testbed.corpus import held_out_files
@@ -30,6 +32,8 @@ class Policy:
     """Whether models and data sets may come from the Hugging Face hub."""
     allow_remote_code: bool
     """Whether a checkpoint's own Python code, or an attention kernel of the hub, may be run."""
+    made: Path | None = None
+    """Folder of what plans make, whose checkpoints may be used as models; without one there are no plans."""
 
     def check(self, spec: JobSpec) -> None:
         """Refuse a job that asks for more than is allowed.
@@ -41,6 +45,55 @@ class Policy:
         self._check_data(spec.data)
         for file in spec.warm_start.files:
             self._check_path(file, "warm_start.files")
+
+    def check_plan(self, plan: PlanSpec) -> None:
+        """Refuse a plan that asks for more than is allowed.
+
+        Raises:
+            SpecError: see :meth:`check`; or there is no folder for what the plan makes.
+        """
+        self.made_here()
+        self.check_model(plan.model)
+        self._check_data(plan.data)
+        for pattern in plan.training_files or ():
+            self._check_pattern(pattern, "training_files")
+
+    def check_work(self, work: Work) -> None:
+        """Refuse the work of a stage that asks for more than is allowed now.
+
+        Raises:
+            SpecError: see :meth:`check`.
+        """
+        if isinstance(work, SearchWork):
+            self.check(work.job)
+            return
+        self.made_here()
+        self.check_model(work.model)
+        if isinstance(work, EvaluateWork):
+            self.check(work.job)
+            self.check_model(work.original)
+        if isinstance(work, FinetuneWork):
+            self._check_data(work.data)
+            for pattern in work.training_files or ():
+                self._check_pattern(pattern, "training_files")
+
+    def check_handed_in(self, checkpoint: str) -> None:
+        """Refuse a checkpoint that does not lie under a root.
+
+        Raises:
+            SpecError: see :meth:`check`.
+        """
+        self._check_path(checkpoint, "model")
+
+    def made_here(self) -> Path:
+        """The folder of what plans make.
+
+        Raises:
+            SpecError: there is none.
+        """
+        if self.made is None:
+            raise SpecError("plans need a folder for what they make: the operator can name one with serve --work DIR")
+        return self.made
 
     def check_model(self, model: ModelSpec) -> None:
         """Refuse a model that is not allowed, or may not run as asked.
@@ -87,7 +140,8 @@ class Policy:
 
     def _check_origin(self, model: ModelSpec) -> None:
         if looks_local(model.id) or _exists(model.id, "model.id"):
-            self._check_path(model.id, "model.id")
+            if self.made is None or not _resolved(model.id, "model.id").is_relative_to(self.made.resolve()):
+                self._check_path(model.id, "model.id")
             return
         self._check_hub(f"model {model.id!r} is no folder here, and")
         revision = model.revision

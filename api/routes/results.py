@@ -11,8 +11,10 @@ from api.records import Records, shown_evaluation
 from api.routes.jobs import JobId, Stores
 from api.schemas import EvaluationPage, finite
 from factor_search.factors_file import parse_factors
+from storage.events import JOB, PLAN
 from storage.jobs import Job
-from storage.schema import ENDED, FINISHED
+from storage.plans import Plan
+from storage.schema import ENDED, FINISHED, SEARCHES
 
 router = APIRouter(prefix="/v1/jobs", tags=["results"], responses=documented(401, 403, 404, 422, 503))
 LARGEST_NUMBER = 2**31 - 1
@@ -20,6 +22,29 @@ STREAM_EXAMPLE = (
     'id: 7\nevent: progress\ndata: {"number": 7, "at": "2026-01-31T12:00:00.250000Z", "kind": "progress", '
     '"data": {"phase": "searching", "generation": 2}}\n\n'
 )
+
+
+def event_stream(request: Request, owner: Job | Plan, after: int, last_event_id: str | None) -> Response:
+    """The events of a job or plan after a number, as they happen.
+
+    Raises:
+        RefusedError: nobody can have seen the event that is named.
+    """
+    history = PLAN if isinstance(owner, Plan) else JOB
+    if last_event_id:
+        if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 10):
+            raise RefusedError(422, "the Last-Event-ID header must be the number of an event")
+        after = int(last_event_id)
+    if after > owner.events:
+        detail = f"{history.word} {owner.id} has {owner.events} events, so nobody can have seen number {after}"
+        raise RefusedError(422, detail)
+    if owner.state in ENDED and after == owner.events:
+        return Response(status_code=204)
+    return StreamingResponse(
+        request.app.state.streams.of(owner.id, after, history),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
 
 
 @router.get(
@@ -45,19 +70,7 @@ def events(
 ) -> Response:
     """All events from the first, or after a number, and then each as it happens, until the job has ended."""
     job = stores.job(job_id)
-    if last_event_id:
-        if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 10):
-            raise RefusedError(422, "the Last-Event-ID header must be the number of an event")
-        after = int(last_event_id)
-    if after > job.events:
-        raise RefusedError(422, f"job {job.id} has {job.events} events, so nobody can have seen number {after}")
-    if job.state in ENDED and after == job.events:
-        return Response(status_code=204)
-    return StreamingResponse(
-        request.app.state.streams.of_job(job.id, after),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    return event_stream(request, job, after, last_event_id)
 
 
 @router.get("/{job_id}/evaluations", response_model=EvaluationPage, summary="Evaluations of a job")
@@ -135,14 +148,14 @@ def report(
 ) -> Response:
     """Everything measured, with its uncertainty, once the job is finished."""
     document = finite(_found(stores, stores.job(job_id), "report"))
-    if (wanted or _preferred(accept)) == "json":
+    if (wanted or preferred(accept)) == "json":
         return JSONResponse(document, headers={"Vary": "Accept"})
     from factor_search.report_html import render  # matplotlib takes a second to import
 
     return HTMLResponse(render(document), headers={"Vary": "Accept"})
 
 
-def _preferred(accept: str) -> str:
+def preferred(accept: str) -> str:
     """``html`` or ``json``, whichever an Accept header names first; browsers begin with html."""
     kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
     known = [kind for kind in kinds if kind in ("text/html", "application/json")]
@@ -150,6 +163,10 @@ def _preferred(accept: str) -> str:
 
 
 def _found(stores: Records, job: Job, name: str) -> dict[str, Any]:
+    if job.kind not in SEARCHES:
+        raise RefusedError(
+            409, f"job {job.id} is no search, so it has no {name} document: see /v1/plans/{job.plan_id}/report"
+        )
     document = stores.jobs.document(job.id, name) if job.state == FINISHED else None
     if document is None:
         because = f": {job.error}" if job.error else ""

@@ -1,0 +1,92 @@
+"""What the REST interface takes and answers about plans; the same values are what the Python client returns."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from api.schemas import ENDED, EXAMPLE_ID, EXAMPLE_PLAN_ID, Progress
+
+KINDS: list[JsonValue] = ["search", "readjust", "finetune", "await_checkpoint", "evaluate", "export"]
+STATES: list[JsonValue] = ["queued", "running", "paused", "waiting", "finished", "failed", "cancelled"]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class PlanStage(_Value):
+    """A stage of a plan and what has become of it."""
+
+    name: str = Field(examples=["search-1"])
+    kind: str = Field(
+        json_schema_extra={"enum": KINDS}
+    )
+    state: str = Field(
+        description="Pending: its turn has not come. Waiting: for a checkpoint.",
+        json_schema_extra={"enum": ["pending", *STATES]},
+    )
+    job: str | None = Field(description="Id of the job that does it, or has done it.", examples=[EXAMPLE_ID])
+    reused: bool = Field(description="Whether that job had done the same before, for another plan or this one.")
+    model: str | None = Field(description="Folder of the checkpoint that it made or was given.")
+
+
+class PlanLinks(_Value):
+    """Where the rest of a plan is, as paths on the same server."""
+
+    self: str = Field(description="The plan.")
+    events: str = Field(description="Its history and what happens to it, as server-sent events.")
+    factors: str = Field(description="The factors of its last search that has finished.")
+    report: str = Field(description="What each finished stage gained.")
+
+
+class Plan(_Value):
+    """A submitted plan and what has become of it."""
+
+    id: str = Field(description="Sorts by time of submission; begins with p.", examples=[EXAMPLE_PLAN_ID])
+    name: str = Field(description="As in the specification.", examples=["llama-64x"])
+    state: str = Field(
+        description="Where it is between submission and end; waiting is for a checkpoint to be handed in.",
+        json_schema_extra={"enum": STATES},
+    )
+    request: str | None = Field(
+        description="What the coordinator of its job has been asked to do but has not done yet.",
+        json_schema_extra={"enum": ["pause", None]},
+    )
+    note: str | None = Field(description="What keeps it from going on, if something does.")
+    submitted_at: datetime
+    ended_at: datetime | None = Field(description="When it finished, failed or was cancelled.")
+    stage: str | None = Field(description="Name of the present stage; null once all have finished.")
+    stages: list[PlanStage]
+    progress: Progress | None = Field(description="Of the job of the present stage.")
+    error: str | None = Field(description="Why it failed, or why a checkpoint was refused.")
+    spec: dict[str, Any] = Field(description="The plan with all stages spelled out.")
+    links: PlanLinks
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to it, unless it is tried again."""
+        return self.state in ENDED
+
+
+class PlanPage(_Value):
+    """Plans, newest first."""
+
+    plans: list[Plan]
+    next: str | None = Field(description="Cursor of the next page; null on the last.")
+
+
+class Retry(BaseModel):
+    """Where to begin again."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: str | None = Field(None, description="Name of a stage; null is the first that has not ended well.")
+
+
+class Checkpoint(BaseModel):
+    """A checkpoint that was tuned elsewhere."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(min_length=1, description="Its folder, as the server sees it.", examples=["/models/tuned"])

@@ -1,0 +1,100 @@
+"""Brings plans on: a stage that has ended hands its result to the next, whose job is queued, or known already."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from factor_search.canonical_json import sha256_of
+from factor_search.documents import matching_files
+from factor_search.errors import FactorSearchError, one_line
+from factor_search.plan.spec import parse_plan
+from factor_search.plan.work import AwaitWork, EvaluateWork, FinetuneWork, SearchWork, Work, parse_outcome, work_of
+from factor_search.spec import DataSpec, ModelSpec
+from storage.errors import StorageError
+from storage.plan_steps import PlanSteps
+from storage.plans import Plan
+from workers.policy import Policy
+
+STEPS_AT_ONCE = 100
+
+logger = logging.getLogger(__name__)
+
+
+class PlanKeeper:
+    """What a coordinator does for plans; others on the same database do the same, and each step is taken once."""
+
+    def __init__(self, steps: PlanSteps, policy: Policy) -> None:
+        self._steps = steps
+        self._policy = policy
+
+    def round(self) -> None:
+        """Bring on all plans that are due, as far as they can come now.
+
+        Raises:
+            StorageError: the database cannot be reached.
+        """
+        for _ in range(STEPS_AT_ONCE):
+            if not any(self._bring_on(plan) for plan in self._steps.due()):
+                return
+
+    def _bring_on(self, plan: Plan) -> bool:
+        """One step of a plan, which fails if that is not possible; whether it was taken here."""
+        try:
+            return self._steps.conclude(plan) if plan.job is not None else self._begin(plan)
+        except StorageError:
+            raise
+        except FactorSearchError as error:
+            logger.info("plan %s failed: %s", plan.id, error)
+            return self._steps.fail(plan, str(error))
+        except Exception as error:
+            logger.exception("plan %s met with an internal error", plan.id)
+            return self._steps.fail(plan, f"internal error: {type(error).__name__}: {one_line(error)}")
+
+    def _begin(self, plan: Plan) -> bool:
+        """Begin with the present stage, unless what it would make is there."""
+        before = [parse_outcome(stage.outcome) for stage in plan.stages[: plan.stage]]
+        work = work_of(parse_plan(plan.spec), plan.stage, before)
+        self._policy.check_work(work)
+        document = work.model_dump(mode="json")
+        if isinstance(work, AwaitWork):
+            return self._steps.wait(plan, document)
+        sha256 = identity(work)
+        for job_id, outcome in self._steps.finished_twins(sha256):
+            if _is_there(outcome):
+                return self._steps.reuse(plan, work=document, job_id=job_id, outcome=outcome)
+        if isinstance(work, SearchWork):
+            document, name = document["job"], work.job.name
+        else:
+            name = f"{plan.name}/{work.stage}"
+        return self._steps.queue(
+            plan, work=work.model_dump(mode="json"), kind=work.kind, spec=document, spec_sha256=sha256, name=name
+        )
+
+
+def identity(work: Work) -> str:
+    """What a work's result depends on: two with the same have the same result.
+
+    Beside the work itself that is the budget of a search, and which version of local files it reads, by their sizes and
+    times of modification.
+    """
+    if isinstance(work, SearchWork):
+        budget, model, data = work.job.budget.model_dump(mode="json"), work.job.model, work.job.data
+        return sha256_of([work.sha256, budget, _version_of(model, data, None)])
+    if isinstance(work, FinetuneWork):
+        return sha256_of([work.sha256, _version_of(work.model, work.data, work.training_files)])
+    read = work.job.data if isinstance(work, EvaluateWork) else None
+    return sha256_of([work.sha256, _version_of(work.model, read, None)])
+
+
+def _version_of(model: ModelSpec, data: DataSpec | None, training_files: list[str] | None) -> list[Any]:
+    patterns = [*(data.files or ()), *(data.held_out_files or ())] if data is not None else []
+    files = [Path(file) for pattern in [*patterns, *(training_files or ())] for file in matching_files(pattern)]
+    if Path(model.id).is_dir():
+        files += sorted(file for file in Path(model.id).iterdir() if file.is_file())
+    return [[str(file), status.st_size, status.st_mtime_ns] for file in files for status in [file.stat()]]
+
+
+def _is_there(outcome: dict[str, Any]) -> bool:
+    """Whether what a finished job has made was not taken away since."""
+    model = outcome["model"]
+    return model is None or (Path(model["id"]) / "config.json").is_file()

@@ -1,0 +1,96 @@
+"""A search, or a readjusting, from its claim to its end."""
+
+import time
+from typing import Any
+
+from factor_search.geometry import Geometry
+from factor_search.job import JobResult, search_and_measure
+from factor_search.methods import closed_forms
+from factor_search.report import build_factors_file, build_report, ending
+from factor_search.samples import PARTS
+from factor_search.space import SearchSpace
+from factor_search.spec import JobSpec
+from storage.schema import FINISHED
+from workers.job_run import End, JobRun
+from workers.model_worker import Prepared
+from workers.progress import ProgressWriter
+
+PROJECTION_SECONDS = 300.0
+"""The end of a job waits for the dashboard's study to be complete, but not longer."""
+
+
+def drive_search(run: JobRun) -> End | None:
+    """Search and measure; None if the job was given back.
+
+    Raises:
+        FactorSearchError: the job fails, saying why.
+        JobStopped: it is not to be driven any further.
+    """
+    spec = run.job.parse_spec()
+    run.tools.policy.check(spec)
+    if not run.has_room(spec):
+        return None
+    progress = run.progress(spec.budget)
+    prepared = run.prepare(spec, progress)
+    start_stage(run, spec, prepared)
+    if not run.has_workers(spec, progress):
+        return None
+    result = search_and_measure(spec, prepared.geometry, prepared.samples, run.evaluator, progress.watcher())
+    return End(FINISHED, _conclude(run, result, progress))
+
+
+def start_stage(run: JobRun, spec: JobSpec, prepared: Prepared) -> None:
+    """Say that candidates come, and what figures of them are drawn of."""
+    document = _describe(spec, prepared)
+    study = f"{spec.name} · {run.lease.job_id}"
+    start = run.tools.evaluations.start_stage
+    run.persist(lambda: start(run.lease, 0, spec.target_length, study, document))
+
+
+def _conclude(run: JobRun, result: JobResult, progress: ProgressWriter) -> dict[str, Any]:
+    progress.phase("writing the report")
+    report, factors = build_report(result), build_factors_file(result).as_json()
+    run.persist(lambda: run.tools.evaluations.end_stage(run.lease, 0))
+    _await_projection(run)
+    run.wait(progress.finish())
+    found = {"winner": report["winner"], "perplexity": factors["perplexity"]["held_out"], "ended": ending(report)}
+    return {"report": report, "factors": factors, "data": found}
+
+
+def _await_projection(run: JobRun) -> None:
+    """The dashboard's study is complete when the job says it is finished."""
+    until = time.monotonic() + PROJECTION_SECONDS
+    while (left := run.tools.unprojected(run.lease.job_id)) != 0:
+        run.evaluator.check()
+        if time.monotonic() > until:
+            run.evaluator.event("projection_late", {"candidates": left})
+            return
+
+
+def _describe(spec: JobSpec, prepared: Prepared) -> dict[str, Any]:
+    """What figures of a stage are drawn of."""
+    geometry, samples = prepared.geometry, prepared.samples
+    space = SearchSpace.of(spec, geometry)
+    forms = closed_forms(geometry, spec.target_length)
+    return {
+        "geometry": _geometry(geometry),
+        "closed_forms": {name: factors.as_json() for name, factors in forms.items()},
+        "documents": {part: [sample.source for sample in getattr(samples, part).samples] for part in PARTS},
+        "space": {
+            "initial_tokens": list(space.initial_tokens),
+            "attention_factors": list(space.attention_factors),
+            "lower": 1.0,
+            "upper": 1.0 + space.step * space.top_level,
+        },
+    }
+
+
+def _geometry(geometry: Geometry) -> dict[str, Any]:
+    return {
+        "architecture": geometry.architecture,
+        "pairs": geometry.pairs,
+        "rotary_dim": geometry.rotary_dim,
+        "original_length": geometry.original_length,
+        "wavelengths": geometry.wavelengths,
+        "critical_dimension": geometry.critical_dimension,
+    }
