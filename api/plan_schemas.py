@@ -19,9 +19,7 @@ class PlanStage(_Value):
     """A stage of a plan and what has become of it."""
 
     name: str = Field(examples=["search-1"])
-    kind: str = Field(
-        json_schema_extra={"enum": KINDS}
-    )
+    kind: str = Field(json_schema_extra={"enum": KINDS})
     state: str = Field(
         description="Pending: its turn has not come. Waiting: for a checkpoint.",
         json_schema_extra={"enum": ["pending", *STATES]},

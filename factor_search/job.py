@@ -19,7 +19,7 @@ from factor_search.needle import needle_samples
 from factor_search.samples import Samples, SampleSet, Watch, check_vocabulary, load_samples
 from factor_search.search import SearchState, search
 from factor_search.space import SearchSpace
-from factor_search.spec import EvolutionSpec, JobSpec, NeedleSpec
+from factor_search.spec import DataSpec, EvolutionSpec, JobSpec, NeedleSpec, WarmStartSpec
 from factor_search.strategies import Strategy, build_strategy
 from factor_search.tokens import CachedTokenizer
 from factor_search.warm_start import embedded, starting_points
@@ -50,7 +50,7 @@ class JobResult:
     samples: Samples
     state: SearchState
     methods: dict[str, Factors]
-    """The closed forms, by name."""
+    """The closed forms, and known factors to compare with, by name."""
     finalists: dict[str, Factors] = field(default_factory=dict)
     validation: dict[str, Evaluation] = field(default_factory=dict)
     """By name of method or finalist."""
@@ -118,7 +118,35 @@ def check_possible(spec: JobSpec) -> None:
 def _check_fits(spec: JobSpec, geometry: Geometry) -> None:
     """Refuse a space, or factors to start from, that do not fit the model."""
     SearchSpace.of(spec, geometry)
-    _seeds(spec, geometry, closed_forms(geometry, spec.target_length))
+    _seeds(spec, geometry)
+
+
+def compared_methods(spec: JobSpec, geometry: Geometry) -> dict[str, Factors]:
+    """What is measured beside the winner, by name: every closed form, and known factors with a name to compare as.
+
+    Where the space has a scale of its own, closed forms are those for that scale, with the attention factor that the
+    space has if it has a single one: only so could they take the winner's place.
+
+    Raises:
+        FactorsError: known factors belong to another model.
+        SpecError: they have the name of a closed form.
+    """
+    forms = closed_forms(geometry, _formula_length(spec, geometry))
+    if spec.space.scale is not None and isinstance(spec.space.attention_factor, float):
+        attention = spec.space.attention_factor
+        forms = {name: Factors(one.rescale_factors, one.initial_tokens, attention) for name, one in forms.items()}
+    for known in spec.warm_start.factors:
+        if known.compare_as in forms:
+            raise SpecError(f"warm_start: {known.compare_as} cannot be the name of known factors, it is taken")
+        if known.compare_as is not None:
+            alone = WarmStartSpec(factors=[known])
+            forms[known.compare_as], *_ = starting_points(alone, geometry, _formula_length(spec, geometry))
+    return forms
+
+
+def _formula_length(spec: JobSpec, geometry: Geometry) -> int:
+    """The length that closed forms and factors to start from are for."""
+    return spec.target_length if spec.space.scale is None else round(spec.space.scale * geometry.original_length)
 
 
 def strategy_of(spec: JobSpec, geometry: Geometry, documents: int) -> Strategy:
@@ -129,11 +157,11 @@ def strategy_of(spec: JobSpec, geometry: Geometry, documents: int) -> Strategy:
         SpecError: the space does not fit the model.
     """
     space = SearchSpace.of(spec, geometry)
-    seeds = _seeds(spec, geometry, closed_forms(geometry, spec.target_length))
+    seeds = _seeds(spec, geometry)
     return build_strategy(spec.strategy, space, seeds, spec.seed, documents=documents)
 
 
-def _seeds(spec: JobSpec, geometry: Geometry, methods: dict[str, Factors]) -> list[Factors]:
+def _seeds(spec: JobSpec, geometry: Geometry) -> list[Factors]:
     """Where the search starts: known factors first, then every closed form.
 
     Raises:
@@ -142,7 +170,8 @@ def _seeds(spec: JobSpec, geometry: Geometry, methods: dict[str, Factors]) -> li
     """
     assert not spec.warm_start.files, "read before a search begins"
     assert not spec.warm_start.jobs, "looked up before a search begins"
-    known = starting_points(spec.warm_start, geometry, spec.target_length)
+    known = starting_points(spec.warm_start, geometry, _formula_length(spec, geometry))
+    methods = compared_methods(spec, geometry)
     forms = [methods[name] for name in SEED_ORDER if name in methods]
     if known and isinstance(spec.strategy, EvolutionSpec) and spec.strategy.population < len(known) + len(forms):
         raise SpecError(
@@ -161,12 +190,23 @@ def read_samples(spec: JobSpec, loaded: LoadedModel, watch: Watch | None = None)
     """
     tokenizer = CachedTokenizer(loaded.tokenizer)
     whole = spec.stride is not None
-    samples = load_samples(spec.data, tokenizer, spec.target_length, seed=spec.seed, whole=whole, watch=watch)
+    distinct = distinct_tokens(spec.data, loaded.geometry)
+    samples = load_samples(
+        spec.data, tokenizer, spec.target_length, seed=spec.seed, whole=whole, distinct=distinct, watch=watch
+    )
     if isinstance(spec.objective, NeedleSpec):
         samples = _with_needles(samples, tokenizer, spec, spec.objective)
     for part in (samples.search, samples.validation, samples.held_out):
         check_vocabulary(part, loaded.model.get_input_embeddings().num_embeddings)
     return samples
+
+
+def distinct_tokens(data: DataSpec, geometry: Geometry) -> int | None:
+    """How many leading tokens no two documents share; None is the target length.
+
+    Jobs of different lengths on the same documents must agree, and none of them is shorter than the original length.
+    """
+    return None if data.least_tokens is None else min(geometry.original_length, data.least_tokens)
 
 
 def _with_needles(samples: Samples, tokenizer: CachedTokenizer, spec: JobSpec, objective: NeedleSpec) -> Samples:
@@ -192,7 +232,7 @@ def search_and_measure(
         KeyboardInterrupt: before the first candidate.
     """
     strategy = strategy_of(spec, geometry, len(samples.search.samples))
-    methods = closed_forms(geometry, spec.target_length)
+    methods = compared_methods(spec, geometry)
     watcher.phase("searching")
     state = search(
         strategy,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from factor_search.canonical_json import finite
 from factor_search.errors import DataError
 from factor_search.evaluation import OK, Evaluation, Evaluator
 from factor_search.factors import Factors
@@ -120,15 +121,10 @@ def _rung(name: str, length: int, evaluation: Evaluation, reference: Evaluation 
         name=name,
         length=length,
         outcome=OK,
-        perplexity=_finite(summary.perplexity),
-        standard_error=_finite(summary.standard_error),
+        perplexity=finite(summary.perplexity),
+        standard_error=finite(summary.standard_error),
         difference=difference,
-        difference_standard_error=_finite(error),
+        difference_standard_error=finite(error),
         documents=summary.documents,
         tokens=summary.tokens,
     )
-
-
-def _finite(value: float) -> float | None:
-    """None for what JSON cannot hold."""
-    return value if math.isfinite(value) else None

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from factor_search.canonical_json import finite
 from factor_search.errors import DataError
 from factor_search.factors import Factors
 from factor_search.injection import Injector
@@ -139,9 +140,9 @@ def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
                 "length": cell.length,
                 "depth": cell.depth,
                 "accuracy": cell.accuracy,
-                "standard_error": _finite(cell.standard_error),
+                "standard_error": finite(cell.standard_error),
                 "count": cell.count,
-                "answer_perplexity": _finite(cell.answer_perplexity),
+                "answer_perplexity": finite(cell.answer_perplexity),
             }
             for cell in cells
         ],
@@ -165,7 +166,3 @@ def table(cells: Sequence[Cell]) -> str:
 def _accuracy(cell: Cell) -> str:
     error = "" if math.isnan(cell.standard_error) else f" ± {cell.standard_error:.3f}"
     return f"{cell.accuracy:.3f}{error}"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -1,9 +1,9 @@
 """What a job found, as one JSON document; every figure in the HTML page is read from it."""
 
-import math
 from pathlib import Path
 from typing import Any
 
+from factor_search.canonical_json import finite
 from factor_search.errors import OutputError
 from factor_search.evaluation import OK, PRUNED, Evaluation
 from factor_search.factors_file import (
@@ -174,13 +174,13 @@ def _row(result: JobResult, name: str) -> dict[str, Any]:
         "is": name,
         "validation": _perplexity(result.validation[name]),
         "held_out": _perplexity(evaluation),
-        "standard_error": _finite(evaluation.summary.standard_error) if evaluation.outcome == OK else None,
+        "standard_error": finite(evaluation.summary.standard_error) if evaluation.outcome == OK else None,
         "outcome": evaluation.outcome,
         "documents": len(evaluation.losses),
         "tokens": sum(evaluation.tokens),
         "losses": list(evaluation.losses),
         "perplexity_at": {
-            str(length): _finite(summarise(losses, [length - 1] * len(losses)).perplexity)
+            str(length): finite(summarise(losses, [length - 1] * len(losses)).perplexity)
             for length, losses in evaluation.losses_at.items()
         },
         "difference": None,
@@ -188,10 +188,10 @@ def _row(result: JobResult, name: str) -> dict[str, Any]:
     }
     if (text := result.held_out_text.get(name)) is not None:
         row["text_perplexity"] = _perplexity(text)
-        row["text_standard_error"] = _finite(text.summary.standard_error) if text.outcome == OK else None
+        row["text_standard_error"] = finite(text.summary.standard_error) if text.outcome == OK else None
     if name != result.winner and evaluation.outcome == winner.outcome == OK:
         mean, error = paired_difference(evaluation.losses, winner.losses, winner.tokens)
-        row |= {"difference": mean, "difference_standard_error": _finite(error)}
+        row |= {"difference": mean, "difference_standard_error": finite(error)}
     return row
 
 
@@ -220,12 +220,7 @@ def _perplexity(evaluation: Evaluation | None) -> float | None:
     """On all documents, or those a pruned candidate was evaluated on."""
     if evaluation is None or evaluation.outcome not in (OK, PRUNED):
         return None
-    return _finite(evaluation.summary.perplexity)
-
-
-def _finite(value: float) -> float | None:
-    """None for what JSON cannot hold."""
-    return value if math.isfinite(value) else None
+    return finite(evaluation.summary.perplexity)
 
 
 def table(report: dict[str, Any]) -> str:

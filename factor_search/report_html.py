@@ -15,7 +15,8 @@ from factor_search.report_plots import draw_factors, draw_lengths, draw_search
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse;margin:1rem 0}
-th,td{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #ddd}th:first-child,td:first-child{text-align:left}
+th,td{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #ddd}
+th:first-child,td:first-child,.text{text-align:left}
 tr.found td{font-weight:600;color:#B34700}svg{max-width:100%;height:auto}.big{font-size:1.15rem}
 code{overflow-wrap:anywhere}details{margin:.5rem 0}figcaption{color:#555;font-size:.9rem}figure{margin:1rem 0}
 """
@@ -26,12 +27,12 @@ def render(report: dict[str, Any]) -> str:
     model, spec = report["model"], report["spec"]
     scale = spec["target_length"] / model["original_length"]
     plots = [
-        _figure(draw_factors, report, "Rescale factors against the closed forms. The dotted line is the scale."),
-        _figure(draw_search, report, _search_caption(report["search"])),
+        figure(draw_factors, report, "Rescale factors against the closed forms. The dotted line is the scale."),
+        figure(draw_search, report, _search_caption(report["search"])),
     ]
     if any(row["perplexity_at"] for row in report["results"]):
         caption = "Perplexity of the first n tokens of the held-out documents."
-        plots.insert(1, _figure(draw_lengths, report, caption))
+        plots.insert(1, figure(draw_lengths, report, caption))
     body = f"""
 <h1>{escape(report["name"])}</h1>
 <p>{escape(model["architecture"])} <code>{escape(model["id"])}</code>, {model["original_length"]} to
@@ -47,9 +48,13 @@ RoPE type {escape(model["base_rope_type"])}, critical dimension {model["critical
 {escape(ending(report))}.{_warm_starts(spec)}</p>
 {_documents(report)}
 <p>{escape(", ".join(f"{name} {version}" for name, version in report["versions"].items()))}</p>"""
-    title = escape(f"factor-search: {report['name']}")
+    return page(f"factor-search: {report['name']}", body)
+
+
+def page(title: str, body: str) -> str:
+    """A whole page around its content; the title is escaped."""
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>{body}</body></html>\n'
     )
 
@@ -100,7 +105,7 @@ def _results_table(report: dict[str, Any]) -> str:
         difference = "" if row["difference"] is None else f"{row['difference']:+.4f}"
         if row["difference_standard_error"] is not None:
             difference += f" ± {row['difference_standard_error']:.4f}"
-        cells = [_number(row[key]) for key in shown]
+        cells = [number(row[key]) for key in shown]
         kind = " class=found" if row["name"] == "found" else ""
         figures = "".join(f"<td>{cell}</td>" for cell in [*cells, difference])
         rows.append(f"<tr{kind}><td>{escape(row['name'])}</td>{figures}</tr>")
@@ -135,17 +140,19 @@ def _documents(report: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def _figure(draw: Callable[[Axes, dict[str, Any]], None], report: dict[str, Any], caption: str) -> str:
-    figure = Figure(figsize=(8, 3.8), layout="constrained")
-    draw(figure.add_subplot(), report)
+def figure(draw: Callable[[Axes, dict[str, Any]], None], report: dict[str, Any], caption: str) -> str:
+    """A plot as inline SVG, with a caption."""
+    drawing = Figure(figsize=(8, 3.8), layout="constrained")
+    draw(drawing.add_subplot(), report)
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "factor-search"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
+        drawing.savefig(stream, format="svg", metadata={"Date": None})
     svg = stream.getvalue()
     return f"<figure>{svg[svg.index('<svg') :]}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A figure, or a dash where there is none."""
     if value is None:
         return "-"
     return f"{value:.4f}" if value < 1e5 else f"{value:.3g}"

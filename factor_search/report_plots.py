@@ -17,10 +17,11 @@ def draw_factors(axes: Axes, report: dict[str, Any]) -> None:
     for name, colour in METHOD_COLOURS.items():
         axes.plot(report["closed_forms"][name]["rescale_factors"], color=colour, linewidth=1.3, label=name)
     axes.plot(report["factors"]["rescale_factors"], color=FOUND_COLOUR, linewidth=2.5, label="found")
-    axes.axhline(report["spec"]["target_length"] / report["model"]["original_length"], color="#888", linestyle=":")
+    scale = report["spec"]["target_length"] / report["model"]["original_length"]
+    axes.axhline(report["spec"]["space"].get("scale") or scale, color="#888", linestyle=":")
     axes.axvline(critical, color="#888", linestyle="--", linewidth=0.8)
     axes.annotate("critical", (critical, 1.0), fontsize=8, color="#555", rotation=90)
-    _label(axes, "rotary pair i", "rescale factor", log=True)
+    label(axes, "rotary pair i", "rescale factor", log=True)
 
 
 def draw_lengths(axes: Axes, report: dict[str, Any]) -> None:
@@ -43,7 +44,7 @@ def draw_lengths(axes: Axes, report: dict[str, Any]) -> None:
             label=row["name"],
         )
         axes.set_xticks(list(points), [str(length) for length in points])
-    _label(axes, "tokens", "perplexity", log=True)
+    label(axes, "tokens", "perplexity", log=True)
 
 
 def draw_search(axes: Axes, report: dict[str, Any]) -> None:
@@ -62,7 +63,7 @@ def draw_search(axes: Axes, report: dict[str, Any]) -> None:
     low, top = spread[0], spread[int(0.95 * (len(spread) - 1))]  # a few wild candidates must not flatten the rest
     if top > low:
         axes.set_ylim(low - 0.06 * (top - low), top + 0.04 * (top - low))
-    _label(axes, "evaluation", f"{measures(report)} on search documents")
+    label(axes, "evaluation", f"{measures(report)} on search documents")
 
 
 def draw_ladder(axes: Axes, ladder: dict[str, Any]) -> None:
@@ -90,7 +91,7 @@ def draw_ladder(axes: Axes, ladder: dict[str, Any]) -> None:
             label=name,
         )
     axes.set_xticks(lengths, [str(length) for length in lengths])
-    _label(axes, "tokens", "perplexity", log=True)
+    label(axes, "tokens", "perplexity", log=True)
 
 
 def draw_passkey(axes: Axes, passkey: dict[str, Any]) -> None:
@@ -111,7 +112,7 @@ def draw_passkey(axes: Axes, passkey: dict[str, Any]) -> None:
             )
     axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])
     axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
-    _label(axes, "tokens", "depth of the passkey")
+    label(axes, "tokens", "depth of the passkey")
 
 
 def _evaluations(report: dict[str, Any]) -> tuple[dict[int, float], dict[int, float]]:
@@ -126,7 +127,8 @@ def _evaluations(report: dict[str, Any]) -> tuple[dict[int, float], dict[int, fl
     return complete, pruned
 
 
-def _label(axes: Axes, x: str, y: str, *, log: bool = False) -> None:
+def label(axes: Axes, x: str, y: str, *, log: bool = False) -> None:
+    """Name the axes, and make them plain."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if log:

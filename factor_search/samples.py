@@ -4,6 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -73,7 +74,14 @@ class Samples:
 
 
 def load_samples(
-    data: DataSpec, tokenize: Tokenize, length: int, *, seed: int, whole: bool = False, watch: "Watch | None" = None
+    data: DataSpec,
+    tokenize: Tokenize,
+    length: int,
+    *,
+    seed: int,
+    whole: bool = False,
+    distinct: int | None = None,
+    watch: "Watch | None" = None,
 ) -> Samples:
     """Read, tokenise and divide documents.
 
@@ -86,26 +94,31 @@ def load_samples(
         length: tokens a sample needs; a sample is the first ``length`` tokens of its document.
         seed: of the deal.
         whole: keep all tokens of a document (for sliding windows).
+        distinct: documents with the same first so many tokens count once; None is ``length``. Jobs of different lengths
+            have the same documents where they agree on it and on ``data.least_tokens``.
         watch: wraps the iteration over documents, to show progress.
 
     Raises:
         DataError: documents cannot be read, or too few of them are long enough; says which lengths there are.
     """
+    least, distinct = data.least_tokens or length, distinct or length
+    if least < length:
+        raise DataError(f"data.least_tokens is {least}, but {length} tokens of each document are to be read")
     watch = watch or (lambda documents: documents)
     wanted = {"search": data.search_documents, "validation": data.validation_documents}
     if data.held_out_files is None:
         wanted["held_out"] = data.held_out_documents
-    cut = data.cut_long_documents
-    pool = _long_enough(watch(_documents(data)), tokenize, length, sum(wanted.values()), whole=whole, cut=cut)
+    long_enough = partial(_long_enough, distinct=distinct, whole=whole, cut=data.cut_long_documents)
+    pool = long_enough(watch(documents_of(data)), tokenize, least, sum(wanted.values()))
     order = np.random.default_rng([seed, len(pool)]).permutation(len(pool))
     parts = _deal([pool[i] for i in order], wanted)
     if data.held_out_files is not None:
         elsewhere = documents_from_files(data.held_out_files, data.column, data.split)
-        known = {_hash(sample.tokens[:length]) for samples in parts.values() for sample in samples}
-        fresh = _long_enough(
-            watch(elsewhere), tokenize, length, data.held_out_documents, whole=whole, cut=cut, known=known
-        )
+        known = {token_hash(sample.tokens[:distinct]) for samples in parts.values() for sample in samples}
+        fresh = long_enough(watch(elsewhere), tokenize, least, data.held_out_documents, known=known)
         parts |= _deal(fresh, {"held_out": data.held_out_documents})
+    if least > length and not whole:
+        parts = {part: [sample_of(one.source, one.tokens[:length]) for one in parts[part]] for part in PARTS}
     return Samples(*(SampleSet(part, tuple(parts[part])) for part in PARTS))
 
 
@@ -117,7 +130,7 @@ def first_samples(
     Raises:
         DataError: there are fewer, or none.
     """
-    pool = _long_enough(documents, tokenize, length, count, whole=whole)
+    pool = _long_enough(documents, tokenize, length, count, distinct=length, whole=whole)
     return SampleSet("evaluation", tuple(pieces[0] for pieces in pool))
 
 
@@ -137,7 +150,12 @@ def check_vocabulary(samples: SampleSet, vocabulary: int) -> None:
 Watch = Callable[[Iterable[Document]], Iterable[Document]]
 
 
-def _documents(data: DataSpec) -> Iterator[Document]:
+def documents_of(data: DataSpec) -> Iterator[Document]:
+    """All documents of a specification's source, in its order; those held out from elsewhere are not among them.
+
+    Raises:
+        DataError: they cannot be read.
+    """
     if data.files:
         return documents_from_files(data.files, data.column, data.split)
     assert data.dataset is not None
@@ -150,6 +168,7 @@ def _long_enough(
     length: int,
     count: int | None,
     *,
+    distinct: int,
     whole: bool = False,
     cut: bool = False,
     known: Iterable[str] = (),
@@ -163,8 +182,9 @@ def _long_enough(
         if len(tokens) < length:
             continue
         pieces = []
-        for piece in _pieces(document.source, tokens, length, whole=whole, cut=cut):
-            identity = _hash(piece.tokens[:length])  # what differs only later is the same to a model for too long
+        for piece in pieces_of(document.source, tokens, length, whole=whole, cut=cut):
+            # What differs only later is the same to a model for too long.
+            identity = token_hash(piece.tokens[:distinct])
             if identity not in seen:
                 seen.add(identity)
                 pieces.append(piece)
@@ -179,7 +199,8 @@ def _long_enough(
     return found
 
 
-def _pieces(source: str, tokens: TokenIds, length: int, *, whole: bool, cut: bool) -> list[Sample]:
+def pieces_of(source: str, tokens: TokenIds, length: int, *, whole: bool = False, cut: bool = False) -> list[Sample]:
+    """A document with at least ``length`` tokens as one sample, or cut into consecutive ones of that length."""
     if cut:
         starts = range(0, len(tokens) - length + 1, length)
         return [sample_of(f"{source}@{start}", tokens[start : start + length]) for start in starts]
@@ -193,10 +214,11 @@ def sample_of(source: str, tokens: TokenIds, scored: tuple[int, ...] | None = No
         ValueError: the scored positions do not ascend, or one is not that of a token with another before it.
     """
     tokens = np.ascontiguousarray(tokens)
-    return Sample(source, tokens, _hash(tokens), scored)
+    return Sample(source, tokens, token_hash(tokens), scored)
 
 
-def _hash(tokens: TokenIds) -> str:
+def token_hash(tokens: TokenIds) -> str:
+    """SHA-256 (hex) of token ids."""
     return hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()
 
 

@@ -50,7 +50,7 @@ class SearchSpace:
     turns: tuple[float, ...] = ()
     """How often each pair goes round within the original length."""
     scale: float = 1.0
-    """Target length / original length."""
+    """Target length / original length, unless the specification says otherwise."""
 
     @classmethod
     def of(cls, spec: JobSpec, geometry: Geometry) -> "SearchSpace":
@@ -68,11 +68,11 @@ class SearchSpace:
         """The space for one model and target length; initial-token choices beyond the original length are left out.
 
         Raises:
-            SpecError: the target is not above the original length, or all initial-token choices are, or the critical
-                dimension is not one of the model's.
+            SpecError: the target is not above the original length and no scale is given, or all initial-token choices
+                are, or the critical dimension is not one of the model's.
         """
         original = geometry.original_length
-        if target_length <= original:
+        if target_length <= original and spec.scale is None:
             raise SpecError(
                 f"target_length is {target_length}, but the model's original length is {original}: the target must be "
                 "larger"
@@ -80,7 +80,7 @@ class SearchSpace:
         initial_tokens = sorted({count for count in spec.initial_tokens if count <= original})
         if not initial_tokens:
             raise SpecError(f"every choice of space.initial_tokens is beyond the original length of {original} tokens")
-        scale = target_length / original
+        scale = spec.scale or target_length / original
         return cls(
             pairs=geometry.pairs,
             step=spec.step,

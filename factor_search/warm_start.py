@@ -80,7 +80,7 @@ def known_from(document: Any, source: str) -> KnownFactors:
 
 
 def starting_points(asked: WarmStartSpec, geometry: Geometry, target_length: int) -> list[Factors]:
-    """All factors to start from, rescaled where they are for another scale, each once.
+    """All factors to start from, rescaled where they are for another length than this one, each once.
 
     Raises:
         FactorsError: some are another model's, naming where they come from.

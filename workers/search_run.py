@@ -4,8 +4,7 @@ import time
 from typing import Any
 
 from factor_search.geometry import Geometry
-from factor_search.job import JobResult, search_and_measure
-from factor_search.methods import closed_forms
+from factor_search.job import JobResult, compared_methods, search_and_measure
 from factor_search.report import build_factors_file, build_report, ending
 from factor_search.samples import PARTS
 from factor_search.space import SearchSpace
@@ -71,7 +70,7 @@ def _describe(spec: JobSpec, prepared: Prepared) -> dict[str, Any]:
     """What figures of a stage are drawn of."""
     geometry, samples = prepared.geometry, prepared.samples
     space = SearchSpace.of(spec, geometry)
-    forms = closed_forms(geometry, spec.target_length)
+    forms = compared_methods(spec, geometry)
     return {
         "geometry": _geometry(geometry),
         "closed_forms": {name: factors.as_json() for name, factors in forms.items()},

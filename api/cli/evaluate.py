@@ -17,6 +17,7 @@ from factor_search.factors import Factors
 from factor_search.factors_file import check_belongs, read_factors
 from factor_search.geometry import Geometry
 from factor_search.injection import probe
+from factor_search.job import distinct_tokens
 from factor_search.methods import closed_form
 from factor_search.models import LoadedModel, load_model
 from factor_search.needle import needle_samples
@@ -205,7 +206,14 @@ def _from_job(arguments: argparse.Namespace) -> _Asked:
     loaded = load_model(model_spec(arguments, spec.model))
     stride = spec.stride if arguments.task == PERPLEXITY else None
     tokenize = CachedTokenizer(loaded.tokenizer)
-    samples = load_samples(spec.data, tokenize, spec.target_length, seed=spec.seed, whole=stride is not None)
+    samples = load_samples(
+        spec.data,
+        tokenize,
+        spec.target_length,
+        seed=spec.seed,
+        whole=stride is not None,
+        distinct=distinct_tokens(spec.data, loaded.geometry),
+    )
     chosen: SampleSet = getattr(samples, arguments.part)
     needle = NeedleSpec() if arguments.digits is None else NeedleSpec(digits=arguments.digits)
     needle = spec.objective if isinstance(spec.objective, NeedleSpec) else needle

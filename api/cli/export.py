@@ -25,6 +25,12 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--model", metavar="M", help="the checkpoint; default: the one named in the factors file")
     parser.add_argument("--out", type=Path, required=True, metavar="P")
     parser.add_argument(
+        "--short-factors",
+        type=Path,
+        metavar="F.json",
+        help="readjusted factors for inputs up to the original length; a key-value cache that grows beyond it is wrong",
+    )
+    parser.add_argument(
         "--drop-initial-tokens", action="store_true", help="export as if no initial tokens kept the original RoPE"
     )
     add_json_argument(parser)
@@ -38,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
         file = file.model_copy(update={"initial_tokens": 0})
     spec = ModelSpec(id=arguments.model or file.model.id, revision=None if arguments.model else file.model.revision)
     config = load_config(spec)
-    written = export_huggingface(file, config, lambda: checkpoint_folder(spec), arguments.out)
+    short = read_factors(arguments.short_factors) if arguments.short_factors else None
+    written = export_huggingface(file, config, lambda: checkpoint_folder(spec), arguments.out, short)
     if arguments.json:
         print(json.dumps({"files": [str(path) for path in written]}))
     else:

@@ -2,14 +2,20 @@
 
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from tqdm import tqdm
 
 from factor_search.documents import Document
 from factor_search.evaluation import OK
 from factor_search.job import JobWatcher
+from factor_search.plan.run import PlanWatcher
+from factor_search.plan.work import SearchWork, Work
 from factor_search.search import SearchState
 from factor_search.spec import BudgetSpec
+
+LINES = 10
+"""Printed of the steps of a stage where there is no terminal."""
 
 
 class Progress:
@@ -71,3 +77,52 @@ class Progress:
             if self._bar is None:
                 self._bar = tqdm(total=total, unit="candidate", leave=False)
             self._bar.update(done - self._bar.n)
+
+
+class PlanProgress:
+    """Follows the stages of one plan on standard error."""
+
+    def __init__(self) -> None:
+        self._search: Progress | None = None
+        self._told = ""
+        self._bar: tqdm | None = None
+        self._interactive = sys.stderr.isatty()
+
+    def watcher(self) -> PlanWatcher:
+        """The callbacks to hand to the plan."""
+        return PlanWatcher(stage=self._stage, job=self._job, heard=self._heard)
+
+    def close(self) -> None:
+        """Leave the terminal clean."""
+        if self._search is not None:
+            self._search.close()
+            self._search = None
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _stage(self, number: int, work: Work, known: bool) -> None:
+        self.close()
+        print(f"[{number + 1}] {work.stage}{': known from before' if known else ''}", file=sys.stderr, flush=True)
+
+    def _job(self, work: SearchWork) -> JobWatcher:
+        self._search = Progress(work.job.budget)
+        return self._search.watcher()
+
+    def _heard(self, told: dict[str, Any]) -> None:
+        phase = told.get("phase", self._told)
+        if phase != self._told:
+            self.close()
+            self._told = phase
+            print(f"{phase} ...", file=sys.stderr, flush=True)
+        if "step" not in told:
+            return
+        step, steps = told["step"], told["steps"]
+        loss = f", loss {told['loss']:.4f}" if "loss" in told else ""
+        if self._interactive:
+            if self._bar is None:
+                self._bar = tqdm(total=steps, leave=False)
+            self._bar.set_description_str(f"step {step} of {steps}{loss}", refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif step * LINES // steps != (step - 1) * LINES // steps:
+            print(f"step {step} of {steps}{loss}", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """A Hugging Face configuration that plain transformers (and MLX) loads with the factors in force.
 
-The profile is static: the same factors for short and long inputs, so that nothing changes under a key-value cache when
-a conversation crosses the original length.
+The profile is static, the same factors for short and long inputs, so that nothing changes under a key-value cache when
+a conversation crosses the original length; or switching, if a pair is given.
 """
 
 import os
@@ -18,17 +18,26 @@ from factor_search.geometry import Geometry, read_geometry
 from factor_search.spec import read_json
 
 
-def huggingface_config(file: FactorsFile, config: PretrainedConfig) -> dict[str, Any]:
+def huggingface_config(file: FactorsFile, config: PretrainedConfig, short: FactorsFile | None = None) -> dict[str, Any]:
     """The model's ``config.json`` with the factors in it.
 
     Both the current ``rope_parameters`` and the older ``rope_scaling`` with ``rope_theta`` are written.
 
+    Args:
+        file: the factors.
+        config: of the model.
+        short: other factors for inputs up to the original length; None for the same.
+
     Raises:
-        ExportError: the factors keep initial tokens, or the model's RoPE type cannot be replaced by longrope.
+        ExportError: the factors keep initial tokens, the two are no pair, or the model's RoPE type cannot be replaced
+            by longrope.
         FactorsError: the factors belong to another rotary geometry.
     """
     geometry = read_geometry(config, file.model.original_length)
     check_belongs(file, geometry)
+    if short is not None:
+        check_belongs(short, geometry)
+        _check_pair(file, short)
     if file.initial_tokens:
         raise ExportError(
             f"the factors keep {file.initial_tokens} initial tokens, which no inference engine can express: search "
@@ -38,7 +47,7 @@ def huggingface_config(file: FactorsFile, config: PretrainedConfig) -> dict[str,
         raise ExportError(
             f"{geometry.architecture} uses proportional RoPE, which a longrope configuration cannot express"
         )
-    longrope = _longrope(file, geometry)
+    longrope = _longrope(file, geometry, short or file)
     content: dict[str, Any] = config.to_dict()
     text: dict[str, Any] = content
     if config.get_text_config(decoder=True) is not config:
@@ -63,7 +72,11 @@ def huggingface_config(file: FactorsFile, config: PretrainedConfig) -> dict[str,
 
 
 def export_huggingface(
-    file: FactorsFile, config: PretrainedConfig, checkpoint: Callable[[], Path], out: Path
+    file: FactorsFile,
+    config: PretrainedConfig,
+    checkpoint: Callable[[], Path],
+    out: Path,
+    short: FactorsFile | None = None,
 ) -> list[Path]:
     """Write a model folder: the new ``config.json``, and everything else of the checkpoint's folder linked or copied.
 
@@ -77,7 +90,7 @@ def export_huggingface(
         ExportError, FactorsError: see :func:`huggingface_config`.
         OutputError: something cannot be written, or ``out`` is a folder with something in it.
     """
-    content = huggingface_config(file, config)
+    content = huggingface_config(file, config, short)
     if out.suffix == ".json":
         write_json(out, content)
         return [out]
@@ -97,16 +110,35 @@ def export_huggingface(
     return [out / "config.json", *written]
 
 
-def _longrope(file: FactorsFile, geometry: Geometry) -> dict[str, Any]:
-    factors = list(file.rescale_factors)
+def _check_pair(long: FactorsFile, short: FactorsFile) -> None:
+    """Refuse two factors that one configuration cannot hold, or that no input would switch between.
+
+    Raises:
+        ExportError: saying why.
+    """
+    if short.initial_tokens:
+        raise ExportError(f"the short factors keep {short.initial_tokens} initial tokens, which none can express")
+    if short.model.original_length != long.model.original_length or short.target_length > short.model.original_length:
+        raise ExportError(
+            f"the short factors are for {short.target_length} tokens, but configurations switch at the original length "
+            f"of {long.model.original_length}: readjust them at that length"
+        )
+    if short.attention_factor != long.attention_factor:
+        raise ExportError(
+            f"the attention factor is {long.attention_factor:g} for long inputs and {short.attention_factor:g} for "
+            'short ones, but a configuration has one for both: readjust with it as "space": {"attention_factor": ...}'
+        )
+
+
+def _longrope(file: FactorsFile, geometry: Geometry, short: FactorsFile) -> dict[str, Any]:
     return {
         "rope_type": "longrope",
         "type": "longrope",
         "rope_theta": geometry.rope_theta,
         "factor": file.scale,
         "original_max_position_embeddings": file.model.original_length,
-        "short_factor": factors,
-        "long_factor": factors,
+        "short_factor": list(short.rescale_factors),
+        "long_factor": list(file.rescale_factors),
         "attention_factor": file.attention_factor,
         "short_mscale": file.attention_factor,
         "long_mscale": file.attention_factor,

@@ -57,7 +57,7 @@ class Sequences:
         self._short_length = min(original_length, self.length)
         self.passes = spec.passes(self.length)
         """Batches of one step."""
-        needed = target_length if spec.data_form == "segments" else self.length
+        needed = spec.document_tokens(original_length, target_length)
         self._documents = [np.asarray(document, dtype=np.int64) for document in documents if len(document) >= needed]
         if not self._documents:
             longest = max((len(document) for document in documents), default=0)

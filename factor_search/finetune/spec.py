@@ -124,6 +124,15 @@ class FinetuneSpec(_Strict):
             raise SpecError(f"{self.chunks} chunks do not fit into sequences of {length} tokens")
         return length
 
+    def document_tokens(self, original_length: int, target_length: int) -> int:
+        """Tokens that a document needs to be trained on.
+
+        Raises:
+            SpecError: see :meth:`sequence_length`.
+        """
+        length = self.sequence_length(original_length, target_length)
+        return target_length if self.data_form == "segments" else length
+
     def passes(self, length: int) -> int:
         """Passes through the model that make one update, for sequences of so many tokens."""
         if self.batch_tokens is None:

@@ -104,6 +104,12 @@ class EvaluateWork(_Work):
     harness: list[str]
     seed: Int
 
+    @property
+    def job(self) -> JobSpec:
+        """The model, documents and length as those of a job, for whoever prepares evaluators by jobs."""
+        target_length = parse_factors(self.factors).target_length
+        return JobSpec(name=self.stage, model=self.model, data=self.data, target_length=target_length, seed=self.seed)
+
     def _identity(self) -> dict[str, Any]:
         content = self.model_dump(mode="json", exclude={"stage"})
         return content | {"factors": _content(self.factors), "short": self.short and _content(self.short)}

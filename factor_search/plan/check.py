@@ -1,0 +1,73 @@
+"""What of a plan can be seen to be impossible before anything is loaded: files, the model's configuration, packages."""
+
+import importlib.util
+from pathlib import Path
+
+from factor_search.documents import matching_files
+from factor_search.errors import FinetuneError, SpecError
+from factor_search.export.huggingface import huggingface_config
+from factor_search.factors_file import FactorsModel, factors_file
+from factor_search.geometry import Geometry, read_geometry
+from factor_search.job import check_possible
+from factor_search.methods import closed_form
+from factor_search.models import load_config
+from factor_search.plan.harness import check_installed
+from factor_search.plan.spec import PlanSpec
+from factor_search.plan.stages import EvaluateStage, ExportStage, FinetuneStage, SearchStage, Stage
+from factor_search.plan.work import SearchWork, work_of
+from factor_search.space import SearchSpace
+
+
+def check_plan(plan: PlanSpec) -> None:
+    """Refuse what cannot end well, before hours are spent on its first stages.
+
+    Of a model on the hub nothing is read.
+
+    Raises:
+        DataError: a path or glob matches nothing.
+        ModelError: a local model's configuration is broken, or has no rotary position embeddings.
+        SpecError: lengths or spaces do not fit a local model, or a package is not installed.
+        ExportError: a local model's configuration cannot hold factors.
+        FinetuneError: adapters are asked for, and peft is not installed.
+    """
+    expanded = plan.expanded()
+    stages = expanded.stages or []
+    first = work_of(expanded, 0, [])
+    assert isinstance(first, SearchWork), "every other stage needs a search before it"
+    for pattern in plan.training_files or ():
+        matching_files(pattern)
+    _check_packages(stages)
+    if Path(plan.model.id).is_dir():
+        _check_fits(expanded, stages, read_geometry(load_config(plan.model), plan.model.original_length))
+    check_possible(first.job)
+
+
+def _check_packages(stages: list[Stage]) -> None:
+    for stage in stages:
+        if isinstance(stage, EvaluateStage) and stage.harness:
+            check_installed()
+        lora = isinstance(stage, FinetuneStage) and stage.settings.method.kind == "lora"
+        if lora and importlib.util.find_spec("peft") is None:
+            raise FinetuneError(f"{stage.name}: method 'lora' needs the package peft: pip install peft")
+
+
+def _check_fits(plan: PlanSpec, stages: list[Stage], geometry: Geometry) -> None:
+    """All models of a plan have the geometry of its first."""
+    original = geometry.original_length
+    lengths: dict[str, int] = {}
+    for stage in stages:
+        if isinstance(stage, SearchStage):
+            if stage.target_length <= original:
+                raise SpecError(
+                    f"lengths must grow: {stage.name} is for {stage.target_length} tokens, not above the model's "
+                    f"original length of {original}; with a recipe, give middle_length"
+                )
+            SearchSpace.build(stage.space, geometry, stage.target_length)
+            lengths[str(stage.name)] = stage.target_length
+        elif isinstance(stage, FinetuneStage | ExportStage):
+            length = lengths[str(stage.factors)]
+            if isinstance(stage, FinetuneStage):
+                stage.settings.sequence_length(original, length)
+            model = FactorsModel.of(plan.model.id, plan.model.revision, geometry)
+            trial = factors_file(closed_form("ntk", geometry, length), model, length)
+            huggingface_config(trial, load_config(plan.model))

@@ -1,0 +1,167 @@
+"""A stage that evaluates: a ladder of lengths, passkeys by depth and length, and what short texts lose."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from factor_search.canonical_json import canonical_json
+from factor_search.errors import DataError, OutputError
+from factor_search.evaluation import Evaluator, LocalEvaluator
+from factor_search.factors import Factors
+from factor_search.factors_file import parse_factors, write_json
+from factor_search.geometry import Geometry
+from factor_search.job import read_samples
+from factor_search.ladder import ladder
+from factor_search.ledger import Ledger, RecordedEvaluator
+from factor_search.methods import closed_form
+from factor_search.models import LoadedModel, load_model
+from factor_search.needle import Needle
+from factor_search.passkey import Retrieval, accuracy_by_cell, even_depths, passkey_accuracy, passkey_samples
+from factor_search.passkey import as_json as passkey_document
+from factor_search.perplexity import doubling_lengths
+from factor_search.plan.figures import Heard, compared, figures, share
+from factor_search.plan.harness import run_harness
+from factor_search.plan.work import EvaluateWork, Outcome
+from factor_search.report import FOUND
+from factor_search.samples import Samples, SampleSet, sample_of
+from factor_search.spec import ModelSpec, read_json
+from factor_search.tokens import CachedTokenizer
+
+EVALUATIONS, PASSKEYS = "evaluations.jsonl", "passkeys.json"
+
+
+def evaluate_ladder(work: EvaluateWork, evaluator: Evaluator, geometry: Geometry, samples: Samples) -> dict[str, Any]:
+    """Perplexity by length of the factors and of every closed form, on held-out documents.
+
+    Args:
+        work: what to measure.
+        evaluator: for ``work.job``: its model and length.
+        geometry: of the model.
+        samples: of ``work.job`` (see :func:`factor_search.job.read_samples`).
+
+    Raises:
+        SpecError: the lengths are below the model's original one.
+    """
+    factors = parse_factors(work.factors).factors
+    lengths = work.lengths or doubling_lengths(geometry.original_length, work.job.target_length)
+    return ladder(evaluator, geometry, {FOUND: factors}, samples.held_out, lengths).as_json()
+
+
+def with_ladder(measured: Outcome, climbed: dict[str, Any]) -> Outcome:
+    """The outcome of a whole evaluation: what was measured, and the ladder."""
+    return measured.model_copy(update={"report": {"ladder": climbed, **measured.report}})
+
+
+def measure(work: EvaluateWork, folder: Path, heard: Heard) -> Outcome:
+    """All but the ladder; what was measured before an interruption is kept in the folder.
+
+    Raises:
+        FactorSearchError: models or documents cannot be read, documents are too short for passkeys, or a task of the
+            harness fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    heard({"phase": "loading"})
+    loaded = load_model(work.model)
+    samples = read_samples(work.job, loaded).held_out
+    report: dict[str, Any] = {"passkey": None}
+    if work.passkey is not None:
+        report["passkey"] = _passkeys(work, loaded, samples, folder, heard)
+    heard({"phase": "measuring short texts"})
+    report["short_window"] = _short_window(work, loaded, samples, folder)
+    report["harness"] = run_harness(loaded, parse_factors(work.factors).factors, work.harness) if work.harness else None
+    return Outcome(report=report)
+
+
+def climb(work: EvaluateWork, folder: Path) -> dict[str, Any]:
+    """The ladder, in this process; evaluations are kept in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    loaded = load_model(work.model)
+    samples = read_samples(work.job, loaded)
+    with Ledger(folder / EVALUATIONS) as ledger, LocalEvaluator(loaded, work.job.target_length) as local:
+        return evaluate_ladder(work, RecordedEvaluator(local, ledger), loaded.geometry, samples)
+
+
+def _passkeys(
+    work: EvaluateWork, loaded: LoadedModel, documents: SampleSet, folder: Path, heard: Heard
+) -> dict[str, Any] | None:
+    """Accuracy by length and depth; retrievals of each length and depth are kept as soon as they are known.
+
+    Of the ladder's lengths, those that a passkey and its question fit into; None if that is none.
+    """
+    asked, factors = work.passkey, parse_factors(work.factors).factors
+    assert asked is not None
+    chosen = SampleSet(documents.part, documents.samples[: asked.documents])
+    place = partial(passkey_samples, tokenizer=CachedTokenizer(loaded.tokenizer), digits=asked.digits, seed=work.seed)
+    lengths = asked.lengths
+    if lengths is None:
+        ladder_lengths = work.lengths or doubling_lengths(loaded.geometry.original_length, work.job.target_length)
+        lengths = [length for length in ladder_lengths if _fits(partial(place, chosen), length)]
+    if not lengths:
+        return None
+    needles = place(chosen, lengths=sorted(set(lengths)), depths=even_depths(asked.depths))
+    identity = canonical_json([loaded.identity, work.sha256])
+    kept = _kept(folder / PASSKEYS, identity)
+    size = len(chosen.samples)
+    for start in range(len(kept), len(needles), size):
+        heard({"phase": "passkeys", "step": start // size, "steps": len(needles) // size})
+        samples = [needle.sample for needle in needles[start : start + size]]
+        kept += passkey_accuracy(loaded, factors, samples)
+        write_json(folder / PASSKEYS, {"identity": identity, "retrievals": [vars(one) for one in kept]})
+    return passkey_document(accuracy_by_cell(needles, kept))
+
+
+def _fits(place: Callable[..., list[Needle]], length: int) -> bool:
+    try:
+        place(lengths=[length], depths=[0.5])
+    except DataError:
+        return False
+    return True
+
+
+def _kept(file: Path, identity: str) -> list[Retrieval]:
+    if not file.exists():
+        return []
+    document = read_json(file, OutputError)
+    return [Retrieval(**one) for one in document["retrievals"]] if document["identity"] == identity else []
+
+
+def _short_window(work: EvaluateWork, loaded: LoadedModel, documents: SampleSet, folder: Path) -> dict[str, Any]:
+    """Losses at the original length: of the plan's model as it is, and of this one with long and readjusted factors."""
+    geometry = loaded.geometry
+    length = geometry.original_length
+    cut = SampleSet(documents.part, tuple(sample_of(one.source, one.tokens[:length]) for one in documents.samples))
+    losses = {"original": _losses_of(work.original, cut, length, folder)}
+    candidates = {"long": work.factors} | ({"short": work.short} if work.short else {})
+    for name, document in candidates.items():
+        losses[name] = _losses(loaded, parse_factors(document).factors, cut, length, folder)
+    tokens = [length - 1] * len(cut.samples)
+    rows = [
+        {"name": name, **(figures(one, tokens) or {"perplexity": None}), **compared(one, losses["original"], tokens)}
+        for name, one in losses.items()
+    ]
+    return {"length": length, "rows": rows, "recovered": _recovered(losses)}
+
+
+def _losses_of(spec: ModelSpec, samples: SampleSet, length: int, folder: Path) -> tuple[float, ...]:
+    """Of a model with the RoPE that it has."""
+    loaded = load_model(spec)
+    geometry = loaded.geometry
+    factors = geometry.configured_factors(length) or closed_form("none", geometry, length)
+    return _losses(loaded, factors, samples, length, folder)
+
+
+def _losses(loaded: LoadedModel, factors: Factors, samples: SampleSet, length: int, folder: Path) -> tuple[float, ...]:
+    """Of each document; none if it could not be evaluated."""
+    with Ledger(folder / EVALUATIONS) as ledger, LocalEvaluator(loaded, length) as local:
+        return next(RecordedEvaluator(local, ledger).evaluate_all([factors], samples)).losses
+
+
+def _recovered(losses: dict[str, tuple[float, ...]]) -> dict[str, Any] | None:
+    """How much of what the long factors cost short texts is won back by the readjusted ones."""
+    if not all(losses.values()) or "short" not in losses:
+        return None
+    long, short, original = (losses[name] for name in ("long", "short", "original"))
+    won = [a - b for a, b in zip(long, short, strict=True)]
+    cost = [a - b for a, b in zip(long, original, strict=True)]
+    return share(won, cost)

@@ -1,0 +1,149 @@
+"""A whole plan in this process: one stage after the other, each in a folder of its own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from factor_search.errors import OutputError, SpecError
+from factor_search.factors_file import write_json
+from factor_search.job import JobWatcher, run_job
+from factor_search.plan.check import check_plan
+from factor_search.plan.figures import Heard
+from factor_search.plan.folders import Folders
+from factor_search.plan.perform import climb, hand_in, perform, with_ladder
+from factor_search.plan.report import plan_report
+from factor_search.plan.spec import PlanSpec
+from factor_search.plan.work import AwaitWork, EvaluateWork, Outcome, SearchWork, Work, work_of
+from factor_search.report import build_factors_file, write_results
+
+
+@dataclass
+class PlanWatcher:
+    """What a plan tells while it runs; every member may be replaced."""
+
+    stage: Callable[[int, Work, bool], None] = lambda number, work, known: None
+    """Number of the stage, from 0, and whether its result is known from an earlier run."""
+    job: Callable[[SearchWork], JobWatcher] = lambda work: JobWatcher()
+    """Gives what to tell of a search."""
+    heard: Heard = lambda told: None
+    """Hears of every other stage."""
+
+
+@dataclass
+class PlanResult:
+    """How far a plan has come."""
+
+    plan: PlanSpec
+    """Expanded."""
+    works: list[Work] = field(default_factory=list)
+    """Of all stages that have ended, and of the one that has not."""
+    outcomes: list[Outcome] = field(default_factory=list)
+    """Of all stages that have ended."""
+    status: Literal["finished", "interrupted", "waiting"] = "finished"
+
+
+class _InterruptedError(Exception):
+    """A search was interrupted, and has left a partial result."""
+
+
+def run_plan(
+    spec: PlanSpec,
+    out: Path,
+    watcher: PlanWatcher | None = None,
+    *,
+    start_over_from: str | None = None,
+    checkpoint: Path | None = None,
+) -> PlanResult:
+    """Run a plan; run again it goes on where it was, and only stages whose work has changed are done again.
+
+    A keyboard interrupt ends it at whatever the stage has kept. ``report.json`` and ``report.html`` are written after
+    every stage, ``factors.json`` and ``short_factors.json`` after every search.
+
+    Args:
+        spec: the plan.
+        out: folder of this plan alone.
+        watcher: hears of progress.
+        start_over_from: the stage before which everything is kept; what it and later ones have left is removed.
+        checkpoint: handed in to the first stage that awaits one and has none.
+
+    Raises:
+        FactorSearchError: see its subclasses; nothing that was written before is lost.
+    """
+    check_plan(spec)
+    watcher, plan = watcher or PlanWatcher(), spec.expanded()
+    names = [str(stage.name) for stage in plan.stages or ()]
+    if start_over_from is not None and start_over_from not in names:
+        raise SpecError(f"the plan has no stage {start_over_from}, only {', '.join(names)}")
+    folders, result = Folders(out), PlanResult(plan)
+    with folders.locked():
+        write_json(out / "plan.json", plan.model_dump(mode="json"))
+        if start_over_from is not None:
+            folders.drop(set(names[names.index(start_over_from) :]))
+        for number in range(len(names)):
+            work = work_of(plan, number, result.outcomes)
+            result.works.append(work)
+            outcome = folders.outcome(work)
+            watcher.stage(number, work, outcome is not None)
+            if outcome is not None:
+                folders.open(work)
+            else:
+                try:
+                    outcome, checkpoint = _done(work, folders, watcher, checkpoint)
+                except (KeyboardInterrupt, _InterruptedError):
+                    result.status = "interrupted"
+            if outcome is None:
+                result.status = "waiting" if result.status == "finished" else result.status
+                break
+            result.outcomes.append(outcome)
+            _write(result, out)
+        _write(result, out)
+    if checkpoint is not None and result.status == "finished":
+        raise SpecError(f"no stage waited for {checkpoint}: to take it in place of another, start over from that stage")
+    return result
+
+
+def _done(
+    work: Work, folders: Folders, watcher: PlanWatcher, checkpoint: Path | None
+) -> tuple[Outcome | None, Path | None]:
+    """A stage's outcome, None if it waits; and the checkpoint that is still to be handed in."""
+    folder = folders.begin(work)
+    if isinstance(work, AwaitWork):
+        write_json(folder / "factors.json", work.factors)
+        if checkpoint is None:
+            return None, None
+        outcome, checkpoint = hand_in(work, checkpoint), None
+    elif isinstance(work, SearchWork):
+        outcome = _search(work, folder, watcher)
+    elif isinstance(work, EvaluateWork):
+        watcher.heard({"phase": "measuring the ladder of lengths"})
+        climbed = climb(work, folder)
+        outcome = with_ladder(perform(work, folder, watcher.heard), climbed)
+    else:
+        outcome = perform(work, folder, watcher.heard)
+    folders.end(work, outcome)
+    return outcome, checkpoint
+
+
+def _search(work: SearchWork, folder: Path, watcher: PlanWatcher) -> Outcome:
+    result = run_job(work.job, folder, watcher.job(work))
+    report = write_results(result, folder)
+    if result.interrupted:
+        raise _InterruptedError
+    return Outcome(factors=build_factors_file(result).as_json(), report=report)
+
+
+def _write(result: PlanResult, out: Path) -> None:
+    """The report so far, and the factors of the last searches."""
+    from factor_search.plan.report_html import render  # matplotlib takes a second to import
+
+    report: dict[str, Any] = plan_report(result.plan, result.works, result.outcomes)
+    write_json(out / "report.json", report)
+    try:
+        (out / "report.html").write_text(render(report), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {out / 'report.html'}: {error.strerror or error}") from None
+    for work, outcome in zip(result.works, result.outcomes, strict=False):
+        if outcome.factors is not None:
+            name = "short_factors.json" if work.kind == "readjust" else "factors.json"
+            write_json(out / name, outcome.factors)
