@@ -142,6 +142,16 @@ class Database:
             raise DatabaseError(f"cannot use the database {self.shown}: {one_line(error.orig or error)}") from error
 
 
+def sqlite_file(url: str) -> Path | None:
+    """The file of an SQLite database; None of another.
+
+    Raises:
+        DatabaseError: the URL is malformed.
+    """
+    engine = _engine(url)
+    return Path(str(engine.url.database)) if engine.dialect.name == "sqlite" else None
+
+
 def _engine(url: str) -> Engine:
     try:
         parsed = make_url(url)

@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ class FaultyWorker(StubWorker):
 class Service:
     """Coordinators on one database, each with a crew of threads."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, made: Path | None = None) -> None:
+        self.policy = replace(ANYTHING, made=made)
         self.database = Database(url)
         self.jobs = JobStore(self.database)
         self.faults = Faults()
@@ -73,7 +75,7 @@ class Service:
         coordinator = Coordinator(
             self.database,
             crew,
-            policy=ANYTHING,
+            policy=self.policy,
             lease_seconds=LEASE_SECONDS,
             **options,  # type: ignore[arg-type]
         )

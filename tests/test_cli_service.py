@@ -322,6 +322,7 @@ def test_every_flag_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
         "ROOT": f"{tmp_path}{os.pathsep}{tmp_path / 'a'}",
         "HUB": "0",
         "ALLOW_REMOTE_CODE": "1",
+        "WORK": str(tmp_path / "made"),
         "RAY_ADDRESS": "h:1",
         "WORKERS": "3",
         "CPUS_PER_WORKER": "0.5",
@@ -335,7 +336,8 @@ def test_every_flag_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
     arguments = build_parser("serve").parse_args(["serve"])
     assert (arguments.host, arguments.port, arguments.database) == ("::1", 0, "sqlite:///x.db")
     policy = read_policy(arguments, hub=True)
-    assert policy == Policy((tmp_path, tmp_path / "a"), allow_hub=False, allow_remote_code=True)
+    expected = Policy((tmp_path, tmp_path / "a"), allow_hub=False, allow_remote_code=True, made=tmp_path / "made")
+    assert policy == expected
     for name, value in coordinator_environment("sqlite:///x.db", "sqlite:///y.db").items():
         monkeypatch.setenv(name, value)
     parsed = coordinator_parser().parse_args(coordinator_command(arguments, policy)[3:])
@@ -343,6 +345,14 @@ def test_every_flag_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
     assert (parsed.ray_address, parsed.workers, parsed.jobs, parsed.log_level) == ("h:1", 3, 2, "info")
     assert (parsed.cpus_per_worker, parsed.gpus_per_worker, parsed.evaluation_timeout) == (0.5, 1.0, 60.0)
     assert Policy.from_arguments(parsed, hub=True) == policy
+
+
+def test_the_working_folder_is_beside_an_sqlite_database(tmp_path: Path) -> None:
+    def made(database: str) -> Path | None:
+        return read_policy(build_parser("serve").parse_args(["serve", "--database", database]), hub=True).made
+
+    assert made(f"sqlite:///{tmp_path / 'x.db'}") == tmp_path / "x.work"
+    assert made("postgresql://u@h/x") is None
 
 
 def test_no_password_stands_among_the_arguments(monkeypatch: pytest.MonkeyPatch) -> None:

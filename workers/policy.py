@@ -108,7 +108,8 @@ class Policy:
         """The same policy for another process's command line; see :func:`add_policy_arguments`."""
         roots = [argument for root in self.roots for argument in ("--root", str(root))]
         code = ["--allow-remote-code"] if self.allow_remote_code else []
-        return [*roots, "--hub" if self.allow_hub else "--no-hub", *code]
+        made = ["--work", str(self.made)] if self.made is not None else []
+        return [*roots, "--hub" if self.allow_hub else "--no-hub", *code, *made]
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace, *, hub: bool) -> "Policy":
@@ -127,7 +128,8 @@ class Policy:
                 raise SpecError(f"--root {root} is no folder")
             roots.append(root.resolve())
         allow_hub = hub if arguments.hub is None else arguments.hub
-        return cls(tuple(dict.fromkeys(roots)), allow_hub, arguments.allow_remote_code)
+        made = None if arguments.work is None else arguments.work.resolve()
+        return cls(tuple(dict.fromkeys(roots)), allow_hub, arguments.allow_remote_code, made)
 
     def _check_code(self, model: ModelSpec) -> None:
         if self.allow_remote_code:
@@ -196,7 +198,7 @@ class Policy:
 
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--root``, ``--hub`` / ``--no-hub`` and ``--allow-remote-code``."""
+    """``--root``, ``--hub`` / ``--no-hub``, ``--allow-remote-code`` and ``--work``."""
     parser.add_argument(
         "--root",
         action="append",
@@ -209,6 +211,13 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--allow-remote-code", action="store_true", help="let jobs run Python code that comes with a checkpoint"
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="where checkpoints that plans make are kept, seen by all machines that evaluate; default: NAME.work beside "
+        "an SQLite database, none for PostgreSQL",
     )
 
 

@@ -21,7 +21,7 @@ from api.cli.environment import (
 )
 from api.server import ServeError, Server, listen, url_of
 from api.settings import Settings, is_loopback
-from storage.database import Database
+from storage.database import Database, sqlite_file
 from storage.keys import KeyStore
 from storage.optuna_tables import optuna_url_beside
 from workers.policy import Policy, add_policy_arguments
@@ -117,7 +117,18 @@ def read_policy(arguments: argparse.Namespace, *, hub: bool) -> Policy:
         arguments.hub = truth_from("--hub")
     if truth_from("--allow-remote-code"):
         arguments.allow_remote_code = True
+    if arguments.work is None:
+        arguments.work = _work_folder(arguments.database)
     return Policy.from_arguments(arguments, hub=hub)
+
+
+def _work_folder(database_url: str) -> Path | None:
+    """Where plans keep what they make, if no argument says so: as the environment says, or beside an SQLite file."""
+    given = os.environ.get(variable_of("--work"))
+    if given:
+        return Path(given)
+    file = sqlite_file(database_url)
+    return None if file is None else file.with_name(f"{file.stem}.work")
 
 
 def check_keys(database_url: str, *, loopback: bool, host: str) -> None:
