@@ -114,7 +114,7 @@ def load_samples(
     parts = _deal([pool[i] for i in order], wanted)
     if data.held_out_files is not None:
         elsewhere = documents_from_files(data.held_out_files, data.column, data.split)
-        known = {token_hash(sample.tokens[:distinct]) for samples in parts.values() for sample in samples}
+        known = {_hash(sample.tokens[:distinct]) for samples in parts.values() for sample in samples}
         fresh = long_enough(watch(elsewhere), tokenize, least, data.held_out_documents, known=known)
         parts |= _deal(fresh, {"held_out": data.held_out_documents})
     if least > length and not whole:
@@ -182,9 +182,9 @@ def _long_enough(
         if len(tokens) < length:
             continue
         pieces = []
-        for piece in pieces_of(document.source, tokens, length, whole=whole, cut=cut):
+        for piece in _pieces(document.source, tokens, length, whole=whole, cut=cut):
             # What differs only later is the same to a model for too long.
-            identity = token_hash(piece.tokens[:distinct])
+            identity = _hash(piece.tokens[:distinct])
             if identity not in seen:
                 seen.add(identity)
                 pieces.append(piece)
@@ -199,8 +199,7 @@ def _long_enough(
     return found
 
 
-def pieces_of(source: str, tokens: TokenIds, length: int, *, whole: bool = False, cut: bool = False) -> list[Sample]:
-    """A document with at least ``length`` tokens as one sample, or cut into consecutive ones of that length."""
+def _pieces(source: str, tokens: TokenIds, length: int, *, whole: bool, cut: bool) -> list[Sample]:
     if cut:
         starts = range(0, len(tokens) - length + 1, length)
         return [sample_of(f"{source}@{start}", tokens[start : start + length]) for start in starts]
@@ -214,11 +213,10 @@ def sample_of(source: str, tokens: TokenIds, scored: tuple[int, ...] | None = No
         ValueError: the scored positions do not ascend, or one is not that of a token with another before it.
     """
     tokens = np.ascontiguousarray(tokens)
-    return Sample(source, tokens, token_hash(tokens), scored)
+    return Sample(source, tokens, _hash(tokens), scored)
 
 
-def token_hash(tokens: TokenIds) -> str:
-    """SHA-256 (hex) of token ids."""
+def _hash(tokens: TokenIds) -> str:
     return hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()
 
 

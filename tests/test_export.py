@@ -98,6 +98,26 @@ def test_initial_tokens_cannot_be_exported() -> None:
         huggingface_config(found_for(model, initial_tokens=4), model.config)
 
 
+def test_a_pair_that_one_configuration_cannot_hold() -> None:
+    model = tiny_model("llama")
+    long, geometry = found_for(model), read_geometry(model.config)
+    of, lambdas = FactorsModel.of("m", None, geometry), [1.1] * geometry.pairs
+    content = huggingface_config(long, model.config, factors_file(Factors.of(lambdas, 0, 1.17), of, 64))
+    assert content["rope_parameters"]["short_factor"] == content["rope_scaling"]["short_factor"] == lambdas
+    assert content["rope_parameters"]["long_factor"] == long.rescale_factors
+    for factors, target, reason in (
+        (Factors.of(lambdas, 0, 1.2), 64, "the attention factor is 1.17 for long inputs and 1.2 for short ones"),
+        (Factors.of(lambdas, 2, 1.17), 64, "the short factors keep 2 initial tokens"),
+        (Factors.of(lambdas, 0, 1.17), 128, "switch at the original length of 64: readjust them at that length"),
+    ):
+        with pytest.raises(ExportError, match=reason):
+            huggingface_config(long, model.config, factors_file(factors, of, target))
+    other = read_geometry(tiny_model("llama", rope_theta=5e5).config)
+    foreign = factors_file(Factors.of(lambdas, 0, 1.17), FactorsModel.of("m", None, other), 64)
+    with pytest.raises(FactorsError, match="rope_theta"):
+        huggingface_config(long, model.config, foreign)
+
+
 def test_proportional_rope_cannot_be_exported() -> None:
     model = tiny_model("gemma4_text")
     with pytest.raises(ExportError, match="proportional"):

@@ -44,8 +44,7 @@ def evaluate_ladder(work: EvaluateWork, evaluator: Evaluator, geometry: Geometry
         SpecError: the lengths are below the model's original one.
     """
     factors = parse_factors(work.factors).factors
-    lengths = work.lengths or doubling_lengths(geometry.original_length, work.job.target_length)
-    return ladder(evaluator, geometry, {FOUND: factors}, samples.held_out, lengths).as_json()
+    return ladder(evaluator, geometry, {FOUND: factors}, samples.held_out, _lengths(work, geometry)).as_json()
 
 
 def with_ladder(measured: Outcome, climbed: dict[str, Any]) -> Outcome:
@@ -95,8 +94,7 @@ def _passkeys(
     place = partial(passkey_samples, tokenizer=CachedTokenizer(loaded.tokenizer), digits=asked.digits, seed=work.seed)
     lengths = asked.lengths
     if lengths is None:
-        ladder_lengths = work.lengths or doubling_lengths(loaded.geometry.original_length, work.job.target_length)
-        lengths = [length for length in ladder_lengths if _fits(partial(place, chosen), length)]
+        lengths = [length for length in _lengths(work, loaded.geometry) if _fits(partial(place, chosen), length)]
     if not lengths:
         return None
     needles = place(chosen, lengths=sorted(set(lengths)), depths=even_depths(asked.depths))
@@ -109,6 +107,13 @@ def _passkeys(
         kept += passkey_accuracy(loaded, factors, samples)
         write_json(folder / PASSKEYS, {"identity": identity, "retrievals": [vars(one) for one in kept]})
     return passkey_document(accuracy_by_cell(needles, kept))
+
+
+def _lengths(work: EvaluateWork, geometry: Geometry) -> list[int]:
+    """Of the ladder; the last is the target, which the closed forms are for."""
+    if work.lengths is None:
+        return doubling_lengths(geometry.original_length, work.job.target_length)
+    return sorted({*work.lengths, work.job.target_length})
 
 
 def _fits(place: Callable[..., list[Needle]], length: int) -> bool:

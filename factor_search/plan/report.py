@@ -150,7 +150,7 @@ _SUMMARIES: dict[str, Callable[[dict[str, Any]], str]] = {
     "finetune": _finetune_summary,
     "await_checkpoint": lambda figures: f"goes on with {figures['checkpoint']}",
     "evaluate": _evaluate_summary,
-    "export": lambda figures: f"{figures['model']} loads in plain transformers ({figures['profile']})",
+    "export": lambda figures: f"a checkpoint that plain transformers loads, {figures['profile']}",
 }
 
 

@@ -106,7 +106,10 @@ class EvaluateStage(_Stage):
     factors: str | None = Field(None, description=FACTORS)
     short: str | None = Field(None, description="The readjusting of these factors; null is the last one, if any.")
     lengths: list[Annotated[PositiveInt, Field(ge=2)]] | None = Field(
-        None, min_length=1, max_length=32, description="In tokens; null is the original length, twice that, ..."
+        None,
+        min_length=1,
+        max_length=32,
+        description="In tokens, beside the target; null is the original length, twice that, ...",
     )
     passkey: PasskeySpec | None = Field(PasskeySpec(), description="Null leaves it out.")
     harness: list[Annotated[str, Field(min_length=1)]] = Field(

@@ -5,7 +5,7 @@ from factor_search.errors import DataError
 from factor_search.geometry import Geometry
 from factor_search.job import distinct_tokens
 from factor_search.plan.work import FinetuneWork
-from factor_search.samples import Tokenize, documents_of, load_samples, pieces_of, token_hash
+from factor_search.samples import Tokenize, documents_of, load_samples
 from factor_search.tokens import TokenIds
 
 ENOUGH = 4
@@ -17,8 +17,8 @@ def training_documents(
 ) -> list[TokenIds]:
     """Token ids of the documents to train on, in the order of their source.
 
-    A document is left out if it, or one of the pieces it would be cut into, begins like one that plays a part: with the
-    same tokens within the original length.
+    A document is left out if it holds, anywhere, the beginning of one that plays a part: its tokens within the original
+    length, but for the first few. So neither are other pieces of it trained on, nor copies.
 
     Args:
         work: where documents are, which of them play a part, and how the model is trained.
@@ -33,7 +33,9 @@ def training_documents(
     settings, original = work.settings, geometry.original_length
     distinct = distinct_tokens(work.data, geometry) or original
     dealt = load_samples(work.data, tokenize, distinct, seed=work.seed, distinct=distinct)
-    playing = {one.sha256 for part in (dealt.search, dealt.validation, dealt.held_out) for one in part.samples}
+    parts = (dealt.search, dealt.validation, dealt.held_out)
+    # The first tokens may be joined otherwise with what stands before them elsewhere.
+    playing = [_as_bytes(one.tokens[distinct // 8 :]) for part in parts for one in part.samples]
     needed = max(settings.document_tokens(original, target_length), distinct)
     length = settings.sequence_length(original, target_length)
     enough = ENOUGH * settings.steps * settings.passes(length) * settings.batch_size * length
@@ -46,9 +48,10 @@ def training_documents(
     total = known = short = 0
     for document in source:
         tokens = tokenize(document.text)
+        content = _as_bytes(tokens)
         if len(tokens) < needed:
             short += 1
-        elif _beginnings(work, document.source, tokens, distinct) & playing:
+        elif any(beginning in content for beginning in playing):
             known += 1
         else:
             found.append(tokens)
@@ -63,7 +66,5 @@ def training_documents(
     return found
 
 
-def _beginnings(work: FinetuneWork, source: str, tokens: TokenIds, distinct: int) -> set[str]:
-    """Hashes of the first tokens of a document, and of each piece that it could have been cut into."""
-    pieces = pieces_of(source, tokens, work.data.least_tokens or len(tokens), cut=work.data.cut_long_documents)
-    return {token_hash(one[:distinct]) for one in [tokens, *(piece.tokens for piece in pieces)]}
+def _as_bytes(tokens: TokenIds) -> bytes:
+    return tokens.astype("<i4").tobytes()

@@ -1,0 +1,153 @@
+"""What an evaluation measures, against figures computed by hand."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from factor_search.errors import SearchFailedError
+from factor_search.evaluation import LocalEvaluator
+from factor_search.factors import Factors
+from factor_search.factors_file import FactorsModel, factors_file, parse_factors
+from factor_search.job import read_samples
+from factor_search.models import load_model
+from factor_search.perplexity import summarise
+from factor_search.plan.figures import share
+from factor_search.plan.perform import climb, perform
+from factor_search.plan.stages import PasskeySpec
+from factor_search.plan.work import EvaluateWork
+from factor_search.spec import DataSpec, ModelSpec
+from tests.plans import DATA
+
+
+@pytest.fixture
+def work(checkpoint: Path, texts: Path) -> EvaluateWork:
+    """Of a plan whose model is its own, with long and short factors at hand."""
+    model = ModelSpec(id=str(checkpoint), device="cpu")
+    geometry = load_model(model).geometry
+    of = FactorsModel.of(model.id, None, geometry)
+    long = Factors.of([1.0 + 0.4 * i for i in range(geometry.pairs)], attention_factor=1.1)
+    short = Factors.of([1.0 + 0.1 * i for i in range(geometry.pairs)], attention_factor=1.1)
+    return EvaluateWork(
+        stage="evaluate-1",
+        original=model,
+        model=model,
+        data=DataSpec.model_validate(DATA | {"files": [str(texts / "*.txt")], "least_tokens": 256}),
+        factors=factors_file(long, of, 256).as_json(),
+        short=factors_file(short, of, 64).as_json(),
+        lengths=None,
+        passkey=PasskeySpec(depths=3, documents=1),
+        harness=[],
+        seed=0,
+    )
+
+
+def test_what_short_texts_lose_and_win_back(work: EvaluateWork, tmp_path: Path) -> None:
+    report = perform(work, tmp_path / "a").report
+    loaded = load_model(work.model)
+    samples = read_samples(work.job, loaded).held_out
+    losses: dict[str, list[float]] = {"original": [], "long": [], "short": []}
+    for name, document in (("long", work.factors), ("short", work.short or {})):
+        factors = Factors.of(document["rescale_factors"], 0, document["attention_factor"])
+        with LocalEvaluator(loaded, 256) as evaluator:
+            losses[name] = list(evaluator.evaluate(factors, samples).losses_at[64])
+    for sample in samples.samples:
+        ids = torch.from_numpy(sample.tokens[:64])[None]
+        with torch.inference_mode():
+            losses["original"].append(loaded.model(ids, labels=ids).loss.item())
+    rows = {row["name"]: row for row in report["short_window"]["rows"]}
+    for name, values in losses.items():
+        summary = summarise(values, [63] * len(values))
+        assert rows[name]["perplexity"] == pytest.approx(summary.perplexity, rel=1e-5)
+        assert rows[name]["standard_error"] == pytest.approx(summary.standard_error, rel=1e-4)
+        difference = np.mean(np.array(values) - losses["original"])
+        assert rows[name]["difference"] == pytest.approx(difference, abs=1e-5)
+    means = {name: np.mean(values) for name, values in losses.items()}
+    if means["long"] > means["original"]:
+        expected = (means["long"] - means["short"]) / (means["long"] - means["original"])
+        assert report["short_window"]["recovered"]["share"] == pytest.approx(expected, rel=1e-3)
+    else:
+        assert report["short_window"]["recovered"] is None
+
+
+def test_the_share_that_is_recovered() -> None:
+    assert share([0.1, 0.3], [0.2, 0.6]) == {"share": pytest.approx(0.5), "standard_error": pytest.approx(0.0)}
+    assert share([0.1], [0.2]) == {"share": 0.5, "standard_error": None}
+    assert share([0.1, 0.1], [0.2, -0.3]) is None, "nothing was lost"
+    assert share([], []) is None
+    rng = np.random.default_rng(0)
+    wholes = 1 + 0.1 * rng.normal(size=(2000, 20))
+    parts = 0.6 * wholes + 0.1 * rng.normal(size=wholes.shape)
+    found = [share(list(one), list(other)) for one, other in zip(parts, wholes, strict=True)]
+    spread = np.std([one["share"] for one in found if one])
+    assert np.mean([one["standard_error"] for one in found if one]) == pytest.approx(spread, rel=0.05)
+
+
+def test_passkeys_where_they_fit_kept_as_they_come(work: EvaluateWork, tmp_path: Path) -> None:
+    """Of the lengths 64, 128 and 256, a passkey with its question takes more than the first two."""
+    undisturbed = perform(work, tmp_path / "a").report["passkey"]
+    assert undisturbed["lengths"] == [256]
+    assert undisturbed["depths"] == [0.0, 0.5, 1.0]
+    assert {cell["count"] for cell in undisturbed["cells"]} == {1}
+    heard: list[dict[str, Any]] = []
+
+    def interrupt(told: dict[str, Any]) -> None:
+        heard.append(told)
+        if told.get("step") == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        perform(work, tmp_path / "b", interrupt)
+    assert len(json.loads((tmp_path / "b" / "passkeys.json").read_text())["retrievals"]) == 2
+    heard.clear()
+    assert perform(work, tmp_path / "b", heard.append).report["passkey"] == undisturbed
+    assert [told["step"] for told in heard if "step" in told] == [2]
+    file = parse_factors(work.factors).model_copy(update={"target_length": 128, "scale": 2.0})
+    nearer = work.model_copy(update={"factors": file.as_json()})
+    assert perform(nearer, tmp_path / "c").report["passkey"] is None
+    assert perform(work.model_copy(update={"passkey": None}), tmp_path / "d").report["passkey"] is None
+
+
+def test_the_ladder(work: EvaluateWork, tmp_path: Path) -> None:
+    climbed = climb(work, tmp_path)
+    assert climbed["lengths"] == [64, 128, 256]
+    again = climb(work.model_copy(update={"lengths": [128]}), tmp_path)
+    assert again["rungs"] == [rung for rung in climbed["rungs"] if rung["length"] != 64], "the target is always there"
+
+
+def test_tasks_of_the_harness(work: EvaluateWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def wrap(pretrained: Any, tokenizer: Any, batch_size: int) -> Any:
+        return pretrained
+
+    def simple_evaluate(model: Any, tasks: list[str]) -> dict[str, Any]:
+        asked.append((tasks, model(torch.arange(100)[None]).logits))
+        if "bad" in tasks:
+            raise KeyError("no such task")
+        return {"results": {"piqa": {"alias": "piqa", "acc,none": 0.5, "acc_stderr,none": 0.1}}}
+
+    for name, content in {
+        "lm_eval": {"simple_evaluate": simple_evaluate, "__spec__": math},
+        "lm_eval.models": {},
+        "lm_eval.models.huggingface": {"HFLM": wrap},
+    }.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    harness = {"harness": ["piqa"], "passkey": None}
+    report = perform(work.model_copy(update=harness), tmp_path / "a").report
+    assert report["harness"] == {"piqa": {"acc,none": 0.5, "acc_stderr,none": 0.1}}
+    tasks, logits = asked[0]
+    assert tasks == ["piqa"]
+    with torch.inference_mode():
+        plain = load_model(work.model).model(torch.arange(100)[None]).logits
+    assert not torch.allclose(logits, plain), "the factors are in force"
+    with pytest.raises(SearchFailedError, match="lm-evaluation-harness fails on bad: 'no such task'"):
+        perform(work.model_copy(update=harness | {"harness": ["bad"]}), tmp_path / "b")
