@@ -23,12 +23,19 @@ from workers.policy import Policy
 
 BASE = "http://127.0.0.1"
 SPEC: dict[str, Any] = {"name": "one", "model": "some/model", "data": {"dataset": "some/data"}, "target_length": 512}
+PLAN: dict[str, Any] = {
+    "name": "some plan",
+    "model": "some/model",
+    "data": {"dataset": "some/data"},
+    "target_length": 2048,
+    "recipe": "longrope",
+}
 
 
 def settings(folder: Path, **changes: Any) -> Settings:
     values: dict[str, Any] = {
         "database_url": f"sqlite:///{folder / 'jobs.db'}",
-        "policy": Policy((folder,), allow_hub=True, allow_remote_code=False),
+        "policy": Policy((folder,), allow_hub=True, allow_remote_code=False, made=folder / "made"),
         "loopback": True,
         "poll_seconds": 0.05,
     }
@@ -72,6 +79,7 @@ def progress(generation: int, **changes: Any) -> dict[str, Any]:
         "workers": 2,
         "scored": None,
         "to_score": None,
+        **dict.fromkeys(("step", "steps", "loss")),
         **changes,
     }
 

@@ -12,9 +12,14 @@ from starlette.testclient import TestClient
 
 from api.cli import main
 from factor_search.errors import SpecError
+from factor_search.plan.spec import parse_plan
+from factor_search.plan.work import SearchWork
 from factor_search.spec import parse_spec
 from storage.database import Database
-from tests.rest_service import SPEC, FakeCoordinator, app_on, calling, settings
+from storage.jobs import JobStore
+from storage.plan_steps import PlanSteps
+from storage.plans import PlanStore
+from tests.rest_service import PLAN, SPEC, FakeCoordinator, app_on, calling, settings
 
 META = "https://json-schema.org/draft/2020-12/schema"
 
@@ -157,12 +162,59 @@ def test_answers_are_as_described(service: Described, tmp_path: Path, result: di
             request("GET", f"/v1/jobs/{job}/{path}")
         for action in ("pause", "resume", "cancel"):
             request("POST", f"/v1/jobs/{job}/{action}")
+    ask_about_plans(service, tmp_path, result)
     for path in ("/healthz", "/readyz", "/metrics"):
         request("GET", path)
-    statuses = {status for _, path, status in service.answered if path == "/v1/jobs"}
-    assert statuses == {"200", "201", "400", "409", "413", "415", "422"}
+    for submitted in ("/v1/jobs", "/v1/plans"):
+        statuses = {status for _, path, status in service.answered if path == submitted}
+        assert statuses == {"200", "201", "400", "409", "413", "415", "422"}
     described = {(m.upper(), path) for path, operations in service.document["paths"].items() for m in operations}
     assert described == {(method, path) for method, path, _ in service.answered}
+
+
+def ask_about_plans(service: Described, folder: Path, result: dict[str, Any]) -> None:
+    request, unknown, json_type = service.request, "p" + "0" * 24, {"Content-Type": "application/json"}
+    plan = request("POST", "/v1/plans", json=PLAN, headers={"Idempotency-Key": "k"}).json()["id"]
+    request("POST", "/v1/plans", json=PLAN, headers={"Idempotency-Key": "k"})
+    request("POST", "/v1/plans", json=PLAN | {"seed": 1}, headers={"Idempotency-Key": "k"})
+    request("POST", "/v1/plans", content=b"{", headers=json_type)
+    request("POST", "/v1/plans", content=b"{}", headers={"Content-Type": "text/plain"})
+    request("POST", "/v1/plans", content=b" " * 2**21, headers=json_type)
+    request("POST", "/v1/plans", json=SPEC)
+    for action in ("pause", "resume", "cancel", "retry"):
+        request("POST", f"/v1/plans/{unknown}/{action}")
+        request("POST", f"/v1/plans/{plan}/{action}")
+    request("POST", f"/v1/plans/{plan}/retry", json={"stage": "nonsense"})
+    request("POST", f"/v1/plans/{plan}/retry", json={"stages": 1})
+    for known in (unknown, plan):
+        request("POST", f"/v1/plans/{known}/checkpoint", json={"model": str(folder)})
+        for part in ("", "/events?after=9", "/factors", "/report"):
+            request("GET", f"/v1/plans/{known}{part}")
+    request("POST", f"/v1/plans/{plan}/checkpoint", json={"model": ""})
+    with Database(settings(folder).database_url) as database:
+        steps, store = PlanSteps(database), PlanStore(database)
+        work = SearchWork(stage="search-1", job=parse_spec(result["spec"])).model_dump(mode="json")
+        outcome = {"model": None, "factors": result["factors"], "report": result["report"]}
+        job = database_job(database, result)
+        steps.reuse(store.get(plan), work=work, job_id=job, outcome=outcome)
+    for path in ("", "/factors", "/factors?stage=export-1", "/report", "/report?format=html"):
+        request("GET", f"/v1/plans/{plan}{path}")
+    request("POST", f"/v1/plans/{plan}/cancel")
+    seen = len(re.findall("^data:", request("GET", f"/v1/plans/{plan}/events").text, re.MULTILINE))
+    request("GET", f"/v1/plans/{plan}/events?after={seen}")
+    for query in ("", "?limit=0", "?state=cancelled"):
+        request("GET", f"/v1/plans{query}")
+
+
+def database_job(database: Database, result: dict[str, Any]) -> str:
+    return JobStore(database).submit(parse_spec(result["spec"]))[0].id
+
+
+def test_the_example_of_a_plan_is_one(service: Described) -> None:
+    schemas = service.document["components"]["schemas"]
+    for plan in (*schemas["PlanSpec"]["examples"], PLAN):
+        service.validate(plan, schemas["PlanSpec"])
+        service.validate(parse_plan(plan).expanded().model_dump(mode="json"), schemas["PlanSpec"])
 
 
 def test_events_are_as_described(service: Described) -> None:

@@ -37,7 +37,7 @@ def test_commands_in_the_readme_exist() -> None:
     assert {"demo", "serve", "test"} <= targets
     makefile = (ROOT / "Makefile").read_text()
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
-    words = set(re.findall(r"^factor-search ([a-z]+)", readme, re.MULTILINE))
+    words = set(re.findall(r"^factor-search ([a-z-]+)", readme, re.MULTILINE))
     assert words == set(MODULES) - {"keys"}  # that one is explained where servers are
 
 

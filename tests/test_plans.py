@@ -1,7 +1,5 @@
 """Plans through the service: every stage a job, each result handed on, whatever dies or is asked for meanwhile."""
 
-import shutil
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +11,8 @@ from factor_search.plan.run import run_plan
 from factor_search.plan.spec import PlanSpec, parse_plan
 from factor_search.plan.work import Outcome, parse_outcome
 from storage.events import PLAN, read_events
-from storage.plan_steps import PlanSteps
 from storage.plans import Plan, PlanStore
-from tests.plans import plan_document, stages
+from tests.plans import plan_document
 from tests.processes import wait_for
 from tests.service import Service
 from workers.model_worker import ModelWorker

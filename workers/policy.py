@@ -216,8 +216,8 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         "--work",
         type=Path,
         metavar="DIR",
-        help="where checkpoints that plans make are kept, seen by all machines that evaluate; default: NAME.work beside "
-        "an SQLite database, none for PostgreSQL",
+        help="where checkpoints that plans make are kept, seen by all machines that evaluate; default: NAME.work "
+        "beside an SQLite database, none for PostgreSQL",
     )
 
 

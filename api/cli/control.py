@@ -1,15 +1,16 @@
-"""``factor-search pause``, ``resume`` and ``cancel``."""
+"""``factor-search pause``, ``resume`` and ``cancel``, of jobs and plans alike."""
 
 import argparse
 
 from api.cli.arguments import Commands, add_json_argument
 from api.cli.environment import add_server_arguments
-from api.client import Client
+from api.client import Client, Job, Plan
+from api.plan_client import names_plan
 
 WORDS = {
-    "pause": "stop a job so that it can be resumed",
-    "resume": "let a paused job go on",
-    "cancel": "end a job for good",
+    "pause": "stop a job or plan so that it can be resumed",
+    "resume": "let a paused job or plan go on",
+    "cancel": "end a job or plan for good",
 }
 
 
@@ -17,22 +18,31 @@ def add_parser(commands: Commands) -> None:
     """Register the three commands."""
     for word, what in WORDS.items():
         parser = commands.add_parser(word, help=what, description=f"{what[0].upper()}{what[1:]}.")
-        parser.add_argument("job", metavar="ID", help="id of a job, or the beginning of one")
+        parser.add_argument("job", metavar="ID", help="id of a job or plan, or the beginning of one")
         add_server_arguments(parser)
         add_json_argument(parser)
         parser.set_defaults(run=run, action=word)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Ask for it and say what state the job is in now."""
+    """Ask for it and say what state the job or plan is in now."""
     with Client(arguments.url) as client:
-        action = {"pause": client.pause, "resume": client.resume, "cancel": client.cancel}[arguments.action]
-        job = action(client.find(arguments.job).id)
-    if arguments.json:
-        print(job.model_dump_json())
-    else:
-        pending = f", its coordinator has been asked to {job.request} it" if job.request else ""
-        print(f"job {job.id} is {job.state}{pending}")
-        if job.note:
-            print(f"note: {job.note}")
+        plans = client.plans
+        if names_plan(arguments.job):
+            steer = {"pause": plans.pause, "resume": plans.resume, "cancel": plans.cancel}[arguments.action]
+            tell("plan", steer(plans.find(arguments.job).id), as_json=arguments.json)
+        else:
+            action = {"pause": client.pause, "resume": client.resume, "cancel": client.cancel}[arguments.action]
+            tell("job", action(client.find(arguments.job).id), as_json=arguments.json)
     return 0
+
+
+def tell(what: str, now: Job | Plan, *, as_json: bool) -> None:
+    """Print what has become of a job or plan."""
+    if as_json:
+        print(now.model_dump_json())
+        return
+    pending = f", its coordinator has been asked to {now.request} it" if now.request else ""
+    print(f"{what} {now.id} is {now.state}{pending}")
+    if now.note:
+        print(f"note: {now.note}")

@@ -1,13 +1,15 @@
-"""``factor-search download``: what a finished job found."""
+"""``factor-search download``: what a finished job found, or the stages of a plan that have finished."""
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from api.cli.arguments import Commands, add_json_argument
 from api.cli.environment import add_server_arguments
-from api.client import Client, Evaluation
+from api.client import Client, Evaluation, Plan
+from api.plan_client import PlanClient, names_plan
 from factor_search.cache import write_atomically
 from factor_search.errors import OutputError
 
@@ -23,12 +25,14 @@ def add_parser(commands: Commands) -> None:
     """Register the command."""
     parser = commands.add_parser(
         "download",
-        help="fetch what a finished job found",
-        description="Write the factors of a finished job. With --out ending in .json only those; otherwise --out is a "
-        "folder and gets factors.json, report.json, report.html and evaluations.jsonl, like that of factor-search run. "
-        "A file with other content is not overwritten without --force.",
+        help="fetch what a finished job or plan found",
+        description="Write the factors of a finished job, or of the last search of a plan. With --out ending in .json "
+        "only those; otherwise --out is a folder and gets factors.json, report.json, report.html and "
+        "evaluations.jsonl, like that of factor-search run. Of a plan these are the reports of the stages that have "
+        "finished, factors.json and, after a readjusting, short_factors.json; its checkpoints stay where the service "
+        "keeps them. A file with other content is not overwritten without --force.",
     )
-    parser.add_argument("job", metavar="ID", help="id of a job, or the beginning of one")
+    parser.add_argument("job", metavar="ID", help="id of a job or plan, or the beginning of one")
     parser.add_argument("--out", type=Path, metavar="P", help="default: factors.json, or config.json for huggingface")
     parser.add_argument("--format", choices=list(FILE_OF), default="factors", help="of the factors; default: factors")
     parser.add_argument("--force", action="store_true", help="overwrite other files")
@@ -41,8 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Fetch everything, then write it, and name the files."""
     out = arguments.out or Path(FILE_OF[arguments.format])
     with Client(arguments.url) as client:
-        job_id = client.find(arguments.job).id
-        files = save_results(client, job_id, out, format=arguments.format, force=arguments.force)
+        if names_plan(arguments.job):
+            files = save_plan(client.plans, client.plans.find(arguments.job), out, arguments)
+        else:
+            job_id = client.find(arguments.job).id
+            files = save_results(client, job_id, out, format=arguments.format, force=arguments.force)
     written = [str(file) for file in files]
     print(json.dumps({"files": written}) if arguments.json else "\n".join(written))
     return 0
@@ -63,6 +70,33 @@ def save_results(client: Client, job_id: str, out: Path, *, format: str = "facto
             out / "evaluations.jsonl": _lines(client, job_id, parts),
         }
     write_files(files, force=force)
+    return list(files)
+
+
+def save_plan(plans: PlanClient, plan: Plan, out: Path, arguments: argparse.Namespace) -> list[Path]:
+    """Fetch and write what the finished stages of a plan have found; returns the files.
+
+    Raises:
+        OutputError: another format than that of factors files is asked for.
+    """
+    if arguments.format != "factors":
+        raise OutputError("a plan exports its model itself: --format is for jobs")
+    finished = {stage.kind: stage for stage in plan.stages if stage.state == "finished"}
+    for stage in plan.stages:
+        if stage.model is not None:
+            print(f"{stage.name}: {stage.model}", file=sys.stderr)
+    if out.suffix == ".json":
+        files = {out: json_text(plans.factors(plan.id))}
+    else:
+        files = {
+            out / "report.json": json_text(plans.report(plan.id)),
+            out / "report.html": plans.report_html(plan.id).encode(),
+        }
+        if "search" in finished:
+            files[out / "factors.json"] = json_text(plans.factors(plan.id))
+        if "readjust" in finished:
+            files[out / "short_factors.json"] = json_text(plans.factors(plan.id, finished["readjust"].name))
+    write_files(files, force=arguments.force)
     return list(files)
 
 

@@ -46,10 +46,11 @@ def _line(job: Job) -> str:
     best = "" if job.progress is None or job.progress.best_perplexity is None else f"{job.progress.best_perplexity:.4f}"
     state = f"{job.state}" if job.request is None else f"{job.request}..."
     error = f" ({job.error})" if job.error else ""
-    return f"{job.id:26}{state:11}{done:>5}{best:>10}  {_age(job.submitted_at):>5}  {job.name}{error}"
+    return f"{job.id:26}{state:11}{done:>5}{best:>10}  {age(job.submitted_at):>5}  {job.name}{error}"
 
 
-def _age(since: datetime) -> str:
+def age(since: datetime) -> str:
+    """How long ago, in one number."""
     seconds = max(0.0, (datetime.now(UTC) - since).total_seconds())
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= length:

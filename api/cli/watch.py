@@ -1,4 +1,4 @@
-"""``factor-search watch``: a job's events as they happen, as a progress bar where there is a terminal."""
+"""``factor-search watch``: events of a job or plan as they happen, as a progress bar where there is a terminal."""
 
 import argparse
 import sys
@@ -8,31 +8,45 @@ from tqdm import tqdm
 from api.cli.arguments import Commands
 from api.cli.environment import add_server_arguments
 from api.client import Client, Event, ServiceError
+from api.plan_client import names_plan
 from api.schemas import Progress
 
 INTERRUPTED = 130
-STATUS = {"finished": 0, "failed": 1, "cancelled": 3, "paused": 4}
-EXIT_STATUS = "Exit status: 0 finished, 1 failed, 3 cancelled, 4 paused, 130 stopped by Ctrl-C (the job goes on)."
+STATUS = {"finished": 0, "failed": 1, "cancelled": 3, "paused": 4, "waiting": 5}
+EXIT_STATUS = (
+    "Exit status: 0 finished, 1 failed, 3 cancelled, 4 paused, 5 waiting for a checkpoint, 130 stopped by Ctrl-C (the "
+    "job goes on)."
+)
 SHOWN_CHARACTERS = 300
+TOLD_SHARES = 10
+"""Without a terminal, a long work is told of each time that another such share of it is done."""
 
 
 def add_parser(commands: Commands) -> None:
     """Register the command."""
     parser = commands.add_parser(
         "watch",
-        help="follow a job until it has ended",
-        description="Follow a job until it has ended or is paused. A server that goes away meanwhile is waited for.",
+        help="follow a job or plan until it has ended",
+        description="Follow a job or plan until it has ended, is paused or waits for a checkpoint. A server that "
+        "goes away meanwhile is waited for.",
         epilog=EXIT_STATUS,
     )
-    parser.add_argument("job", metavar="ID", help="id of a job, or the beginning of one")
+    parser.add_argument("job", metavar="ID", help="id of a job or plan, or the beginning of one")
     add_server_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print every event as a line of JSON, for machines")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Follow one job."""
+    """Follow one job or plan."""
+    from api.cli.watch_plan import watch_plan  # which shows the jobs of a plan as this one does
+
     with Client(arguments.url) as client:
+        if names_plan(arguments.job):
+            plan = client.plans.find(arguments.job)
+            if plan.note:
+                print(f"note: {plan.note}", file=sys.stderr)
+            return watch_plan(client, plan.id, as_json=arguments.json)
         job = client.find(arguments.job)
         if job.note:
             print(f"note: {job.note}", file=sys.stderr)
@@ -106,7 +120,8 @@ class Display:
     def _progress(self, progress: Progress) -> None:
         line = progress_line(progress)
         if not self._interactive:
-            step = (progress.phase if progress.to_score else "", progress.generation)
+            alike = bool(progress.to_score or progress.step is not None)
+            step = (progress.phase if alike else "", progress.generation, int(TOLD_SHARES * progress.share) * alike)
             if step != self._shown:
                 self.say(line)
             self._shown = step
@@ -123,6 +138,9 @@ def progress_line(progress: Progress) -> str:
     """Progress in words."""
     if progress.to_score:
         return f"{progress.phase}: {progress.scored or 0} of {progress.to_score} candidates"
+    if progress.step is not None:
+        line = f"{progress.phase}: step {progress.step} of {progress.steps}"
+        return line if progress.loss is None else f"{line}, loss {progress.loss:.4f}, {progress.tokens:,} tokens"
     best = "none" if progress.best_perplexity is None else f"{progress.best_perplexity:.4f}"
     budget = f" of {progress.candidates_budget}" if progress.candidates_budget else ""
     line = f"generation {progress.generation}: {progress.candidates}{budget} candidates, best {best}"
