@@ -12,7 +12,7 @@ RUN pip install --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' constrai
 
 # Dependencies apart from the sources: a changed source file costs one small layer. What torch needs comes with them.
 RUN python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-print(*p["dependencies"], *p["optional-dependencies"]["data"], sep="\n")' > requirements.txt \
+extras = p["optional-dependencies"]; print(*p["dependencies"], *extras["data"], *extras["finetune"], sep="\n")' > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt
 
 COPY LICENSE README.md ./
@@ -26,12 +26,13 @@ RUN pip wheel --no-deps --wheel-dir /wheel .
 FROM python:3.11-slim-bookworm
 
 RUN useradd --system --uid 10001 --home-dir /var/lib/factor-search --create-home factor-search \
-    && install --directory --owner factor-search /cache/factor-search /cache/huggingface
+    && install --directory --owner factor-search /cache/factor-search /cache/huggingface /made
 COPY --from=build /venv /venv
 COPY --from=build /wheel /wheel
 ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     FACTOR_SEARCH_CACHE=/cache/factor-search \
+    FACTOR_SEARCH_WORK=/made \
     HF_HOME=/cache/huggingface \
     RAY_USAGE_STATS_ENABLED=0 \
     RAY_OBJECT_STORE_BYTES=1000000000

@@ -1,7 +1,13 @@
 """Plans through the service: every stage a job, each result handed on, whatever dies or is asked for meanwhile."""
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +17,9 @@ from factor_search.plan.run import run_plan
 from factor_search.plan.spec import PlanSpec, parse_plan
 from factor_search.plan.work import Outcome, parse_outcome
 from storage.events import PLAN, read_events
+from storage.plan_steps import PlanSteps
 from storage.plans import Plan, PlanStore
-from tests.plans import plan_document
+from tests.plans import plan_document, stages
 from tests.processes import wait_for
 from tests.service import Service
 from workers.model_worker import ModelWorker
@@ -103,3 +110,206 @@ def test_a_plan_gives_what_its_twin_in_one_process_gives(
     same(outcomes(plan), twin)
     kinds = Counter(service.history(plan.id))
     assert (kinds["stage_queued"], kinds["stage_finished"], kinds["finished"]) == (6, 6, 1)
+
+
+def short_plan(checkpoint: Path, texts: Path, *further: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A search and a fine-tuning that takes a few seconds."""
+    settings = {"steps": 200, "checkpoint_every": 10, "learning_rate": 1e-3, "warmup_steps": 2, "train_length": 64}
+    tuning = {"kind": "finetune", "name": "finetune-1", "settings": settings}
+    return plan_document(checkpoint, texts, stages=[stages()[0], tuning, *further], **changes)
+
+
+@pytest.fixture(scope="module")
+def short_twin(checkpoint: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+    out = tmp_path_factory.mktemp("twin") / "out"
+    return run_plan(parse_plan(short_plan(checkpoint, texts)), out).outcomes
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(item.name for item in folder.glob("made/finetune-*/checkpoints/step-*"))
+
+
+def test_pause_and_resume_in_a_search_and_in_a_fine_tuning(
+    service: PlanService, checkpoint: Path, texts: Path, tmp_path: Path, short_twin: list[Outcome]
+) -> None:
+    plan_id = service.submit(short_plan(checkpoint, texts))
+    assert service.plans.pause(plan_id).state == "paused"
+    service.begin()
+    service.plans.resume(plan_id)
+    service.until_stage(plan_id, "search-1")
+    service.plans.pause(plan_id)
+    service.until(plan_id, "paused")
+    service.plans.resume(plan_id)
+    wait_for(lambda: checkpoints(tmp_path), 60)
+    assert service.plans.pause(plan_id).request == "pause"
+    service.until(plan_id, "paused", seconds=10)
+    before = checkpoints(tmp_path)
+    time.sleep(0.5)
+    assert checkpoints(tmp_path) == before != []
+    service.plans.resume(plan_id)
+    plan = service.until(plan_id)
+    ours = outcomes(plan)
+    assert (factors(ours[0]), weights(ours[1])) == (factors(short_twin[0]), weights(short_twin[1]))
+    assert ours[1].report["losses"] == short_twin[1].report["losses"]
+    assert not checkpoints(tmp_path)
+
+
+def test_cancelled_in_a_fine_tuning_it_can_be_tried_again_from_there(
+    service: PlanService, checkpoint: Path, texts: Path, tmp_path: Path, short_twin: list[Outcome]
+) -> None:
+    service.begin()
+    plan_id = service.submit(short_plan(checkpoint, texts))
+    wait_for(lambda: checkpoints(tmp_path), 60)
+    assert service.plans.cancel(plan_id).state == "cancelled"
+    job = service.plans.get(plan_id).stages[1].job_id
+    assert job is not None
+    assert service.wait(job, "cancelled", seconds=10)
+    before = checkpoints(tmp_path)
+    assert before
+    service.plans.retry(plan_id)
+    plan = service.until(plan_id)
+    assert plan.stages[1].job_id != job
+    assert weights(outcomes(plan)[1]) == weights(short_twin[1])
+    assert Counter(service.history(plan_id))["stage_queued"] == 3  # the search was not done again
+
+
+def test_a_changed_later_stage_does_not_rerun_earlier_ones(service: PlanService, checkpoint: Path, texts: Path) -> None:
+    document = plan_document(checkpoint, texts, stages=stages()[:2])
+    service.begin()
+    first = service.until(service.submit(document))
+    assert first.state == "finished", first.error
+    changed = stages(**{"finetune-1": {"settings": stages()[1]["settings"] | {"steps": 4}}})[:2]
+    second = service.until(service.submit(document | {"stages": changed, "name": "again"}))
+    assert [stage.reused for stage in second.stages] == [True, False]
+    assert second.stages[0].job_id == first.stages[0].job_id
+    assert outcomes(second)[1].model != outcomes(first)[1].model
+    third = service.until(service.submit(document))
+    assert [stage.reused for stage in third.stages] == [True, True]
+    made = outcomes(third)[1].model
+    assert made is not None
+    shutil.rmtree(made.id)  # taken away since
+    fourth = service.until(service.submit(document))
+    assert [stage.reused for stage in fourth.stages] == [True, False]
+    budget = stages(**{"search-1": {"budget": 16}})[:1]
+    fifth = service.until(service.submit(document | {"stages": budget}))
+    assert [stage.reused for stage in fifth.stages] == [False]  # more was asked for
+
+
+def test_a_stage_that_fails_says_why_and_is_tried_again(
+    service: PlanService, checkpoint: Path, texts: Path, tmp_path: Path
+) -> None:
+    document = plan_document(checkpoint, texts, stages=stages()[:2])
+    missing = tmp_path / "papers" / "a.txt"
+    plan_id = service.submit(document | {"training_files": [str(tmp_path / "papers" / "*.txt")]})
+    service.begin()
+    plan = service.until(plan_id)
+    assert (plan.state, plan.error) == ("failed", f"finetune-1: no file matches {tmp_path / 'papers' / '*.txt'}")
+    missing.parent.mkdir()
+    missing.write_text("too short")
+    service.plans.retry(plan_id)
+    plan = service.until(plan_id)
+    assert plan.state == "failed"
+    assert plan.stages[1].job_id is not None
+    assert service.jobs.get(plan.stages[1].job_id).state == "failed"
+    assert str(plan.error).startswith("finetune-1: ")
+    missing.write_text("Another text, long enough to be read. " * 20)
+    service.plans.retry(plan_id, "search-1")
+    plan = service.until(plan_id)
+    assert plan.state == "finished", plan.error
+    assert [stage.reused for stage in plan.stages] == [True, False]
+
+
+def test_a_checkpoint_is_refused_or_taken_by_a_worker(
+    service: PlanService, checkpoint: Path, texts: Path, tmp_path: Path
+) -> None:
+    later = [{"kind": "await_checkpoint", "name": "tuned"}, {"kind": "search", "target_length": 256, "budget": 14}]
+    plan_id = service.submit(plan_document(checkpoint, texts, stages=[stages()[0], *later]))
+    service.begin()
+    plan = service.until(plan_id, "waiting")
+    assert plan.present is not None
+    work = plan.present.work
+    assert work is not None
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    for folder in (broken, whole):
+        shutil.copytree(checkpoint, folder)
+    (broken / "model.safetensors").write_bytes(b"nothing")
+    assert service.plans.hand_in(plan_id, work | {"checkpoint": str(broken)}).state == "running"
+    plan = service.until(plan_id, "waiting")
+    assert "cannot load" in str(plan.error)
+    assert "checkpoint_refused" in service.history(plan_id)
+    assert service.plans.hand_in(plan_id, work | {"checkpoint": str(whole)}).error is None
+    plan = service.until(plan_id)
+    made = outcomes(plan)[1].model
+    assert made is not None
+    assert made.id == str(whole)
+    assert plan.spec["stages"][2]["model"] == "tuned"
+
+
+def test_two_coordinators_never_do_a_stage_twice(service: PlanService, checkpoint: Path, texts: Path) -> None:
+    service.begin()
+    service.begin()
+    document = plan_document(checkpoint, texts, stages=stages()[:2])
+    ids = [service.submit(document | {"seed": seed}) for seed in range(3)]
+    for plan_id in ids:
+        plan = service.until(plan_id)
+        assert plan.state == "finished", plan.error
+        assert Counter(service.history(plan_id))["stage_queued"] == 2
+        for stage in plan.stages:
+            assert stage.job_id is not None
+            assert Counter(service.kinds(stage.job_id))["claimed"] == 1
+    assert len(service.jobs.list(limit=100)) == 6
+
+
+def test_a_coordinator_that_is_killed_in_a_fine_tuning_changes_nothing(
+    service: PlanService, checkpoint: Path, texts: Path, tmp_path: Path, short_twin: list[Outcome]
+) -> None:
+    plan_id = service.submit(short_plan(checkpoint, texts))
+    program = (
+        "import sys, time; from pathlib import Path; import tests.test_plans as t\n"
+        "s = t.PlanService(Path(sys.argv[1])); s.begin(); time.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], env=os.environ.copy())
+    try:
+        wait_for(lambda: checkpoints(tmp_path), 90)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+    assert service.plans.get(plan_id).present is not None
+    service.begin()
+    plan = service.until(plan_id)
+    ours = outcomes(plan)
+    assert weights(ours[1]) == weights(short_twin[1])
+    assert ours[1].report["losses"] == short_twin[1].report["losses"]
+    assert [Counter(service.kinds(str(stage.job_id)))["claimed"] for stage in plan.stages] == [1, 2]
+
+
+def test_a_plan_left_between_any_two_steps_is_found_again(
+    service: PlanService, checkpoint: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator goes after each step; whichever comes next takes each step once."""
+    steps = PlanSteps(service.database)
+    taken: list[str] = []
+
+    def alone(name: str) -> Callable[..., bool]:
+        step = getattr(PlanSteps, name)
+
+        def once(*args: Any, **more: Any) -> bool:
+            done: bool = step(*args, **more)
+            if done:
+                taken.append(name)
+            for coordinator, _, _ in service.running:
+                coordinator.shut_down()
+            return done
+
+        return once
+
+    for name in ("queue", "conclude"):
+        monkeypatch.setattr(PlanSteps, name, alone(name))
+    plan_id = service.submit(plan_document(checkpoint, texts, stages=stages()[:2]))
+    while service.plans.get(plan_id).state != "finished":
+        service.begin()
+        _, thread, _ = service.running[-1]
+        thread.join(60)
+        service.stop()
+    assert taken == ["queue", "conclude"] * 2
+    assert steps.due() == []

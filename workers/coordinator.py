@@ -95,6 +95,7 @@ class Coordinator:
         keeper.start()
         self._keep(self._round)
         self._end()
+        keeper.join(SHUTDOWN_SECONDS)
 
     def _keep(self, a_round: Callable[[], None]) -> None:
         while not self._shutdown.is_set():
