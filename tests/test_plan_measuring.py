@@ -107,7 +107,7 @@ def test_passkeys_where_they_fit_kept_as_they_come(work: EvaluateWork, tmp_path:
     assert len(json.loads((tmp_path / "b" / "passkeys.json").read_text())["retrievals"]) == 2
     heard.clear()
     assert perform(work, tmp_path / "b", heard.append).report["passkey"] == undisturbed
-    assert [told["step"] for told in heard if "step" in told] == [2]
+    assert [told["step"] for told in heard if "step" in told] == [3]
     file = parse_factors(work.factors).model_copy(update={"target_length": 128, "scale": 2.0})
     nearer = work.model_copy(update={"factors": file.as_json()})
     assert perform(nearer, tmp_path / "c").report["passkey"] is None
@@ -115,9 +115,12 @@ def test_passkeys_where_they_fit_kept_as_they_come(work: EvaluateWork, tmp_path:
 
 
 def test_the_ladder(work: EvaluateWork, tmp_path: Path) -> None:
-    climbed = climb(work, tmp_path)
+    heard: list[dict[str, Any]] = []
+    climbed = climb(work, tmp_path, heard.append)
+    assert [told["step"] for told in heard[1:]] == list(range(1, len(climbed["rungs"]) + 1))
+    assert heard[-1]["steps"] == len(climbed["rungs"])
     assert climbed["lengths"] == [64, 128, 256]
-    again = climb(work.model_copy(update={"lengths": [128]}), tmp_path)
+    again = climb(work.model_copy(update={"lengths": [128]}), tmp_path, heard.append)
     assert again["rungs"] == [rung for rung in climbed["rungs"] if rung["length"] != 64], "the target is always there"
 
 

@@ -63,6 +63,19 @@ def test_auto_goes_wherever_the_optimum_is(power: float) -> None:
     assert objective.common(result.winning_factors) < 0.01 * worst
 
 
+def test_an_attention_factor_of_its_own() -> None:
+    objective = ManyDocuments([value**0.6 for value in LONG_FACTORS], attention_factor=1.0)
+    documents = many_documents(4).samples
+    parts = [SampleSet(part, documents) for part in ("search", "validation", "held_out")]
+    spec = readjusting_job(job(), long_file(), "search-2", "search")
+    result = search_and_measure(spec, GEOMETRY, Samples(*parts), objective, JobWatcher())
+    assert result.winning_factors.attention_factor == pytest.approx(1.0, abs=0.05)
+    assert result.methods["none"].attention_factor == 1.0
+    assert result.methods["long"].attention_factor == 1.15
+    fixed = readjusting_job(job(), long_file(), "search-2", 1.0)
+    assert {one.attention_factor for one in compared_methods(fixed, GEOMETRY).values()} == {1.0, 1.15}
+
+
 def test_what_it_starts_from_and_is_compared_with() -> None:
     result, _ = readjusted(0.5)
     first = list(result.state.candidates)

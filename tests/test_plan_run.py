@@ -19,13 +19,14 @@ from factor_search.injection import Injector
 from factor_search.job import JobWatcher
 from factor_search.models import load_model
 from factor_search.plan import check
+from factor_search.plan.perform import perform
 from factor_search.plan.run import PlanResult, PlanWatcher, run_plan
 from factor_search.plan.spec import parse_plan
 from factor_search.plan.work import ExportWork, Outcome, SearchWork, Work
 from factor_search.spec import ModelSpec
 from tests.conftest import save_checkpoint
 from tests.families import tiny_model
-from tests.plans import SETTINGS, plan_document, stages
+from tests.plans import BUDGET, SETTINGS, plan_document, stages
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +185,17 @@ def test_the_pair_loads_in_plain_transformers_and_switches(finished: tuple[PlanR
             assert torch.equal(plain(ids).logits, expected), length
 
 
+def test_an_export_that_was_cut_short(finished: tuple[PlanResult, Path], tmp_path: Path) -> None:
+    work, outcome = finished[0].works[-1], finished[0].outcomes[-1]
+    assert isinstance(work, ExportWork)
+    (tmp_path / ".model").mkdir()
+    (tmp_path / ".model" / "config.json.part").write_text("{")
+    again = perform(work, tmp_path)
+    assert again.report == outcome.report
+    assert again == perform(work, tmp_path)
+    assert {item.name for item in tmp_path.iterdir()} == {"model", "factors.json", "short_factors.json"}
+
+
 def figures_in(value: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Every object that holds a figure, with its place."""
     if isinstance(value, list):
@@ -232,6 +244,21 @@ def test_a_figure_of_gain_is_the_difference_of_its_measurements(finished: tuple[
     assert last["before"]["perplexity"] == pytest.approx(first["results"][0]["held_out"])
     assert last["difference"] == pytest.approx(last["before"]["loss"] - last["after"]["loss"])
     assert last["difference"] > 0
+
+
+def test_stages_beside_a_direct_search(checkpoint: Path, texts: Path, tmp_path: Path) -> None:
+    direct = {"kind": "search", "name": "direct", "model": "original", "target_length": 256, "budget": BUDGET}
+    document = plan_document(checkpoint, texts, stages=[*stages()[:3], direct])
+    result = run_plan(parse_plan(document), tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    (comparison,) = report["comparisons"]
+    assert (comparison["stage"], comparison["other"], comparison["target_length"]) == ("search-2", "direct", 256)
+    first, second = (result.outcomes[number].report["results"][0]["losses"] for number in (2, 3))
+    assert comparison["difference"] == pytest.approx(sum(second) / 2 - sum(first) / 2)
+    assert comparison["difference_standard_error"] > 0
+    assert comparison["summary"] in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "factors.json").read_text()) == result.outcomes[2].factors, "not the direct search's"
+    assert not (tmp_path / "short_factors.json").exists()
 
 
 def test_longrope2(checkpoint: Path, texts: Path, tmp_path: Path) -> None:

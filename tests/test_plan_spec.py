@@ -92,6 +92,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         plan(search(), FINETUNE, READJUST, search(2048), EXPORT | {"profile": "switching", "short": "readjust-1"}),
         "readjust-1 readjusts search-1 on finetune-1, not search-2 on finetune-1",
     ),
+    "a pair with two attention factors": (
+        plan(search(), FINETUNE, READJUST | {"attention_factor": "search"}, EXPORT | {"profile": "switching"}),
+        "export-1: readjust-1 has an attention factor of its own, but a configuration has one for both",
+    ),
     "short factors of a static export": (
         plan(search(), FINETUNE, READJUST, EXPORT | {"short": "readjust-1"}),
         "short belongs to the profile 'switching'",

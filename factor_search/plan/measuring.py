@@ -1,20 +1,20 @@
 """A stage that evaluates: a ladder of lengths, passkeys by depth and length, and what short texts lose."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from factor_search.canonical_json import canonical_json
 from factor_search.errors import DataError, OutputError
-from factor_search.evaluation import Evaluator, LocalEvaluator
+from factor_search.evaluation import Evaluation, Evaluator, LocalEvaluator
 from factor_search.factors import Factors
 from factor_search.factors_file import parse_factors, write_json
 from factor_search.geometry import Geometry
 from factor_search.job import read_samples
 from factor_search.ladder import ladder
 from factor_search.ledger import Ledger, RecordedEvaluator
-from factor_search.methods import closed_form
+from factor_search.methods import closed_form, closed_forms
 from factor_search.models import LoadedModel, load_model
 from factor_search.needle import Needle
 from factor_search.passkey import Retrieval, accuracy_by_cell, even_depths, passkey_accuracy, passkey_samples
@@ -23,6 +23,7 @@ from factor_search.perplexity import doubling_lengths
 from factor_search.plan.figures import Heard, compared, figures, share
 from factor_search.plan.harness import run_harness
 from factor_search.plan.work import EvaluateWork, Outcome
+from factor_search.race import Race
 from factor_search.report import FOUND
 from factor_search.samples import Samples, SampleSet, sample_of
 from factor_search.spec import ModelSpec, read_json
@@ -72,13 +73,36 @@ def measure(work: EvaluateWork, folder: Path, heard: Heard) -> Outcome:
     return Outcome(report=report)
 
 
-def climb(work: EvaluateWork, folder: Path) -> dict[str, Any]:
+def climb(work: EvaluateWork, folder: Path, heard: Heard) -> dict[str, Any]:
     """The ladder, in this process; evaluations are kept in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
+    heard({"phase": "loading"})
     loaded = load_model(work.model)
     samples = read_samples(work.job, loaded)
+    forms = closed_forms(loaded.geometry, work.job.target_length)
+    steps = len(_lengths(work, loaded.geometry)) * (len(forms) + 1)
     with Ledger(folder / EVALUATIONS) as ledger, LocalEvaluator(loaded, work.job.target_length) as local:
-        return evaluate_ladder(work, RecordedEvaluator(local, ledger), loaded.geometry, samples)
+        told = _Told(RecordedEvaluator(local, ledger), steps, heard)
+        return evaluate_ladder(work, told, loaded.geometry, samples)
+
+
+class _Told:
+    """An evaluator whose evaluations are heard of."""
+
+    def __init__(self, evaluator: Evaluator, steps: int, heard: Heard) -> None:
+        self._evaluator, self._steps, self._heard = evaluator, steps, heard
+        self._done = 0
+
+    def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
+        return self._evaluator.key(factors, samples, documents)
+
+    def evaluate_all(
+        self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None
+    ) -> Iterator[Evaluation]:
+        for evaluation in self._evaluator.evaluate_all(candidates, samples, race):
+            self._done += 1
+            self._heard({"phase": "measuring the ladder of lengths", "step": self._done, "steps": self._steps})
+            yield evaluation
 
 
 def _passkeys(
@@ -102,10 +126,10 @@ def _passkeys(
     kept = _kept(folder / PASSKEYS, identity)
     size = len(chosen.samples)
     for start in range(len(kept), len(needles), size):
-        heard({"phase": "passkeys", "step": start // size, "steps": len(needles) // size})
         samples = [needle.sample for needle in needles[start : start + size]]
         kept += passkey_accuracy(loaded, factors, samples)
         write_json(folder / PASSKEYS, {"identity": identity, "retrievals": [vars(one) for one in kept]})
+        heard({"phase": "passkeys", "step": len(kept) // size, "steps": len(needles) // size})
     return passkey_document(accuracy_by_cell(needles, kept))
 
 

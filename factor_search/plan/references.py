@@ -65,7 +65,8 @@ def lineage(model: str, before: Before) -> list[str]:
 
 def search_of(stage: Stage, before: Before) -> SearchStage:
     """The search whose factors a complete stage uses."""
-    search = before[getattr(stage, "factors")]  # noqa: B009
+    assert not isinstance(stage, SearchStage)
+    search = before[str(stage.factors)]
     assert isinstance(search, SearchStage)
     return search
 
@@ -156,22 +157,25 @@ def _short(stage: EvaluateStage | ExportStage, model: str, factors: str, before:
         if stage.short is not None:
             raise ValueError(f"{stage.name}: short belongs to the profile 'switching'; 'static' has long factors only")
         return None
-    if stage.short is not None:
-        chosen = before[stage.short]
-        assert isinstance(chosen, ReadjustStage)
-        if (chosen.model, chosen.factors) != (model, factors):
+    readjusted = {name: one for name, one in before.items() if isinstance(one, ReadjustStage)}
+    fitting = [name for name, one in readjusted.items() if (one.model, one.factors) == (model, factors)]
+    if stage.short is not None and stage.short not in fitting:
+        other = readjusted[stage.short]
+        raise ValueError(
+            f"{stage.name}: {other.name} readjusts {other.factors} on {other.model}, not {factors} on {model}"
+        )
+    chosen = stage.short or (fitting[-1] if fitting else None)
+    if isinstance(stage, ExportStage):
+        if chosen is None:
             raise ValueError(
-                f"{stage.name}: {chosen.name} readjusts {chosen.factors} on {chosen.model}, not {factors} on {model}"
+                f"{stage.name}: nothing to switch to, since no stage before it readjusts {factors} on {model}"
             )
-        return stage.short
-    fitting = [
-        name
-        for name, one in before.items()
-        if isinstance(one, ReadjustStage) and (one.model, one.factors) == (model, factors)
-    ]
-    if not fitting and isinstance(stage, ExportStage):
-        raise ValueError(f"{stage.name}: nothing to switch to, since no stage before it readjusts {factors} on {model}")
-    return fitting[-1] if fitting else None
+        if readjusted[chosen].attention_factor != "long":
+            raise ValueError(
+                f"{stage.name}: {chosen} has an attention factor of its own, but a configuration has one for both: set "
+                "its attention_factor to 'long'"
+            )
+    return chosen
 
 
 def _check_lengths(stage: Stage, before: Before) -> None:

@@ -1,11 +1,14 @@
 """What a plan has come to, stage by stage, as one JSON document; every figure in the HTML page is read from it."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from factor_search.plan.figures import compared
 from factor_search.plan.spec import PlanSpec
 from factor_search.plan.work import EvaluateWork, Outcome, SearchWork, Work
 from factor_search.report import FOUND, measures
+from factor_search.spec import PerplexitySpec
 from factor_search.version import versions
 
 SCHEMA = "factor-search/plan-report@1"
@@ -38,6 +41,7 @@ def plan_report(plan: PlanSpec, works: Sequence[Work], outcomes: Sequence[Outcom
         "status": "finished" if len(outcomes) == len(stages) else "unfinished",
         "plan": expanded.model_dump(mode="json"),
         "stages": described,
+        "comparisons": _comparisons(works, outcomes),
         "versions": versions(),
     }
 
@@ -45,7 +49,27 @@ def plan_report(plan: PlanSpec, works: Sequence[Work], outcomes: Sequence[Outcom
 def table(report: dict[str, Any]) -> str:
     """The stages for a terminal: a line each, and what it gained."""
     width = max(len(stage["name"]) for stage in report["stages"])
-    return "\n".join(f"{stage['name']:{width}}  {stage['summary'] or stage['status']}" for stage in report["stages"])
+    lines = [f"{stage['name']:{width}}  {stage['summary'] or stage['status']}" for stage in report["stages"]]
+    return "\n".join([*lines, *(one["summary"] for one in report["comparisons"])])
+
+
+def _comparisons(works: Sequence[Work], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Searches for the same length, in pairs over the held-out documents, which all have as many tokens."""
+    searches = [
+        (work, outcome.report["results"][0])
+        for work, outcome in zip(works, outcomes, strict=False)
+        if isinstance(work, SearchWork) and work.job.objective == PerplexitySpec()
+    ]
+    found = []
+    for (one, first), (other, second) in itertools.combinations(searches, 2):
+        if (one.kind, one.job.target_length) != (other.kind, other.job.target_length):
+            continue
+        difference = compared(second["losses"], first["losses"], [1] * len(first["losses"]))
+        better = _better(difference["difference"], difference["difference_standard_error"])
+        summary = f"{one.stage} against {other.stage} at {one.job.target_length:,} tokens: {better}"
+        names = {"stage": one.stage, "other": other.stage, "target_length": one.job.target_length}
+        found.append({**names, **difference, "summary": summary})
+    return found
 
 
 def _search_figures(work: Work, outcome: Outcome) -> dict[str, Any]:

@@ -20,6 +20,7 @@ def render(report: dict[str, Any]) -> str:
 <h1>{escape(report["name"])}</h1>
 <p>Extension of <code>{escape(plan["model"]["id"])}</code> by stages; {escape(report["status"])}.</p>
 <h2>What each stage gained</h2><table><tr><th>stage</th><th class=text>on held-out documents</th></tr>{rows}</table>
+{"".join(f"<p>{escape(one['summary'])}.</p>" for one in report["comparisons"])}
 {_searches(report)}{"".join(_section(stage) for stage in report["stages"] if stage["status"] == "finished")}
 <p>Differences are paired over documents; what stands after ± is a standard error over documents.</p>
 <p>{escape(", ".join(f"{name} {version}" for name, version in report["versions"].items()))}</p>"""

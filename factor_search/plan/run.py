@@ -11,10 +11,19 @@ from factor_search.job import JobWatcher, run_job
 from factor_search.plan.check import check_plan
 from factor_search.plan.figures import Heard
 from factor_search.plan.folders import Folders
-from factor_search.plan.perform import climb, hand_in, perform, with_ladder
+from factor_search.plan.perform import FACTORS, SHORT_FACTORS, climb, hand_in, perform, with_ladder
 from factor_search.plan.report import plan_report
 from factor_search.plan.spec import PlanSpec
-from factor_search.plan.work import AwaitWork, EvaluateWork, Outcome, SearchWork, Work, work_of
+from factor_search.plan.work import (
+    AwaitWork,
+    EvaluateWork,
+    FactorsDocument,
+    FinetuneWork,
+    Outcome,
+    SearchWork,
+    Work,
+    work_of,
+)
 from factor_search.report import build_factors_file, write_results
 
 
@@ -57,8 +66,8 @@ def run_plan(
 ) -> PlanResult:
     """Run a plan; run again it goes on where it was, and only stages whose work has changed are done again.
 
-    A keyboard interrupt ends it at whatever the stage has kept. ``report.json`` and ``report.html`` are written after
-    every stage, ``factors.json`` and ``short_factors.json`` after every search.
+    A keyboard interrupt ends it at whatever the stage has kept. After every stage ``out`` has ``report.json`` and
+    ``report.html`` on all so far, and ``factors.json`` and ``short_factors.json`` for the last model so far.
 
     Args:
         spec: the plan.
@@ -109,15 +118,14 @@ def _done(
     """A stage's outcome, None if it waits; and the checkpoint that is still to be handed in."""
     folder = folders.begin(work)
     if isinstance(work, AwaitWork):
-        write_json(folder / "factors.json", work.factors)
+        write_json(folder / FACTORS, work.factors)
         if checkpoint is None:
             return None, None
         outcome, checkpoint = hand_in(work, checkpoint), None
     elif isinstance(work, SearchWork):
         outcome = _search(work, folder, watcher)
     elif isinstance(work, EvaluateWork):
-        watcher.heard({"phase": "measuring the ladder of lengths"})
-        climbed = climb(work, folder)
+        climbed = climb(work, folder, watcher.heard)
         outcome = with_ladder(perform(work, folder, watcher.heard), climbed)
     else:
         outcome = perform(work, folder, watcher.heard)
@@ -134,7 +142,7 @@ def _search(work: SearchWork, folder: Path, watcher: PlanWatcher) -> Outcome:
 
 
 def _write(result: PlanResult, out: Path) -> None:
-    """The report so far, and the factors of the last searches."""
+    """The report and the factors so far."""
     from factor_search.plan.report_html import render  # matplotlib takes a second to import
 
     report: dict[str, Any] = plan_report(result.plan, result.works, result.outcomes)
@@ -143,7 +151,19 @@ def _write(result: PlanResult, out: Path) -> None:
         (out / "report.html").write_text(render(report), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write {out / 'report.html'}: {error.strerror or error}") from None
+    for name, factors in zip((FACTORS, SHORT_FACTORS), _pair(result), strict=True):
+        if factors is not None:
+            write_json(out / name, factors)
+        else:
+            (out / name).unlink(missing_ok=True)
+
+
+def _pair(result: PlanResult) -> tuple[FactorsDocument | None, FactorsDocument | None]:
+    """Long and short factors for the last model so far; searches on an earlier one are there to compare with."""
+    model, long, short = result.plan.model, None, None
     for work, outcome in zip(result.works, result.outcomes, strict=False):
-        if outcome.factors is not None:
-            name = "short_factors.json" if work.kind == "readjust" else "factors.json"
-            write_json(out / name, outcome.factors)
+        if isinstance(work, FinetuneWork | AwaitWork) and outcome.model is not None:
+            model = outcome.model
+        elif isinstance(work, SearchWork) and work.job.model == model:
+            long, short = (work.long, outcome.factors) if work.long else (outcome.factors, None)
+    return long, short

@@ -12,6 +12,7 @@ from factor_search.spec import (
     AutoSpec,
     BudgetSpec,
     PerplexitySpec,
+    PositiveFloat,
     PositiveInt,
     RacingSpec,
     SpaceSpec,
@@ -82,6 +83,11 @@ class ReadjustStage(_Stage):
     kind: Literal["readjust"] = "readjust"
     model: str | None = Field(None, description=MODEL)
     factors: str | None = Field(None, description=FACTORS)
+    attention_factor: Literal["long", "search"] | PositiveFloat = Field(
+        "long",
+        description="Of the short factors: the long ones', since transformers has one for both; searched; or a number. "
+        "A pair with two can be loaded only by engines that have a short and a long one.",
+    )
     strategy: AnyStrategy = AutoSpec()
     budget: AnyBudget = BudgetSpec()
     racing: RacingSpec | bool | None = Field(None, description="As in a job.")

@@ -188,7 +188,7 @@ class _Known:
         if isinstance(stage, ReadjustStage):
             long = parse_factors(factors)
             job = self._job(stage, target_length=long.model.original_length)
-            job = readjusting_job(job, long, source=str(stage.factors))
+            job = readjusting_job(job, long, str(stage.factors), stage.attention_factor)
             return SearchWork(stage=name, kind="readjust", job=job, long=factors)
         if isinstance(stage, FinetuneStage):
             return FinetuneWork(
