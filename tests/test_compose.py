@@ -105,7 +105,9 @@ def test_the_same_image_and_paths_wherever_ray_runs(compose: Any) -> None:
     targets = {v["target"]: v["read_only"] for v in services[0]["volumes"] if isinstance(v, dict)}
     assert targets == {"/models": True, "/data": True}
     named = {v.split(":")[1] for v in services[0]["volumes"] if isinstance(v, str)}
-    assert named == set(re.findall(r"=(/(?:cache|made)\S*)", DOCKERFILE)), "volumes are the folders that the image writes"
+    assert named == set(re.findall(r"=(/(?:cache|made)\S*)", DOCKERFILE)), (
+        "volumes are the folders that the image writes"
+    )
 
 
 @both

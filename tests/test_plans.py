@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from factor_search.plan.run import run_plan
 from factor_search.plan.spec import PlanSpec, parse_plan
@@ -29,6 +30,12 @@ def worker() -> ModelWorker:
     return ModelWorker(threads=1)
 
 
+def submit(plans: PlanStore, document: dict[str, Any]) -> str:
+    spec: PlanSpec = parse_plan(document).expanded()
+    named = [(str(stage.name), stage.kind) for stage in spec.stages or ()]
+    return plans.submit(name=spec.name, spec=spec.model_dump(mode="json"), stages=named)[0].id
+
+
 class PlanService(Service):
     """Coordinators whose workers are threads with real models."""
 
@@ -40,9 +47,7 @@ class PlanService(Service):
         self.start(workers=workers, make=worker)  # type: ignore[arg-type]
 
     def submit(self, document: dict[str, Any]) -> str:
-        spec: PlanSpec = parse_plan(document).expanded()
-        named = [(str(stage.name), stage.kind) for stage in spec.stages or ()]
-        return self.plans.submit(name=spec.name, spec=spec.model_dump(mode="json"), stages=named)[0].id
+        return submit(self.plans, document)
 
     def until(self, plan_id: str, *states: str, seconds: float = 60) -> Plan:
         wait_for(lambda: self.plans.get(plan_id).state in (states or ("finished", "failed", "cancelled")), seconds)
@@ -71,8 +76,17 @@ def service(tmp_path: Path) -> Iterator[PlanService]:
 @pytest.fixture(scope="module")
 def twin(checkpoint: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     """What the same plan comes to in one process."""
-    out = tmp_path_factory.mktemp("twin") / "out"
-    return run_plan(parse_plan(plan_document(checkpoint, texts)), out).outcomes
+    return in_one_process(plan_document(checkpoint, texts), tmp_path_factory.mktemp("twin") / "out")
+
+
+def in_one_process(document: dict[str, Any], out: Path) -> list[Outcome]:
+    """With as many threads as workers have: sums of gradients depend on that."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run_plan(parse_plan(document), out).outcomes
+    finally:
+        torch.set_num_threads(threads)
 
 
 def outcomes(plan: Plan) -> list[Outcome]:
@@ -121,8 +135,7 @@ def short_plan(checkpoint: Path, texts: Path, *further: dict[str, Any], **change
 
 @pytest.fixture(scope="module")
 def short_twin(checkpoint: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
-    out = tmp_path_factory.mktemp("twin") / "out"
-    return run_plan(parse_plan(short_plan(checkpoint, texts)), out).outcomes
+    return in_one_process(short_plan(checkpoint, texts), tmp_path_factory.mktemp("twin") / "out")
 
 
 def checkpoints(folder: Path) -> list[str]:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from storage.database import Database
 from storage.evaluations import EvaluationStore
 from storage.events import read_events
 from storage.jobs import JobStore
-from tests.processes import survivors
+from storage.plans import PlanStore
+from tests.processes import survivors, wait_for
+from tests.test_plans import checkpoints, in_one_process, outcomes, short_plan, submit, weights
 from workers.coordinator import Coordinator
 from workers.policy import Policy
 
@@ -57,11 +60,11 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 @pytest.fixture
-def coordinator(cluster: RayCluster, database: Database) -> Iterator[Coordinator]:
+def coordinator(cluster: RayCluster, database: Database, tmp_path: Path) -> Iterator[Coordinator]:
     from workers.ray_crew import RayCrew
 
     crew = RayCrew(cluster.address)
-    coordinator = Coordinator(database, crew, policy=ANYTHING)
+    coordinator = Coordinator(database, crew, policy=replace(ANYTHING, made=tmp_path / "made"))
     thread = threading.Thread(target=coordinator.run)
     thread.start()
     yield coordinator
@@ -138,6 +141,25 @@ def test_an_actor_that_is_killed_is_replaced(
     assert [event["reason"] for event in lost] == ["its process died"]
     twin = build_factors_file(run_job(spec, tmp_path / "twin")).as_json()
     assert without_name(store.document(job.id, "factors")) == without_name(twin)
+
+
+def test_a_worker_that_is_killed_in_a_fine_tuning_changes_nothing(
+    coordinator: Coordinator, database: Database, checkpoint: Path, texts: Path, tmp_path: Path
+) -> None:
+    document, plans = short_plan(checkpoint, texts), PlanStore(database)
+    plan_id = submit(plans, document)
+    wait_for(lambda: checkpoints(tmp_path), 90)
+    (victim,) = actors("ray::RayModelWorker.errand")
+    victim.send_signal(signal.SIGKILL)
+    wait_for(lambda: plans.get(plan_id).ended_at is not None, 90)
+    ours, theirs = outcomes(plans.get(plan_id)), in_one_process(document, tmp_path / "twin")
+    assert weights(ours[1]) == weights(theirs[1])
+    assert ours[1].report["losses"] == theirs[1].report["losses"]
+    events = read_events(database, str(plans.get(plan_id).stages[1].job_id))
+    kinds = Counter(event.kind for event in events)
+    assert (kinds["worker_lost"], kinds["retried"], kinds["claimed"]) == (1, 1, 1)
+    steps = [event.data.get("step") for event in events if event.kind == "progress"]
+    assert max(step or 0 for step in steps) > 0
 
 
 def test_a_node_joins_works_and_dies(
