@@ -21,7 +21,9 @@ from storage.plans import Plan, PlanStore
 from tests.test_storage import SPEC
 
 STAGES = [("search-1", "search"), ("tuned", "await_checkpoint"), ("export-1", "export")]
-OUTCOME = {"model": None, "factors": {"a": 1}, "report": {}}
+OUTCOME: dict[str, Any] = {"model": None, "factors": {"a": 1}, "report": {}}
+TUNED: dict[str, Any] = {"model": {"id": "m"}, "factors": None, "report": {}}
+HANDED = {"kind": "await_checkpoint", "checkpoint": "m"}
 
 
 class TestPlanContract:
@@ -72,7 +74,7 @@ class TestPlanContract:
 
     def test_an_unknown_plan_is_not_found(self, plans: PlanStore) -> None:
         actions: list[Callable[[str], Any]] = [plans.get, plans.pause, plans.resume, plans.cancel, plans.retry]
-        actions.append(lambda plan: plans.hand_in(plan, "tuned", OUTCOME))
+        actions.append(lambda plan: plans.hand_in(plan, HANDED))
         for action in actions:
             with pytest.raises(NotFoundError, match="nothing"):
                 action("nothing")
@@ -93,23 +95,31 @@ class TestPlanContract:
         assert steps.due() == []
         lease = claim(jobs)
         assert plans.get(plan.id).state == "running"
-        jobs.end(lease, "finished", outcome=OUTCOME)
+        jobs.end(lease, "finished", factors=OUTCOME["factors"], report=OUTCOME["report"])
         (due,) = steps.due()
         assert steps.conclude(due)
         plan = plans.get(plan.id)
         assert (plan.state, plan.stage, plan.stages[0].outcome) == ("running", 1, OUTCOME)
         assert steps.wait(plan, {"kind": "await_checkpoint"})
         assert (plans.get(plan.id).state, steps.due()) == ("waiting", [])
-        plan = plans.hand_in(plan.id, "tuned", OUTCOME | {"model": {"id": "m"}})
-        assert (plan.state, plan.stage) == ("running", 2)
+        assert plans.hand_in(plan.id, HANDED | {"checkpoint": "broken"}).state == "running"
+        jobs.end(claim(jobs), "failed", error="it is broken")
+        assert steps.conclude(*steps.due())
+        plan = plans.get(plan.id)
+        assert (plan.state, plan.stage, plan.job, plan.error) == ("waiting", 1, None, "it is broken")
+        plans.hand_in(plan.id, HANDED)
+        jobs.end(claim(jobs), "finished", outcome=TUNED)
+        assert steps.conclude(*steps.due())
+        plan = plans.get(plan.id)
+        assert (plan.state, plan.stage, plan.error, plan.stages[1].outcome) == ("running", 2, None, TUNED)
         assert steps.reuse(plan, work={"x": 1}, job_id=lease.job_id, outcome={"report": {"files": []}})
         plan = plans.get(plan.id)
         assert (plan.state, plan.stage, plan.present, plan.stages[2].reused) == ("finished", 3, None, True)
         assert plan.ended_at is not None
         assert [plan.stage_state(stage) for stage in plan.stages] == ["finished"] * 3
         assert history(database, plan.id) == [
-            *("submitted", "stage_queued", "stage_finished", "waiting", "handed_in", "stage_finished"),
-            *("stage_finished", "finished"),
+            *("submitted", "stage_queued", "stage_finished", "waiting", "handed_in", "checkpoint_refused"),
+            *("handed_in", "stage_finished", "stage_finished", "finished"),
         ]
 
     def test_what_others_have_done_is_not_done_again(self, plans: PlanStore, steps: PlanSteps, jobs: JobStore) -> None:
@@ -206,24 +216,24 @@ class TestPlanContract:
     def test_only_a_plan_that_waits_takes_a_checkpoint(self, plans: PlanStore, steps: PlanSteps) -> None:
         plan, _ = submit(plans, stages=STAGES[1:])
         with pytest.raises(ConflictError, match="queued: it does not wait"):
-            plans.hand_in(plan.id, "tuned", OUTCOME)
+            plans.hand_in(plan.id, HANDED)
         steps.wait(plan, {})
         assert plans.pause(plan.id).state == "paused"
         with pytest.raises(ConflictError, match="paused"):
-            plans.hand_in(plan.id, "tuned", OUTCOME)
+            plans.hand_in(plan.id, HANDED)
         plans.resume(plan.id)
         assert steps.due() == [plans.get(plan.id)]
         steps.wait(plans.get(plan.id), {})
-        plans.hand_in(plan.id, "tuned", OUTCOME)
+        plans.hand_in(plan.id, HANDED)
         with pytest.raises(ConflictError, match="does not wait"):
-            plans.hand_in(plan.id, "tuned", OUTCOME)
+            plans.hand_in(plan.id, HANDED)
 
     def test_finished_twins_are_found_by_their_work(self, plans: PlanStore, steps: PlanSteps, jobs: JobStore) -> None:
         plan, _ = submit(plans)
         queue(steps, plan)
         assert steps.finished_twins("w" * 64) == []
         lease = claim(jobs)
-        jobs.end(lease, "finished", outcome=OUTCOME)
+        jobs.end(lease, "finished", factors=OUTCOME["factors"], report=OUTCOME["report"])
         assert steps.finished_twins("w" * 64) == [(lease.job_id, OUTCOME)]
         assert steps.finished_twins("v" * 64) == []
 

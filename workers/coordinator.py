@@ -93,7 +93,7 @@ class Coordinator:
         """Work until told to shut down; then put the jobs back into the queue."""
         keeper = threading.Thread(target=self._keep, args=(self._plans.round,), name="plans", daemon=True)
         keeper.start()
-        self._keep(self._round)
+        self._keep(lambda: self._round())
         self._end()
         keeper.join(SHUTDOWN_SECONDS)
 
