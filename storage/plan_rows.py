@@ -116,13 +116,19 @@ def read_plan(connection: Connection, plan_id: str, *, lock: bool = False) -> Pl
     return plans_of(connection, [row])[0]
 
 
-def plans_of(connection: Connection, rows: list[Row[Any]]) -> list[Plan]:
-    """Rows of :data:`PLAN_COLUMNS` as values, with the stages of all of them."""
+def plans_of(connection: Connection, rows: list[Row[Any]], *, outline: bool = False) -> list[Plan]:
+    """Rows of :data:`PLAN_COLUMNS` as values, with the stages of all of them.
+
+    Args:
+        connection: in a transaction.
+        rows: of plans.
+        outline: leave out works, and of outcomes all but the models: reports are large.
+    """
     wanted = plan_stages.c.plan_id.in_([row.id for row in rows])
+    columns = _OUTLINE if outline else list(plan_stages.c)
     stages: dict[str, list[PlanStage]] = {}
-    for row in connection.execute(select(plan_stages).where(wanted).order_by(plan_stages.c.number)):
-        stage = PlanStage(**{name: getattr(row, name) for name in PlanStage.__dataclass_fields__})
-        stages.setdefault(row.plan_id, []).append(stage)
+    for row in connection.execute(select(*columns).where(wanted).order_by(plan_stages.c.number)):
+        stages.setdefault(row.plan_id, []).append(_outlined(row) if outline else _stage(row))
     return [
         Plan(
             **{name: getattr(row, name) for name in _OWN},
@@ -133,6 +139,24 @@ def plans_of(connection: Connection, rows: list[Row[Any]]) -> list[Plan]:
         )
         for row in rows
     ]
+
+
+_PLACE = ("number", "name", "kind", "job_id", "reused")
+_OUTLINE = [
+    plan_stages.c.plan_id,
+    *(plan_stages.c[name] for name in _PLACE),
+    plan_stages.c.outcome.is_not(None).label("has_ended"),
+    plan_stages.c.outcome[("model", "id")].as_string().label("model"),
+]
+
+
+def _stage(row: Row[Any]) -> PlanStage:
+    return PlanStage(**{name: getattr(row, name) for name in PlanStage.__dataclass_fields__})
+
+
+def _outlined(row: Row[Any]) -> PlanStage:
+    outcome = {"model": None if row.model is None else {"id": row.model}} if row.has_ended else None
+    return PlanStage(**{name: getattr(row, name) for name in _PLACE}, work=None, outcome=outcome)
 
 
 def _job(row: Row[Any]) -> Job:

@@ -118,7 +118,7 @@ class PlanStore:
             return read_plan(connection, plan_id)
 
     def list(self, *, state: str | None = None, limit: int = 50, before: tuple[float, str] | None = None) -> list[Plan]:
-        """Plans, newest first; see :meth:`storage.jobs.JobStore.list`."""
+        """Outlines of plans (see :func:`storage.plan_rows.plans_of`), newest first; else as for jobs."""
         order = (plans.c.submitted_at.desc(), plans.c.id.desc())
         query = select(*PLAN_COLUMNS).select_from(PRESENT).order_by(*order).limit(limit)
         if state is not None:
@@ -127,7 +127,7 @@ class PlanStore:
             at, plan_id = before
             query = query.where(or_(plans.c.submitted_at < at, and_(plans.c.submitted_at == at, plans.c.id < plan_id)))
         with self._database.reading() as connection:
-            return plans_of(connection, list(connection.execute(query)))
+            return plans_of(connection, list(connection.execute(query)), outline=True)
 
     def count_by_state(self) -> dict[str, int]:
         """How many plans are in each state that occurs."""

@@ -113,6 +113,9 @@ class TestPlanContract:
         plan = plans.get(plan.id)
         assert (plan.state, plan.stage, plan.error, plan.stages[1].outcome) == ("running", 2, None, TUNED)
         assert steps.reuse(plan, work={"x": 1}, job_id=lease.job_id, outcome={"report": {"files": []}})
+        (outline,) = plans.list()
+        models = [(stage.outcome or {}).get("model") for stage in outline.stages]
+        assert (outline.state, models) == ("finished", [None, TUNED["model"], None])
         plan = plans.get(plan.id)
         assert (plan.state, plan.stage, plan.present, plan.stages[2].reused) == ("finished", 3, None, True)
         assert plan.ended_at is not None

@@ -2,52 +2,22 @@
 
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from factor_search.plan.perform import hand_in, perform
 
 from factor_search.errors import SpecError
 from factor_search.plan.work import AwaitWork, EvaluateWork, ExportWork, FinetuneWork, Outcome, parse_work
 from storage.evaluations import Batch
 from storage.schema import FINISHED
-from workers.folder_lock import used_alone
 from workers.job_run import End, JobRun
-from workers.model_worker import ErrandCall, Heard
+from workers.model_worker import ErrandCall
+from workers.performance import HandingIn, Performance
 from workers.progress import EVENT_SECONDS
 from workers.tasks import Errand
 
-WAITING = "waiting for an earlier worker to let go of its folder"
 END_SECONDS = 10.0
 CHECKPOINT = "checkpoint"
 """Beside the work of a stage that waits: the folder that was handed in."""
-
-
-@dataclass(frozen=True)
-class Performance:
-    """The work of a stage as a worker does it, in a folder of its own."""
-
-    work: FinetuneWork | EvaluateWork | ExportWork
-    folder: Path
-
-    def __call__(self, heard: Heard) -> Outcome:
-        """Do it, or go on with it."""
-        with used_alone(self.folder, lambda: heard({"phase": WAITING})):
-            return perform(self.work, self.folder, heard)
-
-
-@dataclass(frozen=True)
-class HandingIn:
-    """The check of a checkpoint that a user hands in."""
-
-    work: AwaitWork
-    checkpoint: Path
-
-    def __call__(self, heard: Heard) -> Outcome:
-        """Load it, and prove that factors reach it."""
-        heard({"phase": f"loading {self.checkpoint}"})
-        return hand_in(self.work, self.checkpoint)
 
 
 def drive_errand(run: JobRun) -> End:

@@ -1,11 +1,11 @@
 """A stage that evaluates: the ladder of lengths on all workers, the rest on one."""
 
 from factor_search.plan.perform import evaluate_ladder, with_ladder
-
 from factor_search.plan.work import EvaluateWork, parse_work
 from storage.schema import FINISHED
-from workers.errand_run import Performance, do_errand, folder_of
+from workers.errand_run import do_errand, folder_of
 from workers.job_run import End, JobRun
+from workers.performance import Performance
 from workers.search_run import start_stage
 
 

@@ -1,0 +1,37 @@
+"""The works that one worker does whole, as it does them; imports nothing that a worker does not need."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from factor_search.plan.perform import hand_in, perform
+from factor_search.plan.work import AwaitWork, EvaluateWork, ExportWork, FinetuneWork, Outcome
+from workers.folder_lock import used_alone
+from workers.model_worker import Heard
+
+WAITING = "waiting for an earlier worker to let go of its folder"
+
+
+@dataclass(frozen=True)
+class Performance:
+    """The work of a stage as a worker does it, in a folder of its own."""
+
+    work: FinetuneWork | EvaluateWork | ExportWork
+    folder: Path
+
+    def __call__(self, heard: Heard) -> Outcome:
+        """Do it, or go on with it."""
+        with used_alone(self.folder, lambda: heard({"phase": WAITING})):
+            return perform(self.work, self.folder, heard)
+
+
+@dataclass(frozen=True)
+class HandingIn:
+    """The check of a checkpoint that a user hands in."""
+
+    work: AwaitWork
+    checkpoint: Path
+
+    def __call__(self, heard: Heard) -> Outcome:
+        """Load it, and prove that factors reach it."""
+        heard({"phase": f"loading {self.checkpoint}"})
+        return hand_in(self.work, self.checkpoint)
