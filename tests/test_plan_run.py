@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -342,6 +343,27 @@ def test_a_folder_of_something_else(checkpoint: Path, texts: Path, tmp_path: Pat
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot use"):
         run_plan(spec, tmp_path / "file")
+
+
+def test_files_that_come_later_are_noticed(checkpoint: Path, texts: Path, tmp_path: Path) -> None:
+    """They would deal anew: what was searched on could then be held out, or what is held out trained on."""
+    own = tmp_path / "texts"
+    shutil.copytree(texts, own)
+    spec = parse_plan(plan_document(checkpoint, own))
+
+    def stop(number: int, work: Work, known: bool) -> None:
+        if number == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(spec, tmp_path / "out", PlanWatcher(stage=stop))
+    for number in range(6):
+        (own / f"000{number}.txt").write_text(f"Later {number}. " + f"another{number}; " * 60)
+    with pytest.raises(DataError, match="the documents are no longer those of the first stages"):
+        run_plan(spec, tmp_path / "out")
+    for number in range(6):
+        (own / f"000{number}.txt").unlink()
+    assert run_plan(spec, tmp_path / "out").status == "finished"
 
 
 def test_killed_during_fine_tuning(

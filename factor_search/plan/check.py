@@ -1,10 +1,11 @@
 """What of a plan can be seen to be impossible before anything is loaded: files, the model's configuration, packages."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from factor_search.documents import matching_files
-from factor_search.errors import FinetuneError, SpecError
+from factor_search.errors import DataError, FinetuneError, SpecError
 from factor_search.export.huggingface import huggingface_config
 from factor_search.factors_file import FactorsModel, factors_file
 from factor_search.geometry import Geometry, read_geometry
@@ -14,7 +15,7 @@ from factor_search.models import load_config
 from factor_search.plan.harness import check_installed
 from factor_search.plan.spec import PlanSpec
 from factor_search.plan.stages import EvaluateStage, ExportStage, FinetuneStage, SearchStage, Stage
-from factor_search.plan.work import SearchWork, work_of
+from factor_search.plan.work import Outcome, SearchWork, work_of
 from factor_search.space import SearchSpace
 
 
@@ -40,6 +41,31 @@ def check_plan(plan: PlanSpec) -> None:
     if Path(plan.model.id).is_dir():
         _check_fits(expanded, stages, read_geometry(load_config(plan.model), plan.model.original_length))
     check_possible(first.job)
+
+
+def check_documents(outcomes: Sequence[Outcome]) -> None:
+    """Refuse results on other held-out documents than those of the stages before: files were added or taken away.
+
+    Args:
+        outcomes: of all stages so far, in their order.
+
+    Raises:
+        DataError: the last is on others.
+    """
+    held_out = [sources for outcome in outcomes if (sources := _held_out(outcome))]
+    if any(sources != held_out[0] for sources in held_out):
+        raise DataError(
+            "the documents are no longer those of the first stages, which may have searched or trained on what is now "
+            "held out: bring back the files as they were, or start over from the first stage"
+        )
+
+
+def _held_out(outcome: Outcome) -> list[str] | None:
+    """Sources of the held-out documents; None of a stage that reads none."""
+    documents = outcome.report.get("documents")
+    if isinstance(documents, dict):
+        return list(documents["held_out"])
+    return outcome.report.get("held_out_documents")
 
 
 def _check_packages(stages: list[Stage]) -> None:

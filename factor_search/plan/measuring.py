@@ -64,7 +64,7 @@ def measure(work: EvaluateWork, folder: Path, heard: Heard) -> Outcome:
     heard({"phase": "loading"})
     loaded = load_model(work.model)
     samples = read_samples(work.job, loaded).held_out
-    report: dict[str, Any] = {"passkey": None}
+    report: dict[str, Any] = {"held_out_documents": [one.source for one in samples.samples], "passkey": None}
     if work.passkey is not None:
         report["passkey"] = _passkeys(work, loaded, samples, folder, heard)
     heard({"phase": "measuring short texts"})

@@ -1,14 +1,14 @@
 """A whole plan in this process: one stage after the other, each in a folder of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from factor_search.errors import OutputError, SpecError
+from factor_search.errors import DataError, OutputError, SpecError
 from factor_search.factors_file import write_json
 from factor_search.job import JobWatcher, run_job
-from factor_search.plan.check import check_plan
+from factor_search.plan.check import check_documents, check_plan
 from factor_search.plan.figures import Heard
 from factor_search.plan.folders import Folders
 from factor_search.plan.perform import FACTORS, SHORT_FACTORS, climb, hand_in, perform, with_ladder
@@ -96,15 +96,18 @@ def run_plan(
             watcher.stage(number, work, outcome is not None)
             if outcome is not None:
                 folders.open(work)
-            else:
-                try:
-                    outcome, checkpoint = _done(work, folders, watcher, checkpoint)
-                except (KeyboardInterrupt, _InterruptedError):
-                    result.status = "interrupted"
+                result.outcomes.append(outcome)
+                continue
+            try:
+                outcome, checkpoint = _done(work, folders.begin(work), watcher, checkpoint)
+            except (KeyboardInterrupt, _InterruptedError):
+                result.status = "interrupted"
+                break
             if outcome is None:
-                result.status = "waiting" if result.status == "finished" else result.status
+                result.status = "waiting"
                 break
             result.outcomes.append(outcome)
+            _keep(work, result.outcomes, folders)
             _write(result, out)
         _write(result, out)
     if checkpoint is not None and result.status == "finished":
@@ -113,10 +116,9 @@ def run_plan(
 
 
 def _done(
-    work: Work, folders: Folders, watcher: PlanWatcher, checkpoint: Path | None
+    work: Work, folder: Path, watcher: PlanWatcher, checkpoint: Path | None
 ) -> tuple[Outcome | None, Path | None]:
     """A stage's outcome, None if it waits; and the checkpoint that is still to be handed in."""
-    folder = folders.begin(work)
     if isinstance(work, AwaitWork):
         write_json(folder / FACTORS, work.factors)
         if checkpoint is None:
@@ -129,8 +131,17 @@ def _done(
         outcome = with_ladder(perform(work, folder, watcher.heard), climbed)
     else:
         outcome = perform(work, folder, watcher.heard)
-    folders.end(work, outcome)
     return outcome, checkpoint
+
+
+def _keep(work: Work, outcomes: Sequence[Outcome], folders: Folders) -> None:
+    """Make the last outcome a lasting one, or nothing of it if it is on other documents than those before."""
+    try:
+        check_documents(outcomes)
+    except DataError:
+        folders.drop({work.stage})
+        raise
+    folders.end(work, outcomes[-1])
 
 
 def _search(work: SearchWork, folder: Path, watcher: PlanWatcher) -> Outcome:
