@@ -92,9 +92,10 @@ class PlanClient:
             on_interruption=on_interruption,
         )
 
-    def factors(self, plan_id: str, stage: str | None = None) -> dict[str, Any]:
-        """The factors of a stage, or of the last search that has finished."""
-        document: dict[str, Any] = self._connection.get(_path(plan_id, "factors"), {"stage": stage}).json()
+    def factors(self, plan_id: str, half: str = "long", stage: str | None = None) -> dict[str, Any]:
+        """The ``long`` or ``short`` factors for the plan's last model so far, or those of a stage."""
+        query = {"half": half, "stage": stage}
+        document: dict[str, Any] = self._connection.get(_path(plan_id, "factors"), query).json()
         return document
 
     def report(self, plan_id: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class PlanLinks(_Value):
 
     self: str = Field(description="The plan.")
     events: str = Field(description="Its history and what happens to it, as server-sent events.")
-    factors: str = Field(description="The factors of its last search that has finished.")
+    factors: str = Field(description="The factors for its last model so far.")
     report: str = Field(description="What each finished stage gained.")
 
 

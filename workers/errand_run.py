@@ -51,7 +51,7 @@ def do_errand(run: JobRun, work: FinetuneWork | EvaluateWork | ExportWork | Awai
     pool, pool_id = run.tools.pool, run.evaluator.pool_id
     progress = ErrandProgress(run)
     pool.join(pool_id, work.model, run.evaluator)
-    progress.hear({"phase": "waiting for a worker"})
+    progress.phase("waiting for a worker")
     result: Future[Outcome] = Future()
     errand = Errand(job_id=pool_id, model=work.model, call=call, heard=progress.hear, result=result)
     pool.submit([errand])
@@ -70,6 +70,10 @@ class ErrandProgress:
         self._told_at = -1e9
         self._progress: dict[str, Any] = dict(run.job.progress) | {"phase": "", "workers": 0}
 
+    def phase(self, text: str) -> None:
+        """A new phase begins."""
+        self.hear({"phase": text})
+
     def hear(self, news: dict[str, Any]) -> None:
         """Record what is new; called from the pool's thread."""
         now, step = time.monotonic(), self._progress.get("step") or 0
@@ -80,7 +84,7 @@ class ErrandProgress:
         if news.get("steps"):
             self._progress["share"] = min(news["step"] / news["steps"], 1.0)
         events: list[tuple[str, dict[str, Any]]] = [("phase", {"phase": phase})] if new_phase else []
-        if new_phase or now - self._told_at >= EVENT_SECONDS:
+        if news.get("step") is not None and now - self._told_at >= EVENT_SECONDS:
             self._told_at = now
             events.append(("progress", dict(self._progress)))
         progress = dict(self._progress)

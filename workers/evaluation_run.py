@@ -3,7 +3,7 @@
 from factor_search.plan.perform import evaluate_ladder, with_ladder
 from factor_search.plan.work import EvaluateWork, parse_work
 from storage.schema import FINISHED
-from workers.errand_run import do_errand, folder_of
+from workers.errand_run import ErrandProgress, do_errand, folder_of
 from workers.job_run import End, JobRun
 from workers.performance import Performance
 from workers.search_run import start_stage
@@ -22,8 +22,8 @@ def drive_evaluation(run: JobRun) -> End | None:
     spec = work.job
     if not run.has_room(spec):
         return None
-    progress = run.progress(spec.budget)
-    prepared = run.prepare(spec, progress)
+    progress = ErrandProgress(run)
+    prepared = run.prepare(spec, progress.phase)
     start_stage(run, spec, prepared)
     progress.phase("measuring a ladder of lengths")
     climbed = evaluate_ladder(work, run.evaluator, prepared.geometry, prepared.samples)

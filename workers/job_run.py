@@ -81,11 +81,11 @@ class JobRun:
         """What tells people of a search."""
         return ProgressWriter(self.lease, budget, self.tools.recorder, self.tools.pool, self.job.progress)
 
-    def prepare(self, spec: JobSpec, progress: ProgressWriter) -> Prepared:
+    def prepare(self, spec: JobSpec, say: Callable[[str], Any]) -> Prepared:
         """Have a worker load the model and read the documents; from now on candidates can be evaluated."""
         pool, pool_id = self.tools.pool, self.evaluator.pool_id
         pool.join(pool_id, spec.model, self.evaluator)
-        progress.phase(f"loading {spec.model.id} and reading documents")
+        say(f"loading {spec.model.id} and reading documents")
         prepared = self.wait(pool.prepare(pool_id, spec))
         self.evaluator.use(prepared, Setting.of(spec))
         return prepared

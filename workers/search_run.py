@@ -30,7 +30,7 @@ def drive_search(run: JobRun) -> End | None:
     if not run.has_room(spec):
         return None
     progress = run.progress(spec.budget)
-    prepared = run.prepare(spec, progress)
+    prepared = run.prepare(spec, progress.phase)
     start_stage(run, spec, prepared)
     if not run.has_workers(spec, progress):
         return None

@@ -1,6 +1,7 @@
 """``factor-search download``: what a finished job found, or the stages of a plan that have finished."""
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from api.cli.arguments import Commands, add_json_argument
 from api.cli.environment import add_server_arguments
-from api.client import Client, Evaluation, Plan
+from api.client import Client, ConflictError, Evaluation, Plan
 from api.plan_client import PlanClient, names_plan
 from factor_search.cache import write_atomically
 from factor_search.errors import OutputError
@@ -26,7 +27,7 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "download",
         help="fetch what a finished job or plan found",
-        description="Write the factors of a finished job, or of the last search of a plan. With --out ending in .json "
+        description="Write the factors of a finished job, or for the last model of a plan. With --out ending in .json "
         "only those; otherwise --out is a folder and gets factors.json, report.json, report.html and "
         "evaluations.jsonl, like that of factor-search run. Of a plan these are the reports of the stages that have "
         "finished, factors.json and, after a readjusting, short_factors.json; its checkpoints stay where the service "
@@ -81,7 +82,6 @@ def save_plan(plans: PlanClient, plan: Plan, out: Path, arguments: argparse.Name
     """
     if arguments.format != "factors":
         raise OutputError("a plan exports its model itself: --format is for jobs")
-    finished = {stage.kind: stage for stage in plan.stages if stage.state == "finished"}
     for stage in plan.stages:
         if stage.model is not None:
             print(f"{stage.name}: {stage.model}", file=sys.stderr)
@@ -92,10 +92,9 @@ def save_plan(plans: PlanClient, plan: Plan, out: Path, arguments: argparse.Name
             out / "report.json": json_text(plans.report(plan.id)),
             out / "report.html": plans.report_html(plan.id).encode(),
         }
-        if "search" in finished:
-            files[out / "factors.json"] = json_text(plans.factors(plan.id))
-        if "readjust" in finished:
-            files[out / "short_factors.json"] = json_text(plans.factors(plan.id, finished["readjust"].name))
+        for name, half in (("factors.json", "long"), ("short_factors.json", "short")):
+            with contextlib.suppress(ConflictError):  # there are none yet
+                files[out / name] = json_text(plans.factors(plan.id, half))
     write_files(files, force=arguments.force)
     return list(files)
 

@@ -1,7 +1,7 @@
 """Plans: submitted, listed, steered, given checkpoints, and what has come out of their stages."""
 
 from pathlib import Path as FilePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query
 from starlette.requests import Request
@@ -15,7 +15,8 @@ from api.routes.results import LARGEST_NUMBER, STREAM_EXAMPLE, event_stream, pre
 from api.schemas import EXAMPLE_PLAN_ID, finite
 from api.submission import checked_idempotency_key, submitted_plan
 from factor_search.plan.spec import PlanSpec, parse_plan
-from factor_search.plan.work import AwaitWork, parse_outcome, parse_work
+from factor_search.plan.work import AwaitWork, Outcome, Work, last_factors, parse_outcome, parse_work
+from storage.plans import Plan as StoredPlan
 from storage.plans import check_waiting
 from workers.errand_run import CHECKPOINT
 
@@ -196,18 +197,22 @@ def plan_events(
 def plan_factors(
     plan_id: PlanId,
     stores: Stores,
-    stage: Annotated[
-        str | None, Query(description="Name of a search or readjusting; default: the last search.")
-    ] = None,
+    half: Annotated[
+        Literal["long", "short"], Query(description="Short: the readjusted ones that make a pair with the long ones.")
+    ] = "long",
+    stage: Annotated[str | None, Query(description="Those of this search or readjusting instead.")] = None,
 ) -> Response:
-    """The factors of a stage as a file, once it has finished."""
+    """The factors for the plan's last model so far, or those of a stage, as a file."""
     plan = stores.plan(plan_id)
-    chosen = [known for known in plan.stages if (known.name == stage if stage else known.kind == "search")]
-    found: list[dict[str, Any]] = [known.outcome["factors"] for known in chosen if known.outcome is not None]
-    if not found or found[-1] is None:
-        what = f"stage {stage!r} has no factors" if stage else "no search of it has finished"
+    if stage is None:
+        long, short = last_factors(parse_plan(plan.spec), *_ended(plan))
+        found = long if half == "long" else short
+    else:
+        found = next(((known.outcome or {}).get("factors") for known in plan.stages if known.name == stage), None)
+    if found is None:
+        what = f"its stage {stage!r} has no factors" if stage else f"there are no {half} factors for its last model"
         raise RefusedError(409, f"plan {plan.id} is {plan.state}, and {what}")
-    return JSONResponse(finite(found[-1]))
+    return JSONResponse(finite(found))
 
 
 @router.get(
@@ -239,14 +244,18 @@ def plan_report(
     from factor_search.plan.report import plan_report
 
     plan = stores.plan(plan_id)
-    ended = [stage for stage in plan.stages if stage.outcome is not None]
-    if not ended:
+    works, outcomes = _ended(plan)
+    if not works:
         raise RefusedError(409, f"plan {plan.id} is {plan.state}, and no stage of it has finished")
-    works = [parse_work(stage.work) for stage in ended]
-    outcomes = [parse_outcome(stage.outcome) for stage in ended]
     document = finite(plan_report(parse_plan(plan.spec), works, outcomes))
     if (wanted or preferred(accept)) == "json":
         return JSONResponse(document, headers={"Vary": "Accept"})
     from factor_search.plan.report_html import render  # matplotlib takes a second to import
 
     return HTMLResponse(render(document), headers={"Vary": "Accept"})
+
+
+def _ended(plan: StoredPlan) -> tuple[list[Work], list[Outcome]]:
+    """What the stages that have finished had to do, and what came of it."""
+    ended = [stage for stage in plan.stages if stage.outcome is not None]
+    return [parse_work(stage.work) for stage in ended], [parse_outcome(stage.outcome) for stage in ended]

@@ -17,11 +17,10 @@ from factor_search.plan.spec import PlanSpec
 from factor_search.plan.work import (
     AwaitWork,
     EvaluateWork,
-    FactorsDocument,
-    FinetuneWork,
     Outcome,
     SearchWork,
     Work,
+    last_factors,
     work_of,
 )
 from factor_search.report import build_factors_file, write_results
@@ -162,19 +161,9 @@ def _write(result: PlanResult, out: Path) -> None:
         (out / "report.html").write_text(render(report), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write {out / 'report.html'}: {error.strerror or error}") from None
-    for name, factors in zip((FACTORS, SHORT_FACTORS), _pair(result), strict=True):
+    pair = last_factors(result.plan, result.works, result.outcomes)
+    for name, factors in zip((FACTORS, SHORT_FACTORS), pair, strict=True):
         if factors is not None:
             write_json(out / name, factors)
         else:
             (out / name).unlink(missing_ok=True)
-
-
-def _pair(result: PlanResult) -> tuple[FactorsDocument | None, FactorsDocument | None]:
-    """Long and short factors for the last model so far; searches on an earlier one are there to compare with."""
-    model, long, short = result.plan.model, None, None
-    for work, outcome in zip(result.works, result.outcomes, strict=False):
-        if isinstance(work, FinetuneWork | AwaitWork) and outcome.model is not None:
-            model = outcome.model
-        elif isinstance(work, SearchWork) and work.job.model == model:
-            long, short = (work.long, outcome.factors) if work.long else (outcome.factors, None)
-    return long, short

@@ -173,6 +173,25 @@ def work_of(plan: PlanSpec, number: int, outcomes: Sequence[Outcome]) -> Work:
     return _Known(plan, dict(zip((str(stage.name) for stage in stages), outcomes, strict=False))).work(stages[number])
 
 
+def last_factors(
+    plan: PlanSpec, works: Sequence[Work], outcomes: Sequence[Outcome]
+) -> tuple[FactorsDocument | None, FactorsDocument | None]:
+    """Long and short factors for the last model so far; searches on an earlier one are there to compare with.
+
+    Args:
+        plan: as it is, or expanded.
+        works: of the stages that have begun, in their order.
+        outcomes: of those that have ended.
+    """
+    model, long, short = plan.model, None, None
+    for work, outcome in zip(works, outcomes, strict=False):
+        if isinstance(work, FinetuneWork | AwaitWork) and outcome.model is not None:
+            model = outcome.model
+        elif isinstance(work, SearchWork) and work.job.model == model:
+            long, short = (work.long, outcome.factors) if work.long else (outcome.factors, None)
+    return long, short
+
+
 class _Known:
     """A plan and what its stages have made so far."""
 
