@@ -85,7 +85,8 @@ def test_values_are_frozen(client: Client) -> None:
 
 
 def test_listing_goes_over_pages(client: Client, coordinator: FakeCoordinator) -> None:
-    ids = [coordinator.jobs.submit(parse_spec(SPEC))[0].id for _ in range(105)][::-1]
+    jobs = [coordinator.jobs.submit(parse_spec(SPEC))[0] for _ in range(105)]
+    ids = [job.id for job in sorted(jobs, key=lambda job: (job.submitted_at, job.id), reverse=True)]
     assert [job.id for job in client.jobs()] == ids
     assert [job.id for job in client.jobs(limit=102)] == ids[:102]
     assert list(client.jobs(state="failed")) == []

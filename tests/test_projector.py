@@ -92,8 +92,15 @@ def test_a_database_that_is_away_for_a_while(
     file = Path(optuna_url.removeprefix("sqlite:///"))
     file.mkdir()
     process = projector_module.start(database.url, optuna_url, OWNER)
+    said: list[str] = []
+
+    def has_spoken() -> bool:
+        said.extend(capfd.readouterr().err.splitlines())
+        return bool(said)
+
     try:
-        time.sleep(4)
+        wait_for(has_spoken, 30)
+        time.sleep(1)
         assert process.poll() is None
         assert catch_up(database, lease.job_id, 0, 0) == 1
         file.rmdir()
@@ -103,7 +110,7 @@ def test_a_database_that_is_away_for_a_while(
     finally:
         process.kill()
         finish(process)
-    said = capfd.readouterr().err.splitlines()
+    has_spoken()
     assert len(said) == 1
     assert "cannot use Optuna's tables" in said[0]
 
