@@ -79,6 +79,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a name twice": (plan(search(name="a"), search(2048, name="a")), "a is the name of 2 stages"),
     "a default name taken": (plan(search(name="search-2"), search(2048)), "search-2 is the name of 2 stages"),
     "the plan's model as a name": (plan(search(name="original")), "no stage can be named 'original'"),
+    "a file of the plan as a name": (plan(search(name="report.json")), "no stage can be named 'report.json'"),
     "a name that is a path": (plan(search(name="../x")), r"name: String should match pattern"),
     "too many stages": (plan(*[search(1000 + n) for n in range(33)]), "at most 32 items"),
     "no stage": (plan(), "at least 1 item"),

@@ -51,12 +51,14 @@ class Folders:
         """The folder of a work, made if need be; under the stage's name there is a link to it.
 
         Raises:
-            OutputError: it cannot be made.
+            OutputError: it cannot be made, or something else has its name.
         """
         folder = self._of(work)
         link = self._out / work.stage
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if link.exists() and not link.is_symlink():
+                raise OutputError(f"{link} is in the way of the stage's folder: move it, or choose another --out")
             with suppress(FileNotFoundError):
                 link.unlink()
             link.symlink_to(folder.relative_to(self._out))

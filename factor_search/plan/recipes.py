@@ -15,7 +15,7 @@ MIXED_WINDOW = 0.5
 def longrope(target_length: int, middle_length: int | None, seed: int) -> list[Stage]:
     """LongRoPE (2402.13753, sec. 3.3): search and fine-tune at a middle length, search again, readjust."""
     return [
-        SearchStage(target_length=middle_length or target_length // LAST_STRETCH),
+        SearchStage(target_length=middle_length or max(target_length // LAST_STRETCH, 1)),
         FinetuneStage(settings=FinetuneSpec(seed=seed)),
         SearchStage(target_length=target_length),
         ReadjustStage(),

@@ -22,6 +22,8 @@ ROLES: dict[str, tuple[type[Any], ...]] = {
     "short": (ReadjustStage,),
 }
 """The fields that name earlier stages, and of which kinds."""
+FILES = ("plan.json", "report.json", "report.html", "factors.json", "short_factors.json")
+"""What a plan itself leaves beside the folders of its stages."""
 WITHOUT_SEARCH = {
     "finetune": "nothing to fine-tune with",
     "await_checkpoint": "nothing to tune a checkpoint with",
@@ -82,6 +84,8 @@ def _named(stages: Sequence[Stage]) -> list[Stage]:
         raise ValueError(f"{twice[0]} is the name of {names[twice[0]]} stages: give each its own")
     if ORIGINAL in names:
         raise ValueError(f"no stage can be named {ORIGINAL!r}: that means the plan's model")
+    if taken := [name for name in FILES if name in names]:
+        raise ValueError(f"no stage can be named {taken[0]!r}: that is a file beside the folders of the stages")
     return named
 
 
