@@ -10,23 +10,21 @@ from factor_search.errors import OutputError
 
 LOCK = "lock"
 POLL_SECONDS = 0.2
-PATIENCE_SECONDS = 600.0
-"""A worker that was given up may take a while to notice."""
 
 
 @contextlib.contextmanager
-def used_alone(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
+def used_alone(folder: Path, waiting: Callable[[float], None]) -> Iterator[None]:
     """Within this context nobody else who asks for it works in the folder, which is made if need be.
 
-    The lock ends with the process. On a network file system it holds between machines if that has locks.
+    The lock ends with the process. On a network file system it holds between machines if that has locks. Whoever works
+    there may do the same for another plan, and take days: there is no end to the waiting but that which is made.
 
     Args:
         folder: to work in.
-        waiting: called now and then while somebody else works there; may raise to give up.
+        waiting: called with the seconds so far while somebody else works there; may raise to give up.
 
     Raises:
         OutputError: the folder cannot be used.
-        TimeoutError: somebody else does not let go of it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -34,14 +32,12 @@ def used_alone(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"cannot use {folder}: {error.strerror or error}") from None
     with lock:
-        until = time.monotonic() + PATIENCE_SECONDS
+        since = time.monotonic()
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > until:
-                    raise TimeoutError(f"another process works in {folder}") from None
-                waiting()
+                waiting(time.monotonic() - since)
                 time.sleep(POLL_SECONDS)
         yield

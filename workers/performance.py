@@ -8,7 +8,8 @@ from factor_search.plan.work import AwaitWork, EvaluateWork, ExportWork, Finetun
 from workers.folder_lock import used_alone
 from workers.model_worker import Heard
 
-WAITING = "waiting for an earlier worker to let go of its folder"
+NEWS_SECONDS = 1800.0
+"""A worker that waits says so anew after so long: one of which nothing is heard for hours counts as stuck."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Performance:
 
     def __call__(self, heard: Heard) -> Outcome:
         """Do it, or go on with it."""
-        with used_alone(self.folder, lambda: heard({"phase": WAITING})):
+        with used_alone(self.folder, lambda seconds: heard({"phase": waiting(seconds)})):
             return perform(self.work, self.folder, heard)
 
 
@@ -35,3 +36,9 @@ class HandingIn:
         """Load it, and prove that factors reach it."""
         heard({"phase": f"loading {self.checkpoint}"})
         return hand_in(self.work, self.checkpoint)
+
+
+def waiting(seconds: float) -> str:
+    """What is said of a worker that waits for another, which does the same for another plan or was given up."""
+    hours = seconds // NEWS_SECONDS * NEWS_SECONDS / 3600
+    return "waiting for another worker that does the same" + (f", since {hours:g} h" if hours else "")
