@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from factor_search.spec import ModelSpec
 from tests.processes import wait_for
 from workers.attempts import ErrandError
 from workers.crew import WorkerGoneError, WorkerOutOfMemoryError
+from workers.folder_lock import used_alone
 from workers.model_worker import ErrandCall, Heard, ModelWorker
+from workers.performance import waiting
 from workers.pool import Pool
 from workers.tasks import Errand
 from workers.thread_crew import ThreadCrew
@@ -184,3 +187,56 @@ def test_errands_of_several_jobs_share_the_workers(pool: Pool) -> None:
         pool.join(job, MODEL, Port())  # type: ignore[arg-type]
         pool.submit([Errand(job_id=job, model=MODEL, call=call(job), heard=lambda news: None, result=Future())])
     wait_for(lambda: len(done) == 4)
+
+
+def test_steps_are_heard_with_the_phase_that_they_belong_to() -> None:
+    """A phase is over before anybody asks for it, where steps come fast."""
+    worker = ModelWorker()
+    seen: list[Any] = []
+
+    def call(tell: Heard) -> None:
+        for news in ({"phase": "fine-tuning"}, {"step": 1, "loss": 2.0}, {"step": 2}, {"phase": "measuring"}):
+            tell(news)
+            seen.append(worker.news())
+
+    worker.errand(call)
+    assert seen[1:] == [
+        {"phase": "fine-tuning", "step": 1, "loss": 2.0},
+        {"phase": "fine-tuning", "step": 2},
+        {"phase": "measuring"},
+    ]
+
+
+def test_one_that_no_worker_comes_up_for_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.pool.FAILED_HIRES", 2)
+
+    class StillBorn(StubWorker):
+        def name(self) -> str:
+            raise WorkerGoneError("its process died")
+
+    crew = ThreadCrew(StillBorn, 1)
+    pool = Pool(crew)
+    try:
+        with pytest.raises(ErrandError, match="no worker comes up: its process died"):
+            begin(pool, lambda tell: None).result.result(20)
+    finally:
+        pool.close()
+        crew.close()
+
+
+def test_a_folder_that_another_worker_uses_is_waited_for(tmp_path: Path) -> None:
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 2:
+            raise KeyboardInterrupt
+
+    with used_alone(tmp_path / "work", lambda seconds: None):
+        with pytest.raises(KeyboardInterrupt), used_alone(tmp_path / "work", wait):
+            raise AssertionError("two at once")
+        assert 0 <= waited[0] < waited[1]
+    with used_alone(tmp_path / "work", lambda seconds: pytest.fail("it was let go")):
+        pass
+    assert waiting(100) == waiting(1500) == "waiting for another worker that does the same"
+    assert waiting(5500).endswith("since 1.5 h"), "one of which nothing new is heard for hours counts as stuck"

@@ -1,7 +1,9 @@
 """A job that one worker does whole: a fine-tuning, an export, the check of a checkpoint that was handed in."""
 
+import contextlib
 import time
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,8 @@ def do_errand(run: JobRun, work: FinetuneWork | EvaluateWork | ExportWork | Awai
         return run.wait(result)
     finally:
         if not result.done():
-            pool.end(errand).result(END_SECONDS)
+            with contextlib.suppress(FutureTimeoutError):  # a slow pool must not make a failure of a pause
+                pool.end(errand).result(END_SECONDS)
 
 
 class ErrandProgress:

@@ -144,7 +144,9 @@ class ModelWorker:
         return self._news
 
     def _hear(self, news: dict[str, Any]) -> None:
-        self._news = news
+        """Keep what is new, with the phase that it belongs to: not all of it is asked for before the next comes."""
+        phase = {key: value for key, value in (self._news or {}).items() if key == "phase"}
+        self._news = phase | news
 
     def _forget_model(self) -> None:
         self._let_go_of_evaluator()

@@ -14,7 +14,7 @@ from typing import Any
 from factor_search.errors import FactorSearchError, one_line
 from factor_search.evaluation import OUT_OF_MEMORY, Evaluation
 from factor_search.spec import JobSpec, ModelSpec
-from workers.attempts import ATTEMPTS, PrepareError, given_up, outcome_of, overdue, without_result
+from workers.attempts import ATTEMPTS, ErrandError, PrepareError, given_up, outcome_of, overdue, without_result
 from workers.crew import Crew
 from workers.model_worker import Prepared, Setting
 from workers.tasks import Errand, JobPort, Preparation, Seat, Task, Work
@@ -256,8 +256,9 @@ class Pool:
         for work in reversed(given):
             self._turns.put_back(work)
         if self._failed_hires >= FAILED_HIRES and not any(seat.name for seat in self._seats.values()):
-            for preparation in self._turns.give_up_preparations():
-                preparation.result.set_exception(PrepareError(f"no worker comes up: {reason}"))
+            for work in self._turns.give_up_whole_works():
+                error_of = ErrandError if isinstance(work, Errand) else PrepareError
+                work.result.set_exception(error_of(f"no worker comes up: {reason}"))
 
     def _attempt_failed(self, work: Work, error: BaseException, seat: Seat) -> None:
         outcome, reason = outcome_of(error), one_line(error)

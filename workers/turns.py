@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 
 from factor_search.spec import ModelSpec
-from workers.tasks import Preparation, Seat, Task, Work
+from workers.tasks import Errand, Preparation, Seat, Task, Work
 
 HOLD_SECONDS = 30.0
 """With fewer workers than models, a worker keeps a model for so long before it changes to one that waits."""
@@ -83,9 +83,10 @@ class Turns:
             return works.popleft()
         return None
 
-    def give_up_preparations(self) -> list[Preparation]:
-        """Take out and return all preparations that wait."""
-        given_up = [work for works in self._waiting.values() for work in works if isinstance(work, Preparation)]
+    def give_up_whole_works(self) -> list[Preparation | Errand]:
+        """Take out and return all preparations and errands that wait."""
+        waiting = [work for works in self._waiting.values() for work in works]
+        given_up = [work for work in waiting if isinstance(work, Preparation | Errand)]
         self.remove(set(given_up))
         return given_up
 
