@@ -57,6 +57,7 @@ class Plan(_Value):
     stage: str | None = Field(description="Name of the present stage; null once all have finished.")
     stages: list[PlanStage]
     progress: Progress | None = Field(description="Of the job of the present stage.")
+    events: int = Field(description="Number of its last event.", examples=[12])
     error: str | None = Field(description="Why it failed, or why a checkpoint was refused.")
     spec: dict[str, Any] = Field(description="The plan with all stages spelled out.")
     links: PlanLinks

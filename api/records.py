@@ -143,6 +143,7 @@ def _shown_plan(plan: StoredPlan, anybody: bool) -> Plan:
             for stage in plan.stages
         ],
         progress=Progress.model_validate(plan.job.progress) if plan.job and plan.job.progress else None,
+        events=plan.events,
         error=plan.error,
         spec=plan.spec,
         links=PlanLinks(self=here, events=f"{here}/events", factors=f"{here}/factors", report=f"{here}/report"),

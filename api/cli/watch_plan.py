@@ -17,9 +17,9 @@ def watch_plan(client: Client, plan_id: str, *, as_json: bool = False) -> int:
                     if of_job.kind == "paused" and client.plans.get(plan_id).state == "paused":
                         return _stopped(display, plan_id, "paused")
             if event.kind in ("paused", "waiting", "checkpoint_refused"):
-                state = client.plans.get(plan_id).state
-                if state in ("paused", "waiting"):
-                    return _stopped(display, plan_id, state)
+                plan = client.plans.get(plan_id)
+                if plan.state in ("paused", "waiting") and event.number >= plan.events:  # not one of its past
+                    return _stopped(display, plan_id, plan.state)
         return STATUS.get(client.plans.get(plan_id).state, 1)
     except KeyboardInterrupt:
         display.say(f"the plan goes on; to see it again: factor-search watch {plan_id}")
