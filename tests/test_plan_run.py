@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from factor_search.errors import DataError, ExportError, FactorSearchError, OutputError, SpecError
+from factor_search.errors import DataError, ExportError, FactorSearchError, ModelLoadError, OutputError, SpecError
 from factor_search.factors_file import parse_factors, read_factors
 from factor_search.injection import Injector
 from factor_search.job import JobWatcher
@@ -297,6 +297,12 @@ REFUSED: dict[str, tuple[dict[str, Any], type[FactorSearchError], str]] = {
         SpecError,
         r"space\.critical_dimension is 64",
     ),
+    "passkeys that do not fit": (
+        {"stages": [{"kind": "search", "target_length": 256}, {"kind": "evaluate", "passkey": {"lengths": [256, 64]}}]},
+        DataError,
+        "evaluate-1: passkey.lengths: 64 tokens are too few for a needle",
+    ),
+    "a model that is not there": ({"model": "./nowhere"}, ModelLoadError, "there is no model folder ./nowhere"),
     "a harness that is not installed": (
         {"stages": [{"kind": "search", "target_length": 128}, {"kind": "evaluate", "harness": ["piqa"]}]},
         SpecError,

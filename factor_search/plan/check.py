@@ -1,8 +1,10 @@
-"""What of a plan can be seen to be impossible before anything is loaded: files, the model's configuration, packages."""
+"""What of a plan can be seen to be impossible before any weights are loaded: files, configuration, packages."""
 
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from factor_search.documents import matching_files
 from factor_search.errors import DataError, FinetuneError, SpecError
@@ -11,12 +13,16 @@ from factor_search.factors_file import FactorsModel, factors_file
 from factor_search.geometry import Geometry, read_geometry
 from factor_search.job import check_possible
 from factor_search.methods import closed_form
-from factor_search.models import load_config
+from factor_search.models import load_config, load_tokenizer, looks_local
+from factor_search.passkey import passkey_samples
 from factor_search.plan.harness import check_installed
 from factor_search.plan.spec import PlanSpec
 from factor_search.plan.stages import EvaluateStage, ExportStage, FinetuneStage, SearchStage, Stage
 from factor_search.plan.work import Outcome, SearchWork, work_of
+from factor_search.samples import SampleSet, sample_of
 from factor_search.space import SearchSpace
+from factor_search.spec import ModelSpec
+from factor_search.tokens import CachedTokenizer
 
 
 def check_plan(plan: PlanSpec) -> None:
@@ -25,8 +31,8 @@ def check_plan(plan: PlanSpec) -> None:
     Of a model on the hub nothing is read.
 
     Raises:
-        DataError: a path or glob matches nothing.
-        ModelError: a local model's configuration is broken, or has no rotary position embeddings.
+        DataError: a path or glob matches nothing, or passkeys do not fit into a length that is asked for.
+        ModelError: a local model is not there, its configuration is broken, or has no rotary position embeddings.
         SpecError: lengths or spaces do not fit a local model, or a package is not installed.
         ExportError: a local model's configuration cannot hold factors.
         FinetuneError: adapters are asked for, and peft is not installed.
@@ -38,7 +44,7 @@ def check_plan(plan: PlanSpec) -> None:
     for pattern in plan.training_files or ():
         matching_files(pattern)
     _check_packages(stages)
-    if Path(plan.model.id).is_dir():
+    if looks_local(plan.model.id) or Path(plan.model.id).is_dir():
         _check_fits(expanded, stages, read_geometry(load_config(plan.model), plan.model.original_length))
     check_possible(first.job)
 
@@ -90,6 +96,8 @@ def _check_fits(plan: PlanSpec, stages: list[Stage], geometry: Geometry) -> None
                 )
             SearchSpace.build(stage.space, geometry, stage.target_length)
             lengths[str(stage.name)] = stage.target_length
+        elif isinstance(stage, EvaluateStage):
+            _check_passkeys(stage, plan.model)
         elif isinstance(stage, FinetuneStage | ExportStage):
             length = lengths[str(stage.factors)]
             if isinstance(stage, FinetuneStage):
@@ -97,3 +105,17 @@ def _check_fits(plan: PlanSpec, stages: list[Stage], geometry: Geometry) -> None
             model = FactorsModel.of(plan.model.id, plan.model.revision, geometry)
             trial = factors_file(closed_form("ntk", geometry, length), model, length)
             huggingface_config(trial, load_config(plan.model))
+
+
+def _check_passkeys(stage: EvaluateStage, model: ModelSpec) -> None:
+    """Whether a passkey and its question fit into the least length that is asked for."""
+    asked = stage.passkey
+    if asked is None or asked.lengths is None:
+        return
+    tokenizer = CachedTokenizer(load_tokenizer(model))
+    least = min(asked.lengths)
+    blank = sample_of("", np.resize(np.array([*tokenizer.prefix, 0], dtype=np.int64), least + 1))
+    try:
+        passkey_samples(SampleSet("held_out", (blank,)), tokenizer, lengths=[least], depths=[0], digits=asked.digits)
+    except DataError as error:
+        raise DataError(f"{stage.name}: passkey.lengths: {error}") from None
