@@ -17,8 +17,10 @@ from factor_search.factors import Factors
 from factor_search.factors_file import FactorsModel, factors_file, parse_factors
 from factor_search.job import read_samples
 from factor_search.models import load_model
+from factor_search.passkey import Retrieval
 from factor_search.perplexity import summarise
 from factor_search.plan.figures import share
+from factor_search.plan.measuring import _overall
 from factor_search.plan.perform import climb, perform
 from factor_search.plan.stages import PasskeySpec
 from factor_search.plan.work import EvaluateWork
@@ -95,6 +97,7 @@ def test_passkeys_where_they_fit_kept_as_they_come(work: EvaluateWork, tmp_path:
     assert undisturbed["lengths"] == [256]
     assert undisturbed["depths"] == [0.0, 0.5, 1.0]
     assert {cell["count"] for cell in undisturbed["cells"]} == {1}
+    assert (undisturbed["overall"]["documents"], undisturbed["overall"]["standard_error"]) == (1, None)
     heard: list[dict[str, Any]] = []
 
     def interrupt(told: dict[str, Any]) -> None:
@@ -112,6 +115,13 @@ def test_passkeys_where_they_fit_kept_as_they_come(work: EvaluateWork, tmp_path:
     nearer = work.model_copy(update={"factors": file.as_json()})
     assert perform(nearer, tmp_path / "c").report["passkey"] is None
     assert perform(work.model_copy(update={"passkey": None}), tmp_path / "d").report["passkey"] is None
+
+
+def test_all_passkeys_together_count_by_document() -> None:
+    """Two documents at three places each: one found everywhere, one at a single place."""
+    right = [True, True, True, False, True, False]
+    overall = _overall([Retrieval(one, 1.0, 5) for one in right], 2)
+    assert overall == {"accuracy": pytest.approx(4 / 6), "standard_error": pytest.approx(1 / 3), "documents": 2}
 
 
 def test_the_ladder(work: EvaluateWork, tmp_path: Path) -> None:

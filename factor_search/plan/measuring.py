@@ -1,8 +1,10 @@
 """A stage that evaluates: a ladder of lengths, passkeys by depth and length, and what short texts lose."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from factor_search.canonical_json import canonical_json
@@ -130,7 +132,14 @@ def _passkeys(
         kept += passkey_accuracy(loaded, factors, samples)
         write_json(folder / PASSKEYS, {"identity": identity, "retrievals": [vars(one) for one in kept]})
         heard({"phase": "passkeys", "step": len(kept) // size, "steps": len(needles) // size})
-    return passkey_document(accuracy_by_cell(needles, kept))
+    return passkey_document(accuracy_by_cell(needles, kept)) | {"overall": _overall(kept, size)}
+
+
+def _overall(retrievals: Sequence[Retrieval], documents: int) -> dict[str, Any]:
+    """The share of all passkeys that was found; samples of one document are not independent, so it counts as one."""
+    shares = [fmean(one.right for one in retrievals[number::documents]) for number in range(documents)]
+    error = stdev(shares) / math.sqrt(documents) if documents > 1 else None
+    return {"accuracy": fmean(shares), "standard_error": error, "documents": documents}
 
 
 def _lengths(work: EvaluateWork, geometry: Geometry) -> list[int]:

@@ -154,9 +154,8 @@ def _evaluate_summary(figures: dict[str, Any]) -> str:
         recovered = _plus_minus(short["recovered"]["share"], short["recovered"]["standard_error"], 2)
         parts.append(f"readjusting recovers {recovered} of that")
     if figures["passkey"]:
-        cells = figures["passkey"]["cells"]
-        right = sum(cell["accuracy"] * cell["count"] for cell in cells) / sum(cell["count"] for cell in cells)
-        parts.append(f"{right:.0%} of passkeys found")
+        overall = figures["passkey"]["overall"]
+        parts.append(f"{_plus_minus(overall['accuracy'], overall['standard_error'], 2)} of passkeys found")
     return "; ".join(parts)
 
 

@@ -90,13 +90,28 @@ def _evaluate(stage: dict[str, Any]) -> str:
     if stage["passkey"]:
         count = stage["passkey"]["cells"][0]["count"]
         caption = f"Share of passkeys found by length and depth, {count} documents each."
-        parts.append(figure(draw_passkey, stage["passkey"], caption))
+        parts += [figure(draw_passkey, stage["passkey"], caption), _passkeys(stage["passkey"])]
     if stage["harness"]:
         rows = [
             [task, metric, number(value)] for task, all_ in stage["harness"].items() for metric, value in all_.items()
         ]
         parts.append(_table(["lm-evaluation-harness", "", ""], rows))
     return "".join(parts)
+
+
+def _passkeys(passkey: dict[str, Any]) -> str:
+    """The heat map's figures with their standard errors."""
+    cells = {(cell["length"], cell["depth"]): cell for cell in passkey["cells"]}
+    rows = [
+        [f"{length:,} tokens", *(_share(cells[length, depth]) for depth in passkey["depths"])]
+        for length in passkey["lengths"]
+    ]
+    return _table(["", *(f"depth {depth:.0%}" for depth in passkey["depths"])], rows)
+
+
+def _share(cell: dict[str, Any]) -> str:
+    error = cell["standard_error"]
+    return f"{cell['accuracy']:.0%}" + (f" ± {error:.0%}" if error is not None else "")
 
 
 _PERPLEXITY = ("perplexity", "standard_error")
