@@ -208,6 +208,27 @@ def test_a_changed_later_stage_does_not_rerun_earlier_ones(service: PlanService,
     assert [stage.reused for stage in fifth.stages] == [False]  # more was asked for
 
 
+def test_a_checkpoint_that_was_taken_away_is_made_again_from_its_stage(
+    service: PlanService, checkpoint: Path, texts: Path
+) -> None:
+    document = plan_document(checkpoint, texts, stages=[*stages()[:2], {"kind": "export"}])
+    service.begin()
+    plan = service.until(service.submit(document))
+    made = outcomes(plan)[1].model
+    assert made is not None
+    shutil.rmtree(service.policy.made_here())
+    service.plans.retry(plan.id, "export-1")
+    plan = service.until(plan.id)
+    assert plan.error == f"export-1: {made.id}, of finetune-1, is gone: bring it back, or retry from finetune-1"
+    service.plans.retry(plan.id, "finetune-1")
+    plan = service.until(plan.id)
+    assert plan.state == "finished", plan.error
+    assert [stage.reused for stage in plan.stages] == [False, False, False]
+    exported = outcomes(plan)[2].model
+    assert exported is not None
+    assert (Path(exported.id) / "config.json").exists()
+
+
 def test_a_stage_that_fails_says_why_and_is_tried_again(
     service: PlanService, checkpoint: Path, texts: Path, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from factor_search.canonical_json import sha256_of
 from factor_search.documents import matching_files
-from factor_search.errors import FactorSearchError, one_line
+from factor_search.errors import FactorSearchError, ModelLoadError, one_line
 from factor_search.plan.spec import parse_plan
 from factor_search.plan.work import AwaitWork, EvaluateWork, FinetuneWork, SearchWork, Work, parse_outcome, work_of
 from factor_search.spec import DataSpec, ModelSpec
@@ -54,6 +54,7 @@ class PlanKeeper:
         """Begin with the present stage, unless what it would make is there."""
         before = [parse_outcome(stage.outcome) for stage in plan.stages[: plan.stage]]
         work = work_of(parse_plan(plan.spec), plan.stage, before)
+        _check_there(work, plan)
         self._policy.check_work(work)
         document = work.model_dump(mode="json")
         if isinstance(work, AwaitWork):
@@ -92,6 +93,15 @@ def _version_of(model: ModelSpec, data: DataSpec | None, training_files: list[st
     if Path(model.id).is_dir():
         files += sorted(file for file in Path(model.id).iterdir() if file.is_file())
     return [[str(file), status.st_size, status.st_mtime_ns] for file in files for status in [file.stat()]]
+
+
+def _check_there(work: Work, plan: Plan) -> None:
+    """Refuse to work with a checkpoint that was taken away, naming the stage that can make it again."""
+    needed = (work.job if isinstance(work, SearchWork) else work).model.id
+    for stage in plan.stages[: plan.stage]:
+        model = (stage.outcome or {}).get("model")
+        if model is not None and model["id"] == needed and not _is_there({"model": model}):
+            raise ModelLoadError(f"{needed}, of {stage.name}, is gone: bring it back, or retry from {stage.name}")
 
 
 def _is_there(outcome: dict[str, Any]) -> bool:
