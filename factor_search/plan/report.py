@@ -153,8 +153,8 @@ def _evaluate_summary(figures: dict[str, Any]) -> str:
     if short["recovered"] is not None:
         recovered = _plus_minus(short["recovered"]["share"], short["recovered"]["standard_error"], 2)
         parts.append(f"readjusting recovers {recovered} of that")
-    if figures["passkey"]:
-        overall = figures["passkey"]["overall"]
+    overall = (figures["passkey"] or {}).get("overall")  # outcomes of the first plans have none
+    if overall:
         parts.append(f"{_plus_minus(overall['accuracy'], overall['standard_error'], 2)} of passkeys found")
     return "; ".join(parts)
 
