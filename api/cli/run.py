@@ -32,6 +32,7 @@ def add_parser(commands: Commands) -> None:
         "the same command again continues from there. Ctrl-C leaves a valid partial result. Of a plan, DIR gets the "
         "plan's report and factors, and a folder for each stage; stages whose part of the plan has changed are run "
         "again, with those that depend on them.",
+        epilog="Exit status: 0 finished, 1 failed, 3 waiting for a checkpoint, 130 stopped by Ctrl-C.",
     )
     parser.add_argument("spec", type=Path, metavar="SPEC.json", help="a job or a plan")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
