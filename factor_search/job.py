@@ -196,6 +196,8 @@ def read_samples(spec: JobSpec, loaded: LoadedModel, watch: Watch | None = None)
     )
     if isinstance(spec.objective, NeedleSpec):
         samples = _with_needles(samples, tokenizer, spec, spec.objective)
+    if spec.tokens_scored is not None:
+        samples = samples.cut(spec.tokens_scored)
     for part in (samples.search, samples.validation, samples.held_out):
         check_vocabulary(part, loaded.model.get_input_embeddings().num_embeddings)
     return samples

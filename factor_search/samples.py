@@ -56,6 +56,10 @@ class SampleSet:
         """Hash of the samples' addresses, in order."""
         return sha256_of([sample.address for sample in self.samples])
 
+    def cut(self, length: int) -> "SampleSet":
+        """At most the first tokens of each document; all tokens of these are scored."""
+        return SampleSet(self.part, tuple(sample_of(one.source, one.tokens[:length]) for one in self.samples))
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -71,6 +75,10 @@ class Samples:
     def sha256(self) -> str:
         """Hash over the three parts."""
         return sha256_of([self.search.sha256, self.validation.sha256, self.held_out.sha256])
+
+    def cut(self, length: int) -> "Samples":
+        """The three parts with at most the first tokens of each plain document."""
+        return Samples(*(getattr(self, part).cut(length) for part in PARTS))
 
 
 def load_samples(
@@ -117,9 +125,8 @@ def load_samples(
         known = {_hash(sample.tokens[:distinct]) for samples in parts.values() for sample in samples}
         fresh = long_enough(watch(elsewhere), tokenize, least, data.held_out_documents, known=known)
         parts |= _deal(fresh, {"held_out": data.held_out_documents})
-    if least > length and not whole:
-        parts = {part: [sample_of(one.source, one.tokens[:length]) for one in parts[part]] for part in PARTS}
-    return Samples(*(SampleSet(part, tuple(parts[part])) for part in PARTS))
+    samples = Samples(*(SampleSet(part, tuple(parts[part])) for part in PARTS))
+    return samples.cut(length) if least > length and not whole else samples
 
 
 def first_samples(

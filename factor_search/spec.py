@@ -231,6 +231,15 @@ class PerplexitySpec(Strict):
         description="Score whole documents with a window of the target length moved by this many tokens; null scores "
         "the first window only.",
     )
+    tokens: PositiveInt | None = Field(
+        None, description="With a stride: score the first so many tokens of each document; null scores all."
+    )
+
+    @model_validator(mode="after")
+    def _tokens_with_stride(self) -> "PerplexitySpec":
+        if self.tokens is not None and self.stride is None:
+            raise ValueError("'tokens' goes with a 'stride': without one the first window is scored")
+        return self
 
 
 class NeedleSpec(Strict):
@@ -329,12 +338,21 @@ class JobSpec(Strict):
             raise ValueError(
                 f"objective.stride is {self.stride}, beyond the target length of {self.target_length} tokens"
             )
+        if self.tokens_scored is not None and self.tokens_scored < self.target_length:
+            raise ValueError(
+                f"objective.tokens is {self.tokens_scored}, less than one window of {self.target_length} tokens"
+            )
         return self
 
     @property
     def stride(self) -> int | None:
         """Of the sliding window in tokens; None if the first window alone is scored."""
         return self.objective.stride if isinstance(self.objective, PerplexitySpec) else None
+
+    @property
+    def tokens_scored(self) -> int | None:
+        """With a sliding window: tokens of each document that it goes over; None if it goes over all."""
+        return self.objective.tokens if isinstance(self.objective, PerplexitySpec) else None
 
     @property
     def racing_error_rate(self) -> float | None:
@@ -350,9 +368,9 @@ class JobSpec(Strict):
         sources = {"factors": {"__all__": {"source"}}}
         left_out: dict[str, Any] = {"name": True, "budget": True, "resources": True, "warm_start": sources}
         content = self.model_dump(mode="json", exclude=left_out)
-        later = [(content["data"], "least_tokens"), (content["space"], "scale")]
+        later = [(content["data"], "least_tokens"), (content["space"], "scale"), (content["objective"], "tokens")]
         for holder, key in [*later, *((known, "compare_as") for known in content["warm_start"]["factors"])]:
-            if holder[key] is None:  # the identity from before there were such keys
+            if key in holder and holder[key] is None:  # the identity from before there were such keys
                 del holder[key]
         return sha256_of(content)
 

@@ -264,12 +264,19 @@ def test_evaluate_needles(checkpoint: Path, texts: Path, tmp_path: Path, capsys:
     assert text["perplexity"] == pytest.approx(found["text_perplexity"], rel=1e-7)
 
 
-def test_a_spec_with_a_sliding_window(checkpoint: Path, texts: Path, tmp_path: Path) -> None:
-    objective = {"kind": "perplexity", "stride": 64}
+@pytest.mark.parametrize("tokens", [None, 160])
+def test_a_spec_with_a_sliding_window(
+    checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tokens: int | None
+) -> None:
+    objective = {"kind": "perplexity", "stride": 64, "tokens": tokens}
     document = specification(checkpoint, texts, objective=objective, budget=12, strategy={"kind": "evolution"})
-    assert main(["run", write_spec(tmp_path, document), "--out", str(tmp_path / "out")]) == 0
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["results"][0]["tokens"] > 4 * 127
+    spec = write_spec(tmp_path, document)
+    assert main(["run", spec, "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["results"][0]
+    scored = 1 + found["tokens"] // found["documents"]
+    assert scored == 160 if tokens else scored > 160
+    again = evaluated(capsys, "--spec", spec, "--factors", str(tmp_path / "out" / "factors.json"))
+    assert again["perplexity"] == pytest.approx(found["held_out"], rel=1e-7)
 
 
 def test_export_from_the_command_line(
@@ -327,6 +334,8 @@ class TestBadInput:
             ({"warm_start": {"rescale_factors": [[1.0, 2.0]]}}, "2 rescale factors, but .* 8 rotary pairs"),
             ({"warm_start": {"rescale_factors": [[1.0, float("nan")]]}}, "warm_start.rescale_factors.0.1"),
             ({"objective": {"kind": "perplexity", "stride": 400}}, "beyond the target length"),
+            ({"objective": {"kind": "perplexity", "tokens": 400}}, "'tokens' goes with a 'stride'"),
+            ({"objective": {"kind": "perplexity", "stride": 8, "tokens": 9}}, "less than one window"),
             ({"objective": "needles"}, "objective"),
             ({"objective": {"kind": "needle", "digits": 40}}, "objective.needle.digits"),
             ({"objective": "needle", "target_length": 100}, "100 tokens are too few .* must be at least 111"),

@@ -24,6 +24,7 @@ from factor_search.plan.measuring import _overall
 from factor_search.plan.perform import climb, perform
 from factor_search.plan.stages import PasskeySpec
 from factor_search.plan.work import EvaluateWork
+from factor_search.samples import SampleSet, sample_of
 from factor_search.spec import DataSpec, ModelSpec
 from tests.plans import DATA
 
@@ -57,15 +58,18 @@ def test_what_short_texts_lose_and_win_back(work: EvaluateWork, tmp_path: Path) 
     losses: dict[str, list[float]] = {"original": [], "long": [], "short": []}
     for name, document in (("long", work.factors), ("short", work.short or {})):
         factors = Factors.of(document["rescale_factors"], 0, document["attention_factor"])
-        with LocalEvaluator(loaded, 256) as evaluator:
-            losses[name] = list(evaluator.evaluate(factors, samples).losses_at[64])
+        for sample in samples.samples:
+            windows = SampleSet("held_out", tuple(sample_of("window", part) for part in sample.tokens.reshape(4, 64)))
+            with LocalEvaluator(loaded, 64) as evaluator:
+                losses[name].append(evaluator.evaluate(factors, windows).loss)
     for sample in samples.samples:
-        ids = torch.from_numpy(sample.tokens[:64])[None]
+        ids = torch.from_numpy(sample.tokens.reshape(4, 64))
         with torch.inference_mode():
             losses["original"].append(loaded.model(ids, labels=ids).loss.item())
+    assert (report["short_window"]["length"], report["short_window"]["windows"]) == (64, 4)
     rows = {row["name"]: row for row in report["short_window"]["rows"]}
     for name, values in losses.items():
-        summary = summarise(values, [63] * len(values))
+        summary = summarise(values, [4 * 63] * len(values))
         assert rows[name]["perplexity"] == pytest.approx(summary.perplexity, rel=1e-5)
         assert rows[name]["standard_error"] == pytest.approx(summary.standard_error, rel=1e-4)
         difference = np.mean(np.array(values) - losses["original"])

@@ -94,6 +94,12 @@ def test_what_it_starts_from_and_is_compared_with() -> None:
     assert "<svg" in render(report)
 
 
+@pytest.mark.parametrize(("least", "windows"), [(None, 1), (LENGTH, 1), (3 * LENGTH - 1, 2), (100 * LENGTH, 8)])
+def test_it_goes_by_several_windows_of_each_document(least: int | None, windows: int) -> None:
+    spec = job(data={"files": ["x"], "least_tokens": least})
+    assert (spec.target_length, spec.stride, spec.tokens_scored) == (LENGTH, LENGTH, windows * LENGTH)
+
+
 def test_a_space_without_a_scale_needs_a_longer_target() -> None:
     with pytest.raises(SpecError, match="the target must be larger"):
         SearchSpace.build(SpaceSpec(), GEOMETRY, LENGTH)

@@ -214,6 +214,8 @@ def _from_job(arguments: argparse.Namespace) -> _Asked:
         whole=stride is not None,
         distinct=distinct_tokens(spec.data, loaded.geometry),
     )
+    if stride is not None and spec.tokens_scored is not None:
+        samples = samples.cut(spec.tokens_scored)
     chosen: SampleSet = getattr(samples, arguments.part)
     needle = NeedleSpec() if arguments.digits is None else NeedleSpec(digits=arguments.digits)
     needle = spec.objective if isinstance(spec.objective, NeedleSpec) else needle

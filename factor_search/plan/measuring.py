@@ -24,10 +24,11 @@ from factor_search.passkey import as_json as passkey_document
 from factor_search.perplexity import doubling_lengths
 from factor_search.plan.figures import Heard, compared, figures, share
 from factor_search.plan.harness import run_harness
+from factor_search.plan.readjusting import short_tokens
 from factor_search.plan.work import EvaluateWork, Outcome
 from factor_search.race import Race
 from factor_search.report import FOUND
-from factor_search.samples import Samples, SampleSet, sample_of
+from factor_search.samples import Samples, SampleSet
 from factor_search.spec import ModelSpec, read_json
 from factor_search.tokens import CachedTokenizer
 
@@ -165,20 +166,24 @@ def _kept(file: Path, identity: str) -> list[Retrieval]:
 
 
 def _short_window(work: EvaluateWork, loaded: LoadedModel, documents: SampleSet, folder: Path) -> dict[str, Any]:
-    """Losses at the original length: of the plan's model as it is, and of this one with long and readjusted factors."""
-    geometry = loaded.geometry
-    length = geometry.original_length
-    cut = SampleSet(documents.part, tuple(sample_of(one.source, one.tokens[:length]) for one in documents.samples))
+    """Losses within the original length, in windows as readjusting has them.
+
+    Of the plan's model as it is, and of this one with long and readjusted factors.
+    """
+    length = loaded.geometry.original_length
+    most = short_tokens(length, work.job.target_length)
+    cut = documents.cut(most)
     losses = {"original": _losses_of(work.original, cut, length, folder)}
     candidates = {"long": work.factors} | ({"short": work.short} if work.short else {})
     for name, document in candidates.items():
         losses[name] = _losses(loaded, parse_factors(document).factors, cut, length, folder)
-    tokens = [length - 1] * len(cut.samples)
+    windows = most // length
+    tokens = [windows * (length - 1)] * len(cut.samples)
     rows = [
         {"name": name, **(figures(one, tokens) or {"perplexity": None}), **compared(one, losses["original"], tokens)}
         for name, one in losses.items()
     ]
-    return {"length": length, "rows": rows, "recovered": _recovered(losses)}
+    return {"length": length, "windows": windows, "rows": rows, "recovered": _recovered(losses)}
 
 
 def _losses_of(spec: ModelSpec, samples: SampleSet, length: int, folder: Path) -> tuple[float, ...]:
@@ -190,8 +195,8 @@ def _losses_of(spec: ModelSpec, samples: SampleSet, length: int, folder: Path) -
 
 
 def _losses(loaded: LoadedModel, factors: Factors, samples: SampleSet, length: int, folder: Path) -> tuple[float, ...]:
-    """Of each document; none if it could not be evaluated."""
-    with Ledger(folder / EVALUATIONS) as ledger, LocalEvaluator(loaded, length) as local:
+    """Of each document, in windows one after the other; none if it could not be evaluated."""
+    with Ledger(folder / EVALUATIONS) as ledger, LocalEvaluator(loaded, length, stride=length) as local:
         return next(RecordedEvaluator(local, ledger).evaluate_all([factors], samples)).losses
 
 

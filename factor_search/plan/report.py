@@ -58,11 +58,11 @@ def _comparisons(works: Sequence[Work], outcomes: Sequence[Outcome]) -> list[dic
     searches = [
         (work, outcome.report["results"][0])
         for work, outcome in zip(works, outcomes, strict=False)
-        if isinstance(work, SearchWork) and work.job.objective == PerplexitySpec()
+        if isinstance(work, SearchWork) and isinstance(work.job.objective, PerplexitySpec)
     ]
     found = []
     for (one, first), (other, second) in itertools.combinations(searches, 2):
-        if (one.kind, one.job.target_length) != (other.kind, other.job.target_length):
+        if _measured(one) != _measured(other):
             continue
         difference = compared(second["losses"], first["losses"], [1] * len(first["losses"]))
         better = _better(difference["difference"], difference["difference_standard_error"])
@@ -70,6 +70,10 @@ def _comparisons(works: Sequence[Work], outcomes: Sequence[Outcome]) -> list[dic
         names = {"stage": one.stage, "other": other.stage, "target_length": one.job.target_length}
         found.append({**names, **difference, "summary": summary})
     return found
+
+
+def _measured(work: SearchWork) -> tuple[Any, ...]:
+    return work.kind, work.job.target_length, work.job.objective
 
 
 def _search_figures(work: Work, outcome: Outcome) -> dict[str, Any]:

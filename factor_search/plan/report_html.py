@@ -81,7 +81,7 @@ def _evaluate(stage: dict[str, Any]) -> str:
     parts = [
         figure(draw_ladder, ladder, "Perplexity by length, each a window of its own, with standard errors."),
         _table(["", *(f"{length:,}" for length in ladder["lengths"])], rungs),
-        f"<p>Short texts, the first {short['length']:,} tokens:</p>",
+        f"<p>Short texts, windows of {short['length']:,} tokens at the beginning of each document:</p>",
         _table(
             ["", "perplexity", "±", "minus original (nats)", "±"],
             [[row["name"], *(number(row.get(key)) for key in (*_PERPLEXITY, *_DIFFERENCE))] for row in short["rows"]],
