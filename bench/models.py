@@ -179,7 +179,7 @@ RECIPES = {
         ),
         Recipe(
             name="books-32",
-            role="judge",
+            role="develop",
             architecture="qwen3",
             text="books",
             context=128,

@@ -98,7 +98,7 @@ def test_it_beats_the_closed_forms_in_the_tokens_of_20_evaluations(optimum: str,
 @pytest.mark.parametrize("optimum", OPTIMA)
 def test_it_never_ends_worse_than_the_best_seed(optimum: str, documents: int) -> None:
     objective = ManyDocuments(OPTIMA[optimum])
-    state, _ = run(objective, documents, worth(16, documents))
+    state, _ = run(objective, documents, worth(20, documents))
     assert state.best is not None
     assert len(state.best.losses) == documents
 
