@@ -94,13 +94,20 @@ def faults_of(error: ValidationError, document: Any) -> list[Fault]:
 
 
 def _place_in(document: Any, location: Sequence[str | int]) -> list[str | int]:
-    """A location without the kinds by which pydantic chose among several models: they are no keys of the document."""
+    """A location in the document that was sent, which pydantic's need not be.
+
+    It names the kinds by which it chose among several models, and the keys of objects that a list or a word stood for.
+    """
     place: list[str | int] = []
     for part in location:
         if isinstance(document, dict) and part not in document and document.get("kind") == part:
             continue
+        if isinstance(document, list) and isinstance(part, str):
+            continue
+        if isinstance(document, str | int | float):
+            break
         place.append(part)
-        inside = isinstance(document, dict | list) and (part in document if isinstance(document, dict) else True)
+        inside = isinstance(document, list) or (isinstance(document, dict) and part in document)
         document = document[part] if inside else None
     return place
 

@@ -12,7 +12,7 @@ from factor_search.canonical_json import sha256_of
 from factor_search.errors import FactorsError, OutputError
 from factor_search.factors import Factors
 from factor_search.geometry import Geometry
-from factor_search.spec import explain, read_json
+from factor_search.json_documents import explain, read_json
 
 SCHEMA = "factor-search/factors@1"
 Finite = Annotated[float, Field(allow_inf_nan=False)]

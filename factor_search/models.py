@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,9 +170,22 @@ def _device(spec: ModelSpec) -> torch.device:
     return device
 
 
+_GLOBAL_STATE = threading.RLock()
+
+
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Silence the libraries' log lines and progress bars; what matters of them is raised as an error."""
+    """Silence the libraries' log lines and progress bars; what matters of them is raised as an error.
+
+    One thread at a time: what is silenced is the whole process, and so is what transformers patches while it loads
+    (two loads that overlap leave ``PreTrainedModel.tie_weights`` without effect for good).
+    """
+    with _GLOBAL_STATE, _silenced():
+        yield
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
     hub_logger = logging.getLogger("huggingface_hub")
     hub_level = hub_logger.level
     verbosity = transformers_logging.get_verbosity()

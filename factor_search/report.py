@@ -15,10 +15,11 @@ from factor_search.factors_file import (
     write_json,
 )
 from factor_search.job import JobResult
+from factor_search.json_documents import read_json
 from factor_search.needle import spread_depths
 from factor_search.perplexity import paired_difference, summarise
 from factor_search.samples import PARTS
-from factor_search.spec import MEASURES, NeedleSpec, read_json
+from factor_search.spec import MEASURES, NeedleSpec
 from factor_search.version import versions
 
 SCHEMA = "factor-search/report@1"

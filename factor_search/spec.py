@@ -1,6 +1,5 @@
 """What a user asks for: one shape for a file, the command line and the REST interface; unknown keys are errors."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from factor_search.canonical_json import sha256_of
 from factor_search.errors import SpecError
+from factor_search.json_documents import explain, read_json
 
 Int = Annotated[int, Field(strict=True, ge=0, lt=2**53)]
 PositiveInt = Annotated[int, Field(strict=True, gt=0, lt=2**53)]
@@ -394,25 +394,3 @@ def read_spec(file: Path) -> JobSpec:
         SpecError: the file cannot be read, is not JSON, or is not a valid specification.
     """
     return parse_spec(read_json(file, SpecError))
-
-
-def read_json(file: Path, error_type: type[Exception]) -> Any:
-    """Parse a JSON file; any failure becomes one line naming the file."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise error_type(f"cannot read {file}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise error_type(f"{file} is not UTF-8 text") from None
-    except (ValueError, RecursionError) as error:
-        raise error_type(f"{file} is not JSON: {error}") from None
-
-
-def explain(error: ValidationError) -> str:
-    """All of pydantic's complaints on one line, each with its place."""
-    complaints = []
-    for item in error.errors(include_url=False):
-        place = ".".join(str(part) for part in item["loc"]) or "top level"
-        message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
-        complaints.append(f"{place}: {message}")
-    return "; ".join(complaints)

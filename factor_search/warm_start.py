@@ -12,8 +12,9 @@ from factor_search.errors import FactorsError, SpecError
 from factor_search.factors import Factors
 from factor_search.factors_file import parse_factors
 from factor_search.geometry import Geometry
+from factor_search.json_documents import explain, read_json
 from factor_search.methods import longrope_attention_factor
-from factor_search.spec import JobSpec, KnownFactors, WarmStartSpec, explain, read_json
+from factor_search.spec import JobSpec, KnownFactors, WarmStartSpec
 
 LARGEST_BYTES = 2**24
 DEEPEST = 4

@@ -1,9 +1,22 @@
-"""Waiting for processes and what they do."""
+"""Waiting for processes and what they do, and computing as they do."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import psutil
+import torch
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, as workers do: the last bits of sums depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:

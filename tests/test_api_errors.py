@@ -140,6 +140,12 @@ def test_each_fault_has_its_place(client: TestClient) -> None:
     assert pointers == {"#/target_length", "#/budget/candidates", "#/a~1b"}
 
 
+def test_the_place_of_a_fault_is_one_of_the_document_that_was_sent(client: TestClient) -> None:
+    body = SPEC | {"data": ["a", None], "budget": 0, "strategy": "none"}
+    problem = check_problem(client.post("/v1/jobs", json=body), 422)
+    assert {fault["pointer"] for fault in problem["errors"]} == {"#/data/1", "#/budget", "#/strategy"}
+
+
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
 def test_other_content_types(kind: str | None, client: TestClient) -> None:
     headers = {} if kind is None else {"Content-Type": kind}

@@ -17,6 +17,7 @@ from factor_search.spec import MEASURES, JobSpec, NeedleSpec, parse_spec
 from storage.evaluations import EvaluationStore
 from storage.optuna_tables import optuna_url_beside
 from storage.projection import Projection
+from tests.processes import one_thread
 from tests.service import Service
 from workers.model_worker import ModelWorker
 
@@ -40,7 +41,8 @@ def test_a_search_for_needles_is_the_same_in_one_process_and_through_the_service
     checkpoint: Path, texts: Path, tmp_path: Path, service: Service
 ) -> None:
     spec = specification(checkpoint, texts)
-    alone = run_job(spec, tmp_path / "out")
+    with one_thread():
+        alone = run_job(spec, tmp_path / "out")
     report, factors = build_report(alone), build_factors_file(alone).as_json()
     assert report["objective"]["measures"] == MEASURES["needle"] == "perplexity of answer tokens"
     assert sorted(report["objective"]["depths"]["search"]) == pytest.approx([1 / 6, 1 / 2, 5 / 6])

@@ -59,7 +59,8 @@ def test_the_pair_can_be_exported_by_hand(finished: tuple[str, Path], tmp_path: 
         for file in (tmp_path / "config.json", out / "export-1" / "model" / "config.json")
     )
     assert by_hand == by_plan
-    assert by_hand["short_factor"] != by_hand["long_factor"]
+    for key, name in (("long_factor", "factors.json"), ("short_factor", "short_factors.json")):
+        assert by_hand[key] == json.loads((out / name).read_text())["rescale_factors"]
 
 
 BAD: dict[str, tuple[Any, list[str], str]] = {

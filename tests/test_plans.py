@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from factor_search.plan.run import run_plan
 from factor_search.plan.spec import PlanSpec, parse_plan
@@ -21,7 +20,7 @@ from storage.events import PLAN, read_events
 from storage.plan_steps import PlanSteps
 from storage.plans import Plan, PlanStore
 from tests.plans import plan_document, stages
-from tests.processes import wait_for
+from tests.processes import one_thread, wait_for
 from tests.service import Service
 from workers.model_worker import ModelWorker
 
@@ -80,13 +79,8 @@ def twin(checkpoint: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def in_one_process(document: dict[str, Any], out: Path) -> list[Outcome]:
-    """With as many threads as workers have: sums of gradients depend on that."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return run_plan(parse_plan(document), out).outcomes
-    finally:
-        torch.set_num_threads(threads)
 
 
 def outcomes(plan: Plan) -> list[Outcome]:
@@ -126,9 +120,11 @@ def test_a_plan_gives_what_its_twin_in_one_process_gives(
     assert (kinds["stage_queued"], kinds["stage_finished"], kinds["finished"]) == (6, 6, 1)
 
 
-def short_plan(checkpoint: Path, texts: Path, *further: dict[str, Any], **changes: Any) -> dict[str, Any]:
+def short_plan(
+    checkpoint: Path, texts: Path, *further: dict[str, Any], steps: int = 200, **changes: Any
+) -> dict[str, Any]:
     """A search and a fine-tuning that takes a few seconds."""
-    settings = {"steps": 200, "checkpoint_every": 10, "learning_rate": 1e-3, "warmup_steps": 2, "train_length": 64}
+    settings = {"steps": steps, "checkpoint_every": 10, "learning_rate": 1e-3, "warmup_steps": 2, "train_length": 64}
     tuning = {"kind": "finetune", "name": "finetune-1", "settings": settings}
     return plan_document(checkpoint, texts, stages=[stages()[0], tuning, *further], **changes)
 

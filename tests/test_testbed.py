@@ -1,5 +1,6 @@
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,13 @@ def test_the_shipped_files_are_small_and_load_with_transformers_alone() -> None:
     assert model.config.max_position_embeddings == 256
     assert model.config.head_dim == 64
     assert json.loads((CHECKPOINT / "training.json").read_text())["held_out_perplexity_per_byte"] < 3.6
+
+
+def test_it_is_loaded_whole_by_threads_that_do_so_at_once() -> None:
+    """Else tied weights stay untied: transformers patches its own class while it loads."""
+    with ThreadPoolExecutor(4) as pool:
+        models = [loaded.model for loaded in pool.map(lambda _: load_model(ModelSpec(id=str(CHECKPOINT))), range(16))]
+    assert all(model.get_output_embeddings().weight is model.get_input_embeddings().weight for model in models)
 
 
 def test_perplexity_per_byte_on_unseen_modules() -> None:

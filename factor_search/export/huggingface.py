@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 from factor_search.errors import ExportError, OutputError
 from factor_search.factors_file import FactorsFile, check_belongs, write_json
 from factor_search.geometry import Geometry, read_geometry
-from factor_search.spec import read_json
+from factor_search.json_documents import read_json
 
 
 def huggingface_config(file: FactorsFile, config: PretrainedConfig, short: FactorsFile | None = None) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, FactorsModel, factors_file, write_json
 from factor_search.finetune.checkpoints import check_identity, to_disk
 from factor_search.finetune.spec import FinetuneSpec
+from factor_search.json_documents import read_json
 from factor_search.models import LoadedModel, quietly
-from factor_search.spec import read_json
 from factor_search.version import versions
 
 SCHEMA = "factor-search/finetune@1"

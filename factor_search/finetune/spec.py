@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from factor_search.canonical_json import sha256_of
 from factor_search.errors import SpecError
-from factor_search.spec import Int, PositiveFloat, PositiveInt, explain
+from factor_search.json_documents import explain
+from factor_search.spec import Int, PositiveFloat, PositiveInt
 
 
 class _Strict(BaseModel):

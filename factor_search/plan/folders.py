@@ -13,8 +13,8 @@ from factor_search.canonical_json import sha256_of
 from factor_search.errors import OutputError
 from factor_search.factors_file import write_json
 from factor_search.job import IDENTITY
+from factor_search.json_documents import read_json
 from factor_search.plan.work import Outcome, SearchWork, Work, parse_outcome, parse_work
-from factor_search.spec import read_json
 
 STORE, LOCK = ".stages", "lock"
 WORK, OUTCOME = "work.json", "outcome.json"

@@ -14,6 +14,7 @@ from factor_search.factors import Factors
 from factor_search.factors_file import parse_factors, write_json
 from factor_search.geometry import Geometry
 from factor_search.job import read_samples
+from factor_search.json_documents import read_json
 from factor_search.ladder import ladder
 from factor_search.ledger import Ledger, RecordedEvaluator
 from factor_search.methods import closed_form, closed_forms
@@ -29,7 +30,7 @@ from factor_search.plan.work import EvaluateWork, Outcome
 from factor_search.race import Race
 from factor_search.report import FOUND
 from factor_search.samples import Samples, SampleSet
-from factor_search.spec import ModelSpec, read_json
+from factor_search.spec import ModelSpec
 from factor_search.tokens import CachedTokenizer
 
 EVALUATIONS, PASSKEYS = "evaluations.jsonl", "passkeys.json"

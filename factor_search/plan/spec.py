@@ -7,10 +7,11 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from factor_search.errors import SpecError
+from factor_search.json_documents import explain, read_json
 from factor_search.plan.recipes import RECIPES
 from factor_search.plan.references import resolved
 from factor_search.plan.stages import EvaluateStage, SearchStage, StageSpec
-from factor_search.spec import AnyData, AnyModel, Int, PositiveInt, Strict, explain, read_json
+from factor_search.spec import AnyData, AnyModel, Int, PositiveInt, Strict
 
 MOST_STAGES = 32
 
