@@ -190,9 +190,8 @@ class Pool:
         if work is None or isinstance(work, Preparation) or not (seat.loaded or isinstance(work, Errand)):
             return
         elapsed = now - seat.since
-        if elapsed > WATCH_AFTER_SECONDS and now - seat.watched_at > min(
-            max(WATCH_EVERY_SECONDS, elapsed / 20), WATCH_SELDOM_SECONDS
-        ):
+        is_long = elapsed > WATCH_AFTER_SECONDS or isinstance(work, Errand)
+        if is_long and now - seat.watched_at > min(max(WATCH_EVERY_SECONDS, elapsed / 20), WATCH_SELDOM_SECONDS):
             seat.watched_at = now
             asked = seat.worker.news() if isinstance(work, Errand) else seat.worker.losses_so_far()
             asked.add_done_callback(partial(self._heard, seat, work))
