@@ -52,9 +52,10 @@ efficiency: install
 	$(BIN)/python -m bench.search_efficiency $(EFFICIENCY)
 	$(BIN)/python -m bench.racing
 
-# Fifty kills of a coordinator: a quarter of an hour.
+# Fifty kills of a coordinator, and six in the midst of plans: half an hour.
 campaign: install
 	$(BIN)/python -m bench.kill_coordinator
+	$(BIN)/python -m bench.kill_plan
 
 clean:
 	rm -rf .venv demo-results demo-progressive-results build *.egg-info

@@ -114,7 +114,10 @@ def test_ctrl_c_leaves_what_can_be_resumed(checkpoint: Path, texts: Path, tmp_pa
         if line == "fine-tuning ...\n":
             break
     process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=60)
+    try:
+        out, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert error.splitlines()[-1] == "interrupted in finetune-1: run again to continue"
     assert out.splitlines()[1] == "finetune-1  unfinished"

@@ -88,7 +88,7 @@ def test_a_job_runs_across_two_nodes_of_which_one_stops(
             trials = httpx2.get(f"{url}/api/studies/1?after=0").json()["trials"]
             shown = {"ok": "Complete", "pruned": "Pruned"}
             assert [trial["state"] for trial in trials] == [shown[row.outcome] for row in rows]
-            (tmp_path / "factors.json").write_text(client._get(f"/v1/jobs/{job.id}/factors").text)
+            (tmp_path / "factors.json").write_text(httpx2.get(f"{url}/v1/jobs/{job.id}/factors").text)
     expected = twin(document, tmp_path / "twin")
     assert found["rescale_factors"] == list(expected.rescale_factors)
     assert found["perplexity"] == expected.as_json()["perplexity"]
