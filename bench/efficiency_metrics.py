@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.efficiency_runs import CONTROL, Measured, ModelRuns, Point, Run
-from factor_search.perplexity import paired_difference
+from factor_search.perplexity import paired_difference, summarise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +27,20 @@ class Figures:
     """Held-out loss of what a job would report above that of the attainable, in nats per token."""
     behind_error: float
     """Its standard error over documents, in pairs; NaN for a single document."""
+    attainable_error: float
+    """Standard error over documents of the attainable's own held-out loss, in nats per token."""
     above_closed_form: float
     """Validation loss of what a job would report above that of the best closed form, in nats per token."""
 
     @property
     def errors_behind(self) -> float:
-        """``behind`` in standard errors."""
-        return 0.0 if self.behind == 0 else self.behind / self.behind_error if self.behind_error else math.inf
+        """``behind`` in standard errors of the difference in pairs."""
+        return _in_errors(self.behind, self.behind_error)
+
+    @property
+    def own_errors_behind(self) -> float:
+        """``behind`` in standard errors of the attainable's own loss."""
+        return _in_errors(self.behind, self.attainable_error)
 
 
 def figures(run: Run, runs: ModelRuns) -> Figures:
@@ -43,6 +50,7 @@ def figures(run: Run, runs: ModelRuns) -> Figures:
         reached_for_good(run.points, one.final.perplexity) if one else None for one in (control, evolution)
     )
     form, goal = runs.closed_forms[best_closed_form(runs)], attainable(runs).final
+    best = summarise(goal.held_out_losses, runs.held_out_tokens)
     if run.reported.held_out_losses:
         behind, error = paired_difference(run.reported.held_out_losses, goal.held_out_losses, runs.held_out_tokens)
     else:
@@ -62,6 +70,7 @@ def figures(run: Run, runs: ModelRuns) -> Figures:
         },
         behind=behind,
         behind_error=error,
+        attainable_error=best.standard_error / best.perplexity,
         above_closed_form=run.reported.validation_loss - form.validation_loss,
     )
 
@@ -101,6 +110,10 @@ def in_force(points: Sequence[Point], tokens: int) -> float:
 def share_of_way(perplexity: float, start: float, goal: float) -> float:
     """1 at the goal, 0 at the start, negative beyond it; NaN if the goal is not better than the start."""
     return (start - perplexity) / (start - goal) if goal < start else math.nan
+
+
+def _in_errors(difference: float, error: float) -> float:
+    return 0.0 if difference == 0 else difference / error if error else math.inf
 
 
 def _ratio(tokens: int | None, reached: int | None) -> float | None:

@@ -92,6 +92,7 @@ class TestFigures:
         assert auto.cheaper_than_evolution == 8_000 / 180
         assert auto.shares == pytest.approx({20: 0.9, 40: 0.98})  # from 6.0, which validation chose, to 4.0
         assert auto.behind == pytest.approx(math.log(4.1 / 4.0))
+        assert auto.attainable_error == pytest.approx(0.1)  # of documents at log 4 - 0.1 and + 0.1
         assert auto.above_closed_form == -0.5
 
     def test_the_attainable_is_not_behind_itself(self) -> None:
