@@ -55,7 +55,7 @@ def test_a_candidate_that_always_kills_its_worker_is_a_named_outcome(service: Se
             if factors == doomed and PREPARED.samples.search.sha256 == samples_sha256:
                 current = threading.current_thread()
                 for worker in service.running[0][2].hired:
-                    if worker._thread is current:
+                    if worker.thread is current:
                         worker.kill()
             return super().evaluate(setting, factors, samples_sha256, **race)
 
@@ -165,7 +165,7 @@ def test_a_worker_that_dies_of_every_preparation_ends_the_job(service: Service) 
     class Dying(StubWorker):
         def prepare(self, spec: JobSpec) -> Prepared:
             for worker in service.running[0][2].hired:
-                if worker._thread is threading.current_thread():
+                if worker.thread is threading.current_thread():
                     worker.kill()
             return super().prepare(spec)
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -59,6 +60,11 @@ class PlanService(Service):
 
         wait_for(there, 60)
         return self.plans.get(plan_id)
+
+    def workers_alive(self) -> list[threading.Thread]:
+        """Of the only coordinator."""
+        [(_, _, crew)] = self.running
+        return [worker.thread for worker in crew.hired if worker.thread.is_alive()]
 
     def history(self, plan_id: str) -> list[str]:
         return [event.kind for event in read_events(self.database, plan_id, of=PLAN)]
@@ -150,8 +156,10 @@ def test_pause_and_resume_in_a_search_and_in_a_fine_tuning(
     service.until(plan_id, "paused")
     service.plans.resume(plan_id)
     wait_for(lambda: checkpoints(tmp_path), 60)
+    [busy] = service.workers_alive()
     assert service.plans.pause(plan_id).request == "pause"
     service.until(plan_id, "paused", seconds=10)
+    busy.join(10)  # it ends at the next news of it: the step that it is in may still end in a checkpoint
     before = checkpoints(tmp_path)
     time.sleep(0.5)
     assert checkpoints(tmp_path) == before != []

@@ -69,8 +69,9 @@ class ThreadWorker:
         self._gone = False
         self._make = make
         self._doer: Doer | None = None
-        self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run, name="worker", daemon=True)
+        """Ends when it was killed and has finished what it did."""
+        self.thread.start()
 
     def name(self) -> "Future[str]":
         """See the protocol."""
