@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_AUTH_MODE"] = "token"  # read when Ray is imported
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="runtime"))  # the embedded PostgreSQL warns without
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background; commands would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import psycopg
 import pytest

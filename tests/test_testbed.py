@@ -63,7 +63,7 @@ def test_the_demo_uses_held_out_modules_alone() -> None:
 @pytest.mark.slow
 def test_the_promise_of_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A short search already beats every closed form on held-out documents beyond the noise, and exports exactly."""
-    assert main(["demo", "--candidates", "60", "--out", str(tmp_path / "demo")]) == 0
+    assert main(["demo", "--candidates", "30", "--out", str(tmp_path / "demo")]) == 0
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert report["winner"].startswith("found")
     assert report["comparison"]["standard_errors"] > 1

@@ -96,7 +96,7 @@ def test_a_job_runs_across_two_nodes_of_which_one_stops(
 
 
 def test_a_server_outlives_its_coordinator_and_its_ray(checkpoint: Path, texts: Path, tmp_path: Path) -> None:
-    document = specification(checkpoint, texts, 900)
+    document = specification(checkpoint, texts, 400)
     own_token = [name for name in os.environ if name.startswith("RAY_AUTH")]
     with (
         without(own_token),
