@@ -1,6 +1,7 @@
 """A typed client of the REST interface, for scripts and notebooks; the command line is built on it."""
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -75,16 +76,8 @@ class Client:
             state: only those in this state.
             limit: at most so many; default all.
         """
-        cursor: str | None = None
-        left = limit
-        while left is None or left > 0:
-            query = {"state": state, "cursor": cursor, "limit": min(left or 100, 100)}
-            page = parsed(JobPage, self._connection.get("/v1/jobs", query))
-            yield from page.jobs
-            cursor = page.next
-            if cursor is None:
-                return
-            left = None if left is None else left - len(page.jobs)
+        pages = self._connection.pages("/v1/jobs", JobPage, lambda page: page.next, state=state, limit=limit)
+        return islice((item for page in pages for item in page.jobs), limit)
 
     def job(self, job_id: str) -> Job:
         """A job as it is now."""
@@ -94,7 +87,7 @@ class Client:
         """The one job whose id begins so.
 
         Raises:
-            ServiceError: there is none, or more than one.
+            NotFoundError: there is none, or more than one.
         """
         if len(prefix) >= 24 and prefix.isalnum():
             return self.job(prefix)

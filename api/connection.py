@@ -21,6 +21,7 @@ STREAM_SILENCE_SECONDS = 60.0
 """The server speaks at least every 15 seconds; a longer silence is a broken connection."""
 ATTEMPTS = 3
 LONGEST_WAIT_SECONDS = 5.0
+PAGE_LENGTH = 100
 
 Value = TypeVar("Value", bound=BaseModel)
 
@@ -133,6 +134,32 @@ class Connection:
         """Ask for something; of the query, what is None is left out."""
         given = {key: value for key, value in (query or {}).items() if value is not None}
         return self.request("GET", path, params=given)
+
+    def pages(
+        self,
+        path: str,
+        page: type[Value],
+        following: Callable[[Value], str | None],
+        *,
+        state: str | None,
+        limit: int | None,
+    ) -> Iterator[Value]:
+        """Pages of a list, each asked for when it is wanted.
+
+        Args:
+            path: of the list.
+            page: what each is.
+            following: the cursor of the one after a page; None after the last.
+            state: of the items wanted; None wants all.
+            limit: how many items are wanted at most, of which a page need not have more; None wants all.
+        """
+        cursor: str | None = None
+        length = PAGE_LENGTH if limit is None else min(limit, PAGE_LENGTH)
+        while True:
+            part = parsed(page, self.get(path, {"state": state, "cursor": cursor, "limit": length}))
+            yield part
+            if (cursor := following(part)) is None:
+                return
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """One request.

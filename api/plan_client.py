@@ -1,6 +1,7 @@
 """Plans of one server, for scripts and notebooks: the part of the client that is about them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -32,16 +33,8 @@ class PlanClient:
             state: only those in this state.
             limit: at most so many; default all.
         """
-        cursor: str | None = None
-        left = limit
-        while left is None or left > 0:
-            query = {"state": state, "cursor": cursor, "limit": min(left or 100, 100)}
-            page = parsed(PlanPage, self._connection.get("/v1/plans", query))
-            yield from page.plans
-            cursor = page.next
-            if cursor is None:
-                return
-            left = None if left is None else left - len(page.plans)
+        pages = self._connection.pages("/v1/plans", PlanPage, lambda page: page.next, state=state, limit=limit)
+        return islice((item for page in pages for item in page.plans), limit)
 
     def get(self, plan_id: str) -> Plan:
         """A plan as it is now."""

@@ -1,11 +1,9 @@
 """``factor-search plans``: the plans of a server."""
 
 import argparse
-import json
 
-from api.cli.arguments import Commands, add_json_argument
-from api.cli.environment import add_server_arguments, positive_int
-from api.cli.jobs import age
+from api.cli.arguments import Commands
+from api.cli.listing import add_list_arguments, age, print_list
 from api.client import Client, Plan
 
 STATES = ["queued", "running", "paused", "waiting", "finished", "failed", "cancelled"]
@@ -14,10 +12,7 @@ STATES = ["queued", "running", "paused", "waiting", "finished", "failed", "cance
 def add_parser(commands: Commands) -> None:
     """Register the command."""
     parser = commands.add_parser("plans", help="list the plans of a server", description="List plans, newest first.")
-    parser.add_argument("--state", choices=STATES, help="only these")
-    parser.add_argument("--limit", type=positive_int, default=50, metavar="N", help="at most so many; default: 50")
-    add_server_arguments(parser)
-    add_json_argument(parser)
+    add_list_arguments(parser, STATES)
     parser.set_defaults(run=run)
 
 
@@ -25,17 +20,8 @@ def run(arguments: argparse.Namespace) -> int:
     """List them."""
     with Client(arguments.url) as client:
         found = list(client.plans.list(state=arguments.state, limit=arguments.limit))
-    if arguments.json:
-        print(json.dumps([plan.model_dump(mode="json") for plan in found]))
-        return 0
-    if not found:
-        print("no plans" if arguments.state is None else f"no {arguments.state} plans")
-        return 0
-    print(f"{'id':27}{'state':11}{'stages':>7}  {'present':20}{'age':>5}  name")
-    for plan in found:
-        print(_line(plan))
-    for note in dict.fromkeys(plan.note for plan in found if plan.note):
-        print(f"note: {note}")
+    header = f"{'id':27}{'state':11}{'stages':>7}  {'present':20}{'age':>5}  name"
+    print_list(found, "plans", header, _line, arguments)
     return 0
 
 
