@@ -4,10 +4,12 @@
 2. profiles of four numbers guided by a Gaussian process, on two documents;
 3. the initial tokens and the attention factor, where the space has a choice, for the best so far;
 4. profiles again, on four documents;
-5. curves of up to eight numbers around the best so far, guided likewise by all that is known, on four documents and
+5. lower feet (less rescaling of all pairs before the steepest rise) for the best so far;
+6. curves of up to eight numbers around the best so far, guided likewise by all that is known, on four documents and
    then on all;
-6. the initial tokens again;
-7. CMA-ES over nearly every pair with small steps, in rounds, for as long as the budget lasts; after the first, 3 again.
+7. lower feet and the initial tokens again;
+8. CMA-ES over nearly every pair with small steps, in rounds, for as long as the budget lasts; after the first, 3 again,
+   after the first two lower feet.
 """
 
 import math
@@ -24,7 +26,7 @@ from factor_search.methods import yarn_attention_factor
 from factor_search.race import mean_difference, rungs
 from factor_search.space import SearchSpace
 from factor_search.strategies.contract import Generation, Result
-from factor_search.strategies.profile import BOUNDS, FIRST, WIDTHS, Profile, Steps
+from factor_search.strategies.profile import BOUNDS, FIRST, WIDTHS, Profile, Steps, with_lower_foot
 from factor_search.strategies.surrogate import propose
 
 Vector = NDArray[np.float64]
@@ -46,6 +48,10 @@ class Settings:
     """First radius, in the widths of each number."""
     sweep_documents: int = 2
     """That every choice of initial tokens and attention factors near by is tried on."""
+    foot_shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
+    """Of log lambda before the steepest rise of the best so far."""
+    foot_rounds: int = 2
+    """Of CMA-ES after which they are tried once more."""
     curve_knots: int = 7
     curve_width: float = 0.1
     """How far a rise has to move to matter, in log lambda / log s."""
@@ -138,7 +144,9 @@ class Auto:
         yield from self._sweep_initial_tokens(first)
         yield from self._sweep_attention(first)
         yield from self._search_profiles(second, generations[1], radius[1])
+        yield from self._sweep_feet(second)
         yield from self._search_curves()
+        yield from self._sweep_feet(self._documents)
         yield from self._sweep_initial_tokens(self._documents)
         yield from self._polish()
 
@@ -219,6 +227,11 @@ class Auto:
             [Factors(best.rescale_factors, best.initial_tokens, choices[i]) for i in near], documents
         )
 
+    def _sweep_feet(self, documents: int) -> Script:
+        best = self._best(documents)
+        lower = [with_lower_foot(self._space, best, share) for share in self._settings.foot_shares]
+        yield from self._sweep([factors for factors in lower if factors != best], documents)
+
     def _sweep(self, others: list[Factors], documents: int) -> Script:
         """Try variants of the best on few documents, and on more the best of those that are not behind it there.
 
@@ -238,6 +251,8 @@ class Auto:
         while fruitless < self._settings.fruitless:
             found_new = yield from self._polish_once(round_)
             fruitless = 0 if found_new else fruitless + 1
+            if round_ < self._settings.foot_rounds:
+                yield from self._sweep_feet(self._documents)
             if round_ == 0:
                 yield from self._sweep_initial_tokens(self._documents)
                 yield from self._sweep_attention(self._documents)

@@ -65,6 +65,23 @@ WIDTHS = np.array([0.5, 0.15, 0.12, 1.0])
 """How far each has to move to make about as much of a difference."""
 
 
+def with_lower_foot(space: SearchSpace, factors: Factors, share: float) -> Factors:
+    """A candidate with log lambda times a share at every pair before its steepest rise; the level behind it stays.
+
+    For the rises of :class:`Steps` this is many moves at once, one of them against the others, and half of the way may
+    be worse than either end.
+
+    Args:
+        space: that the result is of.
+        factors: lambda not decreasing with the pair.
+        share: 0 (no rescaling there) to 1 (as it is).
+    """
+    logs = np.log(factors.rescale_factors)
+    foot = int(np.argmax(np.diff(logs, prepend=0.0)))
+    logs[:foot] *= share
+    return in_space(space, logs / math.log(space.scale), factors.initial_tokens, factors.attention_factor)
+
+
 class Steps:
     """Non-decreasing curves through knots around a base curve: each number is the rise to the next knot, at least 0.
 
