@@ -36,7 +36,7 @@ def alive(process: psutil.Process | int) -> bool:
         return False
 
 
-def survivors(processes: Iterable[psutil.Process], seconds: float = 10) -> list[psutil.Process]:
+def survivors(processes: Iterable[psutil.Process], seconds: float = 60) -> list[psutil.Process]:
     """Those that still run after so many seconds; returns as soon as there are none."""
     deadline = time.monotonic() + seconds
     while (left := [process for process in processes if alive(process)]) and time.monotonic() < deadline:

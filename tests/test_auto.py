@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +235,28 @@ def test_the_attention_factor_is_searched_early() -> None:
     state, _ = run(objective, 4, worth(20, 4), space)
     assert best_of(state).attention_factor == pytest.approx(1.1, abs=0.04)
     assert objective.common(best_of(state)) < 0.3 * least_of_seeds(objective.common, space)
+
+
+class Barrier(ManyDocuments):
+    """No foot at all is best, but a foot of half the usual height is worse than both."""
+
+    def __init__(self) -> None:
+        super().__init__(np.where(OCTAVES < 0.4, 1.0, 0.9 * SCALE).tolist())
+
+    def common(self, factors: Factors) -> float:
+        foot = math.log(factors.rescale_factors[int(np.argmax(OCTAVES > -0.5))]) / math.log(SCALE)
+        return super().common(factors) + 0.2 * math.exp(-(((foot - 0.12) / 0.06) ** 2))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_foot_that_small_moves_do_not_lower_is_lowered_at_once(seed: int) -> None:
+    found = []
+    for shares in ((), SETTINGS.foot_shares):
+        auto = Auto(space_of(), SEEDS, 4, seed=seed, settings=replace(SETTINGS, foot_shares=shares))
+        objective = Barrier()
+        state = search(auto, objective, many_documents(4), BudgetSpec(candidates=150), error_rate=0.1)
+        found.append(objective.common(best_of(state)))
+    assert found[1] < 0.5 * found[0]
 
 
 def test_initial_tokens_that_help_are_found() -> None:

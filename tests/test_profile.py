@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from factor_search.factors import Factors
 from factor_search.space import Genome, SearchSpace
-from factor_search.strategies.profile import BOUNDS, FIRST, Profile, Steps
+from factor_search.strategies.profile import BOUNDS, FIRST, Profile, Steps, with_lower_foot
 
 
 def space_of(pairs: int, base: float, original: float, scale: float, step: float = 0.01) -> SearchSpace:
@@ -64,6 +64,29 @@ def test_a_profile_by_its_numbers(level: float) -> None:
             assert factor == pytest.approx(8 ** (0.3 * (3.0 - octaves) / 3.25), abs=0.006)
         elif octaves <= -0.75:
             assert factor == pytest.approx(8**level, abs=0.006)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_lower_foot_keeps_the_level(share: float) -> None:
+    base = Profile(step=-0.5, foot=0.3, level=0.9, start=3.0).factors(LLAMA, 4, 1.1)
+    lower = with_lower_foot(LLAMA, base, share)
+    assert (lower.initial_tokens, lower.attention_factor) == (4, 1.1)
+    steepest = max(range(1, 64), key=lambda i: math.log(base.rescale_factors[i] / base.rescale_factors[i - 1]))
+    assert lower.rescale_factors[steepest:] == base.rescale_factors[steepest:]
+    assert lower.rescale_factors[:steepest] == pytest.approx(
+        [f**share for f in base.rescale_factors[:steepest]], abs=0.006
+    )
+    assert (lower == base) == (share == 1.0)
+
+
+@settings(deadline=None)
+@given(st.data(), spaces, st.floats(0, 1))
+def test_a_lower_foot_of_whatever_is_in_the_space_is_too(data: st.DataObject, space: SearchSpace, share: float) -> None:
+    base = data.draw(bases(space))
+    lower = with_lower_foot(space, base, share)
+    assert space.contains(lower)
+    assert lower.is_monotone
+    assert all(one <= other for one, other in zip(lower.rescale_factors, base.rescale_factors, strict=True))
 
 
 def test_a_profile_means_the_same_on_another_model() -> None:
