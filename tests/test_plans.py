@@ -160,6 +160,7 @@ def test_pause_and_resume_in_a_search_and_in_a_fine_tuning(
     assert service.plans.pause(plan_id).request == "pause"
     service.until(plan_id, "paused", seconds=10)
     busy.join(10)  # it ends at the next news of it: the step that it is in may still end in a checkpoint
+    assert not busy.is_alive()
     before = checkpoints(tmp_path)
     time.sleep(0.5)
     assert checkpoints(tmp_path) == before != []
