@@ -1,0 +1,151 @@
+"""What earlier versions stored is what this one computes: identities, keys, JSON, folders of results, a database."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factor_search.evaluation import evaluation_key
+from factor_search.factors import Factors
+from factor_search.factors_file import parse_factors
+from factor_search.finetune.spec import FinetuneSpec
+from factor_search.plan.spec import parse_plan
+from factor_search.plan.work import Outcome, parse_work, work_of
+from factor_search.samples import SampleSet, sample_of
+from factor_search.spec import ModelSpec, parse_spec
+from workers.plan_keeper import identity
+
+EARLIER = Path(__file__).parent / "earlier"
+JOBS: dict[str, dict[str, Any]] = {
+    "short": {"model": "m", "data": "books/*.txt", "target_length": 1024},
+    "long": {
+        "name": "all keys",
+        "model": {"id": "m", "revision": "r", "dtype": "bfloat16", "attention": "eager", "original_length": 64},
+        "data": {"files": ["a", "b"], "held_out_files": ["c"], "cut_long_documents": True, "least_tokens": 4096},
+        "target_length": 1024,
+        "objective": {"kind": "perplexity", "stride": 512, "tokens": 2048},
+        "space": {"initial_tokens": [0, 4], "attention_factor": "search", "upper_bound": 2.0, "scale": 8.0},
+        "strategy": {"kind": "evolution", "population": 8, "parents": 4},
+        "budget": {"candidates": None, "seconds": 1.5, "no_improvement": 9},
+        "racing": {"error_rate": 0.05},
+        "warm_start": {"factors": [{"source": "s", "rescale_factors": [1.0, 2.0]}], "rescale_factors": [[1.0, 3.5]]},
+        "resources": {"workers": 2, "gpus": 0.5},
+        "seed": 3,
+    },
+    "needle": {"model": "m", "data": {"dataset": "d", "name": "n"}, "target_length": 99, "objective": "needle"},
+    "cma": {"model": "m", "data": ["x"], "target_length": 99, "strategy": "cma", "racing": True},
+}
+STAGES: list[dict[str, Any]] = [
+    {"kind": "search", "target_length": 128, "budget": 14, "strategy": {"kind": "cma", "knots": 4}},
+    {"kind": "finetune", "settings": {"steps": 6, "method": "lora", "learning_rate": 1e-3}},
+    {"kind": "search", "target_length": 256, "space": {"attention_factor": 1.05}},
+    {"kind": "await_checkpoint"},
+    {"kind": "readjust", "attention_factor": "search"},
+    {"kind": "readjust", "budget": 9},
+    {"kind": "evaluate", "lengths": [64, 100], "harness": ["piqa"], "passkey": {"depths": 2, "lengths": [224]}},
+    {"kind": "evaluate", "passkey": None},
+    {"kind": "export", "profile": "switching"},
+    {"kind": "export"},
+]
+PLANS: dict[str, dict[str, Any]] = {
+    "stages": {"model": "hub/m", "data": {"files": ["t/*.txt"], "held_out_files": ["t/0.txt"]}, "stages": STAGES},
+    "longrope": {"model": "hub/m", "data": ["t/*.txt"], "recipe": "longrope", "target_length": 1024, "seed": 4},
+    "longrope2": {
+        "model": {"id": "hub/m", "original_length": 64},
+        "data": ["t/*.txt"],
+        "training_files": ["t/1.txt"],
+        "recipe": "longrope2",
+        "target_length": 1024,
+    },
+}
+
+
+def factors_document(target_length: int, value: float) -> dict[str, Any]:
+    model = {
+        "id": "hub/m",
+        "architecture": "LlamaForCausalLM",
+        "rope_theta": 10000.0,
+        "rotary_dim": 4,
+        "original_length": 64,
+        "base_rope_type": "default",
+    }
+    return parse_factors(
+        {
+            "schema": "factor-search/factors@1",
+            "model": model,
+            "target_length": target_length,
+            "scale": target_length / 64,
+            "rescale_factors": [1.0, value],
+            "initial_tokens": 0,
+            "attention_factor": 1.125,
+        }
+    ).as_json()
+
+
+def outcome_of(kind: str, number: int) -> Outcome:
+    if kind in ("search", "readjust"):
+        return Outcome(factors=factors_document(64 if kind == "readjust" else 128 + number, 2.0 + number), report={})
+    made = ModelSpec(id=f"hub/made-{number}", original_length=64) if kind in ("finetune", "await_checkpoint") else None
+    return Outcome(model=made, report={"number": number})
+
+
+def works(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each stage's work with its identities, with results made up for the stages before."""
+    plan, outcomes, found = parse_plan(document), [], []
+    for number, stage in enumerate(plan.expanded().stages or ()):
+        work = work_of(plan, number, outcomes)
+        stored = work.model_dump(mode="json")
+        assert parse_work(stored) == work
+        found.append({"stored": stored, "sha256": work.sha256, "identity": identity(work)})
+        outcomes.append(outcome_of(stage.kind, number))
+    return found
+
+
+def computed() -> dict[str, Any]:
+    factors = Factors.of([1.0, 1.5, 4.0], 4, 1.25)
+    samples = SampleSet("search", tuple(sample_of(str(n), n + _ids()) for n in (1, 2)))
+    scored = SampleSet("search", (sample_of("s", _ids(), (3, 5)),))
+    model = {"model": "content", "dtype": "float32", "attention": "sdpa"}
+    return {
+        "jobs": {
+            name: {"stored": parse_spec(job).model_dump(mode="json"), "sha256": parse_spec(job).sha256}
+            for name, job in JOBS.items()
+        },
+        "plans": {
+            name: {"stored": parse_plan(plan).expanded().model_dump(mode="json"), "works": works(plan)}
+            for name, plan in PLANS.items()
+        },
+        "finetune": FinetuneSpec(data_form="segments", steps=9).sha256,
+        "factors": factors.sha256,
+        "factors_file": factors_document(128, 2.0),
+        "samples": [samples.sha256, scored.sha256],
+        "keys": [
+            evaluation_key(model, 64, 256, None, factors, samples),
+            evaluation_key(model, 64, 256, None, factors, samples, 1),
+            evaluation_key(model, 64, 256, 32, factors, scored),
+        ],
+    }
+
+
+def _ids() -> Any:
+    import numpy as np
+
+    return np.arange(16, dtype=np.int64)
+
+
+def test_identities_keys_and_stored_json_are_those_of_earlier_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_texts()
+    assert computed() == json.loads((EARLIER / "golden.json").read_text())
+
+
+def write_texts() -> None:
+    Path("t").mkdir()
+    for number in range(2):
+        file = Path(f"t/{number}.txt")
+        file.write_text("x" * (number + 1))
+        os.utime(file, (1_700_000_000, 1_700_000_000))
