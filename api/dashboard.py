@@ -10,8 +10,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from storage.optuna_reading import FewCurvesStorage
-from storage.optuna_tables import open_optuna
+from storage.dashboard.optuna_reading import FewCurvesStorage
+from storage.dashboard.optuna_tables import open_optuna
 
 COMPRESSION_LEVEL = 3
 """1,500 trials are 4 MB, and compressed 0.5 MB; a higher level saves little more and takes longer than it saves."""

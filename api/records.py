@@ -10,7 +10,7 @@ from api.cursors import JOB_ID, PLAN_ID
 from api.plan_schemas import Plan, PlanLinks, PlanStage
 from api.schemas import Evaluation, Job, Links, Progress, finite, moment
 from api.settings import Settings
-from factor_search.evaluation import OK, PRUNED
+from factor_search.measure.evaluation import OK, PRUNED
 from storage.coordinators import Coordinator, CoordinatorStore
 from storage.database import Database
 from storage.errors import NotFoundError

@@ -10,10 +10,10 @@ from starlette.requests import ClientDisconnect, Request
 
 from api.problems import Fault, RefusedError, faults_of, json_pointer
 from api.records import Records
-from factor_search.json_documents import explain
+from factor_search.files.json_documents import explain
 from factor_search.plan.spec import PlanSpec, is_plan
+from factor_search.search.warm_start import embedded
 from factor_search.spec import JobSpec
-from factor_search.warm_start import embedded
 from storage.errors import NotFoundError
 from storage.schema import FINISHED
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from factor_search.factors import Factors
-from factor_search.geometry import Geometry
 from factor_search.methods import longrope_attention_factor
-from factor_search.strategies import Generation, Result
+from factor_search.model.geometry import Geometry
+from factor_search.search.strategies import Generation, Result
 
 STEP = 0.01
 SWEEPS = 1000
@@ -28,7 +28,7 @@ Vector = tuple[float, ...]
 
 
 class ControlAsShipped:
-    """Ask/tell like every strategy of :mod:`factor_search.strategies`."""
+    """Ask/tell like every strategy of :mod:`factor_search.search.strategies`."""
 
     def __init__(
         self,

@@ -29,14 +29,14 @@ import uvicorn
 
 from api.dashboard import dashboard_app
 from bench.scratch import scratch_database
-from factor_search.evaluation import DIVERGED, OK, Evaluation
 from factor_search.factors import Factors
+from factor_search.measure.evaluation import DIVERGED, OK, Evaluation
 from factor_search.spec import parse_spec
+from storage.dashboard.optuna_tables import optuna_url_beside
+from storage.dashboard.projection import Projection
 from storage.database import Database
 from storage.evaluations import Batch, Candidate, Computed, EvaluationStore
 from storage.jobs import JobStore, Lease
-from storage.optuna_tables import optuna_url_beside
-from storage.projection import Projection
 
 TRIALS, PAIRS, DOCUMENTS = 1500, 32, 4
 FIRST_LOAD_LIMIT, POLL_LIMIT = 3.0, 0.3

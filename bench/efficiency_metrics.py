@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.efficiency_runs import CONTROL, Measured, ModelRuns, Point, Run
-from factor_search.perplexity import paired_difference, summarise
+from factor_search.measure.statistics import paired_difference, summarise
 
 
 @dataclass(frozen=True, kw_only=True)

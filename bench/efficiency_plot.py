@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from bench.efficiency_metrics import attainable, best_closed_form
 from bench.efficiency_runs import CONTROL, ModelRuns
-from factor_search.palette import FOUND_COLOUR
+from factor_search.report.palette import FOUND_COLOUR
 
 COLOURS = {
     CONTROL: "#000000",

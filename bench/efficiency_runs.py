@@ -10,20 +10,22 @@ import numpy as np
 
 from bench.control_as_shipped import ControlAsShipped
 from bench.models import bench_model
-from factor_search.cache import cache_folder
-from factor_search.evaluation import OK, PRUNED, Evaluation, Evaluator, LocalEvaluator
 from factor_search.factors import Factors
-from factor_search.geometry import Geometry
-from factor_search.job import finalists, strategy_of
-from factor_search.ledger import Ledger, RecordedEvaluator
+from factor_search.files.cache import cache_folder
+from factor_search.measure.evaluation import OK, PRUNED, Evaluation, Evaluator
+from factor_search.measure.evaluator import LocalEvaluator
+from factor_search.measure.ledger import Ledger, RecordedEvaluator
 from factor_search.methods import closed_forms
-from factor_search.models import load_model
-from factor_search.samples import Sample, Samples, SampleSet
-from factor_search.search import SearchState, search
+from factor_search.model.geometry import Geometry
+from factor_search.model.loading import load_model
+from factor_search.search.loop import SearchState, search
+from factor_search.search.problem import SearchProblem
+from factor_search.search.selection import finalists
+from factor_search.search.strategies import Strategy
+from factor_search.search.strategies.auto import SETTINGS
+from factor_search.search.strategies.profile import FIRST
 from factor_search.spec import AutoSpec, BudgetSpec, DataSpec, JobSpec, ModelSpec, RacingSpec, StrategySpec
-from factor_search.strategies import Strategy
-from factor_search.strategies.auto import SETTINGS
-from factor_search.strategies.profile import FIRST
+from factor_search.text.samples import Sample, Samples, SampleSet
 
 CONTROL = "control-as-shipped"
 DEAL_SEED = 0
@@ -205,7 +207,7 @@ def _strategy(plan: Plan, place: Workplace) -> tuple[Strategy, float | None]:
         racing=plan.racing,
         seed=plan.seed,
     )
-    return strategy_of(spec, place.geometry, len(place.samples.search.samples)), spec.racing_error_rate
+    return SearchProblem.of(spec, place.geometry).strategy(len(place.samples.search.samples)), spec.racing_error_rate
 
 
 def settings_of(strategy: StrategySpec | None) -> str:

@@ -21,10 +21,10 @@ from typing import Any
 
 from bench.ray_cluster import RayCluster, use_token
 from bench.scratch import scratch_database
-from factor_search.evaluation import Evaluation
 from factor_search.factors import Factors
 from factor_search.job import run_job
-from factor_search.report import build_factors_file
+from factor_search.measure.evaluation import Evaluation
+from factor_search.report.document import build_factors_file
 from factor_search.spec import JobSpec, parse_spec
 from factor_search.testbed import CHECKPOINT
 from factor_search.testbed.corpus import held_out_files

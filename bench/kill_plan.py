@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.ray_cluster import RayCluster, use_token
-from factor_search.canonical_json import sha256_of
+from factor_search.files.canonical_json import sha256_of
 from factor_search.plan.spec import parse_plan
 from factor_search.plan.work import parse_outcome
 from factor_search.testbed import CHECKPOINT

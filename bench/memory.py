@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from factor_search.allocator import keep_freed_memory
-from factor_search.perplexity import token_losses
+from factor_search.model.allocator import keep_freed_memory
+from factor_search.model.losses import token_losses
 
 VOCABULARY = 128_256
 LENGTH = 32_768

@@ -18,7 +18,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from bench.texts import read_text
-from factor_search.cache import cache_folder
+from factor_search.files.cache import cache_folder
 from factor_search.testbed.train import END_OF_TEXT_ID, save, token_stream, train
 
 ARCHITECTURES: dict[str, Callable[..., PreTrainedModel]] = {

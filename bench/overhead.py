@@ -11,9 +11,10 @@ from typing import Any
 from unittest import mock
 
 from api.cli.demo import specification
-from factor_search.job import JobWatcher, run_job
-from factor_search.perplexity import token_losses
-from factor_search.search import SearchState
+from factor_search.job import run_job
+from factor_search.model.losses import token_losses
+from factor_search.search.loop import SearchState
+from factor_search.search.selection import JobWatcher
 from factor_search.spec import parse_spec
 
 CANDIDATES = 60
@@ -35,7 +36,7 @@ def main() -> None:
         marks.append((time.perf_counter(), in_model))
 
     with (
-        mock.patch("factor_search.evaluation.token_losses", timed),
+        mock.patch("factor_search.measure.evaluation.token_losses", timed),
         tempfile.TemporaryDirectory() as folder,
     ):
         run_job(parse_spec(specification(CANDIDATES)), Path(folder), JobWatcher(candidate=mark))

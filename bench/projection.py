@@ -12,11 +12,11 @@ import time
 
 from bench.dashboard import evaluated, new_job, proposed
 from bench.scratch import scratch_database
+from storage.dashboard.optuna_tables import optuna_url_beside
+from storage.dashboard.projector import start
+from storage.dashboard.unprojected import catch_up
 from storage.database import Database
 from storage.evaluations import Batch, Computed, EvaluationStore
-from storage.optuna_tables import optuna_url_beside
-from storage.projector import start
-from storage.unprojected import catch_up
 
 PER_SECOND, BATCH, SECONDS = 500, 25, 10
 OWNER = "bench"

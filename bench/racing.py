@@ -15,10 +15,10 @@ from functools import partial
 from bench.efficiency_runs import Plan, Run, predicted, run_plan, run_search, workplace
 from bench.models import RECIPES
 from bench.search_efficiency import in_processes
-from factor_search.evaluation import OK, Evaluation
-from factor_search.perplexity import paired_difference
-from factor_search.race import Race, rungs
-from factor_search.racing import Referee
+from factor_search.measure.evaluation import OK, Evaluation
+from factor_search.measure.race import Race, rungs
+from factor_search.measure.statistics import paired_difference
+from factor_search.search.racing import Referee
 from factor_search.spec import BudgetSpec, CmaSpec, EvolutionSpec, RacingSpec
 
 ERROR_RATES = (0.05, 0.01, 0.001)

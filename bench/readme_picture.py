@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from factor_search.report_plots import draw_factors, draw_lengths
+from factor_search.report.plots import draw_factors, draw_lengths
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from bench.efficiency_plot import draw
 from bench.efficiency_runs import CONTROL, ModelRuns, Plan, run_plans, settings_of, workplace
 from bench.efficiency_tables import bars, bars_table, model_table
 from bench.models import RECIPES, bench_model
-from factor_search.allocator import keep_freed_memory
+from factor_search.model.allocator import keep_freed_memory
 from factor_search.spec import (
     AutoSpec,
     BudgetSpec,

@@ -18,11 +18,12 @@ from pathlib import Path
 
 HERE = Path(__file__).parents[1]
 MODULES = ("storage.jobs", "storage.dashboard.projector", "api.app")
-FORMER = {"storage.dashboard.projector": "storage.projector"}
+FORMER = {"storage.dashboard.projector": "storage.dashboard.projector"}
 """Names in checkouts from before the module was moved."""
 PROBE = """
 import importlib.util, resource, sys, time
-names = [name for name in sys.argv[1:] if importlib.util.find_spec(name.rpartition(".")[0]) and importlib.util.find_spec(name)]
+find = importlib.util.find_spec
+names = [name for name in sys.argv[1:] if find(name.rpartition(".")[0]) and find(name)]
 start = time.perf_counter()
 importlib.import_module(names[0])
 print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "torch" in sys.modules)

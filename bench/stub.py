@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from transformers import AutoConfig
 
-from factor_search.evaluation import OK, PRUNED, Evaluation, evaluation_key
 from factor_search.factors import Factors
-from factor_search.geometry import Geometry, read_geometry
+from factor_search.measure.evaluation import OK, PRUNED, Evaluation, evaluation_key
+from factor_search.measure.race import Race, rungs
 from factor_search.methods import closed_form
-from factor_search.race import Race, rungs
-from factor_search.samples import Sample, Samples, SampleSet
+from factor_search.model.configuration import read_geometry
+from factor_search.model.geometry import Geometry
 from factor_search.spec import JobSpec, parse_spec
+from factor_search.text.samples import Sample, Samples, SampleSet
 from workers.model_worker import ErrandCall, Prepared, Setting
 
 IDENTITY = {"model": "stub", "dtype": "float32", "attention": "none"}

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from factor_search.allocator import keep_freed_memory
-from factor_search.evaluation import LocalEvaluator
 from factor_search.factors import Factors
-from factor_search.geometry import read_geometry
-from factor_search.models import LoadedModel, load_model
-from factor_search.samples import Sample, SampleSet
+from factor_search.measure.evaluator import LocalEvaluator
+from factor_search.model.allocator import keep_freed_memory
+from factor_search.model.configuration import read_geometry
+from factor_search.model.loading import LoadedModel, load_model
 from factor_search.spec import ModelSpec
 from factor_search.testbed import CHECKPOINT
+from factor_search.text.samples import Sample, SampleSet
 
 ROUNDS = 15
 CASES = {

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from factor_search.canonical_json import sha256_of
 from factor_search.errors import FactorsError
+from factor_search.files.canonical_json import sha256_of
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,16 @@
 """``factors.json``: factors with the model they belong to, what they were measured to do, and where they come from."""
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from factor_search.cache import write_atomically
-from factor_search.canonical_json import sha256_of
-from factor_search.errors import FactorsError, OutputError
+from factor_search.errors import FactorsError
 from factor_search.factors import Factors
-from factor_search.geometry import Geometry
-from factor_search.json_documents import explain, read_json
+from factor_search.files.canonical_json import sha256_of
+from factor_search.files.json_documents import explain, read_json, write_json
+from factor_search.model.geometry import Geometry
 
 SCHEMA = "factor-search/factors@1"
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -198,16 +196,3 @@ def check_belongs(file: FactorsFile, geometry: Geometry) -> None:
             raise FactorsError(
                 f"the factors are for {name} {theirs:g} ({file.model.id}), but {geometry.architecture} has {ours:g}"
             )
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write JSON for people and machines, atomically.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    try:
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        write_atomically(file, text.encode(), required=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {file}: {error.strerror or error}") from None

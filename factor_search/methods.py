@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from factor_search.errors import SpecError
 from factor_search.factors import Factors
-from factor_search.geometry import Geometry
+from factor_search.model.geometry import Geometry
 
 AS_CONFIGURED = "as-configured"
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from factor_search.canonical_json import sha256_of
 from factor_search.errors import SpecError
-from factor_search.json_documents import explain, read_json
+from factor_search.files.canonical_json import sha256_of
+from factor_search.files.json_documents import explain, read_json
 
 Int = Annotated[int, Field(strict=True, ge=0, lt=2**53)]
 PositiveInt = Annotated[int, Field(strict=True, gt=0, lt=2**53)]

@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, Table, and_, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from factor_search.evaluation import LASTING, Evaluation
 from factor_search.factors import Factors
+from factor_search.measure.evaluation import LASTING, Evaluation
 from storage.database import Database
 from storage.errors import LeaseLostError
 from storage.events import append_events

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from factor_search.canonical_json import sha256_of
+from factor_search.files.canonical_json import sha256_of
 from factor_search.spec import JobSpec
 from storage.database import Database
 from storage.errors import ConflictError, NotFoundError

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from factor_search.evaluation import OK, PRUNED, Evaluation
 from factor_search.factors import Factors
+from factor_search.measure.evaluation import OK, PRUNED, Evaluation
 from storage.evaluations import Candidate, Computed
 
 

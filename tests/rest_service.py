@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.server import Server, listen, url_of
 from api.settings import Settings
-from factor_search.evaluation import DIVERGED, OK, PRUNED
+from factor_search.measure.evaluation import DIVERGED, OK, PRUNED
 from storage.coordinators import CoordinatorStore
 from storage.database import Database
 from storage.evaluations import Batch, EvaluationStore

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.stub import PREPARED, StubEvaluator, StubWorker
-from factor_search.evaluation import Evaluation
 from factor_search.factors import Factors
-from factor_search.job import JobWatcher, search_and_measure
-from factor_search.report import build_factors_file
+from factor_search.measure.evaluation import Evaluation
+from factor_search.report.document import build_factors_file
+from factor_search.search.problem import SearchProblem
+from factor_search.search.selection import JobWatcher, search_and_measure
 from factor_search.spec import JobSpec
 from storage.database import Database
 from storage.evaluations import EvaluationStore
@@ -119,6 +120,8 @@ class Service:
 
 def undisturbed(spec: JobSpec) -> dict[str, object]:
     """The factors file of the same search in one process."""
-    result = search_and_measure(spec, PREPARED.geometry, PREPARED.samples, StubEvaluator(), JobWatcher())
+    result = search_and_measure(
+        SearchProblem.of(spec, PREPARED.geometry), PREPARED.samples, StubEvaluator(), JobWatcher()
+    )
     document = build_factors_file(result).as_json()
     return {key: value for key, value in document.items() if key != "sha256"}

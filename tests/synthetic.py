@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from transformers import AutoConfig
 
-from factor_search.canonical_json import sha256_of
-from factor_search.evaluation import DIVERGED, OK, PRUNED, Evaluation
 from factor_search.factors import Factors
-from factor_search.geometry import Geometry, read_geometry
-from factor_search.race import Race, rungs
-from factor_search.samples import Sample, SampleSet
+from factor_search.files.canonical_json import sha256_of
+from factor_search.measure.evaluation import DIVERGED, OK, PRUNED, Evaluation
+from factor_search.measure.race import Race, rungs
+from factor_search.model.configuration import read_geometry
+from factor_search.model.geometry import Geometry
+from factor_search.text.samples import Sample, SampleSet
 
 SAMPLES = SampleSet("search", (Sample("synthetic", np.zeros(2, dtype=np.int64), "0" * 64),))
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from factor_search.search.warm_start import starting_points
 from factor_search.spec import parse_spec
-from factor_search.warm_start import starting_points
 from tests.rest_service import SPEC, FakeCoordinator, app_on, calling, settings
 from tests.synthetic import geometry
 from tests.test_warm_start import LAMBDAS, document, written

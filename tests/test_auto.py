@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factor_search.evaluation import DIVERGED, PRUNED
 from factor_search.factors import Factors
-from factor_search.ledger import Ledger, RecordedEvaluator
+from factor_search.measure.evaluation import DIVERGED, PRUNED
+from factor_search.measure.ledger import Ledger, RecordedEvaluator
+from factor_search.measure.race import rungs
 from factor_search.methods import closed_forms
-from factor_search.race import rungs
-from factor_search.search import SearchState, search
-from factor_search.space import SearchSpace
+from factor_search.search.loop import SearchState, search
+from factor_search.search.space import SearchSpace
+from factor_search.search.strategies import Result
+from factor_search.search.strategies.auto import SETTINGS, Auto
+from factor_search.search.strategies.contract import Generation
 from factor_search.spec import BudgetSpec, SpaceSpec
-from factor_search.strategies import Result
-from factor_search.strategies.auto import SETTINGS, Auto
-from factor_search.strategies.contract import Generation
 from tests.synthetic import ManyDocuments, geometry, many_documents
 
 GEOMETRY = geometry(pairs=32)

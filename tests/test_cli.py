@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from api.cli import main
-from factor_search.evaluation import LocalEvaluator
 from factor_search.factors_file import read_factors
+from factor_search.measure.evaluator import LocalEvaluator
 from tests.conftest import save_checkpoint
 from tests.families import tiny_model
 

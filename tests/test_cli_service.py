@@ -21,7 +21,7 @@ from api.cli.serve import coordinator_command, coordinator_environment, read_pol
 from api.cli.watch import Display, describe
 from api.client import Client, Event
 from api.schemas import moment
-from factor_search.ledger import Ledger
+from factor_search.measure.ledger import Ledger
 from tests.rest_service import SPEC, FakeCoordinator, app_on, progress, serving, settings
 from workers.__main__ import build_parser as coordinator_parser
 from workers.policy import Policy

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from bench.stub import stub_spec
-from factor_search.evaluation import OK, Evaluation
 from factor_search.factors import Factors
+from factor_search.measure.evaluation import OK, Evaluation
 from storage.evaluations import Batch, EvaluationStore, Recorded
 from storage.events import read_events
 from storage.jobs import Lease

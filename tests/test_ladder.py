@@ -9,17 +9,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from factor_search.errors import DataError
-from factor_search.evaluation import DIVERGED, LocalEvaluator
 from factor_search.factors import Factors
-from factor_search.ladder import Ladder, ladder
+from factor_search.measure.evaluation import DIVERGED
+from factor_search.measure.evaluator import LocalEvaluator
+from factor_search.measure.ladder import Ladder, ladder
+from factor_search.measure.passkey import Cell, as_json
+from factor_search.measure.statistics import paired_difference
+from factor_search.measure.windows import doubling_lengths
 from factor_search.methods import closed_forms
-from factor_search.models import LoadedModel, load_model
-from factor_search.palette import FOUND_COLOUR
-from factor_search.passkey import Cell, as_json
-from factor_search.perplexity import doubling_lengths, paired_difference
-from factor_search.report_plots import draw_ladder, draw_passkey
-from factor_search.samples import SampleSet, sample_of
+from factor_search.model.loading import LoadedModel, load_model
+from factor_search.report.palette import FOUND_COLOUR
+from factor_search.report.plots import draw_ladder, draw_passkey
 from factor_search.spec import ModelSpec
+from factor_search.text.samples import SampleSet, sample_of
 from tests.synthetic import SyntheticEvaluator, geometry
 
 FOUND = Factors.of([1.0 + 0.3 * i for i in range(8)])

@@ -10,7 +10,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from factor_search import methods
 from factor_search.errors import SpecError
 from factor_search.factors import Factors
-from factor_search.geometry import Geometry, read_geometry
+from factor_search.model.configuration import read_geometry
+from factor_search.model.geometry import Geometry
 
 GEOMETRIES = {
     "base": st.sampled_from([10_000.0, 500_000.0, 1_000_000.0]),

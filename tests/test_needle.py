@@ -12,11 +12,19 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from factor_search.errors import DataError
-from factor_search.needle import MAGIC_NUMBER, Needle, Prompt, continued, needle_samples, place_needle, spread_depths
-from factor_search.passkey import PASSKEY, even_depths, passkey_samples
-from factor_search.samples import Sample, SampleSet, sample_of
+from factor_search.measure.passkey import PASSKEY, even_depths, passkey_samples
 from factor_search.testbed.byte_tokenizer import byte_tokenizer
-from factor_search.tokens import CachedTokenizer
+from factor_search.text.needle import (
+    MAGIC_NUMBER,
+    Needle,
+    Prompt,
+    continued,
+    needle_samples,
+    place_needle,
+    spread_depths,
+)
+from factor_search.text.samples import Sample, SampleSet, sample_of
+from factor_search.text.tokens import CachedTokenizer
 
 WORDS = ("river", "stone", "Über", "night", "silent", "garden", "0815", "walks", "naïve", "世界")
 TRAINING = [" ".join(WORDS), MAGIC_NUMBER.needle, MAGIC_NUMBER.question, PASSKEY.opening, "12 345 6789 10"] * 3

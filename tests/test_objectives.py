@@ -11,12 +11,12 @@ from optuna_dashboard import get_note
 
 from factor_search.errors import DataError, SpecError
 from factor_search.job import run_job
-from factor_search.report import build_factors_file, build_report, table
-from factor_search.report_html import render
+from factor_search.report.document import build_factors_file, build_report, table
+from factor_search.report.page import render
 from factor_search.spec import MEASURES, JobSpec, NeedleSpec, parse_spec
+from storage.dashboard.optuna_tables import optuna_url_beside
+from storage.dashboard.projection import Projection
 from storage.evaluations import EvaluationStore
-from storage.optuna_tables import optuna_url_beside
-from storage.projection import Projection
 from tests.processes import one_thread
 from tests.service import Service
 from workers.model_worker import ModelWorker

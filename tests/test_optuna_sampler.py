@@ -9,11 +9,11 @@ from optuna.testing.pytest_samplers import BasicSamplerTestCase, RelativeSampler
 
 from factor_search.factors import Factors
 from factor_search.methods import closed_forms
-from factor_search.optuna_sampler import RescaleFactorSampler
-from factor_search.space import SearchSpace
+from factor_search.search.optuna_sampler import RescaleFactorSampler
+from factor_search.search.space import SearchSpace
+from factor_search.search.strategies.cma import Cma
+from factor_search.search.strategies.contract import Result
 from factor_search.spec import CmaSpec, SpaceSpec
-from factor_search.strategies.cma import Cma
-from factor_search.strategies.contract import Result
 from tests.synthetic import geometry
 
 GEOMETRY = geometry(pairs=16)

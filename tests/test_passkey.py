@@ -7,12 +7,12 @@ import torch
 
 from factor_search.errors import DataError
 from factor_search.factors import Factors
-from factor_search.injection import Injector
-from factor_search.models import LoadedModel, load_model
-from factor_search.needle import Needle
-from factor_search.passkey import Retrieval, accuracy_by_cell, as_json, passkey_accuracy, table
-from factor_search.samples import Sample, sample_of
+from factor_search.measure.passkey import Retrieval, accuracy_by_cell, as_json, passkey_accuracy, table
+from factor_search.model.injection import Injector
+from factor_search.model.loading import LoadedModel, load_model
 from factor_search.spec import ModelSpec
+from factor_search.text.needle import Needle
+from factor_search.text.samples import Sample, sample_of
 
 FACTORS = Factors.of([1.0 + 0.5 * i for i in range(8)], 2, 1.1)
 

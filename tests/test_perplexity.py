@@ -6,14 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factor_search.perplexity import (
-    _cross_entropy,
-    paired_difference,
-    predict,
-    sliding_windows,
-    summarise,
-    token_losses,
-)
+from factor_search.measure.statistics import paired_difference, summarise
+from factor_search.measure.windows import sliding_windows
+from factor_search.model.losses import _cross_entropy, predict, token_losses
 from tests.families import FAMILIES, tiny_model
 
 

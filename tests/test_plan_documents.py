@@ -14,10 +14,10 @@ from factor_search.finetune.spec import FinetuneSpec
 from factor_search.job import distinct_tokens
 from factor_search.plan.training_documents import training_documents
 from factor_search.plan.work import FinetuneWork
-from factor_search.samples import PARTS, Samples, load_samples
 from factor_search.spec import DataSpec, ModelSpec
 from factor_search.testbed.byte_tokenizer import byte_tokenizer
-from factor_search.tokens import CachedTokenizer
+from factor_search.text.samples import PARTS, Samples, load_samples
+from factor_search.text.tokens import CachedTokenizer
 from tests.synthetic import geometry
 
 TOKENIZE = CachedTokenizer(byte_tokenizer(64))

@@ -12,8 +12,8 @@ from api.cli import main
 from factor_search.errors import FactorSearchError, ModelLoadError, SpecError, UnsupportedModelError
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsModel, factors_file
-from factor_search.geometry import read_geometry
-from factor_search.models import load_config
+from factor_search.model.configuration import read_geometry
+from factor_search.model.loading import load_config
 from factor_search.plan.perform import hand_in
 from factor_search.plan.run import run_plan
 from factor_search.plan.spec import parse_plan

@@ -12,20 +12,20 @@ import pytest
 import torch
 
 from factor_search.errors import SearchFailedError
-from factor_search.evaluation import LocalEvaluator
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsModel, factors_file, parse_factors
 from factor_search.job import read_samples
-from factor_search.models import load_model
-from factor_search.passkey import Retrieval
-from factor_search.perplexity import summarise
+from factor_search.measure.evaluator import LocalEvaluator
+from factor_search.measure.passkey import Retrieval
+from factor_search.measure.statistics import summarise
+from factor_search.model.loading import load_model
 from factor_search.plan.figures import share
 from factor_search.plan.measuring import _overall
 from factor_search.plan.perform import climb, perform
 from factor_search.plan.stages import PasskeySpec
 from factor_search.plan.work import EvaluateWork
-from factor_search.samples import SampleSet, sample_of
 from factor_search.spec import DataSpec, ModelSpec
+from factor_search.text.samples import SampleSet, sample_of
 from tests.plans import DATA
 
 

@@ -9,14 +9,15 @@ import pytest
 from factor_search.errors import SpecError
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, FactorsModel, factors_file
-from factor_search.job import JobResult, JobWatcher, compared_methods, search_and_measure
 from factor_search.methods import closed_forms
 from factor_search.plan.readjusting import readjusting_job
-from factor_search.report import build_factors_file, build_report
-from factor_search.report_html import render
-from factor_search.samples import Samples, SampleSet
-from factor_search.space import SearchSpace
+from factor_search.report.document import build_factors_file, build_report
+from factor_search.report.page import render
+from factor_search.search.problem import SearchProblem
+from factor_search.search.selection import JobResult, JobWatcher, search_and_measure
+from factor_search.search.space import SearchSpace
 from factor_search.spec import JobSpec, SpaceSpec, parse_spec
+from factor_search.text.samples import Samples, SampleSet
 from tests.synthetic import ManyDocuments, geometry, many_documents
 
 GEOMETRY = geometry(pairs=16)
@@ -40,26 +41,27 @@ def readjusted(power: float, **changes: Any) -> tuple[JobResult, ManyDocuments]:
     objective = ManyDocuments([value**power for value in LONG_FACTORS])
     documents = many_documents(4).samples
     parts = (SampleSet(part, documents) for part in ("search", "validation", "held_out"))
-    return search_and_measure(job(**changes), GEOMETRY, Samples(*parts), objective, JobWatcher()), objective
+    problem = SearchProblem.of(job(**changes), GEOMETRY)
+    return search_and_measure(problem, Samples(*parts), objective, JobWatcher()), objective
 
 
 @pytest.mark.parametrize("strategy", ["auto", "cma", "evolution", "tpe", "nsga2", "random"])
 def test_every_strategy_readjusts(strategy: str) -> None:
     result, objective = readjusted(0.6, strategy=strategy)
-    long, none = (result.methods[name] for name in ("long", "none"))
+    long, none = (result.problem.methods[name] for name in ("long", "none"))
     found = result.winning_factors
     assert objective.common(found) < min(objective.common(long), objective.common(none)) / 5
     tried = {factors for factors, _ in objective.computed}
     assert {factors.attention_factor for factors in tried} == {1.15}, "any of them makes a pair with the long ones"
     assert {factors.initial_tokens for factors in tried} == {0}
-    space = SearchSpace.of(result.spec, GEOMETRY)
+    space = result.problem.space
     assert all(space.contains(factors) for factors in result.state.candidates)
 
 
 @pytest.mark.parametrize("power", [0.0, 0.1, 0.35, 1.0])
 def test_auto_goes_wherever_the_optimum_is(power: float) -> None:
     result, objective = readjusted(power)
-    worst = max(objective.common(result.methods[name]) for name in ("long", "none"))
+    worst = max(objective.common(result.problem.methods[name]) for name in ("long", "none"))
     assert objective.common(result.winning_factors) < 0.01 * worst
 
 
@@ -68,12 +70,12 @@ def test_an_attention_factor_of_its_own() -> None:
     documents = many_documents(4).samples
     parts = [SampleSet(part, documents) for part in ("search", "validation", "held_out")]
     spec = readjusting_job(job(), long_file(), "search-2", "search")
-    result = search_and_measure(spec, GEOMETRY, Samples(*parts), objective, JobWatcher())
+    result = search_and_measure(SearchProblem.of(spec, GEOMETRY), Samples(*parts), objective, JobWatcher())
     assert result.winning_factors.attention_factor == pytest.approx(1.0, abs=0.05)
-    assert result.methods["none"].attention_factor == 1.0
-    assert result.methods["long"].attention_factor == 1.15
+    assert result.problem.methods["none"].attention_factor == 1.0
+    assert result.problem.methods["long"].attention_factor == 1.15
     fixed = readjusting_job(job(), long_file(), "search-2", 1.0)
-    assert {one.attention_factor for one in compared_methods(fixed, GEOMETRY).values()} == {1.0, 1.15}
+    assert {one.attention_factor for one in SearchProblem.of(fixed, GEOMETRY).methods.values()} == {1.0, 1.15}
 
 
 def test_what_it_starts_from_and_is_compared_with() -> None:
@@ -82,11 +84,11 @@ def test_what_it_starts_from_and_is_compared_with() -> None:
     powers = [np.array(LONG_FACTORS) ** power for power in (1, 0.75, 0.5, 0.25, 0)]
     for wanted in powers:
         assert any(np.allclose(factors.rescale_factors, wanted, atol=0.006) for factors in first[:20])
-    assert result.methods["long"] == long_file().factors
+    assert result.problem.methods["long"] == long_file().factors
     forms = closed_forms(GEOMETRY, SCALE * LENGTH)
-    assert set(result.methods) == {*forms, "long"}
-    assert {factors.attention_factor for factors in result.methods.values()} == {1.15}
-    assert result.methods["yarn"].rescale_factors == forms["yarn"].rescale_factors
+    assert set(result.problem.methods) == {*forms, "long"}
+    assert {factors.attention_factor for factors in result.problem.methods.values()} == {1.15}
+    assert result.problem.methods["yarn"].rescale_factors == forms["yarn"].rescale_factors
     file = build_factors_file(result)
     assert (file.target_length, file.scale) == (LENGTH, 1.0)
     report = build_report(result)
@@ -114,10 +116,10 @@ def test_a_space_without_a_scale_needs_a_longer_target() -> None:
 def test_known_factors_to_compare_with_in_any_job() -> None:
     known = {"source": "a", "rescale_factors": [2.0] * 16, "scale": 2.0, "attention_factor": 1.1, "compare_as": "ours"}
     document = {"model": "M", "data": "x", "target_length": 4 * LENGTH, "warm_start": {"factors": [known]}}
-    methods = compared_methods(parse_spec(document), GEOMETRY)
+    methods = SearchProblem.of(parse_spec(document), GEOMETRY).methods
     assert methods["ours"].rescale_factors == (4.0,) * 16, "for this scale"
     assert methods["yarn"] == closed_forms(GEOMETRY, 4 * LENGTH)["yarn"]
     document["warm_start"] = {"factors": [known | {"compare_as": "yarn"}]}
     with pytest.raises(SpecError, match="yarn cannot be the name of known factors"):
-        compared_methods(parse_spec(document), GEOMETRY)
+        SearchProblem.of(parse_spec(document), GEOMETRY)
     assert parse_spec(document).sha256 != parse_spec(document | {"warm_start": {"factors": [known]}}).sha256

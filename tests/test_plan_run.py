@@ -16,14 +16,14 @@ from transformers import AutoModelForCausalLM
 
 from factor_search.errors import DataError, ExportError, FactorSearchError, ModelLoadError, OutputError, SpecError
 from factor_search.factors_file import parse_factors, read_factors
-from factor_search.injection import Injector
-from factor_search.job import JobWatcher
-from factor_search.models import load_model
+from factor_search.model.injection import Injector
+from factor_search.model.loading import load_model
 from factor_search.plan import check
 from factor_search.plan.perform import perform
 from factor_search.plan.run import PlanResult, PlanWatcher, run_plan
 from factor_search.plan.spec import parse_plan
 from factor_search.plan.work import ExportWork, Outcome, SearchWork, Work
+from factor_search.search.selection import JobWatcher
 from factor_search.spec import ModelSpec
 from tests.conftest import save_checkpoint
 from tests.families import tiny_model

@@ -3,10 +3,10 @@ from typing import Any
 
 import pytest
 
-from factor_search.canonical_json import sha256_of
 from factor_search.errors import SpecError
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsModel, MeasuredPerplexity, factors_file
+from factor_search.files.canonical_json import sha256_of
 from factor_search.plan.spec import is_plan, parse_plan, read_plan
 from factor_search.plan.stages import SearchStage
 from factor_search.plan.work import Outcome, SearchWork, parse_outcome, parse_work, work_of

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factor_search.factors import Factors
-from factor_search.space import Genome, SearchSpace
-from factor_search.strategies.profile import BOUNDS, FIRST, Profile, Steps, with_lower_foot
+from factor_search.search.space import Genome, SearchSpace
+from factor_search.search.strategies.profile import BOUNDS, FIRST, Profile, Steps, with_lower_foot
 
 
 def space_of(pairs: int, base: float, original: float, scale: float, step: float = 0.01) -> SearchSpace:

@@ -17,16 +17,16 @@ from optuna_dashboard import get_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from sqlalchemy import text
 
-from factor_search.evaluation import DIVERGED, OK, PRUNED, WORKER_LOST
 from factor_search.factors import Factors
+from factor_search.measure.evaluation import DIVERGED, OK, PRUNED, WORKER_LOST
 from factor_search.spec import parse_spec
+from storage.dashboard.optuna_reading import KNOWN_VERSION, MOST_CURVES, FewCurvesStorage, QuickStorage
+from storage.dashboard.optuna_tables import TrialTables, one_transaction, open_optuna
+from storage.dashboard.projection import Projection
 from storage.database import Database
 from storage.errors import DatabaseError, NotFoundError
 from storage.evaluations import Batch, Candidate, Computed, EvaluationStore
 from storage.jobs import JobStore, Lease
-from storage.optuna_reading import KNOWN_VERSION, MOST_CURVES, FewCurvesStorage, QuickStorage
-from storage.optuna_tables import TrialTables, one_transaction, open_optuna
-from storage.projection import Projection
 from tests import records
 
 PAIRS = 16

@@ -11,16 +11,16 @@ import optuna
 import pytest
 from optuna_dashboard import get_note
 
-from factor_search.evaluation import DIVERGED
-from storage import projector as projector_module
+from factor_search.measure.evaluation import DIVERGED
 from storage.coordinators import CoordinatorStore
+from storage.dashboard import projector as projector_module
+from storage.dashboard.optuna_tables import optuna_url_beside
+from storage.dashboard.projection import Projection
+from storage.dashboard.projector import Projector
+from storage.dashboard.unprojected import catch_up
 from storage.database import Database
 from storage.evaluations import Batch, EvaluationStore
 from storage.jobs import JobStore, Lease
-from storage.optuna_tables import optuna_url_beside
-from storage.projection import Projection
-from storage.projector import Projector
-from storage.unprojected import catch_up
 from tests.processes import wait_for
 from tests.test_projection import PREPARED, REPORT, SPEC, STUDY, candidate, done, opened
 

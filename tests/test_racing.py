@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 
 from bench.stub import StubEvaluator, samples
-from factor_search.evaluation import DIVERGED, OK, OUT_OF_MEMORY, PRUNED, Evaluation, LocalEvaluator
 from factor_search.factors import Factors
-from factor_search.ledger import Ledger, RecordedEvaluator
-from factor_search.models import load_model
-from factor_search.race import Race, rungs
-from factor_search.racing import Referee, cut, settled, student_quantile
-from factor_search.samples import Sample, SampleSet
-from factor_search.search import search
+from factor_search.measure.evaluation import DIVERGED, OK, OUT_OF_MEMORY, PRUNED, Evaluation
+from factor_search.measure.evaluator import LocalEvaluator
+from factor_search.measure.ledger import Ledger, RecordedEvaluator
+from factor_search.measure.race import Race, rungs
+from factor_search.measure.stored import cut, settled
+from factor_search.model.loading import load_model
+from factor_search.search.loop import search
+from factor_search.search.racing import Referee, student_quantile
+from factor_search.search.strategies import Generation
 from factor_search.spec import BudgetSpec, ModelSpec, parse_spec
-from factor_search.strategies import Generation
 from factor_search.testbed import CHECKPOINT
+from factor_search.text.samples import Sample, SampleSet
 from workers.model_worker import ModelWorker, Setting
 
 FACTORS = Factors.of([1.0 + 0.2 * i for i in range(16)])

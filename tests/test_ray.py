@@ -18,7 +18,7 @@ import pytest
 from bench.kill_coordinator import run as kill_coordinators
 from bench.ray_cluster import RayCluster, kill_node
 from factor_search.job import run_job
-from factor_search.report import build_factors_file, build_report
+from factor_search.report.document import build_factors_file, build_report
 from factor_search.spec import JobSpec, parse_spec
 from storage.database import Database
 from storage.evaluations import EvaluationStore

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from factor_search.evaluation import DIVERGED, PRUNED, Evaluation
 from factor_search.factors import Factors
-from factor_search.job import JobResult
+from factor_search.measure.evaluation import DIVERGED, PRUNED, Evaluation
 from factor_search.methods import closed_forms
-from factor_search.report import build_factors_file, build_report, table
-from factor_search.report_html import render
-from factor_search.report_plots import draw_search
-from factor_search.samples import Sample, Samples, SampleSet
-from factor_search.search import SearchState
+from factor_search.report.document import build_factors_file, build_report, table
+from factor_search.report.page import render
+from factor_search.report.plots import draw_search
+from factor_search.search.loop import SearchState
+from factor_search.search.problem import SearchProblem
+from factor_search.search.selection import JobResult
 from factor_search.spec import parse_spec
+from factor_search.text.samples import Sample, Samples, SampleSet
 from tests.synthetic import geometry
 
 GEOMETRY = geometry(pairs=16)
@@ -41,8 +42,10 @@ def result(**changes: Any) -> JobResult:
     }
     evaluations = [evaluation(factors, "search", [1.5]) for factors in candidates.values()]
     job = JobResult(
-        spec=parse_spec({"name": "<b>&", "model": "m", "data": "d", "target_length": 1024}),
-        geometry=GEOMETRY,
+        problem=replace(
+            SearchProblem.of(parse_spec({"name": "<b>&", "model": "m", "data": "d", "target_length": 1024}), GEOMETRY),
+            methods=METHODS,
+        ),
         samples=Samples(*names.values()),
         state=SearchState(
             generation=3,
@@ -54,7 +57,6 @@ def result(**changes: Any) -> JobResult:
             generations=[5, 9],
             ended_by="candidates",
         ),
-        methods=METHODS,
         finalists={"found-1": FOUND},
         validation=held_out,
         held_out=held_out,
@@ -106,7 +108,7 @@ def test_what_ended_the_search_is_told_in_words(ended_by: str, words: str) -> No
     job.state.ended_by = ended_by
     budget = {"candidates": 4000, "tokens": 5000, "seconds": 6.5, "no_improvement": 70}
     spec = parse_spec({"model": "m", "data": "d", "target_length": 1024, "budget": budget})
-    report = build_report(replace(job, spec=spec))
+    report = build_report(replace(job, problem=replace(job.problem, spec=spec)))
     assert report["search"]["ended_by"] == ended_by
     for shown in (table(report), render(report)):
         assert words in shown
@@ -116,7 +118,8 @@ def test_the_page_says_where_the_search_started() -> None:
     known = {"source": "<stage 1>", "rescale_factors": [1.0] * 16}
     warm_start = {"factors": [known], "rescale_factors": [[1.0] * 16]}
     spec = parse_spec({"model": "m", "data": "d", "target_length": 1024, "warm_start": warm_start})
-    page = render(build_report(replace(result(), spec=spec)))
+    job = result()
+    page = render(build_report(replace(job, problem=replace(job.problem, spec=spec))))
     assert "the closed forms and <code>&lt;stage 1&gt;</code>, 1 given vector." in page
 
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factor_search.documents import Document, documents_from_files, documents_from_hub
 from factor_search.errors import DataError
-from factor_search.samples import PARTS, Samples, first_samples, load_samples, sample_of
 from factor_search.spec import DataSpec
 from factor_search.testbed.byte_tokenizer import byte_tokenizer
-from factor_search.tokens import CachedTokenizer
+from factor_search.text.documents import Document, documents_from_files, documents_from_hub
+from factor_search.text.samples import PARTS, Samples, first_samples, load_samples, sample_of
+from factor_search.text.tokens import CachedTokenizer
 
 TOKENIZE = CachedTokenizer(byte_tokenizer(64))
 

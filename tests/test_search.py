@@ -7,17 +7,17 @@ import pytest
 from pydantic import ValidationError
 
 from factor_search.errors import OutputError
-from factor_search.evaluation import Evaluation
 from factor_search.factors import Factors
-from factor_search.ledger import Ledger, RecordedEvaluator
+from factor_search.measure.evaluation import Evaluation
+from factor_search.measure.ledger import Ledger, RecordedEvaluator
+from factor_search.measure.race import Race
 from factor_search.methods import closed_forms
-from factor_search.race import Race
-from factor_search.samples import SampleSet
-from factor_search.search import SearchState, _stagnant, search
-from factor_search.space import SearchSpace
+from factor_search.search.loop import SearchState, _stagnant, search
+from factor_search.search.space import SearchSpace
+from factor_search.search.strategies.contract import Generation, Result
+from factor_search.search.strategies.evolution import Evolution
 from factor_search.spec import BudgetSpec, EvolutionSpec, SpaceSpec
-from factor_search.strategies.contract import Generation, Result
-from factor_search.strategies.evolution import Evolution
+from factor_search.text.samples import SampleSet
 from tests.synthetic import SAMPLES, SyntheticEvaluator, geometry
 
 GEOMETRY = geometry(pairs=16)

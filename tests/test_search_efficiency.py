@@ -10,11 +10,11 @@ from bench.efficiency_plot import draw
 from bench.efficiency_runs import CONTROL, Measured, ModelRuns, Plan, Point, Run, Workplace, deal, run_plans, thinned
 from bench.efficiency_tables import bars, model_table
 from bench.racing import highest_rate, replay, stopped_after
-from factor_search.evaluation import OK, Evaluation
 from factor_search.factors import Factors
-from factor_search.race import Race
-from factor_search.samples import Samples, SampleSet
+from factor_search.measure.evaluation import OK, Evaluation
+from factor_search.measure.race import Race
 from factor_search.spec import AutoSpec, BudgetSpec, EvolutionSpec
+from factor_search.text.samples import Samples, SampleSet
 from tests.synthetic import SAMPLES, SyntheticEvaluator, geometry
 
 

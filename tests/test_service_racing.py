@@ -10,16 +10,18 @@ from typing import Any, ClassVar
 import pytest
 
 from bench.stub import PREPARED, StubEvaluator, samples, stub_spec
-from factor_search import job
-from factor_search.evaluation import DIVERGED, OK, PRUNED, Evaluation
 from factor_search.factors import Factors
-from factor_search.ledger import Ledger, RecordedEvaluator
-from factor_search.race import Race
-from factor_search.report import build_factors_file, build_report
-from factor_search.space import SearchSpace
+from factor_search.measure.evaluation import DIVERGED, OK, PRUNED, Evaluation
+from factor_search.measure.ledger import Ledger, RecordedEvaluator
+from factor_search.measure.race import Race
+from factor_search.report.document import build_factors_file, build_report
+from factor_search.search import problem
+from factor_search.search.problem import SearchProblem
+from factor_search.search.selection import JobWatcher, search_and_measure
+from factor_search.search.space import SearchSpace
+from factor_search.search.strategies import Generation, Result
+from factor_search.search.strategies.evolution import Evolution
 from factor_search.spec import EvolutionSpec, JobSpec, StrategySpec
-from factor_search.strategies import Generation, Result
-from factor_search.strategies.evolution import Evolution
 from storage.database import Database
 from storage.evaluations import Batch, Candidate, CandidateRow, Computed, EvaluationStore
 from storage.jobs import JobStore, Lease
@@ -83,7 +85,7 @@ def spec(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Job
     RacingWorker.documents.clear()
     if request.param == "evolution":
         return stub_spec(strategy=SMALL, racing=True, budget=120)
-    monkeypatch.setattr(job, "build_strategy", Halving)
+    monkeypatch.setattr(problem, "build_strategy", Halving)
     return stub_spec(strategy=HALVING, racing=True, budget=60)
 
 
@@ -98,7 +100,7 @@ def of_twin(spec: JobSpec, folder: Path) -> Way:
     """How the search goes in one process, with its result."""
     with Ledger(folder / "evaluations.jsonl") as ledger:
         recorded = RecordedEvaluator(StubEvaluator(), ledger)
-        result = job.search_and_measure(spec, FOUR.geometry, FOUR.samples, recorded, job.JobWatcher())
+        result = search_and_measure(SearchProblem.of(spec, FOUR.geometry), FOUR.samples, recorded, JobWatcher())
     way = [(one.factors, one.key, one.outcome, one.losses, one.tokens) for one in result.state.evaluations]
     return (*comparable(build_factors_file(result).as_json(), build_report(result)), way)
 
@@ -215,7 +217,7 @@ def test_a_known_evaluation_is_cut_to_where_the_race_stops_it(service: Service, 
 def test_a_candidate_that_is_continued_shows_what_is_known(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "build_strategy", Halving)
+    monkeypatch.setattr(problem, "build_strategy", Halving)
     service.faults.seconds = 0.2
     start(service)
     submitted, _ = service.jobs.submit(stub_spec(strategy=HALVING, racing=True, budget=20))

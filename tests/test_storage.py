@@ -10,7 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import text, update
 
-from factor_search.evaluation import DIVERGED, FAILED, OK, OUT_OF_MEMORY
+from factor_search.measure.evaluation import DIVERGED, FAILED, OK, OUT_OF_MEMORY
 from factor_search.spec import JobSpec, parse_spec
 from storage.coordinators import CoordinatorStore
 from storage.database import VERSION_TABLE, Database

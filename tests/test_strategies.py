@@ -12,8 +12,11 @@ from bench.control_as_shipped import ControlAsShipped
 from factor_search.errors import SpecError
 from factor_search.factors import Factors
 from factor_search.methods import closed_forms
-from factor_search.search import search
-from factor_search.space import Genome, SearchSpace
+from factor_search.search.loop import search
+from factor_search.search.space import Genome, SearchSpace
+from factor_search.search.strategies import Result, Strategy, build_strategy
+from factor_search.search.strategies.curve import Curve
+from factor_search.search.strategies.evolution import Evolution, cross, mutate
 from factor_search.spec import (
     AutoSpec,
     BudgetSpec,
@@ -25,9 +28,6 @@ from factor_search.spec import (
     StrategySpec,
     TpeSpec,
 )
-from factor_search.strategies import Result, Strategy, build_strategy
-from factor_search.strategies.curve import Curve
-from factor_search.strategies.evolution import Evolution, cross, mutate
 from tests.synthetic import SAMPLES, SyntheticEvaluator, geometry
 
 GEOMETRY = geometry(pairs=16)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factor_search.strategies.surrogate import GaussianProcess, Matrix, Vector, propose
+from factor_search.search.strategies.surrogate import GaussianProcess, Matrix, Vector, propose
 
 BOUNDS = np.array([[-2.0, 2.0]] * 4)
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from api.cli import main
 from api.cli.demo import specification
-from factor_search.models import load_model
+from factor_search.model.loading import load_model
 from factor_search.spec import ModelSpec, parse_spec
 from factor_search.testbed import CHECKPOINT
 from factor_search.testbed.corpus import HELD_OUT_MODULES, held_out_files, long_lines, training_documents

@@ -18,7 +18,7 @@ from api.client import Client
 from bench.ray_cluster import RayCluster, kill_node
 from factor_search.factors_file import FactorsFile, read_factors
 from factor_search.job import run_job
-from factor_search.report import build_factors_file
+from factor_search.report.document import build_factors_file
 from factor_search.spec import parse_spec
 from tests.processes import survivors
 

@@ -15,12 +15,14 @@ from api.cli.submit import with_absolute_paths
 from factor_search.errors import FactorsError, SpecError
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsModel, factors_file
-from factor_search.geometry import Geometry, read_geometry
 from factor_search.job import check_possible, run_job
 from factor_search.methods import closed_forms, longrope_attention_factor, position_interpolation
-from factor_search.report import build_report, write_results
+from factor_search.model.configuration import read_geometry
+from factor_search.model.geometry import Geometry
+from factor_search.report.document import build_report
+from factor_search.report.results import write_results
+from factor_search.search.warm_start import LARGEST_BYTES, embedded, known_from, read_known, rescaled, starting_points
 from factor_search.spec import JobSpec, KnownFactors, WarmStartSpec, parse_spec
-from factor_search.warm_start import LARGEST_BYTES, embedded, known_from, read_known, rescaled, starting_points
 from tests.synthetic import geometry
 
 GEOMETRY = geometry(pairs=8, original=64)
@@ -219,15 +221,15 @@ class TestJob:
         result = run_job(spec, tmp_path / "out")
         first, *rest = [evaluation.factors for evaluation in result.state.evaluations]
         assert first.rescale_factors == tuple(LAMBDAS)
-        assert first not in result.methods.values()
+        assert first not in result.problem.methods.values()
         (cold, *_) = (
             evaluation.factors
             for evaluation in run_job(self.specification(checkpoint, texts), tmp_path / "cold").state.evaluations
         )
         assert rest[0] == cold, "the closed forms follow, best guess first"
-        scale = position_interpolation(result.geometry, 256).rescale_factors
+        scale = position_interpolation(result.problem.geometry, 256).rescale_factors
         assert scale in {factors.rescale_factors for factors in rest}
-        assert set(result.methods) == set(closed_forms(result.geometry, 256)), "no baseline is added"
+        assert set(result.problem.methods) == set(closed_forms(result.problem.geometry, 256)), "no baseline is added"
         write_results(result, tmp_path / "out")
         assert build_report(result)["spec"]["warm_start"]["factors"][0]["source"] == file
 

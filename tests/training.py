@@ -9,10 +9,10 @@ from torch import Tensor
 
 from factor_search.factors import Factors
 from factor_search.finetune.spec import FinetuneSpec
-from factor_search.models import LoadedModel, load_model
+from factor_search.model.loading import LoadedModel, load_model
 from factor_search.spec import ModelSpec
 from factor_search.testbed.byte_tokenizer import byte_tokenizer
-from factor_search.tokens import TokenIds
+from factor_search.text.tokens import TokenIds
 from tests.families import tiny_model
 
 ORIGINAL, TARGET = 32, 96

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from factor_search.errors import FactorSearchError
+from storage.dashboard.projector import command as projector_command
+from storage.dashboard.projector import environment as projector_environment
+from storage.dashboard.unprojected import catch_up
 from storage.database import Database
-from storage.projector import command as projector_command
-from storage.projector import environment as projector_environment
-from storage.unprojected import catch_up
 from workers.coordinator import Coordinator, new_owner
 from workers.policy import Policy, add_policy_arguments
 from workers.ray_environment import prepare_environment

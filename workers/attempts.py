@@ -1,7 +1,7 @@
 """What the end of a worker means for what it worked on: a named outcome, and how often it is tried again."""
 
 from factor_search.errors import FactorSearchError
-from factor_search.evaluation import FAILED, OUT_OF_MEMORY, TIMED_OUT, WORKER_LOST, Evaluation
+from factor_search.measure.evaluation import FAILED, OUT_OF_MEMORY, TIMED_OUT, WORKER_LOST, Evaluation
 from workers.crew import WorkerGoneError, WorkerOutOfMemoryError
 from workers.tasks import Errand, Preparation, Seat, Task
 

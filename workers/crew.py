@@ -4,11 +4,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from factor_search.evaluation import Evaluation
 from factor_search.factors import Factors
-from factor_search.race import Race
-from factor_search.samples import SampleSet
+from factor_search.measure.evaluation import Evaluation
+from factor_search.measure.race import Race
 from factor_search.spec import JobSpec
+from factor_search.text.samples import SampleSet
 from workers.model_worker import ErrandCall, Prepared, Setting
 
 

@@ -2,6 +2,7 @@
 
 from factor_search.plan.perform import evaluate_ladder, with_ladder
 from factor_search.plan.work import EvaluateWork, parse_work
+from factor_search.search.problem import SearchProblem
 from storage.schema import FINISHED
 from workers.errand_run import ErrandProgress, do_errand, folder_of
 from workers.job_run import End, JobRun
@@ -24,7 +25,7 @@ def drive_evaluation(run: JobRun) -> End | None:
         return None
     progress = ErrandProgress(run)
     prepared = run.prepare(spec, progress.phase)
-    start_stage(run, spec, prepared)
+    start_stage(run, SearchProblem.of(spec, prepared.geometry), prepared)
     progress.phase("measuring a ladder of lengths")
     climbed = evaluate_ladder(work, run.evaluator, prepared.geometry, prepared.samples)
     run.persist(lambda: run.tools.evaluations.end_stage(run.lease, 0))

@@ -12,10 +12,10 @@ from functools import partial
 from typing import Any
 
 from factor_search.errors import FactorSearchError, one_line
-from factor_search.evaluation import FAILED, WORKER_LOST, Evaluation, evaluation_key
 from factor_search.factors import Factors
-from factor_search.race import Race
-from factor_search.samples import SampleSet
+from factor_search.measure.evaluation import FAILED, WORKER_LOST, Evaluation, evaluation_key
+from factor_search.measure.race import Race
+from factor_search.text.samples import SampleSet
 from storage.errors import DatabaseError, LeaseLostError
 from storage.evaluations import Batch, Candidate, Computed, EvaluationStore
 from storage.jobs import PAUSE, Lease
@@ -123,7 +123,7 @@ class JobEvaluator:
         return self._stopped in (LEASE_LOST, SHUTDOWN)
 
     def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
-        """See :func:`factor_search.evaluation.evaluation_key`."""
+        """See :func:`factor_search.measure.evaluation.evaluation_key`."""
         identity, original_length = self._prepared.identity, self._prepared.geometry.original_length
         length, stride = self._setting.length, self._setting.stride
         return evaluation_key(identity, original_length, length, stride, factors, samples, documents)

@@ -9,16 +9,17 @@ from typing import Any, TypeAlias
 
 import torch
 
-from factor_search.allocator import keep_freed_memory
-from factor_search.evaluation import Evaluation, LocalEvaluator
 from factor_search.factors import Factors
-from factor_search.geometry import Geometry
-from factor_search.injection import probe
 from factor_search.job import read_samples
-from factor_search.models import LoadedModel, load_model
-from factor_search.race import Race
-from factor_search.samples import Samples, SampleSet
+from factor_search.measure.evaluation import Evaluation
+from factor_search.measure.evaluator import LocalEvaluator
+from factor_search.measure.race import Race
+from factor_search.model.allocator import keep_freed_memory
+from factor_search.model.geometry import Geometry
+from factor_search.model.injection import probe
+from factor_search.model.loading import LoadedModel, load_model
 from factor_search.spec import JobSpec, ModelSpec
+from factor_search.text.samples import Samples, SampleSet
 
 SAMPLE_SETS_KEPT = 6
 """Two jobs' three parts."""

@@ -4,12 +4,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from factor_search.canonical_json import sha256_of
-from factor_search.documents import matching_files
 from factor_search.errors import FactorSearchError, ModelLoadError, one_line
+from factor_search.files.canonical_json import sha256_of
 from factor_search.plan.spec import parse_plan
 from factor_search.plan.work import AwaitWork, EvaluateWork, FinetuneWork, SearchWork, Work, parse_outcome, work_of
 from factor_search.spec import DataSpec, ModelSpec
+from factor_search.text.documents import matching_files
 from storage.errors import StorageError
 from storage.plan_steps import PlanSteps
 from storage.plans import Plan

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from factor_search.errors import SpecError
-from factor_search.models import looks_local
+from factor_search.model.loading import looks_local
 from factor_search.plan.spec import PlanSpec
 from factor_search.plan.work import EvaluateWork, FinetuneWork, SearchWork, Work
 from factor_search.spec import DataSpec, JobSpec, ModelSpec

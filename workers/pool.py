@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from factor_search.errors import FactorSearchError, one_line
-from factor_search.evaluation import OUT_OF_MEMORY, Evaluation
+from factor_search.measure.evaluation import OUT_OF_MEMORY, Evaluation
 from factor_search.spec import JobSpec, ModelSpec
 from workers.attempts import ATTEMPTS, ErrandError, PrepareError, given_up, outcome_of, overdue, without_result
 from workers.crew import Crew

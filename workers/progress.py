@@ -4,9 +4,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from factor_search.evaluation import OK
-from factor_search.job import JobWatcher
-from factor_search.search import SearchState
+from factor_search.measure.evaluation import OK
+from factor_search.search.loop import SearchState
+from factor_search.search.selection import JobWatcher
 from factor_search.spec import BudgetSpec
 from storage.evaluations import Batch
 from storage.jobs import Lease

@@ -10,11 +10,11 @@ import torch
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from factor_search.errors import FactorSearchError, one_line
-from factor_search.evaluation import Evaluation
 from factor_search.factors import Factors
-from factor_search.race import Race
-from factor_search.samples import SampleSet
+from factor_search.measure.evaluation import Evaluation
+from factor_search.measure.race import Race
 from factor_search.spec import JobSpec
+from factor_search.text.samples import SampleSet
 from workers.crew import Capacity, SharedSamples, WorkerGoneError, WorkerOutOfMemoryError
 from workers.model_worker import ErrandCall, ModelWorker, Prepared, Setting
 from workers.ray_environment import ClusterError, check_reachable

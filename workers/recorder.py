@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
-from factor_search.evaluation import Evaluation
+from factor_search.measure.evaluation import Evaluation
 from storage.errors import DatabaseError, LeaseLostError
 from storage.evaluations import Batch, EvaluationStore
 from storage.jobs import Lease

@@ -3,12 +3,11 @@
 import time
 from typing import Any
 
-from factor_search.geometry import Geometry
-from factor_search.job import JobResult, compared_methods, search_and_measure
-from factor_search.report import build_factors_file, build_report, ending
-from factor_search.samples import PARTS
-from factor_search.space import SearchSpace
-from factor_search.spec import JobSpec
+from factor_search.model.geometry import Geometry
+from factor_search.report.document import build_factors_file, build_report, ending
+from factor_search.search.problem import SearchProblem
+from factor_search.search.selection import JobResult, search_and_measure
+from factor_search.text.samples import PARTS
 from storage.schema import FINISHED
 from workers.job_run import End, JobRun
 from workers.model_worker import Prepared
@@ -31,16 +30,17 @@ def drive_search(run: JobRun) -> End | None:
         return None
     progress = run.progress(spec.budget)
     prepared = run.prepare(spec, progress.phase)
-    start_stage(run, spec, prepared)
+    problem = SearchProblem.of(spec, prepared.geometry)
+    start_stage(run, problem, prepared)
     if not run.has_workers(spec, progress):
         return None
-    result = search_and_measure(spec, prepared.geometry, prepared.samples, run.evaluator, progress.watcher())
+    result = search_and_measure(problem, prepared.samples, run.evaluator, progress.watcher())
     return End(FINISHED, _conclude(run, result, progress))
 
 
-def start_stage(run: JobRun, spec: JobSpec, prepared: Prepared) -> None:
+def start_stage(run: JobRun, problem: SearchProblem, prepared: Prepared) -> None:
     """Say that candidates come, and what figures of them are drawn of."""
-    document = _describe(spec, prepared)
+    spec, document = problem.spec, _describe(problem, prepared)
     study = f"{spec.name} · {run.lease.job_id}"
     start = run.tools.evaluations.start_stage
     run.persist(lambda: start(run.lease, 0, spec.target_length, study, document))
@@ -66,14 +66,12 @@ def _await_projection(run: JobRun) -> None:
             return
 
 
-def _describe(spec: JobSpec, prepared: Prepared) -> dict[str, Any]:
+def _describe(problem: SearchProblem, prepared: Prepared) -> dict[str, Any]:
     """What figures of a stage are drawn of."""
-    geometry, samples = prepared.geometry, prepared.samples
-    space = SearchSpace.of(spec, geometry)
-    forms = compared_methods(spec, geometry)
+    samples, space = prepared.samples, problem.space
     return {
-        "geometry": _geometry(geometry),
-        "closed_forms": {name: factors.as_json() for name, factors in forms.items()},
+        "geometry": _geometry(problem.geometry),
+        "closed_forms": {name: factors.as_json() for name, factors in problem.methods.items()},
         "documents": {part: [sample.source for sample in getattr(samples, part).samples] for part in PARTS},
         "space": {
             "initial_tokens": list(space.initial_tokens),

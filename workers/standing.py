@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from factor_search.evaluation import Evaluation
-from factor_search.race import Race, rungs
-from factor_search.racing import settled
-from factor_search.samples import SampleSet
+from factor_search.measure.evaluation import Evaluation
+from factor_search.measure.race import Race, rungs
+from factor_search.measure.stored import settled
+from factor_search.text.samples import SampleSet
 from storage.evaluations import Candidate, EvaluationStore
 
 

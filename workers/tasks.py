@@ -6,9 +6,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from factor_search.evaluation import Evaluation
 from factor_search.factors import Factors
-from factor_search.race import Race
+from factor_search.measure.evaluation import Evaluation
+from factor_search.measure.race import Race
 from factor_search.spec import JobSpec, ModelSpec
 from workers.crew import SharedSamples, Worker
 from workers.model_worker import ErrandCall, Prepared, Setting

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from factor_search.evaluation import Evaluation
 from factor_search.factors import Factors
-from factor_search.race import Race
-from factor_search.samples import SampleSet
+from factor_search.measure.evaluation import Evaluation
+from factor_search.measure.race import Race
 from factor_search.spec import JobSpec
+from factor_search.text.samples import SampleSet
 from workers.crew import Capacity, SharedSamples, WorkerGoneError
 from workers.model_worker import ErrandCall, Heard, Prepared, Setting
 

@@ -16,11 +16,11 @@ from api.cli.download import save_plan, save_results
 from api.cli.watch import watch
 from api.cli.watch_plan import watch_plan
 from api.client import Client, Job, Plan
-from factor_search.canonical_json import sha256_of
 from factor_search.errors import FactorSearchError, OutputError, SpecError
+from factor_search.files.canonical_json import sha256_of
 from factor_search.plan import report as plan_report
 from factor_search.plan.spec import parse_plan
-from factor_search.report import table
+from factor_search.report.document import table
 from factor_search.spec import parse_spec
 from factor_search.testbed import CHECKPOINT
 from factor_search.testbed.corpus import held_out_files, standard_library

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from factor_search.report import FOUND
+from factor_search.report.document import FOUND
 from factor_search.testbed import CHECKPOINT
 from factor_search.testbed.corpus import held_out_files, standard_library
 

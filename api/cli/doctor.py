@@ -16,8 +16,8 @@ from sqlalchemy.exc import ArgumentError
 from api.cli.arguments import Commands, add_json_argument
 from api.cli.environment import add_database_argument, add_server_arguments, add_variable_argument
 from api.client import Client
-from factor_search.cache import cache_folder
 from factor_search.errors import FactorSearchError, one_line
+from factor_search.files.cache import cache_folder
 from factor_search.version import versions
 from storage.database import Database
 from workers.ray_environment import check_reachable

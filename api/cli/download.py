@@ -11,8 +11,8 @@ from api.cli.arguments import Commands, add_json_argument
 from api.cli.environment import add_server_arguments
 from api.client import Client, ConflictError, Evaluation, Plan
 from api.plan_client import PlanClient, names_plan
-from factor_search.cache import write_atomically
 from factor_search.errors import OutputError
+from factor_search.files.atomic import write_atomically
 
 PARTS = ("search", "validation", "held_out")
 LEDGER_KEYS = (

@@ -9,24 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from api.cli.arguments import Commands, add_compute_arguments, add_json_argument, add_model_arguments, model_spec
-from factor_search.allocator import keep_freed_memory
-from factor_search.documents import documents_from_files
 from factor_search.errors import SearchFailedError, SpecError
-from factor_search.evaluation import OK, LocalEvaluator
 from factor_search.factors import Factors
 from factor_search.factors_file import check_belongs, read_factors
-from factor_search.geometry import Geometry
-from factor_search.injection import probe
 from factor_search.job import distinct_tokens
+from factor_search.measure.evaluation import OK
+from factor_search.measure.evaluator import LocalEvaluator
+from factor_search.measure.passkey import DIGITS, accuracy_by_cell, even_depths, passkey_accuracy, passkey_samples
+from factor_search.measure.passkey import as_json as passkey_document
+from factor_search.measure.passkey import table as passkey_table
 from factor_search.methods import closed_form
-from factor_search.models import LoadedModel, load_model
-from factor_search.needle import needle_samples
-from factor_search.passkey import DIGITS, accuracy_by_cell, even_depths, passkey_accuracy, passkey_samples
-from factor_search.passkey import as_json as passkey_document
-from factor_search.passkey import table as passkey_table
-from factor_search.samples import PARTS, Sample, SampleSet, check_vocabulary, first_samples, load_samples
+from factor_search.model.allocator import keep_freed_memory
+from factor_search.model.geometry import Geometry
+from factor_search.model.injection import probe
+from factor_search.model.loading import LoadedModel, load_model
 from factor_search.spec import MEASURES, NeedleSpec, read_spec
-from factor_search.tokens import CachedTokenizer
+from factor_search.text.documents import documents_from_files
+from factor_search.text.needle import needle_samples
+from factor_search.text.samples import PARTS, Sample, SampleSet, check_vocabulary, first_samples, load_samples
+from factor_search.text.tokens import CachedTokenizer
 
 TASKS = PERPLEXITY, NEEDLE, PASSKEY = "perplexity", "needle", "passkey"
 DEPTHS = 5

@@ -8,7 +8,7 @@ from api.cli.arguments import Commands, add_json_argument
 from api.cli.inspect import EXPORT_FORMATS
 from factor_search.export.huggingface import export_huggingface
 from factor_search.factors_file import read_factors
-from factor_search.models import checkpoint_folder, load_config
+from factor_search.model.loading import checkpoint_folder, load_config
 from factor_search.spec import ModelSpec
 
 

@@ -5,8 +5,9 @@ import json
 from typing import Any
 
 from api.cli.arguments import Commands, add_json_argument, add_model_arguments, model_spec
-from factor_search.geometry import Geometry, read_geometry
-from factor_search.models import load_config
+from factor_search.model.configuration import read_geometry
+from factor_search.model.geometry import Geometry
+from factor_search.model.loading import load_config
 from factor_search.spec import INITIAL_TOKENS
 
 EXPORT_FORMATS = ("huggingface",)

@@ -6,9 +6,9 @@ import json
 from api.cli.arguments import Commands, add_json_argument, add_model_arguments, model_spec
 from factor_search.errors import SpecError
 from factor_search.factors_file import FactorsModel, factors_file
-from factor_search.geometry import read_geometry
 from factor_search.methods import closed_form, closed_forms
-from factor_search.models import load_config
+from factor_search.model.configuration import read_geometry
+from factor_search.model.loading import load_config
 
 
 def add_parser(commands: Commands) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from factor_search.documents import Document
-from factor_search.evaluation import OK
-from factor_search.job import JobWatcher
+from factor_search.measure.evaluation import OK
 from factor_search.plan.run import PlanWatcher
 from factor_search.plan.work import SearchWork, Work
-from factor_search.search import SearchState
+from factor_search.search.loop import SearchState
+from factor_search.search.selection import JobWatcher
 from factor_search.spec import BudgetSpec
+from factor_search.text.documents import Document
 
 LINES = 10
 """Printed of the steps of a stage where there is no terminal."""

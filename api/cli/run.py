@@ -7,16 +7,17 @@ from pathlib import Path
 
 from api.cli.arguments import Commands, add_json_argument
 from api.cli.progress import PlanProgress, Progress
-from factor_search.allocator import keep_freed_memory
 from factor_search.errors import SpecError
+from factor_search.files.json_documents import read_json
 from factor_search.job import run_job
-from factor_search.json_documents import read_json
+from factor_search.model.allocator import keep_freed_memory
 from factor_search.plan.perform import MODEL
 from factor_search.plan.report import plan_report
 from factor_search.plan.report import table as plan_table
 from factor_search.plan.run import PlanResult, run_plan
 from factor_search.plan.spec import PlanSpec, is_plan, parse_plan
-from factor_search.report import holds_finished, table, write_results
+from factor_search.report.document import table
+from factor_search.report.results import holds_finished, write_results
 from factor_search.spec import JobSpec, parse_spec
 
 INTERRUPTED = 130

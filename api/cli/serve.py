@@ -21,9 +21,9 @@ from api.cli.environment import (
 )
 from api.server import ServeError, Server, listen, url_of
 from api.settings import Settings, is_loopback
+from storage.dashboard.optuna_tables import optuna_url_beside
 from storage.database import Database, sqlite_file
 from storage.keys import KeyStore
-from storage.optuna_tables import optuna_url_beside
 from workers.policy import Policy, add_policy_arguments
 from workers.supervisor import Supervisor
 

@@ -13,7 +13,7 @@ from api.cli.watch import EXIT_STATUS, watch
 from api.cli.watch_plan import watch_plan
 from api.client import Client
 from factor_search.errors import SpecError
-from factor_search.json_documents import read_json
+from factor_search.files.json_documents import read_json
 from factor_search.plan.spec import PlanSpec, is_plan, parse_plan
 from factor_search.spec import JobSpec, parse_spec
 

@@ -150,7 +150,7 @@ def report(
     document = finite(_found(stores, stores.job(job_id), "report"))
     if (wanted or preferred(accept)) == "json":
         return JSONResponse(document, headers={"Vary": "Accept"})
-    from factor_search.report_html import render  # matplotlib takes a second to import
+    from factor_search.report.page import render  # matplotlib takes a second to import
 
     return HTMLResponse(render(document), headers={"Vary": "Accept"})
 
@@ -177,7 +177,7 @@ def _found(stores: Records, job: Job, name: str) -> dict[str, Any]:
 def _huggingface(stores: Records, job: Job, document: dict[str, Any]) -> dict[str, Any]:
     """The configuration of the job's model with the factors in it, if this server may read that model."""
     from factor_search.export.huggingface import huggingface_config  # loads transformers
-    from factor_search.models import load_config
+    from factor_search.model.loading import load_config
 
     model = job.parse_spec().model
     stores.settings.policy.check_model(model)

@@ -13,9 +13,10 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from factor_search.errors import ExportError, OutputError
-from factor_search.factors_file import FactorsFile, check_belongs, write_json
-from factor_search.geometry import Geometry, read_geometry
-from factor_search.json_documents import read_json
+from factor_search.factors_file import FactorsFile, check_belongs
+from factor_search.files.json_documents import read_json, write_json
+from factor_search.model.configuration import read_geometry
+from factor_search.model.geometry import Geometry
 
 
 def huggingface_config(file: FactorsFile, config: PretrainedConfig, short: FactorsFile | None = None) -> dict[str, Any]:

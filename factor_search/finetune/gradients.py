@@ -6,8 +6,8 @@ from transformers import PreTrainedModel
 
 from factor_search.factors import Factors
 from factor_search.finetune.sequences import NO_TARGET, Batch
-from factor_search.injection import Injector
-from factor_search.perplexity import decoder_remembered
+from factor_search.model.injection import Injector
+from factor_search.model.losses import decoder_remembered
 
 CHUNK_LOGITS = 2**26
 """Logits in memory at once: 256 MiB of float32, and as much again for their gradients."""

@@ -12,11 +12,11 @@ from safetensors import SafetensorError
 from factor_search.errors import CheckpointError, OutputError, one_line
 from factor_search.export.huggingface import export_huggingface, huggingface_config
 from factor_search.factors import Factors
-from factor_search.factors_file import FactorsFile, FactorsModel, factors_file, write_json
+from factor_search.factors_file import FactorsFile, FactorsModel, factors_file
+from factor_search.files.json_documents import read_json, write_json
 from factor_search.finetune.checkpoints import check_identity, to_disk
 from factor_search.finetune.spec import FinetuneSpec
-from factor_search.json_documents import read_json
-from factor_search.models import LoadedModel, quietly
+from factor_search.model.loading import LoadedModel, quietly
 from factor_search.version import versions
 
 SCHEMA = "factor-search/finetune@1"

@@ -8,9 +8,9 @@ from weakref import WeakSet
 import torch
 from transformers import PreTrainedModel
 
-from factor_search.canonical_json import sha256_of
 from factor_search.errors import ModelError
 from factor_search.factors import Factors
+from factor_search.files.canonical_json import sha256_of
 from factor_search.finetune.checkpoints import Checkpoints
 from factor_search.finetune.output import (
     CHECKPOINTS,
@@ -25,9 +25,9 @@ from factor_search.finetune.sequences import Sequences
 from factor_search.finetune.spec import FinetuneSpec
 from factor_search.finetune.training import OnStep, Training, activations_recomputed, computation, train
 from factor_search.finetune.weights import trainable
-from factor_search.injection import Injector, probe
-from factor_search.models import LoadedModel
-from factor_search.tokens import TokenIds
+from factor_search.model.injection import Injector, probe
+from factor_search.model.loading import LoadedModel
+from factor_search.text.tokens import TokenIds
 
 _changed: "WeakSet[PreTrainedModel]" = WeakSet()
 """Models whose weights are no longer those of their checkpoint."""

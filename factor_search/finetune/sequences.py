@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from factor_search.canonical_json import sha256_of
 from factor_search.errors import DataError
+from factor_search.files.canonical_json import sha256_of
 from factor_search.finetune.spec import FinetuneSpec
-from factor_search.tokens import TokenIds
+from factor_search.text.tokens import TokenIds
 
 Ints = NDArray[np.int64]
 NO_TARGET = -100

@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from factor_search.canonical_json import sha256_of
 from factor_search.errors import SpecError
-from factor_search.json_documents import explain
+from factor_search.files.canonical_json import sha256_of
+from factor_search.files.json_documents import explain
 from factor_search.spec import Int, PositiveFloat, PositiveInt
 
 

@@ -18,7 +18,7 @@ from factor_search.finetune.rate import learning_rate
 from factor_search.finetune.sequences import NO_TARGET, Sequences
 from factor_search.finetune.spec import FinetuneSpec
 from factor_search.finetune.weights import Weights
-from factor_search.injection import Injector
+from factor_search.model.injection import Injector
 
 BETAS = (0.9, 0.95)
 """Of AdamW, as in the recipes of position interpolation (2306.15595) and YaRN (2309.00071)."""

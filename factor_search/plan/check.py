@@ -6,23 +6,24 @@ from pathlib import Path
 
 import numpy as np
 
-from factor_search.documents import matching_files
 from factor_search.errors import DataError, FinetuneError, SpecError
 from factor_search.export.huggingface import huggingface_config
 from factor_search.factors_file import FactorsModel, factors_file
-from factor_search.geometry import Geometry, read_geometry
 from factor_search.job import check_possible
+from factor_search.measure.passkey import passkey_samples
 from factor_search.methods import closed_form
-from factor_search.models import load_config, load_tokenizer, looks_local
-from factor_search.passkey import passkey_samples
+from factor_search.model.configuration import read_geometry
+from factor_search.model.geometry import Geometry
+from factor_search.model.loading import load_config, load_tokenizer, looks_local
 from factor_search.plan.harness import check_installed
 from factor_search.plan.spec import PlanSpec
 from factor_search.plan.stages import EvaluateStage, ExportStage, FinetuneStage, SearchStage, Stage
 from factor_search.plan.work import Outcome, SearchWork, work_of
-from factor_search.samples import SampleSet, sample_of
-from factor_search.space import SearchSpace
+from factor_search.search.space import SearchSpace
 from factor_search.spec import ModelSpec
-from factor_search.tokens import CachedTokenizer
+from factor_search.text.documents import matching_files
+from factor_search.text.samples import SampleSet, sample_of
+from factor_search.text.tokens import CachedTokenizer
 
 
 def check_plan(plan: PlanSpec) -> None:

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from factor_search.canonical_json import finite
-from factor_search.perplexity import paired_difference, summarise
+from factor_search.files.canonical_json import finite
+from factor_search.measure.statistics import paired_difference, summarise
 
 Heard = Callable[[dict[str, Any]], None]
 """Hears how far a stage has come: ``phase``, or ``step`` and what is known at it; may raise to end the stage."""

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from factor_search.cache import write_atomically
-from factor_search.canonical_json import sha256_of
 from factor_search.errors import OutputError
-from factor_search.factors_file import write_json
+from factor_search.files.atomic import write_atomically
+from factor_search.files.canonical_json import sha256_of
+from factor_search.files.json_documents import read_json, write_json
 from factor_search.job import IDENTITY
-from factor_search.json_documents import read_json
 from factor_search.plan.work import Outcome, SearchWork, Work, parse_outcome, parse_work
 
 STORE, LOCK = ".stages", "lock"

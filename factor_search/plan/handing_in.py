@@ -7,9 +7,10 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from factor_search.errors import ModelLoadError, UnsupportedModelError, one_line
 from factor_search.factors_file import parse_factors
-from factor_search.geometry import Geometry, read_geometry
-from factor_search.injection import probe
-from factor_search.models import load_config, load_model, load_tokenizer, quietly
+from factor_search.model.configuration import read_geometry
+from factor_search.model.geometry import Geometry
+from factor_search.model.injection import probe
+from factor_search.model.loading import load_config, load_model, load_tokenizer, quietly
 from factor_search.plan.tuning import made_model
 from factor_search.plan.work import AwaitWork, Outcome
 from factor_search.spec import ModelSpec

@@ -6,8 +6,8 @@ from typing import Any
 
 from factor_search.errors import SearchFailedError, SpecError, one_line
 from factor_search.factors import Factors
-from factor_search.injection import Injector
-from factor_search.models import LoadedModel
+from factor_search.model.injection import Injector
+from factor_search.model.loading import LoadedModel
 
 
 def check_installed() -> None:

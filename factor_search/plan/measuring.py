@@ -7,31 +7,32 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from factor_search.canonical_json import canonical_json
 from factor_search.errors import DataError, OutputError
-from factor_search.evaluation import Evaluation, Evaluator, LocalEvaluator
 from factor_search.factors import Factors
-from factor_search.factors_file import parse_factors, write_json
-from factor_search.geometry import Geometry
+from factor_search.factors_file import parse_factors
+from factor_search.files.canonical_json import canonical_json
+from factor_search.files.json_documents import read_json, write_json
 from factor_search.job import read_samples
-from factor_search.json_documents import read_json
-from factor_search.ladder import ladder
-from factor_search.ledger import Ledger, RecordedEvaluator
+from factor_search.measure.evaluation import Evaluation, Evaluator
+from factor_search.measure.evaluator import LocalEvaluator
+from factor_search.measure.ladder import ladder
+from factor_search.measure.ledger import Ledger, RecordedEvaluator
+from factor_search.measure.passkey import Retrieval, accuracy_by_cell, even_depths, passkey_accuracy, passkey_samples
+from factor_search.measure.passkey import as_json as passkey_document
+from factor_search.measure.race import Race
+from factor_search.measure.windows import doubling_lengths
 from factor_search.methods import closed_form, closed_forms
-from factor_search.models import LoadedModel, load_model
-from factor_search.needle import Needle
-from factor_search.passkey import Retrieval, accuracy_by_cell, even_depths, passkey_accuracy, passkey_samples
-from factor_search.passkey import as_json as passkey_document
-from factor_search.perplexity import doubling_lengths
+from factor_search.model.geometry import Geometry
+from factor_search.model.loading import LoadedModel, load_model
 from factor_search.plan.figures import Heard, compared, figures, share
 from factor_search.plan.harness import run_harness
 from factor_search.plan.readjusting import short_tokens
 from factor_search.plan.work import EvaluateWork, Outcome
-from factor_search.race import Race
-from factor_search.report import FOUND
-from factor_search.samples import Samples, SampleSet
+from factor_search.report.document import FOUND
 from factor_search.spec import ModelSpec
-from factor_search.tokens import CachedTokenizer
+from factor_search.text.needle import Needle
+from factor_search.text.samples import Samples, SampleSet
+from factor_search.text.tokens import CachedTokenizer
 
 EVALUATIONS, PASSKEYS = "evaluations.jsonl", "passkeys.json"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from factor_search.export.huggingface import export_huggingface
 from factor_search.factors_file import parse_factors
-from factor_search.models import checkpoint_folder, load_config
+from factor_search.model.loading import checkpoint_folder, load_config
 from factor_search.plan.figures import Heard
 from factor_search.plan.handing_in import hand_in
 from factor_search.plan.measuring import climb, evaluate_ladder, measure, with_ladder

@@ -7,7 +7,7 @@ from typing import Any
 from factor_search.plan.figures import compared
 from factor_search.plan.spec import PlanSpec
 from factor_search.plan.work import EvaluateWork, Outcome, SearchWork, Work
-from factor_search.report import FOUND, measures
+from factor_search.report.document import FOUND, measures
 from factor_search.spec import PerplexitySpec
 from factor_search.version import versions
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from factor_search.palette import FOUND_COLOUR, METHOD_COLOURS
-from factor_search.report_plots import label
+from factor_search.report.palette import FOUND_COLOUR, METHOD_COLOURS
+from factor_search.report.plots import label
 
 SMOOTHED = 20
 """A running mean is over a twentieth of all steps."""

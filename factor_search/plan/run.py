@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from factor_search.errors import DataError, OutputError, SpecError
-from factor_search.factors_file import write_json
-from factor_search.job import JobWatcher, run_job
+from factor_search.files.json_documents import write_json
+from factor_search.job import run_job
 from factor_search.plan.check import check_documents, check_plan
 from factor_search.plan.figures import Heard
 from factor_search.plan.folders import Folders
@@ -23,7 +23,9 @@ from factor_search.plan.work import (
     last_factors,
     work_of,
 )
-from factor_search.report import build_factors_file, write_results
+from factor_search.report.document import build_factors_file
+from factor_search.report.results import write_results
+from factor_search.search.selection import JobWatcher
 
 
 @dataclass

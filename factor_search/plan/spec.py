@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from factor_search.errors import SpecError
-from factor_search.json_documents import explain, read_json
+from factor_search.files.json_documents import explain, read_json
 from factor_search.plan.recipes import RECIPES
 from factor_search.plan.references import resolved
 from factor_search.plan.stages import EvaluateStage, SearchStage, StageSpec

@@ -1,12 +1,12 @@
 """The documents that are left for training: none that plays a part in any stage, nor a piece of one."""
 
-from factor_search.documents import documents_from_files
 from factor_search.errors import DataError
-from factor_search.geometry import Geometry
 from factor_search.job import distinct_tokens
+from factor_search.model.geometry import Geometry
 from factor_search.plan.work import FinetuneWork
-from factor_search.samples import Tokenize, documents_of, load_samples
-from factor_search.tokens import TokenIds
+from factor_search.text.documents import documents_from_files
+from factor_search.text.samples import Tokenize, documents_of, load_samples
+from factor_search.text.tokens import TokenIds
 
 ENOUGH = 4
 """Times the tokens that a training reads: more documents than that are not looked for."""

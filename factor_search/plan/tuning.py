@@ -4,21 +4,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from factor_search.evaluation import Evaluation, LocalEvaluator
 from factor_search.factors import Factors
 from factor_search.factors_file import parse_factors
 from factor_search.finetune.run import finetune
-from factor_search.geometry import Geometry
 from factor_search.job import distinct_tokens
-from factor_search.ledger import Ledger, RecordedEvaluator
-from factor_search.models import LoadedModel, load_model
-from factor_search.perplexity import doubling_lengths
+from factor_search.measure.evaluation import Evaluation
+from factor_search.measure.evaluator import LocalEvaluator
+from factor_search.measure.ledger import Ledger, RecordedEvaluator
+from factor_search.measure.windows import doubling_lengths
+from factor_search.model.geometry import Geometry
+from factor_search.model.loading import LoadedModel, load_model
 from factor_search.plan.figures import Heard, compared, figures
 from factor_search.plan.training_documents import training_documents
 from factor_search.plan.work import FinetuneWork, Outcome
-from factor_search.samples import SampleSet, load_samples
 from factor_search.spec import ModelSpec
-from factor_search.tokens import CachedTokenizer
+from factor_search.text.samples import SampleSet, load_samples
+from factor_search.text.tokens import CachedTokenizer
 
 EVALUATIONS = "evaluations.jsonl"
 

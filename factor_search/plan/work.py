@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from factor_search.canonical_json import sha256_of
 from factor_search.errors import SpecError
 from factor_search.factors_file import FactorsFile, parse_factors
+from factor_search.files.canonical_json import sha256_of
+from factor_search.files.json_documents import explain
 from factor_search.finetune.spec import FinetuneSpec
-from factor_search.json_documents import explain
 from factor_search.plan.readjusting import readjusting_job
 from factor_search.plan.spec import PlanSpec
 from factor_search.plan.stages import (
@@ -24,8 +24,8 @@ from factor_search.plan.stages import (
     SearchStage,
     Stage,
 )
+from factor_search.search.warm_start import known_from
 from factor_search.spec import DataSpec, Int, JobSpec, ModelSpec, PositiveInt, Strict, WarmStartSpec
-from factor_search.warm_start import known_from
 
 FactorsDocument = dict[str, Any]
 """The JSON of a factors file."""

@@ -1,0 +1,16 @@
+"""Where derived data lives between runs."""
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def cache_folder(kind: str) -> Path:
+    """``$FACTOR_SEARCH_CACHE`` or ``~/.cache/factor-search``, and a folder in it; created if it can be."""
+    root = os.environ.get("FACTOR_SEARCH_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "factor-search"
+    )
+    folder = Path(root) / kind
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder

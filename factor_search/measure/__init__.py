@@ -1,0 +1,1 @@
+"""What is measured of a candidate: evaluations, statistics, ladders of lengths, passkeys."""

@@ -1,0 +1,191 @@
+"""Evaluates candidates in this process, on a loaded model."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from factor_search.factors import Factors
+from factor_search.measure.evaluation import DIVERGED, OK, OUT_OF_MEMORY, PRUNED, Evaluation, evaluation_key
+from factor_search.measure.race import Race, rungs
+from factor_search.measure.windows import Window, doubling_lengths, sliding_windows
+from factor_search.model.injection import Injector
+from factor_search.model.loading import LoadedModel
+from factor_search.model.losses import predict, token_losses
+from factor_search.text.samples import Sample, SampleSet
+from factor_search.text.tokens import TokenIds
+
+TOKENS_PER_PASS_ON_GPU = 16_384
+"""Samples are batched up to this many tokens on a GPU; on a CPU one at a time is as fast."""
+
+
+class LocalEvaluator:
+    """Evaluates in this process; a context manager, since it holds on to the model's rotary modules."""
+
+    def __init__(self, loaded: LoadedModel, target_length: int, stride: int | None = None) -> None:
+        self._loaded = loaded
+        self._length = target_length
+        self._stride = stride
+        self._injector = Injector(loaded.model, loaded.geometry)
+        on_gpu = loaded.model.device.type != "cpu"
+        self._rows_per_pass = max(1, TOKENS_PER_PASS_ON_GPU // target_length) if on_gpu else 1
+
+    def __enter__(self) -> "LocalEvaluator":
+        self._injector.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._injector.__exit__(*exception)
+
+    def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
+        """See :func:`evaluation_key`."""
+        length, original_length = self._length, self._loaded.geometry.original_length
+        identity = self._loaded.identity
+        return evaluation_key(identity, original_length, length, self._stride, factors, samples, documents)
+
+    def evaluate_all(
+        self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None
+    ) -> Iterator[Evaluation]:
+        """One after the other, each when it is asked for."""
+        return (self.evaluate(factors, samples, race=race) for factors in candidates)
+
+    def evaluate(
+        self,
+        factors: Factors,
+        samples: SampleSet,
+        on_document: Callable[[float], None] = lambda loss: None,
+        *,
+        race: Race | None = None,
+        known: Evaluation | None = None,
+    ) -> Evaluation:
+        """The candidate's loss on every sample; numerical divergence and lack of memory are outcomes, not errors.
+
+        Args:
+            factors: the candidate.
+            samples: documents to evaluate it on.
+            on_document: hears the mean loss of each document when it is known, in nats per token.
+            race: may stop the candidate before the last document.
+            known: the candidate as it was pruned earlier on the same samples, to go on from there.
+        """
+        start = time.perf_counter()
+        losses = list(known.losses) if known else []
+        tokens = list(known.tokens) if known else []
+        losses_at = {length: list(values) for length, values in known.losses_at.items()} if known else {}
+        outcome, total, ladder = OK, len(samples.samples), self._ladder(samples)
+        try:
+            with self._injector.using([factors]):
+                for stop in [*(rungs(total) if race else ()), total]:
+                    part = SampleSet(samples.part, samples.samples[len(losses) : stop])
+                    for document in self._document_losses(part):
+                        tokens.append(document.numel())
+                        losses.append(document.mean().item())
+                        on_document(losses[-1])
+                        for length in ladder:
+                            losses_at.setdefault(length, []).append(document[: length - 1].mean().item())
+                    if race and math.isfinite(sum(losses)) and race.stops(losses, total):
+                        outcome = PRUNED
+                        break
+        except (torch.OutOfMemoryError, MemoryError):
+            outcome = OUT_OF_MEMORY
+        except RuntimeError as error:
+            if "DefaultCPUAllocator" not in str(error):
+                raise
+            outcome = OUT_OF_MEMORY
+        if outcome == OK and not torch.tensor(losses).isfinite().all():
+            outcome = DIVERGED
+        if outcome not in (OK, PRUNED):
+            losses, tokens, losses_at = [], [], {}
+        return Evaluation(
+            key=self.key(factors, samples, len(losses) if outcome == PRUNED else None),
+            factors=factors,
+            part=samples.part,
+            outcome=outcome,
+            losses=tuple(losses),
+            tokens=tuple(tokens),
+            losses_at={length: tuple(values) for length, values in losses_at.items()},
+            seconds=time.perf_counter() - start + (known.seconds if known else 0.0),
+        )
+
+    def _ladder(self, samples: SampleSet) -> list[int]:
+        """Original length, twice that, ... up to the target: a prefix's loss is exact, since factors do not change."""
+        if self._stride is not None or any(sample.scored is not None for sample in samples.samples):
+            return []
+        lengths = doubling_lengths(self._loaded.geometry.original_length, self._length)
+        shortest = min(len(sample.tokens) for sample in samples.samples)
+        return [length for length in lengths if length <= shortest]
+
+    def _document_losses(self, samples: SampleSet) -> Iterator[Tensor]:
+        """Losses of every scored token of every document, float64 on the CPU, one tensor a document."""
+        passes = [one for d, sample in enumerate(samples.samples) for one in self._passes(d, sample)]
+        unfinished = Counter(one.document for one in passes)
+        parts: list[list[Tensor]] = [[] for _ in samples.samples]
+        for group in _alike(passes, self._rows_per_pass):
+            rows = [samples.samples[one.document].tokens[one.window.start : one.window.stop] for one in group]
+            for one, losses in zip(group, self._losses(np.stack(rows), group), strict=True):
+                d = one.document
+                parts[d].append(losses)
+                unfinished[d] -= 1
+                if not unfinished[d]:  # passes are in the order of the documents, and so are their ends
+                    yield torch.cat(parts[d])
+                    parts[d].clear()
+
+    def _passes(self, document: int, sample: Sample) -> list["_Pass"]:
+        """The windows of a document in which a token is scored.
+
+        Raises:
+            ValueError: none of the tokens to be scored is in any.
+        """
+        passes = []
+        for window in sliding_windows(len(sample.tokens), self._length, self._stride):
+            if sample.scored is None:
+                passes.append(_Pass(document, window, None))
+            else:
+                inside = [t - window.start for t in sample.scored if window.scored <= t < window.stop]
+                passes += [_Pass(document, window, tuple(inside))] if inside else []
+        if not passes:
+            raise ValueError(f"no scored token of {sample.source} is within the window of {self._length} tokens")
+        return passes
+
+    def _losses(self, rows: TokenIds, group: list["_Pass"]) -> list[Tensor]:
+        """Losses of the scored tokens of each pass, all of one length: float64 on the CPU."""
+        model = self._loaded.model
+        ids = torch.from_numpy(rows).to(model.device)
+        if group[0].scored is None:
+            every = token_losses(model, ids).cpu().double()
+            return [row[w.scored - w.start - 1 :] for row, w in zip(every, (one.window for one in group), strict=True)]
+        union = sorted({position for one in group for position in one.scored or ()})
+        some = predict(model, ids, union).losses.cpu().double()
+        column = {position: number for number, position in enumerate(union)}
+        return [row[[column[t] for t in one.scored or ()]] for row, one in zip(some, group, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A forward pass over part of a document."""
+
+    document: int
+    window: Window
+    scored: tuple[int, ...] | None
+    """Positions within the window; None for those from the window's own on."""
+
+    @property
+    def kind(self) -> tuple[int, bool]:
+        """What passes in one batch have in common: tokens, and whether only some are scored."""
+        return self.window.stop - self.window.start, self.scored is not None
+
+
+def _alike(passes: list[_Pass], most: int) -> list[list[_Pass]]:
+    """Consecutive passes of one kind, in groups of at most ``most``."""
+    groups: list[list[_Pass]] = []
+    for one in passes:
+        last = groups[-1] if groups else None
+        if last and len(last) < most and last[0].kind == one.kind:
+            last.append(one)
+        else:
+            groups.append([one])
+    return groups

@@ -1,0 +1,137 @@
+"""``evaluations.jsonl``: what was computed, and never has to be computed again."""
+
+import fcntl
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from factor_search.errors import OutputError
+from factor_search.factors import Factors
+from factor_search.files.canonical_json import canonical_json
+from factor_search.measure.evaluation import OUT_OF_MEMORY, Evaluation
+from factor_search.measure.race import Race, rungs
+from factor_search.measure.stored import settled
+from factor_search.text.samples import SampleSet
+
+
+class Ledger:
+    """Evaluations by key, kept in a file that only ever grows by whole lines."""
+
+    def __init__(self, file: Path) -> None:
+        """Read what is there; a last line torn by a kill is cut off.
+
+        Raises:
+            OutputError: the file cannot be read or appended to, or a line before the last is damaged.
+        """
+        self._by_key: dict[str, Evaluation] = {}
+        self._earlier: set[str] = set()
+        try:
+            self._stream = file.open("a+b")
+        except OSError as error:
+            raise OutputError(f"cannot write {file}: {error.strerror or error}") from None
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read_all(file)
+        except BlockingIOError:
+            self._stream.close()
+            raise OutputError(f"{file} is being written by another process") from None
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._stream.close()
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def get(self, key: str) -> Evaluation | None:
+        """The stored evaluation, or None; what ran out of memory is worth another attempt in another process."""
+        stored = self._by_key.get(key)
+        return None if stored is None or (stored.outcome == OUT_OF_MEMORY and key in self._earlier) else stored
+
+    def add(self, evaluation: Evaluation) -> None:
+        """Store an evaluation: it is in the operating system's hands when this returns.
+
+        Raises:
+            OutputError: the disk is full, or the like.
+        """
+        try:
+            self._stream.write(canonical_json(evaluation.as_json()).encode() + b"\n")
+            self._stream.flush()
+        except OSError as error:
+            raise OutputError(f"cannot write {self._stream.name}: {error.strerror or error}") from None
+        self._by_key[evaluation.key] = evaluation
+        self._earlier.discard(evaluation.key)
+
+    def _read_all(self, file: Path) -> None:
+        self._stream.seek(0)
+        content = self._stream.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                evaluation = Evaluation.from_json(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise OutputError(
+                    f"{file} line {number} is not an evaluation: move the file away, or choose another --out"
+                ) from None
+            self._by_key[evaluation.key] = evaluation
+        self._earlier = set(self._by_key)
+        self._stream.truncate(len(whole))
+
+
+class OneByOne(Protocol):
+    """An evaluator in this process, which can go on from what is known of a candidate."""
+
+    def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
+        """The address of a result."""
+        ...
+
+    def evaluate(
+        self, factors: Factors, samples: SampleSet, *, race: Race | None = None, known: Evaluation | None = None
+    ) -> Evaluation:
+        """A candidate's evaluation."""
+        ...
+
+
+class RecordedEvaluator:
+    """An evaluator that looks into a ledger first and records what it had to compute."""
+
+    def __init__(self, evaluator: OneByOne, ledger: Ledger) -> None:
+        self._evaluator = evaluator
+        self._ledger = ledger
+
+    def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
+        """The evaluator's key."""
+        return self._evaluator.key(factors, samples, documents)
+
+    def evaluate_all(
+        self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None
+    ) -> Iterator[Evaluation]:
+        """The stored results, and new ones where there are none."""
+        for factors in candidates:
+            evaluation, known = self._stored(factors, samples, race)
+            if evaluation is None:
+                evaluation = self._evaluator.evaluate(factors, samples, race=race, known=known)
+                self._ledger.add(evaluation)
+            yield evaluation
+
+    def _stored(
+        self, factors: Factors, samples: SampleSet, race: Race | None
+    ) -> tuple[Evaluation | None, Evaluation | None]:
+        total, key_of = len(samples.samples), partial(self.key, factors, samples)
+        keys = {total: self.key(factors, samples)} | {count: key_of(count) for count in rungs(total) if race}
+        stored = {count: found for count, key in keys.items() if (found := self._ledger.get(key)) is not None}
+        return settled(race, stored, total, key_of)

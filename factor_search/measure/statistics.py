@@ -1,0 +1,46 @@
+"""Perplexity over documents, and differences in pairs, with their standard errors."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Perplexity over documents, with its uncertainty."""
+
+    perplexity: float
+    """exp of the mean loss per scored token."""
+    standard_error: float
+    """Standard error of the perplexity over documents (delta method); NaN for a single document."""
+    loss: float
+    """Mean loss in nats per scored token."""
+    tokens: int
+    """Tokens scored."""
+    documents: int
+
+
+def summarise(losses: Sequence[float], tokens: Sequence[int]) -> Summary:
+    """Summarise documents' mean losses (nats per token), each weighted by its number of predicted tokens."""
+    mean, error = _weighted_mean(losses, tokens)
+    perplexity = math.exp(mean) if mean < 700 else math.inf
+    return Summary(perplexity, perplexity * error, mean, sum(tokens), len(losses))
+
+
+def paired_difference(
+    losses: Sequence[float], reference: Sequence[float], tokens: Sequence[int]
+) -> tuple[float, float]:
+    """Mean of ``losses - reference`` per token and its standard error over documents (NaN for a single document).
+
+    Documents weigh by their tokens, so the mean is the difference of the two summaries' losses, in nats.
+    """
+    differences = [a - b for a, b in zip(losses, reference, strict=True)]
+    return _weighted_mean(differences, tokens)
+
+
+def _weighted_mean(values: Sequence[float], weights: Sequence[int]) -> tuple[float, float]:
+    """Ratio estimator sum(w v) / sum(w), and its standard error over documents drawn at random."""
+    total, n = sum(weights), len(values)
+    mean = math.fsum(value * weight for value, weight in zip(values, weights, strict=True)) / total
+    spread = math.fsum((weight * (value - mean)) ** 2 for value, weight in zip(values, weights, strict=True))
+    return mean, math.sqrt(spread * n / (n - 1)) / total if n > 1 else math.nan

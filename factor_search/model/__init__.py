@@ -1,0 +1,1 @@
+"""Everything that touches a checkpoint: loading, rotary geometry, injection of factors, exact losses."""

@@ -1,0 +1,101 @@
+"""Reads the rotary geometry from a transformers configuration."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from factor_search.errors import UnsupportedModelError
+from factor_search.model.geometry import Geometry
+
+SEARCHED_LAYER_TYPE = "full_attention"
+"""Where RoPE differs by layer type, sliding-window layers never see a distance beyond their window; these ones do."""
+
+
+def read_geometry(config: PretrainedConfig, original_length: int | None = None) -> Geometry:
+    """Read the rotary geometry of any transformers configuration.
+
+    Args:
+        config: of a whole model; a multi-modal one answers for its text part.
+        original_length: the tokens the model was trained for, where the configuration does not say so truly.
+
+    Raises:
+        UnsupportedModelError: the configuration has no rotary position embeddings, or of a kind not known here.
+    """
+    text_config = config.get_text_config(decoder=True)
+    architecture = (config.architectures or [type(config).__name__])[0]
+    rope_parameters = getattr(text_config, "rope_parameters", None)
+    if not rope_parameters:
+        raise UnsupportedModelError(
+            f"{architecture} has no RoPE parameters in its configuration (model type {config.model_type!r}): "
+            "rescale factors need a model with rotary position embeddings that the configuration describes"
+        )
+    layer_type, parameters = _searched_parameters(text_config, rope_parameters, architecture)
+    rope_type = parameters.get("rope_type", "default")
+    if rope_type != "default" and rope_type not in ROPE_INIT_FUNCTIONS:
+        raise UnsupportedModelError(f"{architecture} uses RoPE type {rope_type!r}, which cannot be searched")
+    head_dim = _head_dim(_layer_config(text_config, layer_type))
+    share = parameters.get("partial_rotary_factor") or 1.0
+    proportional = rope_type == "proportional"
+    rotary_dim = head_dim if proportional else int(head_dim * share)
+    rotary_dim += rotary_dim % 2  # transformers rounds an odd partial rotary dimension up
+    original, configured = _lengths(text_config, parameters)
+    return Geometry(
+        architecture=architecture,
+        rope_theta=float(parameters["rope_theta"]),
+        rotary_dim=rotary_dim,
+        original_length=original_length or original,
+        configured_length=configured,
+        base_rope_type=rope_type,
+        layer_type=layer_type,
+        rotated_pairs=int(share * head_dim // 2) if proportional else None,
+        config=text_config,
+    )
+
+
+def _searched_parameters(
+    config: PretrainedConfig, rope_parameters: Mapping[str, Any], architecture: str
+) -> tuple[str | None, Mapping[str, Any]]:
+    """The RoPE parameters to search, and their layer type where the configuration keeps several."""
+    nested = {key: value for key, value in rope_parameters.items() if isinstance(value, Mapping)}
+    if "rope_theta" in rope_parameters or not nested:
+        return None, rope_parameters
+    if SEARCHED_LAYER_TYPE in nested:
+        return SEARCHED_LAYER_TYPE, nested[SEARCHED_LAYER_TYPE]
+    if len(nested) == 1:
+        return next(iter(nested.items()))
+    raise UnsupportedModelError(
+        f"{architecture} has RoPE parameters for {sorted(nested)}, none of them {SEARCHED_LAYER_TYPE!r}"
+    )
+
+
+def _layer_config(config: PretrainedConfig, layer_type: str | None) -> PretrainedConfig:
+    """The configuration of one layer type, for the few models whose layer types differ in shape (gemma4)."""
+    if layer_type is None or not getattr(config, "is_heterogeneous", False):
+        return config
+    return config.per_layer_config[layer_type]
+
+
+def _head_dim(config: PretrainedConfig) -> int:
+    """Width of the part of a head that RoPE can act on."""
+    for name in ("qk_rope_head_dim", "head_dim"):  # multi-head latent attention rotates a part of its own
+        value = getattr(config, name, None)
+        if value:
+            return int(value)
+    return int(config.hidden_size // config.num_attention_heads)
+
+
+def _lengths(config: PretrainedConfig, parameters: Mapping[str, Any]) -> tuple[int, int]:
+    """(original, configured) context lengths in tokens."""
+    configured = getattr(config, "max_position_embeddings", None)
+    # A top-level value overrides the nested one, as in transformers.
+    original = getattr(config, "original_max_position_embeddings", None) or parameters.get(
+        "original_max_position_embeddings"
+    )
+    original = original or configured
+    if not original:
+        raise UnsupportedModelError(
+            "the configuration gives no max_position_embeddings: the original length is unknown"
+        )
+    return int(original), int(configured or original)

@@ -1,0 +1,238 @@
+"""Candidates put into a live model, without reloading it and without code for any one architecture.
+
+Every decoder of transformers owns rotary modules: a buffer of inverse frequencies and a ``forward(x, position_ids)``
+that turns it into rotations. The injector wraps that forward: it lends the module a candidate's frequencies for the
+length of one call. It never looks at what comes out, so half, interleaved and complex layouts, partial rotary
+dimensions and multi-axis positions all work.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from factor_search.errors import FactorsError, UnsupportedModelError
+from factor_search.factors import Factors
+from factor_search.model.geometry import Geometry
+from factor_search.model.loading import decoder_of
+
+Rotation = Any
+"""What a rotary module returns: a tensor (complex) or a tuple of tensors (cos, sin), batch first."""
+
+
+@dataclass(frozen=True)
+class _Site:
+    """One rotary module and the names under which it keeps the frequencies and scaling to be replaced."""
+
+    module: nn.Module
+    buffer: str
+    scaling: str
+    layer_type: str | None
+    plain_forward: Callable[..., Rotation]
+    """The class's forward without the decorator that recomputes frequencies for dynamic RoPE types."""
+
+
+class Injector:
+    """Puts candidates into the rotary modules of one model; used as a context manager, it restores them exactly.
+
+    >>> with Injector(model, geometry) as injector:  # doctest: +SKIP
+    ...     with injector.using([candidate]):
+    ...         model(input_ids)
+    """
+
+    def __init__(self, model: PreTrainedModel, geometry: Geometry) -> None:
+        """Find the rotary modules.
+
+        Raises:
+            UnsupportedModelError: there are none, or they do not have the geometry of the configuration.
+        """
+        self.geometry = geometry
+        self._sites = _find_sites(model, geometry)
+        self._rows: list[Factors] = []
+        self._instance_forwards: list[Callable[..., Rotation] | None] = []
+
+    def __enter__(self) -> "Injector":
+        for site in self._sites:
+            self._instance_forwards.append(site.module.__dict__.get("forward"))  # accelerate's hooks put one there
+            site.module.forward = self._wrapped(site)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for site in reversed(self._sites):
+            instance_forward = self._instance_forwards.pop()
+            if instance_forward is None:
+                del site.module.forward  # the class's own forward shows through again
+            else:
+                site.module.forward = instance_forward
+
+    @contextmanager
+    def using(self, rows: Sequence[Factors]) -> Iterator[None]:
+        """Within this context the model computes with the given factors.
+
+        Args:
+            rows: one candidate for the whole batch, or as many candidates as the batch has rows.
+
+        Raises:
+            FactorsError: a candidate has the wrong number of factors for this model.
+        """
+        for row in rows:
+            if len(row.rescale_factors) != self.geometry.pairs:
+                raise FactorsError(
+                    f"{len(row.rescale_factors)} rescale factors were given, but {self.geometry.architecture} has "
+                    f"{self.geometry.pairs} rotary pairs"
+                )
+        previous, self._rows = self._rows, list(rows)
+        try:
+            yield
+        finally:
+            self._rows = previous
+
+    def _wrapped(self, site: _Site) -> Callable[..., Rotation]:
+        own_forward = site.module.forward
+
+        def forward(x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Rotation:
+            layer_type = kwargs.get("layer_type", args[0] if args else None)
+            rows = self._rows
+            if not rows or (site.layer_type is not None and layer_type != site.layer_type):
+                return own_forward(x, position_ids, *args, **kwargs)
+
+            def rotation(factors: Factors, positions: Tensor) -> Rotation:
+                return self._rotation(site, own_forward, factors, x, positions, args, kwargs)
+
+            if all(row == rows[0] for row in rows):
+                return rotation(rows[0], position_ids)
+            if len(rows) != x.shape[0]:
+                raise ValueError(f"{len(rows)} different candidates for a batch of {x.shape[0]} rows")
+            shared = position_ids.shape[-2] == 1
+            parts = [
+                rotation(row, position_ids if shared else position_ids[..., b : b + 1, :]) for b, row in enumerate(rows)
+            ]
+            return _map_tensors(lambda *tensors: torch.cat(tensors, dim=_batch_dim(position_ids, tensors[0])), *parts)
+
+        return forward
+
+    def _rotation(
+        self,
+        site: _Site,
+        own_forward: Callable[..., Rotation],
+        factors: Factors,
+        x: Tensor,
+        position_ids: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Rotation:
+        module = site.module
+        buffer = module._buffers[site.buffer]
+        assert buffer is not None
+        inverse = self.geometry.inverse_frequencies(factors.rescale_factors).to(buffer.device)
+        has_scaling = hasattr(module, site.scaling)
+        own_scaling = getattr(module, site.scaling, None)
+        module._buffers[site.buffer] = inverse
+        if has_scaling:
+            setattr(module, site.scaling, factors.attention_factor)
+        try:
+            rotation = site.plain_forward(module, x, position_ids, *args, **kwargs)
+        finally:
+            module._buffers[site.buffer] = buffer
+            if has_scaling:
+                setattr(module, site.scaling, own_scaling)
+        if not has_scaling:
+            rotation = _map_tensors(lambda tensor: tensor * factors.attention_factor, rotation)
+        if factors.initial_tokens == 0:
+            return rotation
+        base = own_forward(x, position_ids, *args, **kwargs)
+        return _map_tensors(
+            lambda kept, rescaled: _where_initial(position_ids, factors.initial_tokens, kept, rescaled), base, rotation
+        )
+
+
+def _find_sites(model: PreTrainedModel, geometry: Geometry) -> list[_Site]:
+    prefix = f"{geometry.layer_type}_" if geometry.layer_type else ""
+    buffer, scaling = f"{prefix}inv_freq", f"{prefix}attention_scaling"
+    sites = []
+    for module in decoder_of(model).modules():
+        if "position_ids" not in inspect.signature(module.forward).parameters:
+            continue
+        if module._buffers.get(buffer) is not None:
+            name, layer_type = (buffer, scaling), geometry.layer_type
+        elif module._buffers.get("inv_freq") is not None:
+            name, layer_type = ("inv_freq", "attention_scaling"), None
+        else:
+            continue
+        sites.append(_Site(module, *name, layer_type, inspect.unwrap(type(module).forward)))
+    if not sites:
+        raise UnsupportedModelError(
+            f"{geometry.architecture} has no rotary module with an inverse-frequency buffer: its RoPE is computed in a "
+            "way that factors cannot be put into"
+        )
+    for site in sites:
+        found = site.module.get_buffer(site.buffer)
+        if found.shape != (geometry.pairs,):
+            raise UnsupportedModelError(
+                f"{geometry.architecture} keeps {tuple(found.shape)} inverse frequencies, but its configuration says "
+                f"{geometry.pairs} rotary pairs"
+            )
+    return sites
+
+
+def _map_tensors(function: Callable[..., Tensor], *rotations: Rotation) -> Rotation:
+    """Apply a function to the tensors of rotations of the same structure."""
+    if isinstance(rotations[0], tuple):
+        return tuple(function(*tensors) for tensors in zip(*rotations, strict=True))
+    return function(*rotations)
+
+
+def _batch_dim(position_ids: Tensor, rotation: Tensor) -> int:
+    """Rotations of multi-axis positions (axes, B, T) may keep the axes in front of the batch."""
+    return 1 if position_ids.ndim == 3 and rotation.ndim == 4 else 0
+
+
+def _where_initial(position_ids: Tensor, initial_tokens: int, kept: Tensor, rescaled: Tensor) -> Tensor:
+    """Rows of ``kept`` where position < initial_tokens, of ``rescaled`` elsewhere."""
+    positions = position_ids if position_ids.ndim == 2 else position_ids[0]  # (B or 1, T); all axes of a text are equal
+    leading = _batch_dim(position_ids, kept)
+    shape = [1] * leading + list(positions.shape) + [1] * (kept.ndim - leading - 2)
+    return torch.where((positions < initial_tokens).reshape(shape), kept, rescaled)
+
+
+@torch.inference_mode()
+def probe(model: PreTrainedModel, geometry: Geometry, tokens: int = 24) -> None:
+    """Prove on a short input that factors reach the logits, and that nothing of them stays behind.
+
+    Raises:
+        UnsupportedModelError: changing the rescale factors, or the attention factor, changes no logit (phimoe, gptj);
+            or the model does not come back to itself.
+    """
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = (torch.arange(tokens, device=model.device) * 7919 % vocabulary)[None]
+
+    def logits() -> Tensor:
+        computed: Tensor = model(input_ids=ids, use_cache=False).logits
+        return computed.float()
+
+    before = logits()
+    if not before.isfinite().all():
+        raise UnsupportedModelError(f"{geometry.architecture} gives non-finite logits on a short input of its own")
+    noise = (logits() - before).abs().max()  # 0, but for GPU kernels that add in any order
+    neutral = Factors.of([1.0] * geometry.pairs)
+    changed = {
+        "rescale factors": Factors.of([1.0 + 3.0 * (i + 1) / geometry.pairs for i in range(geometry.pairs)]),
+        "the attention factor": Factors.of([1.0] * geometry.pairs, attention_factor=1.5),
+    }
+    with Injector(model, geometry) as injector:
+        with injector.using([neutral]):
+            plain = logits()
+        for what, factors in changed.items():
+            with injector.using([factors]):
+                if not (logits() - plain).abs().max() > 4 * noise:
+                    raise UnsupportedModelError(
+                        f"{geometry.architecture} ignores {what}: its logits do not change when they do, so there is "
+                        "nothing to search"
+                    )
+    if not (logits() - before).abs().max() <= 4 * noise:
+        raise UnsupportedModelError(f"{geometry.architecture} does not return to its own RoPE after a candidate")

@@ -1,0 +1,214 @@
+"""Checkpoints: loading them quietly, refusing broken ones, and knowing their content."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from factor_search.errors import ModelLoadError, UnsupportedModelError, one_line
+from factor_search.files.atomic import write_atomically
+from factor_search.files.cache import cache_folder
+from factor_search.files.canonical_json import sha256_of
+from factor_search.model.configuration import read_geometry
+from factor_search.model.geometry import Geometry
+from factor_search.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for evaluation, with what identifies it."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    geometry: Geometry
+    content: str
+    """Hash of the checkpoint's files, or the hub commit."""
+    spec: ModelSpec
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What an evaluation's result depends on besides data and candidate."""
+        return {
+            "model": self.content,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "attention": str(self.model.config._attn_implementation),
+        }
+
+
+def load_model(spec: ModelSpec) -> LoadedModel:
+    """Load model and tokenizer for evaluation.
+
+    Raises:
+        ModelLoadError: there is no such model, its files are broken, or weights are missing from them.
+        UnsupportedModelError: it has no rotary position embeddings.
+    """
+    config = load_config(spec)
+    geometry = read_geometry(config, spec.original_length)
+    device = _device(spec)
+    options: dict[str, Any] = {"dtype": spec.dtype, **_origin(spec)}
+    if spec.attention != "auto":
+        options["attn_implementation"] = spec.attention
+    with quietly(), _explained(spec, "model"):
+        model, information = AutoModelForCausalLM.from_pretrained(spec.id, output_loading_info=True, **options)
+    absent = sorted(information["missing_keys"]) + sorted(str(key) for key in information["mismatched_keys"])
+    if absent:
+        raise ModelLoadError(
+            f"the checkpoint of {spec.id} lacks {len(absent)} weights that the model needs, {absent[0]} among them: "
+            "its figures would come from random numbers"
+        )
+    with _explained(spec, f"weights on device {device}"):
+        model = model.to(device).eval()
+    return LoadedModel(model, load_tokenizer(spec), geometry, content_hash(spec, config), spec)
+
+
+def load_config(spec: ModelSpec) -> PretrainedConfig:
+    """The configuration alone.
+
+    Raises:
+        ModelLoadError: there is none, or it is broken.
+    """
+    if looks_local(spec.id) and not Path(spec.id).is_dir():
+        raise ModelLoadError(f"there is no model folder {spec.id}")
+    with quietly(), _explained(spec, "configuration"):
+        return AutoConfig.from_pretrained(spec.id, **_origin(spec))
+
+
+def load_tokenizer(spec: ModelSpec) -> Any:
+    """The tokenizer alone.
+
+    Raises:
+        ModelLoadError: there is none, or it is broken.
+    """
+    with quietly(), _explained(spec, "tokenizer"):
+        return AutoTokenizer.from_pretrained(spec.id, **_origin(spec))
+
+
+def checkpoint_folder(spec: ModelSpec) -> Path:
+    """The folder with all files of a checkpoint, downloaded if it is on the hub.
+
+    Raises:
+        ModelLoadError: it cannot be downloaded.
+    """
+    if Path(spec.id).is_dir():
+        return Path(spec.id)
+    with quietly(), _explained(spec, "files"):
+        return Path(snapshot_download(spec.id, revision=spec.revision))
+
+
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The part of a causal language model that turns token ids into hidden states.
+
+    Raises:
+        UnsupportedModelError: the model has no such part of its own.
+    """
+    for candidate in (model.get_decoder(), getattr(model, "model", None), model.base_model):
+        if isinstance(candidate, nn.Module) and candidate is not model:
+            return candidate
+    raise UnsupportedModelError(f"{type(model).__name__} does not keep its decoder apart from its head")
+
+
+def content_hash(spec: ModelSpec, config: PretrainedConfig) -> str:
+    """What the weights are: the hub commit, or a hash over the folder's configuration and weights.
+
+    Hashing reads every byte once; the result is remembered by size and time of modification.
+    """
+    folder = Path(spec.id)
+    if not folder.is_dir():
+        return str(getattr(config, "_commit_hash", None) or sha256_of([spec.id, spec.revision]))
+    digests = {
+        file.name: _file_hash(file)
+        for file in sorted(folder.iterdir())
+        if file.is_file()
+        and (
+            file.suffix == ".safetensors"
+            or file.name.startswith("pytorch_model")
+            or file.name == "config.json"
+            or (file.suffix == ".py" and spec.trust_remote_code)
+        )
+    }
+    return sha256_of(digests)
+
+
+def _file_hash(file: Path) -> str:
+    status = file.stat()
+    identity = [str(file.resolve()), status.st_size, status.st_mtime_ns]
+    remembered = cache_folder("file-hashes") / f"{sha256_of(identity)}.json"
+    with contextlib.suppress(OSError, ValueError):
+        return str(json.loads(remembered.read_text())["sha256"])
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    write_atomically(remembered, json.dumps({"sha256": digest}).encode())
+    return digest
+
+
+def _origin(spec: ModelSpec) -> dict[str, Any]:
+    return {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+
+
+def looks_local(model_id: str) -> bool:
+    """Whether an id can only be a path: hub ids are ``name`` or ``owner/name``."""
+    return model_id.startswith((".", "/", "~")) or model_id.count("/") > 1
+
+
+def _device(spec: ModelSpec) -> torch.device:
+    if spec.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(spec.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without the device
+        raise ModelLoadError(f"cannot use device {spec.device!r}: {one_line(error)}") from None
+    return device
+
+
+_GLOBAL_STATE = threading.RLock()
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Silence the libraries' log lines and progress bars; what matters of them is raised as an error.
+
+    One thread at a time: what is silenced is the whole process, and so is what transformers patches while it loads
+    (two loads that overlap leave ``PreTrainedModel.tie_weights`` without effect for good).
+    """
+    with _GLOBAL_STATE, _silenced():
+        yield
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    hub_logger = logging.getLogger("huggingface_hub")
+    hub_level = hub_logger.level
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    hub_logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        hub_logger.setLevel(hub_level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _explained(spec: ModelSpec, what: str) -> Iterator[None]:
+    """Turn whatever the loaders of third parties raise on a broken checkpoint into one line."""
+    try:
+        yield
+    except Exception as error:
+        place = "" if Path(spec.id).is_dir() else " (no such folder here, so it was looked for on the hub)"
+        raise ModelLoadError(f"cannot load the {what} of {spec.id}{place}: {one_line(error)}") from error

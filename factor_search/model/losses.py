@@ -1,0 +1,164 @@
+"""Exact next-token loss of long sequences, without ever holding the logits of more than a chunk of them."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from factor_search.model.loading import decoder_of
+
+REUSED_BYTES = 20 * 2**20
+"""Blocks of up to 32 MB are reused by the C library; larger ones are mapped, and zeroed page by page, every time."""
+LEAST_TOKENS, MANY_TOKENS = 128, 512
+"""With fewer rows than the first the product with the output layer gets slow; the second is taken instead."""
+LOSS_BLOCK = 2**20
+"""Logits whose exponentials are taken at once, so that they stay in the cache."""
+
+
+@torch.inference_mode()
+def token_losses(model: PreTrainedModel, input_ids: Tensor, *, chunk_tokens: int | None = None) -> Tensor:
+    """Negative log-likelihood of every token given those before it.
+
+    The decoder runs once over the whole sequence. Then the model's own forward is replayed with the decoder answering
+    from memory, a chunk of positions at a time, so whatever the model does to its logits (soft-capping, scaling, an
+    output projection of its own) is done here as well.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        input_ids: token ids of shape (B, T), T >= 2.
+        chunk_tokens: how many tokens, over all rows, have their logits in memory at once; None: what is fast.
+
+    Returns:
+        float32 tensor of shape (B, T - 1), in nats; entry t is the loss of token t + 1.
+    """
+    rows, length = input_ids.shape
+    targets = input_ids[:, 1:]
+    losses = torch.empty(rows, length - 1, dtype=torch.float32, device=input_ids.device)
+    chunk = max(1, (chunk_tokens or _fast_chunk(model)) // rows)
+    with decoder_remembered(model) as view:
+        for start in range(0, length - 1, chunk):
+            stop = min(start + chunk, length - 1)
+            logits = _logits(model, input_ids, view, slice(start, stop))
+            losses[:, start:stop] = _cross_entropy(logits.flatten(0, 1), targets[:, start:stop].flatten()).view(
+                rows, -1
+            )
+            del logits
+    return losses
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model makes of some tokens of a text."""
+
+    losses: Tensor
+    """float32 of shape (B, S), in nats: negative log-likelihood of each token given those before it."""
+    hits: Tensor
+    """bool of shape (B, S): whether the token is the most likely one given those before it."""
+
+
+@torch.inference_mode()
+def predict(
+    model: PreTrainedModel, input_ids: Tensor, positions: Sequence[int], *, chunk_tokens: int | None = None
+) -> Predictions:
+    """Losses of some tokens: those of :func:`token_losses`, but the output layer sees only what predicts them.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        input_ids: token ids of shape (B, T), T >= 2.
+        positions: S positions of the tokens, each within [1, T), the same for all rows.
+        chunk_tokens: how many tokens, over all rows, have their logits in memory at once; None: what is fast.
+    """
+    rows, chunk = len(input_ids), max(1, (chunk_tokens or _fast_chunk(model)) // len(input_ids))
+    wanted = torch.tensor(positions, dtype=torch.long, device=input_ids.device)
+    losses = torch.empty(rows, len(positions), dtype=torch.float32, device=input_ids.device)
+    hits = torch.empty(rows, len(positions), dtype=torch.bool, device=input_ids.device)
+    with decoder_remembered(model) as view:
+        for start in range(0, len(positions), chunk):
+            part = wanted[start : start + chunk]
+            targets = input_ids[:, part].flatten()
+            logits = _logits(model, input_ids, view, part - 1).flatten(0, 1)  # position t - 1 predicts token t
+            columns = slice(start, start + len(part))
+            losses[:, columns] = _cross_entropy(logits, targets).view(rows, -1)
+            hits[:, columns] = (logits.argmax(-1) == targets).view(rows, -1)
+            del logits
+    return Predictions(losses, hits)
+
+
+def _logits(model: PreTrainedModel, input_ids: Tensor, view: "View", positions: slice | Tensor) -> Tensor:
+    """The model's logits at some positions, of shape (B, positions, vocabulary)."""
+    view.positions = positions
+    logits: Tensor = model(input_ids=input_ids, use_cache=False, return_dict=True).logits
+    return logits
+
+
+def _fast_chunk(model: PreTrainedModel) -> int:
+    tokens = REUSED_BYTES // (4 * model.get_input_embeddings().num_embeddings) // 32 * 32
+    return int(tokens) if tokens >= LEAST_TOKENS else MANY_TOKENS
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """log sum_j exp(logit_j - logit_target) for each row: float32 of shape (rows,).
+
+    The target takes the place of the maximum that is usually subtracted, which spares a slow pass; where that
+    overflows (a loss beyond 88 nats), the usual way is taken.
+    """
+    rows, vocabulary = logits.shape
+    losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    block = max(1, LOSS_BLOCK // vocabulary) if logits.device.type == "cpu" else rows
+    for start in range(0, rows, block):
+        part, target = logits[start : start + block].float(), targets[start : start + block]
+        shifted = part - part.gather(-1, target[:, None])
+        values = shifted.exp_().sum(-1).log_()
+        if not values.isfinite().all():
+            values = torch.nn.functional.cross_entropy(part, target, reduction="none")
+        losses[start : start + block] = values
+    return losses
+
+
+@dataclass
+class View:
+    """Which positions of the decoder's output the head gets to see."""
+
+    positions: slice | Tensor | None = None
+    output: Any = None
+    hidden: Tensor | None = None
+    """What the head sees of it: (B, T, hidden size)."""
+
+
+@contextmanager
+def decoder_remembered(
+    model: PreTrainedModel, keep: Callable[[Tensor], Tensor] = lambda hidden: hidden
+) -> Iterator[View]:
+    """Let the decoder compute once; answer later calls from memory, cut to the wanted positions.
+
+    Args:
+        model: a causal language model.
+        keep: what is remembered of the hidden states (B, T, hidden size); training cuts the graph here.
+    """
+    decoder = decoder_of(model)
+    instance_forward = decoder.__dict__.get("forward")
+    compute: Callable[..., Any] = decoder.forward
+    view = View()
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if view.output is None:
+            view.output = compute(*args, **kwargs)
+            view.hidden = keep(view.output.last_hidden_state)
+        output = copy.copy(view.output)
+        assert view.hidden is not None
+        output.last_hidden_state = view.hidden if view.positions is None else view.hidden[:, view.positions]
+        return output
+
+    decoder.forward = forward
+    try:
+        yield view
+    finally:
+        if instance_forward is None:
+            del decoder.forward
+        else:
+            decoder.forward = instance_forward

@@ -1,0 +1,1 @@
+"""Reports: the JSON document, its page and plots, and the folder of results."""

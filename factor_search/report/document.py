@@ -1,0 +1,220 @@
+"""What a job found, as one JSON document; every figure in the HTML page is read from it."""
+
+from typing import Any
+
+from factor_search.factors_file import FactorsFile, FactorsModel, MeasuredPerplexity, Provenance, factors_file
+from factor_search.files.canonical_json import finite
+from factor_search.measure.evaluation import OK, PRUNED, Evaluation
+from factor_search.measure.statistics import paired_difference, summarise
+from factor_search.search.selection import JobResult
+from factor_search.spec import MEASURES, NeedleSpec
+from factor_search.text.needle import spread_depths
+from factor_search.text.samples import PARTS
+from factor_search.version import versions
+
+SCHEMA = "factor-search/report@1"
+FOUND = "found"
+"""The name under which reports show the winner, whatever it was called in the search."""
+ENDINGS = {
+    "strategy": "ended by the strategy, which had nothing more to propose",
+    "candidates": "ended by the budget of {limit:,} candidates",
+    "tokens": "ended by the budget of {limit:,} tokens",
+    "seconds": "ended by the budget of {limit:,} seconds of evaluation",
+    "no_improvement": "ended by no_improvement: the last {limit:,} candidates brought nothing better beyond the noise",
+    "interrupt": "ended by an interruption",
+}
+"""What can end a search, in words."""
+
+
+def build_factors_file(result: JobResult) -> FactorsFile:
+    """The factors file of the winner; of a partial result, of the best candidate so far.
+
+    Whatever the objective was, its perplexities are of plain text, or null.
+    """
+    spec, state = result.problem.spec, result.state
+    factors = result.winning_factors
+    plain = spec.objective.kind == "perplexity"
+    on_search = state.candidates.get(factors) if plain else None  # the file has perplexities of text, and no others
+    held_out = result.held_out if plain else result.held_out_text
+    baselines = {name: _perplexity(e) for name, e in held_out.items() if name in result.problem.methods}
+    return factors_file(
+        factors,
+        FactorsModel.of(spec.model.id, spec.model.revision, result.problem.geometry),
+        spec.target_length,
+        MeasuredPerplexity(
+            search=_perplexity(on_search) if on_search is not None and on_search.outcome == OK else None,
+            validation=_perplexity(result.validation.get(result.winner)) if plain else None,
+            held_out=_perplexity(held_out.get(result.winner)),
+            held_out_baselines={name: value for name, value in baselines.items() if value is not None},
+        ),
+        Provenance(
+            job=spec.name,
+            strategy=spec.strategy.kind,
+            seed=spec.seed,
+            candidates=len(state.candidates),
+            tokens_evaluated=state.tokens,
+            data_sha256=result.samples.sha256,
+            versions=versions(),
+        ),
+    )
+
+
+def build_report(result: JobResult) -> dict[str, Any]:
+    """Everything measured, with its uncertainty."""
+    spec, geometry, state = result.problem.spec, result.problem.geometry, result.state
+    assert state.best is not None
+    parts = [getattr(result.samples, part) for part in PARTS]
+    return {
+        "schema": SCHEMA,
+        "name": spec.name,
+        "status": "interrupted" if result.interrupted else "finished",
+        "spec": spec.model_dump(mode="json"),
+        "objective": _objective(result),
+        "model": {
+            **FactorsModel.of(spec.model.id, spec.model.revision, geometry).model_dump(mode="json"),
+            "wavelengths": geometry.wavelengths,
+            "critical_dimension": geometry.critical_dimension,
+        },
+        "documents": {part.part: [sample.source for sample in part.samples] for part in parts},
+        "search": {
+            "ended_by": state.ended_by,
+            "candidates": len(state.candidates),
+            "evaluations": len(state.evaluations),
+            "tokens": state.tokens,
+            "seconds": state.seconds,
+            "generations": state.generations,
+            "perplexities": [_perplexity(evaluation) for evaluation in state.evaluations],
+            "documents": [len(evaluation.losses) for evaluation in state.evaluations],
+            "pruned": sum(evaluation.outcome == PRUNED for evaluation in state.evaluations),
+            "best_perplexity": _perplexity(state.best),
+            "best_documents": len(state.best.losses),
+        },
+        "factors": result.winning_factors.as_json(),
+        "winner": result.winner or None,
+        "results": [_row(result, name) for name in [result.winner, *_others(result)] if name],
+        "comparison": _comparison(result),
+        "closed_forms": {name: factors.as_json() for name, factors in result.problem.methods.items()},
+        "versions": versions(),
+    }
+
+
+def _objective(result: JobResult) -> dict[str, Any]:
+    """What the figures of the report are, and for needles at which depth each sample has its own."""
+    objective = result.problem.spec.objective
+    described: dict[str, Any] = {"kind": objective.kind, "measures": MEASURES[objective.kind]}
+    if isinstance(objective, NeedleSpec):
+        parts = [getattr(result.samples, part) for part in PARTS]
+        described["depths"] = {part.part: spread_depths(len(part.samples)) for part in parts}
+    return described
+
+
+def measures(report: dict[str, Any]) -> str:
+    """What the figures of a report are, in words; reports from before there were objectives have perplexities."""
+    return str(report.get("objective", {}).get("measures", MEASURES["perplexity"]))
+
+
+def columns(report: dict[str, Any]) -> dict[str, str]:
+    """Titles of the figures in the table of results, by key of a row."""
+    shown = {"validation": "validation", "held_out": "held-out", "standard_error": "std. error"}
+    if "text_perplexity" in report["results"][0]:
+        shown |= {"text_perplexity": "plain text", "text_standard_error": "std. error"}
+    return shown
+
+
+def _others(result: JobResult) -> list[str]:
+    """The closed forms, best on held-out documents first."""
+    names = [name for name in result.held_out if name != result.winner]
+    return sorted(names, key=lambda name: result.held_out[name].loss)
+
+
+def _row(result: JobResult, name: str) -> dict[str, Any]:
+    """One line of the table: a method, or the winner."""
+    evaluation, winner = result.held_out[name], result.held_out[result.winner]
+    row: dict[str, Any] = {
+        "name": FOUND if name == result.winner else name,
+        "is": name,
+        "validation": _perplexity(result.validation[name]),
+        "held_out": _perplexity(evaluation),
+        "standard_error": finite(evaluation.summary.standard_error) if evaluation.outcome == OK else None,
+        "outcome": evaluation.outcome,
+        "documents": len(evaluation.losses),
+        "tokens": sum(evaluation.tokens),
+        "losses": list(evaluation.losses),
+        "perplexity_at": {
+            str(length): finite(summarise(losses, [length - 1] * len(losses)).perplexity)
+            for length, losses in evaluation.losses_at.items()
+        },
+        "difference": None,
+        "difference_standard_error": None,
+    }
+    if (text := result.held_out_text.get(name)) is not None:
+        row["text_perplexity"] = _perplexity(text)
+        row["text_standard_error"] = finite(text.summary.standard_error) if text.outcome == OK else None
+    if name != result.winner and evaluation.outcome == winner.outcome == OK:
+        mean, error = paired_difference(evaluation.losses, winner.losses, winner.tokens)
+        row |= {"difference": mean, "difference_standard_error": finite(error)}
+    return row
+
+
+def _comparison(result: JobResult) -> dict[str, Any] | None:
+    """The found factors against the closed form that is best on the held-out documents."""
+    others = _others(result)
+    if not result.winner or not others:
+        return None
+    row = _row(result, others[0])
+    mean, error = row["difference"], row["difference_standard_error"]
+    return {
+        "best_closed_form": others[0],
+        "difference": mean,
+        "standard_error": error,
+        "standard_errors": mean / error if mean is not None and error else None,
+    }
+
+
+def ending(report: dict[str, Any]) -> str:
+    """Why the search was over, in words."""
+    ended_by = report["search"]["ended_by"]
+    return ENDINGS[ended_by].format(limit=report["spec"]["budget"].get(ended_by))
+
+
+def _perplexity(evaluation: Evaluation | None) -> float | None:
+    """On all documents, or those a pruned candidate was evaluated on."""
+    if evaluation is None or evaluation.outcome not in (OK, PRUNED):
+        return None
+    return finite(evaluation.summary.perplexity)
+
+
+def table(report: dict[str, Any]) -> str:
+    """The result for a terminal."""
+    if not report["results"]:
+        made = report["search"]
+        on = f"{made['best_documents']} search document{'s' * (made['best_documents'] != 1)}"
+        return f"interrupted after {made['candidates']} candidates; best so far {made['best_perplexity']:.4f} on {on}"
+    shown = columns(report)
+    titles = "".join(f"{title:>12}" for title in shown.values())
+    lines = [f"{'':14}{titles}{'vs found (nats, paired)':>28}"]
+    if "text_perplexity" in shown:
+        lines.insert(0, f"{measures(report)}, and perplexity of the plain text of the held-out documents")
+    for row in report["results"]:
+        difference = ""
+        if row["difference"] is not None:
+            error = row["difference_standard_error"]
+            difference = f"{row['difference']:+.4f}" + (f" ± {error:.4f}" if error is not None else "")
+        cells = [_number(row[key]) for key in shown]
+        lines.append(f"{row['name']:14}" + "".join(f"{cell:>12}" for cell in cells) + f"{difference:>28}")
+    comparison = report["comparison"]
+    if comparison and comparison["standard_errors"] is not None:
+        lines.append(
+            f"found against {comparison['best_closed_form']}, the best other closed form on held-out documents: "
+            f"{comparison['standard_errors']:+.1f} standard errors of the paired difference"
+        )
+    if report["winner"] and not report["winner"].startswith("found"):
+        lines.append(f"nothing found was better on the validation documents than {report['winner']}, which is reported")
+    lines.append(f"search of {report['search']['candidates']:,} candidates, {ending(report)}")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if value < 1e5 else f"{value:.3g}"

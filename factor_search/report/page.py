@@ -1,0 +1,158 @@
+"""The report as one self-contained page: no script, no network, plots as inline SVG."""
+
+import io
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from factor_search.report.document import columns, ending, measures
+from factor_search.report.plots import draw_factors, draw_lengths, draw_search
+
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
+h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse;margin:1rem 0}
+th,td{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #ddd}
+th:first-child,td:first-child,.text{text-align:left}
+tr.found td{font-weight:600;color:#B34700}svg{max-width:100%;height:auto}.big{font-size:1.15rem}
+code{overflow-wrap:anywhere}details{margin:.5rem 0}figcaption{color:#555;font-size:.9rem}figure{margin:1rem 0}
+"""
+
+
+def render(report: dict[str, Any]) -> str:
+    """The HTML page of a report (see :func:`factor_search.report.document.build_report`)."""
+    model, spec = report["model"], report["spec"]
+    scale = spec["target_length"] / model["original_length"]
+    plots = [
+        figure(draw_factors, report, "Rescale factors against the closed forms. The dotted line is the scale."),
+        figure(draw_search, report, _search_caption(report["search"])),
+    ]
+    if any(row["perplexity_at"] for row in report["results"]):
+        caption = "Perplexity of the first n tokens of the held-out documents."
+        plots.insert(1, figure(draw_lengths, report, caption))
+    body = f"""
+<h1>{escape(report["name"])}</h1>
+<p>{escape(model["architecture"])} <code>{escape(model["id"])}</code>, {model["original_length"]} to
+{spec["target_length"]} tokens (scale {scale:g}), {model["rotary_dim"] // 2} rotary pairs, base {model["rope_theta"]:g},
+RoPE type {escape(model["base_rope_type"])}, critical dimension {model["critical_dimension"]}.</p>
+{_headline(report)}{_results_table(report)}{"".join(plots)}
+<h2>Factors</h2><p>initial tokens {report["factors"]["initial_tokens"]}, attention factor
+{report["factors"]["attention_factor"]:.6g}</p>
+<p><code>{escape(str(report["factors"]["rescale_factors"]))}</code></p>
+<h2>Search</h2><p>{report["search"]["candidates"]} candidates{_early(report["search"])},
+{report["search"]["tokens"]:,} {_kind_of_tokens(report)},
+{report["search"]["seconds"]:.1f} s of evaluation, seed {spec["seed"]}, strategy {escape(spec["strategy"]["kind"])};
+{escape(ending(report))}.{_warm_starts(spec)}</p>
+{_documents(report)}
+<p>{escape(", ".join(f"{name} {version}" for name, version in report["versions"].items()))}</p>"""
+    return page(f"factor-search: {report['name']}", body)
+
+
+def page(title: str, body: str) -> str:
+    """A whole page around its content; the title is escaped."""
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>{body}</body></html>\n'
+    )
+
+
+def _search_caption(search: dict[str, Any]) -> str:
+    caption = "Every candidate in the order evaluated, and the best so far."
+    if search.get("pruned"):
+        caption += " Open marks were stopped early: they are of fewer documents, and do not compare with the others."
+    return caption
+
+
+def _kind_of_tokens(report: dict[str, Any]) -> str:
+    return "tokens" if measures(report) == "perplexity" else "answer tokens"
+
+
+def _early(search: dict[str, Any]) -> str:
+    """How many evaluations there were beside the candidates, where these are not the same."""
+    if not search.get("pruned"):
+        return ""
+    return f" in {search['evaluations']} evaluations, {search['pruned']} of them stopped before the last document"
+
+
+def _headline(report: dict[str, Any]) -> str:
+    if report["status"] == "interrupted":
+        return "<p class=big>Interrupted: a partial result. Run the same command again to continue.</p>"
+    comparison = report["comparison"]
+    found = report["results"][0]
+    if found["held_out"] is None or comparison is None or comparison["difference"] is None:
+        return ""
+    text = f"Held-out {measures(report)} {found['held_out']:.4f}"
+    if comparison["standard_errors"] is not None:
+        direction = "better" if comparison["difference"] >= 0 else "worse"
+        text += (
+            f"; {abs(comparison['difference']):.4f} nats per token {direction} than {comparison['best_closed_form']}, "
+            f"the best other closed form there: {abs(comparison['standard_errors']):.1f} standard errors of the paired "
+            "difference"
+        )
+    if not report["winner"].startswith("found"):
+        text += f". Nothing found was better on the validation documents than {report['winner']}, which is reported"
+    return f"<p class=big>{escape(text)}.</p>"
+
+
+def _results_table(report: dict[str, Any]) -> str:
+    if not report["results"]:
+        return ""
+    rows, shown = [], columns(report)
+    for row in report["results"]:
+        difference = "" if row["difference"] is None else f"{row['difference']:+.4f}"
+        if row["difference_standard_error"] is not None:
+            difference += f" ± {row['difference_standard_error']:.4f}"
+        cells = [number(row[key]) for key in shown]
+        kind = " class=found" if row["name"] == "found" else ""
+        figures = "".join(f"<td>{cell}</td>" for cell in [*cells, difference])
+        rows.append(f"<tr{kind}><td>{escape(row['name'])}</td>{figures}</tr>")
+    found, title = report["results"][0], measures(report)
+    titles = "".join(f"<th>{name.replace('std.', 'standard')}</th>" for name in shown.values())
+    plain = " Plain text: perplexity of all tokens of the held-out documents, as they are." * (
+        "text_perplexity" in shown
+    )
+    return (
+        f"<h2>{title[0].upper()}{title[1:]} at {report['spec']['target_length']} tokens</h2><table><tr><th></th>"
+        f"{titles}<th>minus found (nats, paired)</th></tr>{''.join(rows)}</table>"
+        f"<p>Held-out: {found['documents']} documents, {found['tokens']:,} tokens that neither the search nor the "
+        f"choice of the winner saw. Standard errors are over documents.{plain}</p>"
+    )
+
+
+def _warm_starts(spec: dict[str, Any]) -> str:
+    asked = spec.get("warm_start", {})
+    sources = [f"<code>{escape(known['source'])}</code>" for known in asked.get("factors", [])]
+    if given := len(asked.get("rescale_factors", [])):
+        sources.append(f"{given} given vector{'s' * (given > 1)}")
+    return f" It started from the closed forms and {', '.join(sources)}." if sources else ""
+
+
+def _documents(report: dict[str, Any]) -> str:
+    parts = []
+    for part, sources in report["documents"].items():
+        listed = "".join(f"<li><code>{escape(source)}</code></li>" for source in sources)
+        parts.append(
+            f"<details><summary>{len(sources)} {part.replace('_', '-')} documents</summary><ul>{listed}</ul></details>"
+        )
+    return "".join(parts)
+
+
+def figure(draw: Callable[[Axes, dict[str, Any]], None], report: dict[str, Any], caption: str) -> str:
+    """A plot as inline SVG, with a caption."""
+    drawing = Figure(figsize=(8, 3.8), layout="constrained")
+    draw(drawing.add_subplot(), report)
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "factor-search"}):
+        drawing.savefig(stream, format="svg", metadata={"Date": None})
+    svg = stream.getvalue()
+    return f"<figure>{svg[svg.index('<svg') :]}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def number(value: float | None) -> str:
+    """A figure, or a dash where there is none."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if value < 1e5 else f"{value:.3g}"

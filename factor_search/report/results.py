@@ -1,0 +1,38 @@
+"""What is written into the folder of a job: the factors file, the report and its page."""
+
+from pathlib import Path
+from typing import Any
+
+from factor_search.errors import OutputError
+from factor_search.files.json_documents import read_json, write_json
+from factor_search.report.document import build_factors_file, build_report
+from factor_search.report.page import render
+from factor_search.search.selection import JobResult
+
+
+def write_results(result: JobResult, out: Path) -> dict[str, Any]:
+    """Write ``factors.json``, ``report.json`` and ``report.html`` into the output folder; returns the report.
+
+    A partial result does not replace the finished one of an earlier, shorter search.
+
+    Raises:
+        OutputError: one of them cannot be written.
+    """
+    report = build_report(result)
+    if result.interrupted and holds_finished(out):
+        return report
+    build_factors_file(result).write(out / "factors.json")
+    write_json(out / "report.json", report)
+    try:
+        (out / "report.html").write_text(render(report), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {out / 'report.html'}: {error.strerror or error}") from None
+    return report
+
+
+def holds_finished(out: Path) -> bool:
+    """Whether a folder has the report of a finished search."""
+    try:
+        return bool(read_json(out / "report.json", OutputError)["status"] == "finished")
+    except (OutputError, KeyError, TypeError):
+        return False

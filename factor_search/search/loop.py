@@ -1,0 +1,166 @@
+"""The search loop: ask, evaluate, tell, until the strategy or the budget ends."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from factor_search.factors import Factors
+from factor_search.measure.evaluation import OK, PRUNED, Evaluation, Evaluator
+from factor_search.measure.statistics import paired_difference, summarise
+from factor_search.search.racing import Referee
+from factor_search.search.strategies.contract import Generation, Result, Strategy
+from factor_search.spec import BudgetSpec
+from factor_search.text.samples import SampleSet
+
+
+@dataclass
+class SearchState:
+    """What is known so far; a new object is not made for each candidate."""
+
+    generation: int = 0
+    evaluations: list[Evaluation] = field(default_factory=list)
+    """In the order proposed. A candidate that is evaluated on more documents later comes again."""
+    candidates: dict[Factors, Evaluation] = field(default_factory=dict)
+    """The distinct candidates with the last evaluation of each."""
+    best: Evaluation | None = None
+    """The lowest loss among the evaluations on most documents."""
+    tokens: int = 0
+    """Tokens scored, stored results included."""
+    seconds: float = 0.0
+    """Seconds spent evaluating, stored results included."""
+    generations: list[int] = field(default_factory=list)
+    """Evaluations known when each generation ended."""
+    ended_by: str = ""
+    """``strategy``, ``candidates``, ``tokens``, ``seconds``, ``no_improvement`` or ``interrupt``."""
+    best_at: list[tuple[int, Evaluation]] = field(default_factory=list)
+    """Each best with the number of candidates there were when it was found."""
+
+    def saw(self, evaluation: Evaluation) -> None:
+        """Take an evaluation into account."""
+        earlier = self.candidates.get(evaluation.factors)
+        self.evaluations.append(evaluation)
+        self.candidates[evaluation.factors] = evaluation
+        # what was known of the candidate in this search was not computed again
+        self.tokens += max(sum(evaluation.tokens) - (sum(earlier.tokens) if earlier else 0), 0)
+        self.seconds += max(evaluation.seconds - (earlier.seconds if earlier else 0.0), 0.0)
+        if self.best is None or _better(evaluation, self.best):
+            self.best = evaluation
+            self.best_at.append((len(self.candidates), evaluation))
+
+
+def search(
+    strategy: Strategy,
+    evaluator: Evaluator,
+    samples: SampleSet,
+    budget: BudgetSpec,
+    on_candidate: Callable[[SearchState], None] = lambda state: None,
+    *,
+    error_rate: float | None = None,
+    original_length: int | None = None,
+) -> SearchState:
+    """Run a search to its end.
+
+    A keyboard interrupt ends it at the last finished candidate. The same search run again on an evaluator that
+    remembers gives the same candidates in the same order.
+
+    Args:
+        strategy: proposes candidates.
+        evaluator: evaluates them.
+        samples: the search documents.
+        budget: when to end.
+        on_candidate: called after each evaluation.
+        error_rate: of racing: chance that a candidate better than the best is stopped early; None stops none.
+        original_length: of the model in tokens, for the loss within it.
+    """
+    state = SearchState()
+    referee = Referee(len(samples.samples), error_rate)
+    try:
+        while not (ended_by := _exhausted(budget, state) or _stagnant(budget, state)):
+            generation = strategy.ask()
+            if not generation.candidates:
+                ended_by = "candidates" if len(state.candidates) == budget.candidates else "strategy"
+                break
+            proposed = _affordable(generation, budget, state)
+            if not proposed:
+                ended_by = "candidates"
+                break
+            known = _documents_known(state)
+            race = referee.race(generation.documents)
+            evaluations: list[Evaluation] = []
+            for evaluation in evaluator.evaluate_all(proposed, samples, race):
+                evaluations.append(evaluation)
+                state.saw(evaluation)
+                on_candidate(state)
+                if _exhausted(budget, state):
+                    break
+            for evaluation in evaluations:
+                referee.saw(evaluation)
+            strategy.tell([_result(evaluation, referee, original_length) for evaluation in evaluations])
+            state.generations.append(len(state.evaluations))
+            state.generation += 1
+            if len(proposed) < len(generation.candidates) and _documents_known(state) <= known:
+                ended_by = "candidates"  # only candidates that are known would come for ever
+                break
+    except KeyboardInterrupt:
+        ended_by = "interrupt"
+    state.ended_by = ended_by
+    return state
+
+
+def _affordable(generation: Generation, budget: BudgetSpec, state: SearchState) -> Sequence[Factors]:
+    """The candidates up to the first new one that the budget has no room for."""
+    if budget.candidates is None:
+        return generation.candidates
+    known = set(state.candidates)
+    for position, factors in enumerate(generation.candidates):
+        known.add(factors)
+        if len(known) > budget.candidates:
+            return generation.candidates[:position]
+    return generation.candidates
+
+
+def _better(one: Evaluation, other: Evaluation) -> bool:
+    """Whether an evaluation takes the place of another: more documents first, then a lower loss."""
+    if (len(one.losses), one.outcome == OK) != (len(other.losses), other.outcome == OK):
+        return (len(one.losses), one.outcome == OK) > (len(other.losses), other.outcome == OK)
+    return bool(one.losses) and one.summary.loss < other.summary.loss
+
+
+def _result(evaluation: Evaluation, referee: Referee, original_length: int | None) -> Result:
+    if evaluation.outcome not in (OK, PRUNED):
+        return Result(float("inf"))
+    short_loss = None
+    if (short := evaluation.losses_at.get(original_length or 0)) is not None:
+        short_loss = summarise(short, [1] * len(short)).loss
+    return Result(referee.estimate(evaluation), evaluation.losses, short_loss)
+
+
+def _exhausted(budget: BudgetSpec, state: SearchState) -> str:
+    if budget.tokens is not None and state.tokens >= budget.tokens:
+        return "tokens"
+    if budget.seconds is not None and state.seconds >= budget.seconds:
+        return "seconds"
+    return ""
+
+
+def _documents_known(state: SearchState) -> int:
+    """Candidates, and documents that they were evaluated on: what a generation that is worth anything adds to."""
+    return len(state.candidates) + sum(len(evaluation.losses) for evaluation in state.candidates.values())
+
+
+def _stagnant(budget: BudgetSpec, state: SearchState) -> str:
+    """Whether the last ``no_improvement`` candidates brought nothing that stands out from the noise."""
+    if budget.no_improvement is None or state.best is None:
+        return ""
+    then = len(state.candidates) - budget.no_improvement
+    earlier = [best for count, best in state.best_at if count <= then]
+    return "no_improvement" if earlier and not _improved(state.best, earlier[-1]) else ""
+
+
+def _improved(best: Evaluation, earlier: Evaluation) -> bool:
+    """Whether a best is better than an earlier one by more than a standard error, on the documents both have."""
+    count = min(len(best.losses), len(earlier.losses))
+    if count == 0:
+        return len(best.losses) > 0
+    gain, error = paired_difference(earlier.losses[:count], best.losses[:count], best.tokens[:count])
+    return gain > (0 if math.isnan(error) else error)

@@ -1,0 +1,140 @@
+"""From candidates to a result: search, choose on validation documents, measure on held-out ones."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from factor_search.errors import SearchFailedError
+from factor_search.factors import Factors
+from factor_search.measure.evaluation import OK, PRUNED, Evaluation, Evaluator
+from factor_search.search.loop import SearchState, search
+from factor_search.search.problem import SearchProblem
+from factor_search.text.samples import Samples, SampleSet, Watch
+
+FINALISTS = 5
+"""Candidates that are scored again on the validation documents, beside every closed form."""
+
+
+@dataclass
+class JobWatcher:
+    """What a job tells while it runs; every member may be replaced."""
+
+    phase: Callable[[str], None] = lambda text: None
+    candidate: Callable[[SearchState], None] = lambda state: None
+    scored: Callable[[str, int, int], None] = lambda part, done, total: None
+    documents: Watch | None = None
+
+
+@dataclass
+class JobResult:
+    """Everything a report is made of."""
+
+    problem: SearchProblem
+    samples: Samples
+    state: SearchState
+    finalists: dict[str, Factors] = field(default_factory=dict)
+    validation: dict[str, Evaluation] = field(default_factory=dict)
+    """By name of method or finalist."""
+    held_out: dict[str, Evaluation] = field(default_factory=dict)
+    """By name of method, and of the winner."""
+    held_out_text: dict[str, Evaluation] = field(default_factory=dict)
+    """The same on the plain text of the held-out documents, where that is not the objective."""
+    winner: str = ""
+    """Name of the finalist or method that is best on the validation documents."""
+    interrupted: bool = False
+
+    @property
+    def winning_factors(self) -> Factors:
+        """The winner's factors; before the choice was made, the best of the search."""
+        if self.winner:
+            return self.candidates[self.winner]
+        assert self.state.best is not None
+        return self.state.best.factors
+
+    @property
+    def candidates(self) -> dict[str, Factors]:
+        """Closed forms and finalists, by name."""
+        return self.problem.methods | self.finalists
+
+
+def search_and_measure(
+    problem: SearchProblem, samples: Samples, evaluator: Evaluator, watcher: JobWatcher
+) -> JobResult:
+    """What is the same wherever candidates are evaluated: search, choose, measure.
+
+    A keyboard interrupt after the first candidate gives a partial result.
+
+    Raises:
+        SearchFailedError: no candidate could be evaluated.
+        KeyboardInterrupt: before the first candidate.
+    """
+    spec = problem.spec
+    watcher.phase("searching")
+    state = search(
+        problem.strategy(len(samples.search.samples)),
+        evaluator,
+        samples.search,
+        spec.budget,
+        watcher.candidate,
+        error_rate=spec.racing_error_rate,
+        original_length=problem.geometry.original_length,
+    )
+    if state.best is None:
+        raise KeyboardInterrupt
+    if state.best.outcome not in (OK, PRUNED):
+        outcomes = Counter(evaluation.outcome for evaluation in state.evaluations)
+        named = ", ".join(f"{count} {outcome.replace('_', ' ')}" for outcome, count in outcomes.most_common())
+        raise SearchFailedError(f"none of {len(state.candidates)} candidates could be evaluated: {named}")
+    result = JobResult(problem, samples, state)
+    result.interrupted = state.ended_by == "interrupt"
+    if not result.interrupted:
+        try:
+            _choose(result, evaluator, watcher)
+        except KeyboardInterrupt:
+            result.interrupted = True
+    return result
+
+
+def finalists(state: SearchState) -> list[Factors]:
+    """The best few on the search documents, and what was the best when a half, a quarter and an eighth was spent.
+
+    The longer a search goes on, the more its best is fitted to the search documents; an earlier best may do better on
+    others, while the best few at the end are much alike.
+    """
+    measured = [one for one in state.candidates.values() if one.outcome in (OK, PRUNED)]
+    # most documents first; stable: ties keep their order
+    measured.sort(key=lambda one: (-len(one.losses), one.summary.loss))
+    ranked = [evaluation.factors for evaluation in measured]
+    earlier = []
+    for share in (2, 4, 8):
+        until = [best.factors for count, best in state.best_at if count <= len(state.candidates) / share]
+        earlier += until[-1:]
+    return list(dict.fromkeys([*ranked[:2], *earlier, *ranked[2:]]))[:FINALISTS]
+
+
+def _choose(result: JobResult, evaluator: Evaluator, watcher: JobWatcher) -> None:
+    """Score finalists and closed forms on validation documents, the winner and closed forms on held-out ones."""
+    known = set(result.problem.methods.values())
+    best = enumerate(finalists(result.state), start=1)
+    result.finalists = {f"found-{n}": factors for n, factors in best if factors not in known}
+    watcher.phase("choosing on validation documents")
+    validation = _score(result.candidates, result.samples.validation, evaluator, watcher)
+    winner = min(validation, key=lambda name: validation[name].loss)
+    watcher.phase("measuring on held-out documents")
+    reported = result.problem.methods | {winner: result.candidates[winner]}
+    held_out = _score(reported, result.samples.held_out, evaluator, watcher)
+    if result.samples.held_out_text is not None:
+        watcher.phase("measuring on the plain text of held-out documents")
+        result.held_out_text = _score(reported, result.samples.held_out_text, evaluator, watcher)
+    result.validation, result.held_out, result.winner = validation, held_out, winner
+
+
+def _score(
+    candidates: dict[str, Factors], samples: SampleSet, evaluator: Evaluator, watcher: JobWatcher
+) -> dict[str, Evaluation]:
+    scored = {}
+    evaluations = evaluator.evaluate_all(list(candidates.values()), samples)
+    for number, (name, evaluation) in enumerate(zip(candidates, evaluations, strict=True), start=1):
+        scored[name] = evaluation
+        watcher.scored(samples.part, number, len(candidates))
+    return scored

@@ -1,0 +1,352 @@
+"""The default strategy: few numbers first, few documents first, then more of both.
+
+1. closed forms, known factors and a few profiles (see :mod:`factor_search.search.strategies.profile`), on one document;
+2. profiles of four numbers guided by a Gaussian process, on two documents;
+3. the initial tokens and the attention factor, where the space has a choice, for the best so far;
+4. profiles again, on four documents;
+5. lower feet (less rescaling of all pairs before the steepest rise) for the best so far;
+6. curves of up to eight numbers around the best so far, guided likewise by all that is known, on four documents and
+   then on all;
+7. lower feet and the initial tokens again;
+8. CMA-ES over nearly every pair with small steps, in rounds, for as long as the budget lasts; after the first, 3 again,
+   after the first two lower feet.
+"""
+
+import math
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import astuple, dataclass
+from operator import itemgetter
+
+import cmaes
+import numpy as np
+from numpy.typing import NDArray
+
+from factor_search.factors import Factors
+from factor_search.measure.race import mean_difference, rungs
+from factor_search.methods import yarn_attention_factor
+from factor_search.search.space import SearchSpace
+from factor_search.search.strategies.contract import Generation, Result
+from factor_search.search.strategies.profile import BOUNDS, FIRST, WIDTHS, Profile, Steps, with_lower_foot
+from factor_search.search.strategies.surrogate import propose
+
+Vector = NDArray[np.float64]
+Script = Generator[Generation, Sequence[Result], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What ``auto`` does, fixed for every model."""
+
+    generation: int = 4
+    """Candidates that the Gaussian process proposes at a time."""
+    promoted: int = 4
+    """The best candidates that go on to more documents."""
+    profile_documents: tuple[int, int] = (2, 4)
+    """Of the first and the second search among profiles."""
+    profile_generations: tuple[int, int] = (3, 2)
+    profile_radius: tuple[float, float] = (1.0, 0.5)
+    """First radius, in the widths of each number."""
+    sweep_documents: int = 2
+    """That every choice of initial tokens and attention factors near by is tried on."""
+    foot_shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
+    """Of log lambda before the steepest rise of the best so far."""
+    foot_rounds: int = 2
+    """Of CMA-ES after which they are tried once more."""
+    curve_knots: int = 7
+    curve_width: float = 0.1
+    """How far a rise has to move to matter, in log lambda / log s."""
+    curve_radius: tuple[float, float, float] = (0.3, 0.7, 1.4)
+    """Smallest, first and largest, in widths."""
+    curve_generations_on_fewer: int = 2
+    """On each number of documents between those of the first profiles and all of them."""
+    patience: int = 6
+    """Generations without improvement after which the curve is left."""
+    known_points: int = 120
+    worst: float = 0.3
+    """Nats above the best; what is worse counts as no worse, so that it does not bend the guess."""
+    visible: float = 2e-4
+    """Nats that count as an improvement."""
+    polish_knots: tuple[int, int] = (16, 8)
+    polish_sigma: tuple[float, float] = (0.03, 0.08)
+    """First step of CMA-ES in log lambda / log s, in turn with the knots."""
+    polish_population: int = 8
+    polish_patience: int = 6
+    """Populations without improvement that end a round."""
+    fruitless: int = 6
+    """Rounds in a row without a new candidate that end the search."""
+
+
+SETTINGS = Settings()
+
+
+class Auto:
+    """See the module; a function of its seed and what it is told, and independent of the budget."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        seeds: Sequence[Factors],
+        documents: int,
+        *,
+        seed: int,
+        stage: int = 0,
+        settings: Settings = SETTINGS,
+    ) -> None:
+        """Set out.
+
+        Args:
+            space: the candidates allowed.
+            seeds: known good factors, closed forms among them.
+            documents: how many there are to search on.
+            seed: of all randomness, with the stage and the generation.
+            stage: position in a chain of searches.
+            settings: what to do; the same for every model unless an experiment says otherwise.
+        """
+        self._space = space
+        self._seeds = [space.factors(space.project(factors)) for factors in seeds]
+        self._documents = documents
+        self._randomness = (seed, stage)
+        self._settings = settings
+        self._generation = 0
+        self._known: dict[Factors, tuple[float, ...]] = {}
+        """Losses of each candidate on the first documents; none if it failed."""
+        self._script = self._search()
+        self._profiles: dict[tuple[float, ...], Vector] = {}
+        """The numbers of each profile, by its rescale factors."""
+        self._results: list[Result] | None = None
+        self._asked: list[Factors] = []
+
+    def ask(self) -> Generation:
+        """What comes next; a generation that brings nothing new is passed over."""
+        try:
+            generation = next(self._script) if self._results is None else self._script.send(self._results)
+        except StopIteration:
+            return Generation()
+        self._generation += 1
+        self._asked = list(generation.candidates)
+        self._results = []
+        return generation
+
+    def tell(self, results: Sequence[Result]) -> None:
+        """Remember the losses of the last generation."""
+        self._results = list(results)
+        for factors, result in zip(self._asked, results, strict=False):
+            if not result.losses or len(result.losses) >= len(self._known.get(factors, ())):
+                self._known[factors] = result.losses  # none, too, of one that fails only on a later document
+        for factors in self._asked[len(results) :]:
+            self._known.setdefault(factors, ())
+
+    def _search(self) -> Script:
+        first, second = (min(count, self._documents) for count in self._settings.profile_documents)
+        generations, radius = self._settings.profile_generations, self._settings.profile_radius
+        yield from self._evaluate([*self._seeds, *self._first_profiles()], 1)
+        yield from self._search_profiles(first, generations[0], radius[0])
+        yield from self._sweep_initial_tokens(first)
+        yield from self._sweep_attention(first)
+        yield from self._search_profiles(second, generations[1], radius[1])
+        yield from self._sweep_feet(second)
+        yield from self._search_curves()
+        yield from self._sweep_feet(self._documents)
+        yield from self._sweep_initial_tokens(self._documents)
+        yield from self._polish()
+
+    def _first_profiles(self) -> list[Factors]:
+        initial_tokens, choices = self._space.initial_tokens[0], self._space.attention_factors
+        usual = yarn_attention_factor(self._space.scale)
+        attention = min(choices, key=lambda factor: abs(factor - usual))
+        return [self._of_profile(profile, initial_tokens, attention) for profile in FIRST]
+
+    def _of_profile(self, profile: Profile, initial_tokens: int, attention: float) -> Factors:
+        factors = profile.factors(self._space, initial_tokens, attention)
+        self._profiles[factors.rescale_factors] = np.array(astuple(profile))
+        return factors
+
+    def _search_profiles(self, documents: int, generations: int, radius: float) -> Script:
+        """Generations of profiles, with the initial tokens and the attention factor of the best so far."""
+        yield from self._promote(documents)
+        for _ in range(generations):
+            best = self._best(documents)
+            losses = self._losses_like(best, documents)
+            known = [(vector, losses[shape]) for shape, vector in self._profiles.items() if shape in losses]
+            vectors = self._proposals(known, WIDTHS, BOUNDS, radius)
+            made = [self._of_profile(Profile(*v), best.initial_tokens, best.attention_factor) for v in vectors]
+            improved = yield from self._improve(made, documents)
+            radius = min(1.3 * radius, 1.5) if improved else 0.7 * radius
+
+    def _losses_like(self, best: Factors, documents: int) -> dict[tuple[float, ...], float]:
+        """The loss of all rescale factors known, as it would be with the best's initial tokens and attention factor.
+
+        What is known with others is moved by what the change made of the best; where that is not known, it is left out.
+        """
+        losses: dict[tuple[float, ...], tuple[bool, float]] = {}
+        estimate = self._estimator(documents)
+        for factors in self._known:
+            before = Factors(best.rescale_factors, factors.initial_tokens, factors.attention_factor)
+            change = estimate(best) - estimate(before) if before != best else 0.0
+            loss = estimate(factors) + change
+            if math.isfinite(loss):
+                known = losses.get(factors.rescale_factors, (True, math.inf))
+                losses[factors.rescale_factors] = min(known, (before != best, loss))
+        return {shape: loss for shape, (_, loss) in losses.items()}
+
+    def _search_curves(self) -> Script:
+        settings = self._settings
+        smallest, radius, largest = settings.curve_radius
+        least = min(settings.profile_documents[0], self._documents)
+        between = [count for count in rungs(self._documents) if count > least]
+        plan = [(count, settings.curve_generations_on_fewer) for count in between] + [(self._documents, 0)]
+        yield from self._promote(plan[0][0])
+        base = self._best(plan[0][0])
+        steps = Steps(self._space, base, settings.curve_knots)
+        widths = np.full(len(steps.start), settings.curve_width)
+        drawn: dict[tuple[float, ...], Vector] = {}
+        for documents, generations in plan:
+            yield from self._promote(documents)
+            yield from self._evaluate([base], documents)
+            done = without = 0
+            while done < generations or (not generations and without < settings.patience):
+                losses = self._losses_like(base, documents)
+                known = [(drawn.get(shape, steps.vector(shape)), loss) for shape, loss in losses.items()]
+                vectors = self._proposals(known, widths, steps.bounds, radius)
+                made = [steps.factors(vector) for vector in vectors]
+                drawn |= {factors.rescale_factors: vector for factors, vector in zip(made, vectors, strict=True)}
+                improved = yield from self._improve(made, documents)
+                radius = min(1.3 * radius, largest) if improved else max(0.8 * radius, smallest)
+                done, without = done + 1, 0 if improved else without + 1
+
+    def _sweep_initial_tokens(self, documents: int) -> Script:
+        best = self._best(documents)
+        others = [Factors(best.rescale_factors, n, best.attention_factor) for n in self._space.initial_tokens]
+        yield from self._sweep([factors for factors in others if factors != best], documents)
+
+    def _sweep_attention(self, documents: int) -> Script:
+        choices, best = self._space.attention_factors, self._best(documents)
+        at = min(range(len(choices)), key=lambda index: abs(choices[index] - best.attention_factor))
+        near = [at + step for step in (-8, -4, -2, -1, 1, 2, 4, 8) if 0 <= at + step < len(choices)]
+        yield from self._sweep(
+            [Factors(best.rescale_factors, best.initial_tokens, choices[i]) for i in near], documents
+        )
+
+    def _sweep_feet(self, documents: int) -> Script:
+        best = self._best(documents)
+        lower = [with_lower_foot(self._space, best, share) for share in self._settings.foot_shares]
+        yield from self._sweep([factors for factors in lower if factors != best], documents)
+
+    def _sweep(self, others: list[Factors], documents: int) -> Script:
+        """Try variants of the best on few documents, and on more the best of those that are not behind it there.
+
+        Not on one alone: what they gain is less than what a candidate's loss is rugged by on a single document.
+        """
+        if not others:
+            return
+        best, few = self._best(documents), min(self._settings.sweep_documents, documents)
+        yield from self._evaluate([best, *others], few)
+        estimate = self._estimator(few)
+        ahead = sorted((factors for factors in others if estimate(factors) <= estimate(best)), key=estimate)
+        yield from self._evaluate([best, *ahead[: self._settings.promoted]], documents)
+
+    def _polish(self) -> Script:
+        """Rounds of CMA-ES, each around the best so far; the choices of the space after the first."""
+        fruitless, round_ = 0, 0
+        while fruitless < self._settings.fruitless:
+            found_new = yield from self._polish_once(round_)
+            fruitless = 0 if found_new else fruitless + 1
+            if round_ < self._settings.foot_rounds:
+                yield from self._sweep_feet(self._documents)
+            if round_ == 0:
+                yield from self._sweep_initial_tokens(self._documents)
+                yield from self._sweep_attention(self._documents)
+            round_ += 1
+
+    def _polish_once(self, round_: int) -> Generator[Generation, Sequence[Result], bool]:
+        """Until the distribution has narrowed or stopped improving; whether there was any new candidate."""
+        settings, found_new, without = self._settings, False, 0
+        best = self._best(self._documents)
+        yield from self._evaluate([best], self._documents)
+        steps = Steps(self._space, best, settings.polish_knots[round_ % 2])
+        cma = cmaes.CMA(
+            mean=steps.start,
+            sigma=settings.polish_sigma[round_ % 2],
+            population_size=settings.polish_population,
+            seed=int(self._rng().integers(2**31)),
+        )
+        while without < settings.polish_patience and not cma.should_stop():
+            drawn = [(vector := cma.ask(), steps.factors(vector)) for _ in range(cma.population_size)]
+            new = [factors for _, factors in drawn if factors not in self._known]
+            if not new:
+                break
+            found_new = True
+            without = 0 if (yield from self._improve(new, self._documents)) else without + 1
+            losses = [*map(self._estimator(self._documents), (factors for _, factors in drawn))]
+            worst = max((loss for loss in losses if math.isfinite(loss)), default=0.0) + 1.0
+            cma.tell([(vector, min(loss, worst)) for (vector, _), loss in zip(drawn, losses, strict=True)])
+        return found_new
+
+    def _evaluate(self, candidates: Iterable[Factors], documents: int) -> Script:
+        """Ask for those that are not known on as many documents and have not failed."""
+        wanted = [factors for factors in dict.fromkeys(candidates) if self._wanting(factors, documents)]
+        if wanted:
+            yield Generation(tuple(wanted), documents if documents < self._documents else None)
+
+    def _wanting(self, factors: Factors, documents: int) -> bool:
+        losses = self._known.get(factors)
+        return losses is None or 0 < len(losses) < documents
+
+    def _improve(self, candidates: Sequence[Factors], documents: int) -> Generator[Generation, Sequence[Result], bool]:
+        before = self._lowest(documents)
+        yield from self._evaluate([factors for factors in candidates if factors not in self._known], documents)
+        return self._lowest(documents) < before - self._settings.visible
+
+    def _promote(self, documents: int) -> Script:
+        """Take the best on to more documents."""
+        most = max(len(losses) for losses in self._known.values())
+        ranked = sorted((f for f, losses in self._known.items() if losses), key=lambda f: self._rank(f, most))
+        yield from self._evaluate(ranked[: self._settings.promoted], documents)
+
+    def _best(self, documents: int) -> Factors:
+        """The candidate with the lowest loss on so many documents, or as many as any has been evaluated on."""
+        most = min(max(len(losses) for losses in self._known.values()), documents)
+        return min(self._known, key=lambda factors: self._rank(factors, most))
+
+    def _rank(self, factors: Factors, documents: int) -> tuple[bool, float]:
+        losses = self._known[factors]
+        return len(losses) < max(documents, 1), math.fsum(losses[:documents]) / max(len(losses[:documents]), 1)
+
+    def _lowest(self, documents: int) -> float:
+        return self._estimator(documents)(self._best(documents))
+
+    def _estimator(self, documents: int) -> Callable[[Factors], float]:
+        """Gives a candidate's mean loss on so many documents.
+
+        By its paired difference to the best where it was not evaluated on all of them; infinite if on none.
+        """
+        best = self._known[self._best(documents)][:documents]
+
+        def estimate(factors: Factors) -> float:
+            losses = self._known.get(factors, ())
+            if not losses or not best:
+                return math.inf
+            return math.fsum(best) / len(best) + mean_difference(losses[:documents], best)
+
+        return estimate
+
+    def _proposals(
+        self, points: Iterable[tuple[Vector, float]], widths: Vector, bounds: Vector, radius: float
+    ) -> list[Vector]:
+        known = sorted(((vector, loss) for vector, loss in points if math.isfinite(loss)), key=itemgetter(1))
+        known = known[: self._settings.known_points]
+        if not known:
+            return []
+        ceiling = known[0][1] + self._settings.worst
+        return propose(
+            np.array([vector for vector, _ in known]),
+            [min(loss, ceiling) for _, loss in known],
+            widths=widths,
+            bounds=bounds,
+            radius=radius,
+            count=self._settings.generation,
+            rng=self._rng(),
+        )
+
+    def _rng(self) -> np.random.Generator:
+        return np.random.default_rng([*self._randomness, self._generation])

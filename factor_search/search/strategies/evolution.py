@@ -1,0 +1,135 @@
+"""The evolutionary search of the LongRoPE paper (2402.13753, algorithm 1)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from factor_search.factors import Factors
+from factor_search.search.space import Genome, SearchSpace
+from factor_search.search.strategies.contract import Generation, Result
+from factor_search.spec import EvolutionSpec
+
+ATTEMPTS = 50
+"""Tries for each new candidate before a generation is left smaller."""
+
+
+@dataclass(frozen=True)
+class _Scored:
+    loss: float
+    order: int
+    """Of proposal; breaks ties so that results do not depend on sorting."""
+    genome: Genome
+
+
+class Evolution:
+    """A population seeded with closed forms and mutants of them, bred by mutation and crossover.
+
+    Each generation breeds only from the best parents found so far. Every proposed candidate is new, lies in the space,
+    and is drawn from a generator that depends on (seed, stage, generation) alone.
+    """
+
+    def __init__(
+        self, spec: EvolutionSpec, space: SearchSpace, seeds: Sequence[Factors], *, seed: int, stage: int = 0
+    ) -> None:
+        self._spec = spec
+        self._space = space
+        self._seeds = [space.project(factors) for factors in seeds]
+        self._randomness = (seed, stage)
+        self._generation = 0
+        self._proposed: list[Genome] = []
+        self._seen: set[Genome] = set()
+        self._scored: list[_Scored] = []
+
+    def ask(self) -> Generation:
+        """Seeds and mutants of seeds first; then mutants and crossovers of the best."""
+        self._rng = np.random.default_rng([*self._randomness, self._generation])
+        self._proposed = []
+        if self._generation == 0:
+            for genome in self._seeds[: self._spec.population]:
+                self._propose(genome)
+            while len(self._proposed) < self._spec.population and self._propose_mutant(self._seeds):
+                pass
+        elif self._generation <= self._spec.generations:
+            parents = [scored.genome for scored in self._best()] or self._seeds
+            for _ in range(self._spec.mutants):
+                self._propose_mutant(parents)
+            for _ in range(self._spec.crossovers):  # parents grown alike have no new children; then mutants fill in
+                self._propose_crossover(parents) or self._propose_mutant(parents)
+        self._generation += 1
+        return Generation(tuple(self._space.factors(genome) for genome in self._proposed))
+
+    def tell(self, results: Sequence[Result]) -> None:
+        """Remember the losses of the last generation."""
+        for genome, result in zip(self._proposed, results, strict=False):
+            self._scored.append(_Scored(result.loss, len(self._scored), genome))
+
+    def _best(self) -> list[_Scored]:
+        alive = (scored for scored in self._scored if math.isfinite(scored.loss))
+        return sorted(alive, key=lambda scored: (scored.loss, scored.order))[: self._spec.parents]
+
+    def _propose(self, genome: Genome) -> bool:
+        """Add a genome to the generation, unless it was proposed before."""
+        if genome in self._seen:
+            return False
+        self._seen.add(genome)
+        self._proposed.append(genome)
+        return True
+
+    def _propose_mutant(self, parents: Sequence[Genome]) -> bool:
+        rate, rng = self._spec.mutation_rate, self._rng
+        return any(self._propose(mutate(self._pick(parents), self._space, rate, rng)) for _ in range(ATTEMPTS))
+
+    def _propose_crossover(self, parents: Sequence[Genome]) -> bool:
+        pairs = (self._rng.choice(len(parents), size=2, replace=False) for _ in range(ATTEMPTS))
+        return len(parents) > 1 and any(
+            self._propose(cross(parents[a], parents[b], self._space, self._rng)) for a, b in pairs
+        )
+
+    def _pick(self, parents: Sequence[Genome]) -> Genome:
+        return parents[int(self._rng.integers(len(parents)))]
+
+
+def mutate(genome: Genome, space: SearchSpace, rate: float, rng: np.random.Generator) -> Genome:
+    """Redraw each gene with the given chance; a lambda between its neighbours, so the order survives."""
+
+    def redraw(index: int, choices: int) -> int:
+        return int(rng.integers(choices)) if rng.random() < rate else index
+
+    critical = redraw(genome.critical, len(space.critical_pairs)) if len(space.critical_pairs) > 1 else 0
+    free_from = space.critical_pairs[critical]
+    levels = list(genome.levels)
+    for i in np.flatnonzero(rng.random(space.pairs) < rate):
+        if i >= free_from:
+            low, high = space.gene_bounds(levels, int(i), free_from)
+            levels[i] = int(rng.integers(low, high + 1))
+    mutant = Genome(
+        tuple(levels),
+        redraw(genome.initial_tokens, len(space.initial_tokens)),
+        redraw(genome.attention, len(space.attention_factors)),
+        critical,
+    )
+    return space.restrict(mutant)
+
+
+def cross(first: Genome, second: Genome, space: SearchSpace, rng: np.random.Generator) -> Genome:
+    """Take every gene from either parent by a coin toss.
+
+    Where the toss would break the order, the gene comes from the other parent: the previous gene came from one of the
+    two, and that parent's next gene is never smaller, so one of them always fits.
+    """
+    coins = rng.random(space.pairs + 2) < 0.5
+    levels: list[int] = []
+    for a, b, coin in zip(first.levels, second.levels, coins, strict=False):
+        chosen, other = (a, b) if coin else (b, a)
+        fits = not space.monotone or not levels or chosen >= levels[-1]
+        levels.append(chosen if fits else other)
+    heir = first if len(space.critical_pairs) == 1 or rng.random() < 0.5 else second
+    child = Genome(
+        tuple(levels),
+        first.initial_tokens if coins[-2] else second.initial_tokens,
+        first.attention if coins[-1] else second.attention,
+        heir.critical,
+    )
+    return space.restrict(child)

@@ -1,0 +1,17 @@
+"""NSGA-II over a curve of log lambda, for the loss at the target length and the loss within the original one."""
+
+from collections.abc import Sequence
+
+from optuna.samplers import NSGAIISampler
+
+from factor_search.factors import Factors
+from factor_search.search.space import SearchSpace
+from factor_search.search.strategies.curve import Curve
+from factor_search.search.strategies.curve_study import CurveStudy, derived_seed
+from factor_search.spec import Nsga2Spec
+
+
+def nsga2(spec: Nsga2Spec, space: SearchSpace, seeds: Sequence[Factors], *, seed: int, stage: int = 0) -> CurveStudy:
+    """Optuna's NSGA-II; without a loss within the original length, the two objectives are one."""
+    sampler = NSGAIISampler(seed=derived_seed(seed, stage), population_size=spec.population)
+    return CurveStudy(sampler, Curve(space, spec.knots), seeds, spec.population, objectives=2)

@@ -1,0 +1,1 @@
+"""Candidates as Optuna trials, in tables that Optuna's dashboard reads."""
