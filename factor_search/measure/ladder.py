@@ -74,7 +74,7 @@ def ladder(
         geometry: of the model.
         candidates: by names other than those of closed forms.
         documents: of plain text, each with as many tokens as the largest length.
-        lengths: in tokens, 2 or more each; see :func:`factor_search.model.losses.doubling_lengths`.
+        lengths: in tokens, 2 or more each; see :func:`factor_search.measure.windows.doubling_lengths`.
 
     Raises:
         DataError: a document is too short, or does not score all its tokens.
