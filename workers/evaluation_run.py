@@ -4,10 +4,10 @@ from factor_search.plan.perform import evaluate_ladder, with_ladder
 from factor_search.plan.work import EvaluateWork, parse_work
 from factor_search.search.problem import SearchProblem
 from storage.schema import FINISHED
-from workers.errand_run import ErrandProgress, do_errand, folder_of
 from workers.job_run import End, JobRun
-from workers.performance import Performance
+from workers.long_task_run import LongTaskProgress, folder_of, run_long_task
 from workers.search_run import start_stage
+from workers.stage_task import StageTask
 
 
 def drive_evaluation(run: JobRun) -> End | None:
@@ -23,11 +23,11 @@ def drive_evaluation(run: JobRun) -> End | None:
     spec = work.job
     if not run.has_room(spec):
         return None
-    progress = ErrandProgress(run)
+    progress = LongTaskProgress(run)
     prepared = run.prepare(spec, progress.phase)
     start_stage(run, SearchProblem.of(spec, prepared.geometry), prepared)
     progress.phase("measuring a ladder of lengths")
     climbed = evaluate_ladder(work, run.evaluator, prepared.geometry, prepared.samples)
     run.persist(lambda: run.tools.evaluations.end_stage(run.lease, 0))
-    measured = do_errand(run, work, Performance(work, folder_of(run)))
+    measured = run_long_task(run, work, StageTask(work, folder_of(run)))
     return End(FINISHED, {"outcome": with_ladder(measured, climbed).model_dump(mode="json")})
