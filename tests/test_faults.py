@@ -234,8 +234,8 @@ class Garbled(FaultyWorker):
 def test_what_no_database_can_hold_harms_no_job(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.pool.WATCH_AFTER_SECONDS", 0.0)
-    monkeypatch.setattr("workers.pool.WATCH_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr("workers.pool.POLL_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("workers.pool.POLL_EVERY_SECONDS", 0.1)
     url = f"sqlite:///{tmp_path / 'x.db'}" if kind == "sqlite" else request.getfixturevalue("postgresql_database")
     service = Service(url)
     try:
@@ -287,11 +287,11 @@ def test_a_load_that_hangs_ends_with_the_job_or_with_its_time(
     job, _ = service.jobs.submit(stub_spec(budget=30))
     assert service.wait(job.id) == "finished"
     lost = [event.data["reason"] for event in read_events(service.database, job.id) if event.kind == "worker_lost"]
-    assert lost == ["nothing was loaded within 0.5 s"]
+    assert lost == ["loading took longer than 0.5 s"]
 
 
 def test_workers_that_never_come_up_end_the_job(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.pool.FAILED_STARTS", 2)
+    monkeypatch.setattr("workers.worker_slots.FAILED_STARTS", 2)
 
     class StillBorn(StubWorker):
         def name(self) -> str:
@@ -300,12 +300,12 @@ def test_workers_that_never_come_up_end_the_job(service: Service, monkeypatch: p
     service.start(make=StillBorn, workers=1)
     job, _ = service.jobs.submit(stub_spec())
     assert service.wait(job.id) == "failed"
-    assert "no worker comes up: its process died" in str(service.jobs.get(job.id).error)
+    assert "no worker could be started: its process died" in str(service.jobs.get(job.id).error)
 
 
 def test_a_long_candidate_is_seen_document_by_document(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.pool.WATCH_AFTER_SECONDS", 0.0)
-    monkeypatch.setattr("workers.pool.WATCH_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr("workers.pool.POLL_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("workers.pool.POLL_EVERY_SECONDS", 0.1)
     store, seen = EvaluationStore(service.database), []
 
     class Long(FaultyWorker):
