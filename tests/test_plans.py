@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from factor_search.plan.kinds.contract import Outcome
 from factor_search.plan.run import run_plan
 from factor_search.plan.spec import PlanSpec, parse_plan
-from factor_search.plan.work import Outcome, parse_outcome
+from factor_search.plan.work import parse_outcome
 from storage.events import PLAN, read_events
 from storage.plan_steps import PlanSteps
 from storage.plans import Plan, PlanStore

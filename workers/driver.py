@@ -5,26 +5,23 @@ import threading
 from collections.abc import Callable
 
 from factor_search.errors import FactorSearchError, one_line
+from factor_search.plan.kinds import KINDS
+from factor_search.plan.kinds.contract import Execution
 from storage.errors import DatabaseError, LeaseLostError
 from storage.jobs import CANCEL, PAUSE, Job, Lease
 from storage.schema import CANCELLED, FAILED, PAUSED
 from workers.errand_run import drive_errand
-from workers.evaluation_run import drive_evaluation
 from workers.job_evaluator import SHUTDOWN, JobStopped
 from workers.job_run import End, JobRun, Tools
 from workers.search_run import drive_search
 
 CLAIMS_IN_VAIN = 10
 """A job whose coordinator died so often before anything was recorded is not tried again."""
-WAYS: dict[str, Callable[[JobRun], End | None]] = {
-    "search": drive_search,
-    "readjust": drive_search,
-    "evaluate": drive_evaluation,
-    "finetune": drive_errand,
-    "await_checkpoint": drive_errand,
-    "export": drive_errand,
+WAYS: dict[Execution, Callable[[JobRun], End | None]] = {
+    Execution.SEARCH: drive_search,
+    Execution.WORKER: drive_errand,
+    Execution.CHECKPOINT: drive_errand,
 }
-"""By kind of job."""
 
 logger = logging.getLogger(__name__)
 
@@ -103,4 +100,4 @@ class Driver:
         if self._job.claims_in_vain > CLAIMS_IN_VAIN:
             times = self._job.claims_in_vain - 1
             return End(FAILED, {"error": f"its coordinator died {times} times before anything of it was recorded"})
-        return WAYS[self._job.kind](self._run)
+        return WAYS[KINDS[self._job.kind].execution](self._run)

@@ -7,14 +7,20 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Any
 
-from factor_search.errors import SpecError
-from factor_search.plan.work import AwaitWork, EvaluateWork, ExportWork, FinetuneWork, Outcome, parse_work
+from factor_search.plan.kinds import kind_of
+from factor_search.plan.kinds.await_checkpoint import AwaitWork
+from factor_search.plan.kinds.contract import Outcome, Work
+from factor_search.plan.perform import with_evaluated
+from factor_search.plan.work import parse_work
+from factor_search.search.problem import SearchProblem
+from factor_search.spec import JobSpec
 from storage.evaluations import Batch
 from storage.schema import FINISHED
 from workers.job_run import End, JobRun
 from workers.model_worker import ErrandCall
 from workers.performance import HandingIn, Performance
 from workers.progress import EVENT_SECONDS
+from workers.search_run import start_stage
 from workers.tasks import Errand
 
 END_SECONDS = 10.0
@@ -22,8 +28,8 @@ CHECKPOINT = "checkpoint"
 """Beside the work of a stage that waits: the folder that was handed in."""
 
 
-def drive_errand(run: JobRun) -> End:
-    """Have a worker do the job.
+def drive_errand(run: JobRun) -> End | None:
+    """Evaluate the stage's candidates, if it has any, and have a worker do the rest. None if the job was given back.
 
     Raises:
         FactorSearchError: the job fails, saying why.
@@ -36,11 +42,26 @@ def drive_errand(run: JobRun) -> End:
     if isinstance(work, AwaitWork):
         run.tools.policy.check_handed_in(checkpoint)
         call: ErrandCall = HandingIn(work, Path(checkpoint))
-    elif isinstance(work, FinetuneWork | ExportWork):
-        call = Performance(work, folder_of(run))
     else:
-        raise SpecError(f"a job of kind {run.job.kind} is not done by one worker")
-    return End(FINISHED, {"outcome": do_errand(run, work, call).model_dump(mode="json")})
+        call = Performance(work, folder_of(run))
+    evaluated: dict[str, object] = {}
+    if (job := work.evaluated_as()) is not None:
+        if not run.has_room(job):
+            return None
+        evaluated = evaluate_candidates(run, work, job)
+    outcome = with_evaluated(do_errand(run, work, call), evaluated)
+    return End(FINISHED, {"outcome": outcome.model_dump(mode="json")})
+
+
+def evaluate_candidates(run: JobRun, work: Work, job: JobSpec) -> dict[str, object]:
+    """The candidates of a stage, on all workers; every evaluation is remembered in the database."""
+    progress = ErrandProgress(run)
+    prepared = run.prepare(job, progress.phase)
+    start_stage(run, SearchProblem.of(job, prepared.geometry), prepared)
+    progress.phase("measuring a ladder of lengths")
+    evaluated: dict[str, object] = kind_of(work).evaluate(work, run.evaluator, prepared.geometry, prepared.samples)
+    run.persist(lambda: run.tools.evaluations.end_stage(run.lease, 0))
+    return evaluated
 
 
 def folder_of(run: JobRun) -> Path:
@@ -48,14 +69,15 @@ def folder_of(run: JobRun) -> Path:
     return run.tools.policy.made_here() / f"{run.job.kind}-{run.job.spec_sha256[:24]}"
 
 
-def do_errand(run: JobRun, work: FinetuneWork | EvaluateWork | ExportWork | AwaitWork, call: ErrandCall) -> Outcome:
+def do_errand(run: JobRun, work: Work, call: ErrandCall) -> Outcome:
     """Have a worker do a long work, and end the worker if the job is stopped meanwhile."""
     pool, pool_id = run.tools.pool, run.evaluator.pool_id
     progress = ErrandProgress(run)
-    pool.join(pool_id, work.model, run.evaluator)
+    model = work.access().models[0]
+    pool.join(pool_id, model, run.evaluator)
     progress.phase("waiting for a worker")
     result: Future[Outcome] = Future()
-    errand = Errand(job_id=pool_id, model=work.model, call=call, heard=progress.hear, result=result)
+    errand = Errand(job_id=pool_id, model=model, call=call, heard=progress.hear, result=result)
     pool.submit([errand])
     try:
         return run.wait(result)

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from factor_search.plan.perform import hand_in, perform
-from factor_search.plan.work import AwaitWork, EvaluateWork, ExportWork, FinetuneWork, Outcome
+from factor_search.plan.checkpoint import accept_checkpoint
+from factor_search.plan.kinds.await_checkpoint import AwaitWork
+from factor_search.plan.kinds.contract import Outcome, Work
+from factor_search.plan.perform import perform
 from workers.folder_lock import used_alone
 from workers.model_worker import Heard
 
@@ -16,7 +18,7 @@ NEWS_SECONDS = 1800.0
 class Performance:
     """The work of a stage as a worker does it, in a folder of its own."""
 
-    work: FinetuneWork | EvaluateWork | ExportWork
+    work: Work
     folder: Path
 
     def __call__(self, heard: Heard) -> Outcome:
@@ -35,7 +37,7 @@ class HandingIn:
     def __call__(self, heard: Heard) -> Outcome:
         """Load it, and prove that factors reach it."""
         heard({"phase": f"loading {self.checkpoint}"})
-        return hand_in(self.work, self.checkpoint)
+        return accept_checkpoint(self.work, self.checkpoint)
 
 
 def waiting(seconds: float) -> str:

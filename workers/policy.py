@@ -11,8 +11,9 @@ from pathlib import Path
 
 from factor_search.errors import SpecError
 from factor_search.model.loading import looks_local
+from factor_search.plan.kinds.contract import Access, Work
+from factor_search.plan.kinds.search import access_of_job
 from factor_search.plan.spec import PlanSpec
-from factor_search.plan.work import EvaluateWork, FinetuneWork, SearchWork, Work
 from factor_search.spec import DataSpec, JobSpec, ModelSpec
 from factor_search.testbed import CHECKPOINT
 from factor_search.testbed.corpus import held_out_files
@@ -41,10 +42,7 @@ class Policy:
         Raises:
             SpecError: naming what is not allowed and how the operator can allow it.
         """
-        self.check_model(spec.model)
-        self._check_data(spec.data)
-        for file in spec.warm_start.files:
-            self._check_path(file, "warm_start.files")
+        self._check_access(access_of_job(spec))
 
     def check_plan(self, plan: PlanSpec) -> None:
         """Refuse a plan that asks for more than is allowed.
@@ -52,11 +50,7 @@ class Policy:
         Raises:
             SpecError: see :meth:`check`; or there is no folder for what the plan makes.
         """
-        self.made_here()
-        self.check_model(plan.model)
-        self._check_data(plan.data)
-        for pattern in plan.training_files or ():
-            self._check_pattern(pattern, "training_files")
+        self._check_access(plan.access())
 
     def check_work(self, work: Work) -> None:
         """Refuse the work of a stage that asks for more than is allowed now.
@@ -64,18 +58,7 @@ class Policy:
         Raises:
             SpecError: see :meth:`check`.
         """
-        if isinstance(work, SearchWork):
-            self.check(work.job)
-            return
-        self.made_here()
-        self.check_model(work.model)
-        if isinstance(work, EvaluateWork):
-            self.check(work.job)
-            self.check_model(work.original)
-        if isinstance(work, FinetuneWork):
-            self._check_data(work.data)
-            for pattern in work.training_files or ():
-                self._check_pattern(pattern, "training_files")
+        self._check_access(work.access())
 
     def check_handed_in(self, checkpoint: str) -> None:
         """Refuse a checkpoint that does not lie under a root.
@@ -130,6 +113,17 @@ class Policy:
         allow_hub = hub if arguments.hub is None else arguments.hub
         made = None if arguments.work is None else arguments.work.resolve()
         return cls(tuple(dict.fromkeys(roots)), allow_hub, arguments.allow_remote_code, made)
+
+    def _check_access(self, access: Access) -> None:
+        if access.writes:
+            self.made_here()
+        for model in access.models:
+            self.check_model(model)
+        if access.data is not None:
+            self._check_data(access.data)
+        for key, patterns in access.files.items():
+            for pattern in patterns:
+                self._check_pattern(pattern, key)
 
     def _check_code(self, model: ModelSpec) -> None:
         if self.allow_remote_code:
