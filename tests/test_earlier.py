@@ -16,7 +16,7 @@ from factor_search.plan.spec import parse_plan
 from factor_search.plan.work import parse_work, work_of
 from factor_search.spec import ModelSpec, parse_spec
 from factor_search.text.samples import SampleSet, sample_of
-from workers.plan_keeper import identity
+from workers.plan_scheduler import identity
 
 EARLIER = Path(__file__).parent / "earlier"
 JOBS: dict[str, dict[str, Any]] = {

@@ -33,7 +33,7 @@ class Policy:
     """Whether models and data sets may come from the Hugging Face hub."""
     allow_remote_code: bool
     """Whether a checkpoint's own Python code, or an attention kernel of the hub, may be run."""
-    made: Path | None = None
+    work_folder: Path | None = None
     """Folder of what plans make, whose checkpoints may be used as models; without one there are no plans."""
 
     def check(self, spec: JobSpec) -> None:
@@ -60,7 +60,7 @@ class Policy:
         """
         self._check_access(work.access())
 
-    def check_handed_in(self, checkpoint: str) -> None:
+    def check_supplied_checkpoint(self, checkpoint: str) -> None:
         """Refuse a checkpoint that does not lie under a root.
 
         Raises:
@@ -68,15 +68,15 @@ class Policy:
         """
         self._check_path(checkpoint, "model")
 
-    def made_here(self) -> Path:
+    def require_work_folder(self) -> Path:
         """The folder of what plans make.
 
         Raises:
             SpecError: there is none.
         """
-        if self.made is None:
+        if self.work_folder is None:
             raise SpecError("plans need a folder for what they make: the operator can name one with serve --work DIR")
-        return self.made
+        return self.work_folder
 
     def check_model(self, model: ModelSpec) -> None:
         """Refuse a model that is not allowed, or may not run as asked.
@@ -91,7 +91,7 @@ class Policy:
         """The same policy for another process's command line; see :func:`add_policy_arguments`."""
         roots = [argument for root in self.roots for argument in ("--root", str(root))]
         code = ["--allow-remote-code"] if self.allow_remote_code else []
-        made = ["--work", str(self.made)] if self.made is not None else []
+        made = ["--work", str(self.work_folder)] if self.work_folder is not None else []
         return [*roots, "--hub" if self.allow_hub else "--no-hub", *code, *made]
 
     @classmethod
@@ -116,7 +116,7 @@ class Policy:
 
     def _check_access(self, access: Access) -> None:
         if access.writes:
-            self.made_here()
+            self.require_work_folder()
         for model in access.models:
             self.check_model(model)
         if access.data is not None:
@@ -136,7 +136,9 @@ class Policy:
 
     def _check_origin(self, model: ModelSpec) -> None:
         if looks_local(model.id) or _exists(model.id, "model.id"):
-            if self.made is None or not _resolved(model.id, "model.id").is_relative_to(self.made.resolve()):
+            if self.work_folder is None or not _resolved(model.id, "model.id").is_relative_to(
+                self.work_folder.resolve()
+            ):
                 self._check_path(model.id, "model.id")
             return
         self._check_hub(f"model {model.id!r} is no folder here, and")

@@ -20,7 +20,7 @@ from factor_search.plan.spec import PlanSpec, parse_plan
 from factor_search.plan.work import last_factors, parse_outcome, parse_work
 from storage.plans import Plan as StoredPlan
 from storage.plans import check_waiting
-from workers.errand_run import CHECKPOINT
+from workers.long_task_run import CHECKPOINT
 
 router = APIRouter(prefix="/v1/plans", tags=["plans"], responses=documented(401, 403, 422, 503))
 PlanId = Annotated[str, Path(description="Id of a plan.", examples=[EXAMPLE_PLAN_ID])]
@@ -151,7 +151,7 @@ def hand_in_checkpoint(plan_id: PlanId, stores: Stores, checkpoint: Checkpoint) 
     assert plan.present is not None
     work = parse_work(plan.present.work)
     assert isinstance(work, AwaitWork)
-    stores.settings.policy.check_handed_in(checkpoint.model)
+    stores.settings.policy.check_supplied_checkpoint(checkpoint.model)
     check_checkpoint(work, FilePath(checkpoint.model))
     spec = work.model_dump(mode="json") | {CHECKPOINT: checkpoint.model}
     return stores.show_plans(stores.plans.hand_in(plan.id, spec))[0]

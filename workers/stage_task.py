@@ -7,40 +7,40 @@ from factor_search.plan.checkpoint import accept_checkpoint
 from factor_search.plan.kinds.await_checkpoint import AwaitWork
 from factor_search.plan.kinds.contract import Outcome, Work
 from factor_search.plan.perform import perform
-from workers.folder_lock import used_alone
-from workers.model_worker import Heard
+from workers.folder_lock import locked_folder
+from workers.model_worker import ReportProgress
 
-NEWS_SECONDS = 1800.0
+REPORT_EVERY_SECONDS = 1800.0
 """A worker that waits says so anew after so long: one of which nothing is heard for hours counts as stuck."""
 
 
 @dataclass(frozen=True)
-class Performance:
+class StageTask:
     """The work of a stage as a worker does it, in a folder of its own."""
 
     work: Work
     folder: Path
 
-    def __call__(self, heard: Heard) -> Outcome:
+    def __call__(self, report_progress: ReportProgress) -> Outcome:
         """Do it, or go on with it."""
-        with used_alone(self.folder, lambda seconds: heard({"phase": waiting(seconds)})):
-            return perform(self.work, self.folder, heard)
+        with locked_folder(self.folder, lambda seconds: report_progress({"phase": waiting(seconds)})):
+            return perform(self.work, self.folder, report_progress)
 
 
 @dataclass(frozen=True)
-class HandingIn:
+class CheckpointCheck:
     """The check of a checkpoint that a user hands in."""
 
     work: AwaitWork
     checkpoint: Path
 
-    def __call__(self, heard: Heard) -> Outcome:
+    def __call__(self, report_progress: ReportProgress) -> Outcome:
         """Load it, and prove that factors reach it."""
-        heard({"phase": f"loading {self.checkpoint}"})
+        report_progress({"phase": f"loading {self.checkpoint}"})
         return accept_checkpoint(self.work, self.checkpoint)
 
 
 def waiting(seconds: float) -> str:
     """What is said of a worker that waits for another, which does the same for another plan or was given up."""
-    hours = seconds // NEWS_SECONDS * NEWS_SECONDS / 3600
+    hours = seconds // REPORT_EVERY_SECONDS * REPORT_EVERY_SECONDS / 3600
     return "waiting for another worker that does the same" + (f", since {hours:g} h" if hours else "")

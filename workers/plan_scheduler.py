@@ -22,7 +22,7 @@ STEPS_AT_ONCE = 100
 logger = logging.getLogger(__name__)
 
 
-class PlanKeeper:
+class PlanScheduler:
     """What a coordinator does for plans; others on the same database do the same, and each step is taken once."""
 
     def __init__(self, steps: PlanSteps, policy: Policy) -> None:
@@ -36,10 +36,10 @@ class PlanKeeper:
             StorageError: the database cannot be reached.
         """
         for _ in range(STEPS_AT_ONCE):
-            if not any(self._bring_on(plan) for plan in self._steps.due()):
+            if not any(self._advance(plan) for plan in self._steps.due()):
                 return
 
-    def _bring_on(self, plan: Plan) -> bool:
+    def _advance(self, plan: Plan) -> bool:
         """One step of a plan, which fails if that is not possible; whether it was taken here."""
         try:
             return self._steps.conclude(plan) if plan.job is not None else self._begin(plan)
