@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from factor_search.plan.kinds.contract import Outcome
 from factor_search.plan.run import run_plan
 from factor_search.plan.spec import PlanSpec, parse_plan
-from factor_search.plan.work import Outcome, parse_outcome
+from factor_search.plan.work import parse_outcome
 from storage.events import PLAN, read_events
 from storage.plan_steps import PlanSteps
 from storage.plans import Plan, PlanStore
@@ -224,7 +225,10 @@ def test_a_checkpoint_that_was_taken_away_is_made_again_from_its_stage(
     shutil.rmtree(service.policy.require_work_folder())
     service.plans.retry(plan.id, "export-1")
     plan = service.until(plan.id)
-    assert plan.error == f"export-1: {made.id}, of finetune-1, is gone: bring it back, or retry from finetune-1"
+    assert (
+        plan.error
+        == f"export-1: the checkpoint {made.id} of finetune-1 is missing: restore it, or retry from finetune-1"
+    )
     service.plans.retry(plan.id, "finetune-1")
     plan = service.until(plan.id)
     assert plan.state == "finished", plan.error

@@ -5,10 +5,11 @@ import threading
 from collections.abc import Callable
 
 from factor_search.errors import FactorSearchError, one_line
+from factor_search.plan.kinds import KINDS
+from factor_search.plan.kinds.contract import Execution
 from storage.errors import DatabaseError, LeaseLostError
 from storage.jobs import CANCEL, PAUSE, Job, Lease
 from storage.schema import CANCELLED, FAILED, PAUSED
-from workers.evaluation_run import drive_evaluation
 from workers.job_evaluator import SHUTDOWN, JobStopped
 from workers.job_run import End, JobRun, Tools
 from workers.long_task_run import drive_long_task
@@ -16,15 +17,11 @@ from workers.search_run import drive_search
 
 CLAIMS_IN_VAIN = 10
 """A job fails after this many claims whose coordinators died before they recorded anything."""
-RUNNERS: dict[str, Callable[[JobRun], End | None]] = {
-    "search": drive_search,
-    "readjust": drive_search,
-    "evaluate": drive_evaluation,
-    "finetune": drive_long_task,
-    "await_checkpoint": drive_long_task,
-    "export": drive_long_task,
+RUNNERS: dict[Execution, Callable[[JobRun], End | None]] = {
+    Execution.SEARCH: drive_search,
+    Execution.WORKER: drive_long_task,
+    Execution.CHECKPOINT: drive_long_task,
 }
-"""By kind of job."""
 
 logger = logging.getLogger(__name__)
 
@@ -103,4 +100,4 @@ class Driver:
         if self._job.claims_in_vain > CLAIMS_IN_VAIN:
             times = self._job.claims_in_vain - 1
             return End(FAILED, {"error": f"its coordinator died {times} times before it recorded anything"})
-        return RUNNERS[self._job.kind](self._run)
+        return RUNNERS[KINDS[self._job.kind].execution](self._run)

@@ -14,8 +14,10 @@ from api.routes.jobs import Stores
 from api.routes.results import LARGEST_NUMBER, STREAM_EXAMPLE, event_stream, preferred
 from api.schemas import EXAMPLE_PLAN_ID, finite
 from api.submission import checked_idempotency_key, submitted_plan
+from factor_search.plan.kinds.await_checkpoint import AwaitWork
+from factor_search.plan.kinds.contract import Outcome, Work
 from factor_search.plan.spec import PlanSpec, parse_plan
-from factor_search.plan.work import AwaitWork, Outcome, Work, last_factors, parse_outcome, parse_work
+from factor_search.plan.work import last_factors, parse_outcome, parse_work
 from storage.plans import Plan as StoredPlan
 from storage.plans import check_waiting
 from workers.long_task_run import CHECKPOINT
@@ -142,7 +144,7 @@ def hand_in_checkpoint(plan_id: PlanId, stores: Stores, checkpoint: Checkpoint) 
 
     Then a worker loads it; if that fails, the plan waits again and its `error` says why.
     """
-    from factor_search.plan.handing_in import check_checkpoint  # loads transformers
+    from factor_search.plan.checkpoint import check_checkpoint  # loads transformers
 
     plan = stores.plan(plan_id)
     check_waiting(plan)
@@ -250,7 +252,7 @@ def plan_report(
     document = finite(plan_report(parse_plan(plan.spec), works, outcomes))
     if (wanted or preferred(accept)) == "json":
         return JSONResponse(document, headers={"Vary": "Accept"})
-    from factor_search.plan.report_html import render  # matplotlib takes a second to import
+    from factor_search.plan.page import render  # matplotlib takes a second to import
 
     return HTMLResponse(render(document), headers={"Vary": "Accept"})
 
