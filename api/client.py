@@ -9,8 +9,9 @@ from api.client_errors import ConflictError, NotFoundError, ServiceError, Unauth
 from api.connection import DEFAULT_URL, Connection, parsed
 from api.plan_client import PlanClient, the_one
 from api.plan_schemas import Plan
-from api.schemas import ENDED, Evaluation, EvaluationPage, Event, Health, Job, JobPage
+from api.schemas import Evaluation, EvaluationPage, Event, Health, Job, JobPage
 from factor_search.spec import JobSpec
+from storage.states import ENDED
 
 __all__ = [
     "DEFAULT_URL",

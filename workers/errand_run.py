@@ -10,7 +10,7 @@ from typing import Any
 from factor_search.errors import SpecError
 from factor_search.plan.work import AwaitWork, EvaluateWork, ExportWork, FinetuneWork, Outcome, parse_work
 from storage.evaluations import Batch
-from storage.schema import FINISHED
+from storage.states import JobState
 from workers.job_run import End, JobRun
 from workers.model_worker import ErrandCall
 from workers.performance import HandingIn, Performance
@@ -40,7 +40,7 @@ def drive_errand(run: JobRun) -> End:
         call = Performance(work, folder_of(run))
     else:
         raise SpecError(f"a job of kind {run.job.kind} is not done by one worker")
-    return End(FINISHED, {"outcome": do_errand(run, work, call).model_dump(mode="json")})
+    return End(JobState.FINISHED, {"outcome": do_errand(run, work, call).model_dump(mode="json")})
 
 
 def folder_of(run: JobRun) -> Path:

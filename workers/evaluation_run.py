@@ -3,7 +3,7 @@
 from factor_search.plan.perform import evaluate_ladder, with_ladder
 from factor_search.plan.work import EvaluateWork, parse_work
 from factor_search.search.problem import SearchProblem
-from storage.schema import FINISHED
+from storage.states import JobState
 from workers.errand_run import ErrandProgress, do_errand, folder_of
 from workers.job_run import End, JobRun
 from workers.performance import Performance
@@ -30,4 +30,4 @@ def drive_evaluation(run: JobRun) -> End | None:
     climbed = evaluate_ladder(work, run.evaluator, prepared.geometry, prepared.samples)
     run.persist(lambda: run.tools.evaluations.end_stage(run.lease, 0))
     measured = do_errand(run, work, Performance(work, folder_of(run)))
-    return End(FINISHED, {"outcome": with_ladder(measured, climbed).model_dump(mode="json")})
+    return End(JobState.FINISHED, {"outcome": with_ladder(measured, climbed).model_dump(mode="json")})
