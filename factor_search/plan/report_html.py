@@ -5,7 +5,8 @@ from html import escape
 from typing import Any
 
 from factor_search.plan.report_plots import draw_losses, draw_searches
-from factor_search.report.page import figure, number, page
+from factor_search.report.document import number
+from factor_search.report.page import figure, page
 from factor_search.report.plots import draw_ladder, draw_passkey
 
 
