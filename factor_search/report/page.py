@@ -117,8 +117,8 @@ def _results_table(report: dict[str, Any]) -> str:
     )
     return (
         f"<h2>{title[0].upper()}{title[1:]} at {report['spec']['target_length']} tokens</h2>{html_table(titles, rows)}"
-        f"<p>Held-out: {found['documents']} documents, {found['tokens']:,} tokens. Neither the search nor the choice of "
-        f"the winner used them. Standard errors are over documents.{plain}</p>"
+        f"<p>Held-out: {found['documents']} documents, {found['tokens']:,} tokens. Neither the search nor the choice "
+        f"of the winner used them. Standard errors are over documents.{plain}</p>"
     )
 
 
