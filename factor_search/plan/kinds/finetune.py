@@ -183,7 +183,8 @@ class FinetuneKind(StageKind[FinetuneStage, FinetuneWork]):
     def section(self, entry: dict[str, Any]) -> str:
         """The loss curve, and perplexity by length before and after."""
         from factor_search.plan.plots import draw_losses
-        from factor_search.report.page import figure, html_table, number
+        from factor_search.report.document import number
+        from factor_search.report.page import figure, html_table
 
         shown = [(when, key) for when in ("before", "after") for key in ("perplexity", "standard_error")]
         rows = [
