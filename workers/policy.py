@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from factor_search.errors import SpecError
-from factor_search.model.loading import looks_local
 from factor_search.plan.kinds.contract import Access, Work
 from factor_search.plan.kinds.search import access_of_job
 from factor_search.plan.spec import PlanSpec
-from factor_search.spec import DataSpec, JobSpec, ModelSpec
+from factor_search.spec import DataSpec, JobSpec, ModelSpec, looks_local
 from factor_search.testbed import CHECKPOINT
 from factor_search.testbed.corpus import held_out_files
 

@@ -30,6 +30,11 @@ class ModelSpec(Strict):
     )
 
 
+def looks_local(model_id: str) -> bool:
+    """Whether an id can only be a path: hub ids are ``name`` or ``owner/name``."""
+    return model_id.startswith((".", "/", "~")) or model_id.count("/") > 1
+
+
 class DataSpec(Strict):
     """Which documents to use, and how many for search, validation and the held-out measurement."""
 

@@ -128,6 +128,18 @@ def load_samples(
     return samples.cut(length) if least > length and not whole else samples
 
 
+def distinct_tokens(data: DataSpec, original_length: int) -> int | None:
+    """How many leading tokens no two documents share; None is the target length.
+
+    Jobs of different lengths on the same documents must agree, and none of them is shorter than the original length.
+
+    Args:
+        data: where documents are, and how many tokens they need.
+        original_length: of the model, in tokens.
+    """
+    return None if data.least_tokens is None else min(original_length, data.least_tokens)
+
+
 def first_samples(
     documents: Iterable[Document], tokenize: Tokenize, length: int, count: int | None, *, whole: bool = False
 ) -> SampleSet:
