@@ -10,6 +10,7 @@ from typing import Any
 from factor_search.errors import SpecError
 from factor_search.plan.work import AwaitWork, EvaluateWork, ExportWork, FinetuneWork, Outcome, parse_work
 from storage.evaluations import Batch
+from storage.plans import CHECKPOINT
 from storage.states import JobState
 from workers.job_run import End, JobRun
 from workers.model_worker import ErrandCall
@@ -18,8 +19,6 @@ from workers.progress import EVENT_SECONDS
 from workers.tasks import Errand
 
 END_SECONDS = 10.0
-CHECKPOINT = "checkpoint"
-"""Beside the work of a stage that waits: the folder that was handed in."""
 
 
 def drive_errand(run: JobRun) -> End:
