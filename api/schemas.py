@@ -2,10 +2,9 @@
 
 import math
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from storage.states import ENDED, CandidateState, JobState, StateRequest
 
@@ -174,11 +173,6 @@ class Readiness(_Value):
     status: str = Field(examples=["ready"])
     database: str = Field(description="Always reachable; otherwise the answer is 503.", examples=["reachable"])
     coordinators: int = Field(description="Alive now; without one, jobs wait.")
-
-
-def inline(choices: type[StrEnum]) -> WithJsonSchema:
-    """Describes a parameter by its values, where it stands, rather than by a schema of its own."""
-    return WithJsonSchema({"type": "string", "enum": [*choices]})
 
 
 def moment(seconds: float) -> datetime:

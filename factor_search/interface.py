@@ -140,11 +140,13 @@ def apply_factors(model: PreTrainedModel, factors: FactorsFile | Factors) -> Ite
         FactorsError: the factors belong to another rotary geometry.
         UnsupportedModelError: the model has no rotary modules that factors can be put into.
     """
-    file = factors if isinstance(factors, FactorsFile) else None
-    geometry = read_geometry(model.config, file.model.original_length if file else None)
-    if file is not None:
-        check_belongs(file, geometry)
-    with Injector(model, geometry) as injector, injector.using([file.factors if file else factors]):
+    if isinstance(factors, FactorsFile):
+        geometry = read_geometry(model.config, factors.model.original_length)
+        check_belongs(factors, geometry)
+        candidate = factors.factors
+    else:
+        geometry, candidate = read_geometry(model.config), factors
+    with Injector(model, geometry) as injector, injector.using([candidate]):
         yield model
 
 

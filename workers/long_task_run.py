@@ -15,6 +15,7 @@ from factor_search.plan.work import parse_work
 from factor_search.search.problem import SearchProblem
 from factor_search.spec import JobSpec
 from storage.evaluations import Batch
+from storage.plans import CHECKPOINT
 from storage.states import JobState
 from workers.job_run import End, JobRun
 from workers.model_worker import LongTaskCall
@@ -24,8 +25,6 @@ from workers.stage_task import CheckpointCheck, StageTask
 from workers.tasks import LongTask
 
 END_SECONDS = 10.0
-CHECKPOINT = "checkpoint"
-"""Key of the supplied checkpoint's folder, beside the work of a stage that waits for one."""
 
 
 def drive_long_task(run: JobRun) -> End | None:
