@@ -116,9 +116,9 @@ def test_position_interpolation_stays_position_interpolation(s: float, to: float
     [
         ("", "known.json is not JSON"),
         ("[1, 2", "known.json is not JSON"),
-        ("null", "known.json: neither a factors file"),
-        ('"text"', "known.json: neither a factors file"),
-        ("{}", "known.json: neither the schema"),
+        ("null", "known.json: the content is not a factors file"),
+        ('"text"', "known.json: the content is not a factors file"),
+        ("{}", "known.json: the file has no schema"),
         ("[]", "known.json: rescale_factors"),
         ("[1, NaN]", "known.json: rescale_factors.1"),
         ("[1, Infinity]", "known.json: rescale_factors.1"),
@@ -135,7 +135,7 @@ def test_position_interpolation_stays_position_interpolation(s: float, to: float
             '{"long_factor": [1], "max_position_embeddings": 8, "original_max_position_embeddings": 0}',
             "known.json: original_max_position_embeddings is 0",
         ),
-        ('{"a":' * 900 + "1" + "}" * 900, "known.json: neither the schema"),
+        ('{"a":' * 900 + "1" + "}" * 900, "known.json: the file has no schema"),
         ('{"schema": "factor-search/factors@9"}', "known.json: unknown schema"),
         (json.dumps(document(initial_tokens=5)), "known.json: the content does not match its sha256"),
         (json.dumps(document(rescale_factors=LAMBDAS[1:])), "known.json: the factors are not valid"),
@@ -152,7 +152,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with (tmp_path / "large").open("wb") as stream:
         stream.truncate(LARGEST_BYTES + 1)
-    for name, message in [("", "is no file"), ("pipe", "is no file"), ("none", "No such file"), ("large", "16 MiB")]:
+    for name, message in [("", "is not a file"), ("pipe", "is not a file"), ("none", "No such file"), ("large", "16 MiB")]:
         with pytest.raises(FactorsError, match=message):
             read_known(str(tmp_path / name))
     for name in ("a\0b", "x" * 5000):
