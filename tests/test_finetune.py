@@ -159,7 +159,7 @@ def test_norms_and_embeddings_beside_adapters(train_norms: bool, train_embedding
 
 
 def test_initial_tokens(tmp_path: Path) -> None:
-    """In force in training; refused before it, unless a configuration without them is asked for."""
+    """They are used in training, and refused before it unless drop_initial_tokens is set."""
     loaded = tiny_loaded(tmp_path / "source")
     factors = factors_for(loaded, initial_tokens=6)
     with pytest.raises(ExportError, match="6 initial tokens"):
@@ -231,7 +231,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     with pytest.raises(UnsupportedModelError, match="no gradient checkpointing"):
         finetune(loaded, cycles(), factors, TARGET, quick(gradient_checkpointing=True), out)
     assert not any(out.rglob("*.*"))
-    with pytest.raises(SpecError, match=r"'qproj' fits no linear layer .* k_proj"):
+    with pytest.raises(SpecError, match=r"'qproj' matches no linear layer .* k_proj"):
         finetune(loaded, cycles(), factors, TARGET, quick(method=LORA | {"targets": ["qproj"]}), out)
 
 

@@ -152,7 +152,12 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with (tmp_path / "large").open("wb") as stream:
         stream.truncate(LARGEST_BYTES + 1)
-    for name, message in [("", "is not a file"), ("pipe", "is not a file"), ("none", "No such file"), ("large", "16 MiB")]:
+    for name, message in [
+        ("", "is not a file"),
+        ("pipe", "is not a file"),
+        ("none", "No such file"),
+        ("large", "16 MiB"),
+    ]:
         with pytest.raises(FactorsError, match=message):
             read_known(str(tmp_path / name))
     for name in ("a\0b", "x" * 5000):
