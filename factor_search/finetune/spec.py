@@ -2,11 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from factor_search.errors import SpecError
 from factor_search.files.canonical_json import sha256_of
-from factor_search.files.json_documents import explain
 from factor_search.spec import Int, PositiveFloat, PositiveInt
 
 
@@ -144,15 +143,3 @@ class FinetuneSpec(_Strict):
     def sha256(self) -> str:
         """The identity of the training: a hash of everything but the number of steps between checkpoints."""
         return sha256_of(self.model_dump(mode="json", exclude={"checkpoint_every"}))
-
-
-def parse_finetune_spec(document: Any) -> FinetuneSpec:
-    """Validate the specification of a fine-tuning given as a JSON object.
-
-    Raises:
-        SpecError: the specification is not valid; the message names every wrong key and the reason.
-    """
-    try:
-        return FinetuneSpec.model_validate(document)
-    except ValidationError as error:
-        raise SpecError(f"the fine-tuning specification is not valid: {explain(error)}") from None
