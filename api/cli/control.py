@@ -5,7 +5,6 @@ import argparse
 from api.cli.arguments import Commands, add_json_argument
 from api.cli.environment import add_server_arguments
 from api.client import Client, Job, Plan
-from api.plan_client import names_plan
 
 WORDS = {
     "pause": "stop a job or plan so that it can be resumed",
@@ -27,13 +26,10 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Ask for it and say what state the job or plan is in now."""
     with Client(arguments.url) as client:
-        plans = client.plans
-        if names_plan(arguments.job):
-            steer = {"pause": plans.pause, "resume": plans.resume, "cancel": plans.cancel}[arguments.action]
-            tell("plan", steer(plans.find(arguments.job).id), as_json=arguments.json)
-        else:
-            action = {"pause": client.pause, "resume": client.resume, "cancel": client.cancel}[arguments.action]
-            tell("job", action(client.find(arguments.job).id), as_json=arguments.json)
+        those = client.of(arguments.job)
+        steer = {"pause": those.pause, "resume": those.resume, "cancel": those.cancel}[arguments.action]
+        what = "plan" if those is client.plans else "job"
+        tell(what, steer(those.find(arguments.job).id), as_json=arguments.json)
     return 0
 
 

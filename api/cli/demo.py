@@ -64,7 +64,7 @@ def demo(arguments: argparse.Namespace) -> int:
         if status != 0:
             return status
         save_results(client, job.id, out, force=True)
-        report = client.report(job.id)
+        report = client.jobs.report(job.id)
     print(json.dumps(report) if arguments.json else table(report))
     if not arguments.json:
         print(
@@ -113,10 +113,10 @@ def submitted_plan(client: Client, document: dict[str, object]) -> Plan:
 
 def submitted(client: Client, document: dict[str, object]) -> Job:
     """The job of this specification: the one of an earlier run, unless that ended without a result."""
-    job = client.submit(document, f"demo-{sha256_of(document)}")
+    job = client.jobs.submit(document, f"demo-{sha256_of(document)}")
     if job.state == "paused":
-        return client.resume(job.id)
-    return client.submit(document, str(uuid.uuid4())) if job.state in ("failed", "cancelled") else job
+        return client.jobs.resume(job.id)
+    return client.jobs.submit(document, str(uuid.uuid4())) if job.state in ("failed", "cancelled") else job
 
 
 def open_folder(out: Path) -> None:

@@ -166,5 +166,5 @@ def _free(folder: Path) -> str:
 def _server(url: str) -> str:
     with Client(url) as client:
         version = client.health().version
-        next(client.jobs(limit=1), None)  # also shows whether the key is right
+        next(client.jobs.list(limit=1), None)  # also shows whether the key is right
         return f"{client.url} answers, version {version}"

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from api.cli.arguments import Commands, add_json_argument
 from api.cli.environment import add_server_arguments
-from api.client import Client, ConflictError, Evaluation, Plan
-from api.plan_client import PlanClient, names_plan
+from api.client import Client, ConflictError, Evaluation, Plan, Plans
 from factor_search.errors import OutputError
 from factor_search.files.atomic import write_atomically
 
@@ -46,12 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Fetch everything, then write it, and name the files."""
     out = arguments.out or Path(FILE_OF[arguments.format])
     with Client(arguments.url) as client:
-        if names_plan(arguments.job):
+        if client.of(arguments.job) is client.plans:
             if arguments.format != "factors":
                 raise OutputError("a plan exports its model itself: --format is for jobs")
             files = save_plan(client.plans, client.plans.find(arguments.job), out, force=arguments.force)
         else:
-            job_id = client.find(arguments.job).id
+            job_id = client.jobs.find(arguments.job).id
             files = save_results(client, job_id, out, format=arguments.format, force=arguments.force)
     written = [str(file) for file in files]
     print(json.dumps({"files": written}) if arguments.json else "\n".join(written))
@@ -60,23 +59,23 @@ def run(arguments: argparse.Namespace) -> int:
 
 def save_results(client: Client, job_id: str, out: Path, *, format: str = "factors", force: bool = False) -> list[Path]:
     """Fetch and write what a finished job found; returns the files."""
-    factors = json_text(client.factors(job_id, format))
+    factors = json_text(client.jobs.factors(job_id, format))
     files = {out: factors}
     if out.suffix != ".json":
-        report = client.report(job_id)
+        report = client.jobs.report(job_id)
         plain = report.get("objective", {}).get("kind", "perplexity") == "perplexity"
         parts = PARTS if plain else (*PARTS, "held_out_text")
         files = {
             out / FILE_OF[format]: factors,
             out / "report.json": json_text(report),
-            out / "report.html": client.report_html(job_id).encode(),
+            out / "report.html": client.jobs.report_html(job_id).encode(),
             out / "evaluations.jsonl": _lines(client, job_id, parts),
         }
     write_files(files, force=force)
     return list(files)
 
 
-def save_plan(plans: PlanClient, plan: Plan, out: Path, *, force: bool) -> list[Path]:
+def save_plan(plans: Plans, plan: Plan, out: Path, *, force: bool) -> list[Path]:
     """Fetch and write what the finished stages of a plan have found; returns the files."""
     for stage in plan.stages:
         if stage.model is not None:
@@ -124,7 +123,7 @@ def _lines(client: Client, job_id: str, parts: Sequence[str]) -> bytes:
     known = {
         evaluation.key: _line(evaluation)
         for part in parts
-        for evaluation in client.evaluations(job_id, part=part)
+        for evaluation in client.jobs.evaluations(job_id, part=part)
         if evaluation.outcome is not None
     }
     return "".join(f"{line}\n" for line in known.values()).encode()

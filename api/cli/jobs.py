@@ -19,7 +19,7 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """List them."""
     with Client(arguments.url) as client:
-        found = list(client.jobs(state=arguments.state, limit=arguments.limit))
+        found = list(client.jobs.list(state=arguments.state, limit=arguments.limit))
     print_list(found, "jobs", f"{'id':26}{'state':11}{'done':>5}{'best':>10}  {'age':>5}  name", _line, arguments)
     return 0
 

@@ -36,7 +36,7 @@ def add_parser(commands: Commands) -> None:
 def _hand_in(arguments: argparse.Namespace) -> int:
     with Client(arguments.url) as client:
         model = str(Path(arguments.model).absolute()) if client.is_local else arguments.model
-        plan = client.plans.hand_in(client.plans.find(arguments.plan).id, model)
+        plan = client.plans.supply_checkpoint(client.plans.find(arguments.plan).id, model)
     tell("plan", plan, as_json=arguments.json)
     return 0
 

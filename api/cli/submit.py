@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     with Client(arguments.url) as client:
         if client.is_local:
             document = with_absolute_paths(document)
-        made = client.plans.submit(document, key) if plan else client.submit(document, key)
+        made = (client.plans if plan else client.jobs).submit(document, key)
         print(made.model_dump_json() if arguments.json and not arguments.watch else made.id, flush=True)
         if made.note:
             print(f"note: {made.note}", file=sys.stderr)

@@ -8,7 +8,6 @@ from tqdm import tqdm
 from api.cli.arguments import Commands
 from api.cli.environment import add_server_arguments
 from api.client import Client, Event, ServiceError
-from api.plan_client import names_plan
 from api.schemas import Progress
 
 INTERRUPTED = 130
@@ -42,12 +41,12 @@ def run(arguments: argparse.Namespace) -> int:
     from api.cli.watch_plan import watch_plan  # which shows the jobs of a plan as this one does
 
     with Client(arguments.url) as client:
-        if names_plan(arguments.job):
+        if client.of(arguments.job) is client.plans:
             plan = client.plans.find(arguments.job)
             if plan.note:
                 print(f"note: {plan.note}", file=sys.stderr)
             return watch_plan(client, plan.id, as_json=arguments.json)
-        job = client.find(arguments.job)
+        job = client.jobs.find(arguments.job)
         if job.note:
             print(f"note: {job.note}", file=sys.stderr)
         return watch(client, job.id, as_json=arguments.json)
@@ -64,14 +63,14 @@ def watch(client: Client, job_id: str, *, as_json: bool = False, interrupted: st
     """
     display = Display(as_json)
     try:
-        for event in client.events(job_id, on_interruption=display.interrupted):
+        for event in client.jobs.events(job_id, on_interruption=display.interrupted):
             display.show(event)
             if event.kind in ("finished", "failed", "cancelled"):
                 return STATUS[event.kind]
-            if event.kind == "paused" and client.job(job_id).state == "paused":
+            if event.kind == "paused" and client.jobs.get(job_id).state == "paused":
                 display.say(f"to let it go on: factor-search resume {job_id}")
                 return STATUS["paused"]
-        return STATUS.get(client.job(job_id).state, 1)
+        return STATUS.get(client.jobs.get(job_id).state, 1)
     except KeyboardInterrupt:
         display.say(interrupted or f"the job goes on; to see it again: factor-search watch {job_id}")
         return INTERRUPTED

@@ -11,7 +11,7 @@ def watch_plan(client: Client, plan_id: str, *, as_json: bool = False) -> int:
         for event in client.plans.events(plan_id, on_interruption=display.interrupted):
             display.show(event)
             if event.kind == "stage_queued" and _is_under_way(client, plan_id, event):
-                for of_job in client.events(event.data["job"], on_interruption=display.interrupted):
+                for of_job in client.jobs.events(event.data["job"], on_interruption=display.interrupted):
                     if of_job.kind not in ("submitted", "finished"):  # which the plan tells in its own words
                         display.show(of_job)
                     if of_job.kind == "paused" and client.plans.get(plan_id).state == "paused":

@@ -26,6 +26,7 @@ from factor_search.spec.problem import (
     ObjectiveSpec,
     PerplexitySpec,
     SpaceSpec,
+    looks_local,
 )
 from factor_search.spec.strategies import (
     AutoSpec,
@@ -69,6 +70,7 @@ __all__ = [
     "Strict",
     "TpeSpec",
     "WarmStartSpec",
+    "looks_local",
     "parse_spec",
     "read_spec",
 ]

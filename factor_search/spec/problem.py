@@ -30,6 +30,11 @@ class ModelSpec(Strict):
     )
 
 
+def looks_local(model_id: str) -> bool:
+    """Return whether an id can only be a path; ids on the hub are ``name`` or ``owner/name``."""
+    return model_id.startswith((".", "/", "~")) or model_id.count("/") > 1
+
+
 class DataSpec(Strict):
     """Which documents to use, and how many for search, validation and the held-out measurement."""
 

@@ -128,6 +128,18 @@ def load_samples(
     return samples.cut(length) if least > length and not whole else samples
 
 
+def distinct_tokens(data: DataSpec, original_length: int) -> int | None:
+    """Return the number of first tokens in which documents must differ to be distinct; None is the target length.
+
+    Jobs of different target lengths on the same documents need the same number, at most the original length.
+
+    Args:
+        data: where the documents are, and how many tokens they need.
+        original_length: original length of the model in tokens.
+    """
+    return None if data.least_tokens is None else min(original_length, data.least_tokens)
+
+
 def first_samples(
     documents: Iterable[Document], tokenize: Tokenize, length: int, count: int | None, *, whole: bool = False
 ) -> SampleSet:
