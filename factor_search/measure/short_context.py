@@ -52,7 +52,7 @@ def _as_configured(spec: ModelSpec, documents: SampleSet, length: int, record: P
 def _losses(
     loaded: LoadedModel, factors: Factors, documents: SampleSet, length: int, record: Path
 ) -> tuple[float, ...]:
-    """Return the mean loss of each document over consecutive windows, nats per token; empty if the evaluation failed."""
+    """Return the mean loss of each document over consecutive windows (nats per token), or () if it failed."""
     with Ledger(record) as ledger, LocalEvaluator(loaded, length, stride=length) as local:
         return next(RecordedEvaluator(local, ledger).evaluate_all([factors], documents)).losses
 
