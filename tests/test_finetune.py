@@ -60,8 +60,8 @@ def test_a_model_learns_and_plain_transformers_loads_it(
     loaded = tiny_loaded(tmp_path / "source", model_type, **overrides)
     factors, spec = factors_for(loaded), quick(steps=16, **changes)
     before = losses_of(loaded, factors).mean()
-    told: list[TrainingStep] = []
-    result = finetune(loaded, cycles(), factors, TARGET, spec, tmp_path / "out", told.append)
+    reported: list[TrainingStep] = []
+    result = finetune(loaded, cycles(), factors, TARGET, spec, tmp_path / "out", reported.append)
     after = losses_of(loaded, factors)
     assert after.mean() < before - 0.5
     assert sum(loss for _, loss in result.losses[-4:]) < sum(loss for _, loss in result.losses[:4])
@@ -83,9 +83,9 @@ def test_a_model_learns_and_plain_transformers_loads_it(
     assert tokenizer("word")["input_ids"] == loaded.tokenizer("word")["input_ids"]
     assert tokenizer.model_max_length == TARGET
 
-    assert [(step.step, step.loss) for step in told] == list(result.losses)
-    assert told[-1].tokens == result.tokens
-    assert told[0].learning_rate == pytest.approx(1.5e-3)
+    assert [(step.step, step.loss) for step in reported] == list(result.losses)
+    assert reported[-1].tokens == result.tokens
+    assert reported[0].learning_rate == pytest.approx(1.5e-3)
     assert sorted(item.name for item in (tmp_path / "out").iterdir()) == ["finetune.json", "model"]
 
 

@@ -17,7 +17,7 @@ shapes = st.tuples(st.integers(8, 40), st.integers(1, 5), st.integers(1, 6), st.
 
 
 def counting(tokens: int) -> np.ndarray:
-    """A document whose tokens tell where they stand."""
+    """A document whose tokens are their positions."""
     return np.arange(tokens, dtype=np.int64)
 
 
