@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from factor_search.factors_file import FactorsFile
+from factor_search.plan.kinds.await_checkpoint import AwaitWork
+from factor_search.plan.kinds.contract import Outcome, Work
 from factor_search.plan.spec import PlanSpec
-from factor_search.plan.work import AwaitWork, Outcome, Work
 from factor_search.spec import JobSpec, ModelSpec
 
 
@@ -29,8 +30,8 @@ def check_plan(spec: PlanSpec) -> None:
 
 
 def check_checkpoint(work: AwaitWork, folder: Path) -> None:
-    """Refuse a checkpoint of another model; see :func:`factor_search.plan.handing_in.check_checkpoint`."""
-    from factor_search.plan.handing_in import check_checkpoint
+    """Refuse a checkpoint of another model; see :func:`factor_search.plan.checkpoint.check_checkpoint`."""
+    from factor_search.plan.checkpoint import check_checkpoint
 
     check_checkpoint(work, folder)
 
@@ -59,6 +60,6 @@ def plan_report(plan: PlanSpec, works: Sequence[Work], outcomes: Sequence[Outcom
 
 def plan_page(report: dict[str, Any]) -> str:
     """The report of a plan as a page."""
-    from factor_search.plan.report_html import render
+    from factor_search.plan.page import render
 
     return render(report)

@@ -1,8 +1,8 @@
-"""Kill -9 a coordinator at random moments; every search must end as if nothing had happened.
+"""Kill a coordinator with SIGKILL at random moments; every search must end as if undisturbed.
 
-Each round submits a search, kills the coordinator that drives it at a random moment, starts another, and compares the
-factors with those of an undisturbed search in one process. Lost: an evaluation that was in the database at the kill and
-is not at the end. Repeated: an evaluation that a worker began although it was in the database already.
+Each round submits a search, kills the coordinator that runs it at a random moment, starts another, and compares the
+factors with those of an undisturbed search in one process. An evaluation is lost if it was stored at the kill and is
+not stored at the end. It is repeated if a worker started it although it was already stored.
 
     python -m bench.kill_coordinator [--kills 50] [--postgresql]
 """
@@ -56,13 +56,13 @@ def specification(seed: int) -> JobSpec:
 
 
 def coordinate(arguments: list[str]) -> int:
-    """A coordinator whose workers note when they begin which candidate."""
-    import workers.ray_crew
+    """A coordinator whose workers log the start of each candidate."""
+    import workers.ray_backend
     from workers import __main__ as command
 
     noted = Path(os.environ[LOG])
 
-    class NotingWorker(workers.ray_crew.ActorMethods, ModelWorker):
+    class NotingWorker(workers.ray_backend.ActorMethods, ModelWorker):
         def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str, **race: Any) -> Evaluation:
             began = time.time()
             evaluation = super().evaluate(setting, factors, samples_sha256, **race)
@@ -70,9 +70,9 @@ def coordinate(arguments: list[str]) -> int:
                 log.write(f"{began} {evaluation.key}\n")
             return evaluation
 
-    plain = workers.ray_crew.RayCrew
+    plain = workers.ray_backend.RayBackend
     with_notes: Any = lambda *args, **options: plain(*args, **options, worker_class=NotingWorker)  # noqa: E731
-    workers.ray_crew.RayCrew = with_notes  # type: ignore[misc]
+    workers.ray_backend.RayBackend = with_notes  # type: ignore[misc]
     return command.main(arguments)
 
 
@@ -117,8 +117,8 @@ class Campaign:
         return state
 
     def duration(self) -> float:
-        """How long a job takes on workers that are up, as in all rounds but for the kill."""
-        for seed in (1001, 1002):  # the first one brings the workers up
+        """Seconds that an undisturbed job takes on workers that are up."""
+        for seed in (1001, 1002):  # the first one starts the workers
             job, _ = self.jobs.submit(specification(seed))
             self.wait(job.id, "running", "finished")
             start = time.monotonic()
@@ -142,7 +142,7 @@ def comparable(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(kills: int, url: str, folder: Path, *, shown: bool = True) -> int:
-    """Returns how many rounds went wrong."""
+    """Run the rounds and return how many failed."""
     wrong = lost = repeated = recorded_at_kill = 0
     with RayCluster(cpus=2) as cluster:
         campaign = Campaign(url, folder, cluster)
@@ -186,7 +186,7 @@ def run(kills: int, url: str, folder: Path, *, shown: bool = True) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("--postgresql", action="store_true", help="on an embedded PostgreSQL instead of SQLite")
     arguments = parser.parse_args()
     random.seed(arguments.seed)

@@ -1,4 +1,4 @@
-"""A worker without a model: sleeps, and scores candidates by their distance from an optimum."""
+"""A worker without a model: it sleeps, and scores candidates by their distance from an optimum."""
 
 import hashlib
 import math
@@ -20,7 +20,7 @@ from factor_search.model.configuration import read_geometry
 from factor_search.model.geometry import Geometry
 from factor_search.spec import JobSpec, parse_spec
 from factor_search.text.samples import Sample, Samples, SampleSet
-from workers.model_worker import ErrandCall, Prepared, Setting
+from workers.model_worker import LongTaskCall, Prepared, Setting
 
 IDENTITY = {"model": "stub", "dtype": "float32", "attention": "none"}
 PAIRS, ORIGINAL, TARGET = 16, 256, 1024
@@ -90,7 +90,7 @@ def score(
 
 
 class StubEvaluator:
-    """In this process, one after the other, at once: what a search through the service must equal."""
+    """Evaluates in this process, without waiting: the result that a search through the service must equal."""
 
     def key(self, factors: Factors, part: SampleSet, documents: int | None = None) -> str:
         return evaluation_key(IDENTITY, ORIGINAL, TARGET, None, factors, part, documents)
@@ -107,14 +107,14 @@ class StubEvaluator:
 
 
 class StubWorker:
-    """Sleeps a random time around ``mean_seconds`` for each candidate (between a half and one and a half of it)."""
+    """Sleeps between 0.5 and 1.5 times ``mean_seconds`` for each candidate."""
 
     mean_seconds = float(os.environ.get("STUB_SECONDS", "0"))
 
     def __init__(self, threads: int | None = None) -> None:
         self._samples: dict[str, SampleSet] = {}
         self.busy_seconds = 0.0
-        self._news: dict[str, Any] | None = None
+        self._progress: dict[str, Any] | None = None
 
     def name(self) -> str:
         return f"{socket.gethostname()}:{os.getpid()}"
@@ -149,14 +149,14 @@ class StubWorker:
     def losses_so_far(self) -> list[float]:
         return []
 
-    def errand(self, call: ErrandCall) -> Any:
+    def run_long_task(self, call: LongTaskCall) -> Any:
         try:
-            return call(self._hear)
+            return call(self._report_progress)
         finally:
-            self._news = None
+            self._progress = None
 
-    def news(self) -> dict[str, Any] | None:
-        return self._news
+    def progress(self) -> dict[str, Any] | None:
+        return self._progress
 
-    def _hear(self, news: dict[str, Any]) -> None:
-        self._news = news
+    def _report_progress(self, progress: dict[str, Any]) -> None:
+        self._progress = progress

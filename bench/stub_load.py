@@ -1,7 +1,8 @@
-"""How busy 64 workers are kept, and how many evaluations a second are recorded: stub workers that sleep.
+"""How busy 64 stub workers are, and how many evaluations a second are recorded.
 
-Everything but the model is real: jobs in the database, the coordinator, strategies with generations of 64, the pool,
-the recorder. Several jobs run at once, so that a worker that is done with one generation has something else to do.
+Only the model is replaced, by workers that sleep. The jobs in the database, the coordinator, the strategies with
+generations of 64, the pool and the recorder are real. Several jobs run at once, so that a worker has other work at the
+end of a generation.
 
     python -m bench.stub_load [--postgresql] [--ray] [--workers 64] [--jobs 4] [--generations 12] [--sleep 0.12]
 """
@@ -21,47 +22,47 @@ from sqlalchemy import select
 
 from bench.scratch import scratch_database
 from bench.stub import StubWorker, stub_spec
+from bench.thread_backend import ThreadBackend
 from storage.database import Database
 from storage.jobs import JobStore
 from storage.schema import candidates, evaluations
 from workers.__main__ import SWITCH_SECONDS
+from workers.backend import WorkerBackend
 from workers.coordinator import Coordinator
-from workers.crew import Crew
 from workers.policy import Policy
 from workers.pool import Pool
-from workers.thread_crew import ThreadCrew
 
 GENERATION = 64
 BUSY, RATE = 0.97, 500.0
-"""What must be reached."""
+"""The requirements."""
 
 
 @dataclass
 class Load:
-    """What was measured."""
+    """The measurements."""
 
     recorded: int
-    """Evaluations while all jobs were searching: from when the last began until the first had ended."""
+    """Evaluations recorded while all jobs were searching: from the last start to the first end."""
     seconds: float
-    """Of that time."""
+    """Duration of that time."""
     busy: float
-    """Share of it that the workers evaluated."""
+    """Share of that time that the workers spent evaluating."""
 
     @property
     def rate(self) -> float:
         return self.recorded / self.seconds
 
 
-def run(database: Database, crew: Crew, *, jobs: int, generations: int) -> Load:
-    """Submit jobs, drive them to their ends."""
+def run(database: Database, backend: WorkerBackend, *, jobs: int, generations: int) -> Load:
+    """Submit jobs and run them to their ends."""
     store = JobStore(database)
     budget = GENERATION * generations
     evolution = {"kind": "evolution", "population": GENERATION, "mutants": GENERATION // 2}
     strategy = evolution | {"crossovers": GENERATION // 2, "generations": 1000}
     specs = [stub_spec(name=f"load {n}", seed=n, strategy=strategy, budget=budget) for n in range(jobs)]
     ids = [store.submit(spec)[0].id for spec in specs]
-    coordinator = Coordinator(database, crew, policy=Policy((Path("/"),), True, True), jobs=jobs)
-    hire_all(coordinator._pool, crew)
+    coordinator = Coordinator(database, backend, policy=Policy((Path("/"),), True, True), jobs=jobs)
+    start_all(coordinator._pool, backend)
     thread = threading.Thread(target=coordinator.run, daemon=True)
     thread.start()
     while any(store.get(job_id).state not in ("finished", "failed") for job_id in ids):
@@ -71,24 +72,24 @@ def run(database: Database, crew: Crew, *, jobs: int, generations: int) -> Load:
     thread.join()
     if failed:
         raise RuntimeError(failed[0])
-    return measure(database, ids, crew.capacity().workers)
+    return measure(database, ids, backend.capacity().workers)
 
 
-def hire_all(pool: Pool, crew: Crew) -> None:
-    """Have all workers up before the clock runs: starting processes is not what is measured."""
+def start_all(pool: Pool, backend: WorkerBackend) -> None:
+    """Wait until all workers are up, because starting processes is not measured."""
 
     class Nobody:
         def event(self, kind: str, data: dict[str, Any]) -> None:
             pass
 
     pool.join("start", stub_spec().model, Nobody())  # type: ignore[arg-type]
-    while pool.status()["alive"] < crew.capacity().workers:
+    while pool.status()["alive"] < backend.capacity().workers:
         time.sleep(0.1)
     pool.leave("start")
 
 
 def measure(database: Database, ids: list[str], workers: int) -> Load:
-    """From the records themselves: when each evaluation was recorded and how long it took."""
+    """Compute the load from the stored evaluations: when each was recorded and how long it took."""
     joined = candidates.join(evaluations, candidates.c.key == evaluations.c.key)
     columns = (candidates.c.job_id, candidates.c.part, evaluations.c.recorded_at, evaluations.c.seconds)
     with database.reading() as connection:
@@ -105,25 +106,25 @@ def measure(database: Database, ids: list[str], workers: int) -> Load:
 
 
 @contextlib.contextmanager
-def crew_of(engine: str, workers: int, sleep: float) -> Iterator[Crew]:
-    """Threads, or Ray actors that share the processors."""
+def backend_of(engine: str, workers: int, sleep: float) -> Iterator[WorkerBackend]:
+    """Threads, or Ray actors that share the CPU cores."""
     StubWorker.mean_seconds = sleep
     if engine == "threads":
-        crew: Crew = ThreadCrew(StubWorker, workers)
+        backend: WorkerBackend = ThreadBackend(StubWorker, workers)
     else:
         from workers.ray_environment import prepare_environment
 
         prepare_environment(None)
-        from workers.ray_crew import ActorMethods, RayCrew
+        from workers.ray_backend import ActorMethods, RayBackend
 
         class StubActor(ActorMethods, StubWorker):
             mean_seconds = sleep
 
-        crew = RayCrew(workers=workers, cpus_per_worker=(os.cpu_count() or 1) / workers, worker_class=StubActor)
+        backend = RayBackend(workers=workers, cpus_per_worker=(os.cpu_count() or 1) / workers, worker_class=StubActor)
     try:
-        yield crew
+        yield backend
     finally:
-        crew.close()
+        backend.close()
 
 
 @contextlib.contextmanager
@@ -143,14 +144,15 @@ def main() -> int:
     arguments = parser.parse_args()
     sys.setswitchinterval(SWITCH_SECONDS)
     engine = "ray" if arguments.ray else "threads"
-    with database_of(arguments.postgresql) as database, crew_of(engine, arguments.workers, arguments.sleep) as crew:
-        load = run(database, crew, jobs=arguments.jobs, generations=arguments.generations)
+    with (
+        database_of(arguments.postgresql) as database,
+        backend_of(engine, arguments.workers, arguments.sleep) as backend,
+    ):
+        load = run(database, backend, jobs=arguments.jobs, generations=arguments.generations)
     name = "PostgreSQL" if arguments.postgresql else "SQLite"
     print(f"{name}, {arguments.workers} workers ({engine}), {arguments.jobs} jobs, generations of {GENERATION}:")
-    print(
-        f"  {load.recorded} evaluations in {load.seconds:.2f} s: {load.rate:.0f} recorded a second (asked: {RATE:.0f})"
-    )
-    print(f"  workers busy {100 * load.busy:.1f} % of the time (asked: {100 * BUSY:.0f} %)")
+    print(f"  {load.recorded} evaluations in {load.seconds:.2f} s: {load.rate:.0f} recorded/s (required: {RATE:.0f})")
+    print(f"  workers busy {100 * load.busy:.1f} % of the time (required: {100 * BUSY:.0f} %)")
     return int(load.rate < RATE or load.busy < BUSY)
 
 

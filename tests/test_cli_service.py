@@ -19,7 +19,7 @@ import pytest
 from api.cli import MODULES, build_parser, main
 from api.cli.serve import coordinator_command, coordinator_environment, read_policy
 from api.cli.watch import Display, describe
-from api.client import Client, Event
+from api.client import Event, Jobs
 from api.schemas import moment
 from factor_search.measure.ledger import Ledger
 from tests.rest_service import SPEC, FakeCoordinator, app_on, progress, serving, settings
@@ -230,7 +230,7 @@ def test_download(run: Run, url: str, spec: Path, coordinator: FakeCoordinator, 
 def test_download_into_a_folder_is_what_run_writes(
     run: Run, url: str, spec: Path, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Client, "report_html", lambda *_: "<html>")
+    monkeypatch.setattr(Jobs, "report_html", lambda *_: "<html>")
     job = run("submit", spec)[1].strip()
     lease = coordinator.claim()
     coordinator.generation(lease, 0)
@@ -294,7 +294,7 @@ def test_serve_says_in_one_line_what_is_wrong(run: Run, monkeypatch: pytest.Monk
         port = listener.getsockname()[1]
         bad: list[tuple[list[Any], str]] = [
             (["--port", port], f"port {port} on 127.0.0.1 is in use"),
-            (["--root", "nothing"], "--root nothing is no folder"),
+            (["--root", "nothing"], "--root nothing is not a folder"),
             (["--database", "nonsense"], "no database URL"),
             (["--database", "sqlite:////no/such/folder/x.db"], "there is no folder"),
             (["--database", "postgresql://nobody@127.0.0.1:1/none"], "cannot use the database"),
@@ -336,7 +336,9 @@ def test_every_flag_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
     arguments = build_parser("serve").parse_args(["serve"])
     assert (arguments.host, arguments.port, arguments.database) == ("::1", 0, "sqlite:///x.db")
     policy = read_policy(arguments, hub=True)
-    expected = Policy((tmp_path, tmp_path / "a"), allow_hub=False, allow_remote_code=True, made=tmp_path / "made")
+    expected = Policy(
+        (tmp_path, tmp_path / "a"), allow_hub=False, allow_remote_code=True, work_folder=tmp_path / "made"
+    )
     assert policy == expected
     for name, value in coordinator_environment("sqlite:///x.db", "sqlite:///y.db").items():
         monkeypatch.setenv(name, value)
@@ -349,7 +351,7 @@ def test_every_flag_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
 
 def test_the_working_folder_is_beside_an_sqlite_database(tmp_path: Path) -> None:
     def made(database: str) -> Path | None:
-        return read_policy(build_parser("serve").parse_args(["serve", "--database", database]), hub=True).made
+        return read_policy(build_parser("serve").parse_args(["serve", "--database", database]), hub=True).work_folder
 
     assert made(f"sqlite:///{tmp_path / 'x.db'}") == tmp_path / "x.work"
     assert made("postgresql://u@h/x") is None

@@ -1,4 +1,4 @@
-"""The evaluator of a job in the service: what is stored is reused, the rest goes through the pool and is recorded."""
+"""The evaluator of a job in the service: reuses stored evaluations, computes the others on the pool, records all."""
 
 import contextlib
 import itertools
@@ -20,35 +20,35 @@ from storage.errors import DatabaseError, LeaseLostError
 from storage.evaluations import Batch, Candidate, Computed, EvaluationStore
 from storage.jobs import Lease
 from storage.states import StateRequest
-from workers.crew import Crew, SharedSamples
+from workers.backend import SharedSamples, WorkerBackend
+from workers.known_results import KnownResults, known_results
 from workers.model_worker import Prepared, Setting
-from workers.patience import patiently
 from workers.pool import Pool
 from workers.recorder import Recorder, Written
-from workers.standing import Standing, standing
+from workers.retrying import retry_while_away
 from workers.tasks import Task
 
 LEASE_LOST, SHUTDOWN = "lease_lost", "shutdown"
-PATIENCE_SECONDS = 5.0
-"""So long a shutdown waits for what is still to be recorded."""
+RECORDING_SECONDS = 5.0
+"""How long a shutdown waits for results that are still to be recorded."""
 FAILURES_IN_A_ROW = 5
-"""After so many candidates without a result, each tried more than once, it is not the candidates' fault."""
+"""After this many candidates in a row without a result, each tried more than once, the cause is not the candidates."""
 
 
 @dataclass(frozen=True)
-class _Heard:
-    """A candidate has come to its end."""
+class _Result:
+    """The outcome of a candidate."""
 
     key: str
-    """That it was proposed with."""
+    """The key of its evaluation on all documents."""
     evaluation: Evaluation | None
-    """As recorded; None if it was dropped on the way to a stop."""
+    """As recorded; None if it was dropped while the job was stopping."""
     error: str | None = None
-    """What a failed attempt said."""
+    """The message of a failed attempt."""
 
 
 class JobStopped(Exception):  # noqa: N818 - not an error
-    """A job is not driven any further here; ``reason`` is pause, cancel, lease_lost or shutdown."""
+    """This coordinator stops running the job; ``reason`` is pause, cancel, lease_lost or shutdown."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -56,61 +56,63 @@ class JobStopped(Exception):  # noqa: N818 - not an error
 
 
 class EvaluationsFailError(FactorSearchError):
-    """One candidate after the other fails in a way that says nothing about the candidates."""
+    """Candidate after candidate fails for a reason that does not lie in the candidates."""
 
 
 class RecordingError(FactorSearchError):
-    """What the job found cannot be written into the database."""
+    """The job's results cannot be written into the database."""
 
 
 class JobEvaluator:
     """Evaluates generations of one job on the pool.
 
-    An evaluation is given to the search only when it is in the database, so whatever the search has seen is found there
-    by a later run, which then takes the same way. It also is the job's port to the pool.
+    The search receives an evaluation only after it is stored. So a later run of the job finds everything that the
+    search has seen, and repeats it exactly. The evaluator also receives what the pool reports to the job.
     """
 
-    def __init__(self, lease: Lease, store: EvaluationStore, recorder: Recorder, pool: Pool, crew: Crew) -> None:
+    def __init__(
+        self, lease: Lease, store: EvaluationStore, recorder: Recorder, pool: Pool, backend: WorkerBackend
+    ) -> None:
         self._lease = lease
         self._store = store
         self._recorder = recorder
         self._pool = pool
-        self._crew = crew
+        self._backend = backend
         self.pool_id = f"{lease.job_id}:{lease.attempt}"
-        """What the pool knows the job by: an earlier driver of it may not have left yet."""
+        """The job's id in the pool, which an earlier run of the job may not have left yet."""
         self._stopped: str | None = None
         self._unrecordable: str | None = None
-        self._inbox: queue.SimpleQueue[_Heard | None] = queue.SimpleQueue()
-        """None to look whether the job was stopped."""
-        self._places: dict[str, list[Candidate]] = {}
-        """Of the present generation, by key of the whole evaluation."""
-        self._begun: set[str] = set()
+        self._inbox: queue.SimpleQueue[_Result | None] = queue.SimpleQueue()
+        """None asks to check whether the job was stopped."""
+        self._proposals: dict[str, list[Candidate]] = {}
+        """The current generation, by key of the evaluation on all documents."""
+        self._started: set[str] = set()
         self._shared: dict[str, SharedSamples] = {}
         self._failures = 0
         self._calls: Counter[str] = Counter()
         self._numbers: Counter[str] = Counter()
 
     def use(self, prepared: Prepared, setting: Setting) -> None:
-        """Say what is evaluated, once that is known."""
+        """Set what is evaluated, once the job is prepared."""
         self._prepared = prepared
         self._setting = setting
 
     def stop(self, reason: str) -> None:
-        """Have the search end soon; called from any thread. The first reason counts, unless it was to pause."""
+        """Stop the search soon; may be called from any thread. The first reason counts, unless it was a pause."""
         if self._stopped in (None, StateRequest.PAUSE):
             self._stopped = reason
         self._inbox.put(None)
 
-    def carry_on(self) -> None:
-        """Take back a pause."""
+    def resume(self) -> None:
+        """Withdraw a pause."""
         if self._stopped == StateRequest.PAUSE:
             self._stopped = None
 
     def check(self) -> None:
-        """Go on only if the job was not stopped.
+        """Check that the job was not stopped.
 
         Raises:
-            JobStopped: it was.
+            JobStopped: it was stopped.
             RecordingError: its results cannot be recorded.
         """
         if self._unrecordable is not None:
@@ -119,8 +121,8 @@ class JobEvaluator:
             raise JobStopped(self._stopped)
 
     @property
-    def out_of_our_hands(self) -> bool:
-        """Whether nothing may or need be written for the job any more."""
+    def is_released(self) -> bool:
+        """Whether this coordinator may no longer, or need no longer, write results of the job."""
         return self._stopped in (LEASE_LOST, SHUTDOWN)
 
     def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
@@ -132,25 +134,25 @@ class JobEvaluator:
     def evaluate_all(
         self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None
     ) -> Iterator[Evaluation]:
-        """In the order given; all of them are with the pool at once.
+        """Evaluate candidates at the same time and yield the evaluations in the order of the candidates.
 
         Raises:
-            JobStopped: a stop was asked for; with pause, when the candidates begun are recorded.
+            JobStopped: the job was stopped; after a pause, once the started candidates are recorded.
         """
         self.check()
-        places = self._place(candidates, samples)
-        known = self._known(places, samples, race)
+        proposals = self._propose(candidates, samples)
+        known = self._known(proposals, samples, race)
         results = known.stored
-        tasks = self._submit(places, known, samples, race)
+        tasks = self._submit(proposals, known, samples, race)
         try:
-            for place in places:
-                while place.key not in results:
-                    self._hear(results)
+            for proposal in proposals:
+                while proposal.key not in results:
+                    self._await_result(results)
                 self.check()
-                yield results[place.key]
+                yield results[proposal.key]
         except GeneratorExit:
             self._withdraw(tasks, results, wait=False)
-            unwanted = [self._places[key][0] for key in self._begun if key not in results]
+            unwanted = [self._proposals[key][0] for key in self._started if key not in results]
             self._record(lambda batch: batch.withdrawn.extend(unwanted))
             raise
         except JobStopped as stop:
@@ -160,7 +162,7 @@ class JobEvaluator:
             self._withdraw(tasks, results, wait=False)
             raise
 
-    def _place(self, candidates: Sequence[Factors], samples: SampleSet) -> list[Candidate]:
+    def _propose(self, candidates: Sequence[Factors], samples: SampleSet) -> list[Candidate]:
         part = samples.part
         first, generation = self._numbers[part], self._calls[part]
         self._numbers[part] += len(candidates)
@@ -170,16 +172,18 @@ class JobEvaluator:
             for number, factors in enumerate(candidates, start=first)
         ]
 
-    def _known(self, places: list[Candidate], samples: SampleSet, race: Race | None) -> Standing:
-        """What is stored; what that settles is recorded as candidates of this job."""
+    def _known(self, proposals: list[Candidate], samples: SampleSet, race: Race | None) -> KnownResults:
+        """What is stored; candidates that need no worker are recorded as reused."""
 
-        def key_of(place: Candidate, documents: int) -> str:
-            return self.key(place.factors, samples, documents)
+        def key_of(proposal: Candidate, documents: int) -> str:
+            return self.key(proposal.factors, samples, documents)
 
-        look_up = partial(standing, self._store, self._lease.job_id, places, samples, race, key_of)
-        known = patiently(look_up, lambda: self.out_of_our_hands)
+        look_up = partial(known_results, self._store, self._lease.job_id, proposals, samples, race, key_of)
+        known = retry_while_away(look_up, lambda: self.is_released)
         outcomes = known.stored | known.cut
-        reused = [_done(place, outcomes[place.key], reused=True) for place in places if place.key in outcomes]
+        reused = [
+            _done(proposal, outcomes[proposal.key], reused=True) for proposal in proposals if proposal.key in outcomes
+        ]
         cut = [Computed(evaluation=evaluation, worker="", attempts=0) for evaluation in known.cut.values()]
 
         def add(batch: Batch) -> None:
@@ -193,60 +197,60 @@ class JobEvaluator:
         return known
 
     def _submit(
-        self, places: list[Candidate], known: Standing, samples: SampleSet, race: Race | None
+        self, proposals: list[Candidate], known: KnownResults, samples: SampleSet, race: Race | None
     ) -> dict[str, Task]:
-        """Hand over what has to be computed, each key once."""
-        self._places, self._begun = {}, set()
-        for place in places:
-            self._places.setdefault(place.key, []).append(place)
+        """Submit what has to be computed to the pool, each key once."""
+        self._proposals, self._started = {}, set()
+        for proposal in proposals:
+            self._proposals.setdefault(proposal.key, []).append(proposal)
         if samples.sha256 not in self._shared:
-            self._shared[samples.sha256] = self._crew.share(samples)
+            self._shared[samples.sha256] = self._backend.share(samples)
         shared = self._shared[samples.sha256]
         tasks = {
             key: Task(
                 job_id=self.pool_id,
                 key=key,
                 setting=self._setting,
-                factors=places[0].factors,
+                factors=proposals[0].factors,
                 samples=shared,
                 race=race,
-                known=known.begun.get(key),
+                known=known.partial.get(key),
             )
-            for key, places in self._places.items()
+            for key, proposals in self._proposals.items()
             if key not in known.stored and key not in known.cut
         }
         self._pool.submit(list(tasks.values()))
         return tasks
 
-    def _hear(self, results: dict[str, Evaluation]) -> None:
-        """Wait for the next recorded evaluation."""
+    def _await_result(self, results: dict[str, Evaluation]) -> None:
+        """Wait for the next recorded evaluation, or a stop."""
         self.check()
-        heard = self._inbox.get()
-        if heard is None or heard.evaluation is None:
+        result = self._inbox.get()
+        if result is None or result.evaluation is None:
             return
-        results[heard.key] = heard.evaluation
-        if heard.evaluation.outcome not in (FAILED, WORKER_LOST):
+        results[result.key] = result.evaluation
+        if result.evaluation.outcome not in (FAILED, WORKER_LOST):
             self._failures = 0
             return
         self._failures += 1
         if self._failures >= FAILURES_IN_A_ROW:
             raise EvaluationsFailError(
-                f"{self._failures} candidates in a row could not be evaluated, the last because of: {heard.error}"
+                f"{self._failures} candidates in a row could not be evaluated; reason of the last one: {result.error}"
             )
 
     def _withdraw(self, tasks: dict[str, Task], results: dict[str, Evaluation], *, wait: bool) -> None:
         missing = [task for key, task in tasks.items() if key not in results]
         staying = {task.key for task in self._pool.withdraw(missing, abandon=not wait).result()}
         while staying and self._stopped == StateRequest.PAUSE:
-            if (heard := self._inbox.get()) is not None:
-                staying.discard(heard.key)
+            if (result := self._inbox.get()) is not None:
+                staying.discard(result.key)
         self._await_recorder()
 
     def _await_recorder(self) -> None:
-        """What has come to its end is recorded before the job is let go: afterwards it could not be any more."""
+        """Wait until finished evaluations are recorded, which is impossible once the job is released."""
         everything, since = self._record(lambda batch: None), time.monotonic()
-        while not self.out_of_our_hands or time.monotonic() - since < PATIENCE_SECONDS:
-            with contextlib.suppress(Exception):  # whatever it is, it is said elsewhere
+        while not self.is_released or time.monotonic() - since < RECORDING_SECONDS:
+            with contextlib.suppress(Exception):  # an error is reported elsewhere
                 everything.result(timeout=0.5)
             if everything.done():
                 return
@@ -254,27 +258,27 @@ class JobEvaluator:
     def _record(self, add: Callable[[Batch], Any]) -> Written:
         return self._recorder.put(self._lease, add)
 
-    # The job's port to the pool: these are called from the pool's thread.
+    # What the pool reports; called from the pool's thread.
 
     def started(self, task: Task) -> None:
-        """Record that a worker has the candidate."""
-        if (places := self._places.get(task.key)) is not None:
-            self._begun.add(task.key)
-            self._record(lambda batch: batch.started.append(places[0]))
+        """Record that a worker has started the candidate."""
+        if (proposals := self._proposals.get(task.key)) is not None:
+            self._started.add(task.key)
+            self._record(lambda batch: batch.started.append(proposals[0]))
             if task.known is not None:
                 self.losses_so_far(task, list(task.known.losses))
 
     def losses_so_far(self, task: Task, losses: list[float]) -> None:
-        """Record how far a candidate is; what diverges on the way has no figure that a database could hold."""
+        """Record the losses so far, up to the first that is not finite, which a database cannot store."""
         finite = list(itertools.takewhile(math.isfinite, losses))
-        if finite and (places := self._places.get(task.key)) is not None:
-            self._record(lambda batch: batch.losses_so_far.update({places[0]: finite}))
+        if finite and (proposals := self._proposals.get(task.key)) is not None:
+            self._record(lambda batch: batch.losses_so_far.update({proposals[0]: finite}))
 
     def done(self, task: Task, evaluation: Evaluation, worker: str, error: str | None) -> None:
-        """Record the outcome, and only then tell the search."""
+        """Record the outcome, and only then pass it to the search."""
         computed = Computed(evaluation=evaluation, worker=worker, attempts=task.attempts, error=error)
-        places = self._places.get(task.key, ())
-        done = [_done(place, evaluation, reused=number > 0) for number, place in enumerate(places)]
+        proposals = self._proposals.get(task.key, ())
+        done = [_done(proposal, evaluation, reused=number > 0) for number, proposal in enumerate(proposals)]
 
         def add(batch: Batch) -> None:
             batch.computed.append(computed)
@@ -283,18 +287,18 @@ class JobEvaluator:
         self._record(add).add_done_callback(partial(self._written, task.key, evaluation, error))
 
     def dropped(self, task: Task) -> None:
-        """The job comes to a stop, and the candidate's worker was lost: it will be evaluated when the job goes on."""
-        self._inbox.put(_Heard(task.key, None))
+        """Stop waiting for a candidate whose worker was lost while the job stops; it is evaluated after a resume."""
+        self._inbox.put(_Result(task.key, None))
 
     def event(self, kind: str, data: dict[str, Any]) -> None:
-        """Record what happened."""
+        """Record an event."""
         self._record(lambda batch: batch.events.append((kind, data)))
 
     def _written(self, key: str, evaluation: Evaluation, error: str | None, written: Written) -> None:
         failure = written.exception()
         if failure is None:
-            recorded = written.result().get(evaluation.key, evaluation)  # a replay will see what is in the database
-            self._inbox.put(_Heard(key, recorded, error))
+            recorded = written.result().get(evaluation.key, evaluation)  # a replay reads what is stored
+            self._inbox.put(_Result(key, recorded, error))
         elif isinstance(failure, LeaseLostError | DatabaseError):
             self.stop(LEASE_LOST)
         else:
@@ -302,6 +306,6 @@ class JobEvaluator:
             self._inbox.put(None)
 
 
-def _done(place: Candidate, evaluation: Evaluation, *, reused: bool) -> tuple[Candidate, str, bool]:
-    """A candidate with its outcome; one that was pruned points at the evaluation on the documents it has seen."""
-    return replace(place, key=evaluation.key), evaluation.outcome, reused
+def _done(proposal: Candidate, evaluation: Evaluation, *, reused: bool) -> tuple[Candidate, str, bool]:
+    """A candidate with its outcome; a pruned one refers to its evaluation on the documents it has seen."""
+    return replace(proposal, key=evaluation.key), evaluation.outcome, reused

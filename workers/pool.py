@@ -1,7 +1,5 @@
-"""The pool: whichever worker is free gets the next candidate of whichever job is next; nobody waits for anybody."""
+"""The pool: whichever worker is idle gets the next candidate of whichever job is next; no worker waits for another."""
 
-import contextlib
-import itertools
 import logging
 import queue
 import threading
@@ -14,48 +12,40 @@ from typing import Any
 from factor_search.errors import FactorSearchError, one_line
 from factor_search.measure.evaluation import OUT_OF_MEMORY, Evaluation
 from factor_search.spec import JobSpec, ModelSpec
-from workers.attempts import ATTEMPTS, ErrandError, PrepareError, given_up, outcome_of, overdue, without_result
-from workers.crew import Crew
+from workers.attempts import ATTEMPTS, LongTaskError, PrepareError, final_error, outcome_of, overdue, without_result
+from workers.backend import WorkerBackend
 from workers.model_worker import Prepared, Setting
-from workers.tasks import Errand, JobPort, Preparation, Seat, Task, Work
-from workers.turns import Turns
+from workers.tasks import JobListener, LongTask, Preparation, Task, Work, WorkerSlot
+from workers.work_queue import WorkQueue
+from workers.worker_slots import WorkerSlots
 
 TICK_SECONDS = 0.25
-CAPACITY_SECONDS = 2.0
-WATCH_AFTER_SECONDS, WATCH_EVERY_SECONDS, WATCH_SELDOM_SECONDS = 2.0, 1.0, 30.0
-"""A work that takes longer is asked how far it is, the less often the longer it takes."""
+POLL_AFTER_SECONDS, POLL_EVERY_SECONDS, POLL_SELDOM_SECONDS = 2.0, 1.0, 30.0
+"""Work that takes longer is asked for its progress, the less often the longer it takes."""
 SHORT_SECONDS = 1.0
-"""Evaluations that take less are handed out one ahead, since the way to a worker and back would be felt."""
+"""Shorter evaluations are assigned one ahead, because the way to a worker and back would leave it idle."""
 IDLE_SECONDS = 120.0
-"""Workers of a pool without jobs are dismissed, so that others can have their memory."""
-FAILED_HIRES = 5
-"""After so many workers in a row that did not come up, with none that did, jobs are not begun."""
+"""A pool without jobs ends its workers after this time, so that others can use their memory."""
 
 logger = logging.getLogger(__name__)
 
 
 class Pool:
-    """Workers that are hired as they fit, replaced when they die, dismissed when there is nothing to do."""
+    """Workers that are started as they fit, replaced when they die, and ended when there is nothing to do."""
 
-    def __init__(self, crew: Crew, *, evaluation_timeout: float | None = None) -> None:
-        """Start the thread that hands out work.
+    def __init__(self, backend: WorkerBackend, *, evaluation_timeout: float | None = None) -> None:
+        """Start the thread that assigns work.
 
         Args:
-            crew: the engine.
+            backend: runs the workers.
             evaluation_timeout: seconds after which a candidate's evaluation is ended.
         """
-        self._crew = crew
         self._timeout = evaluation_timeout
         self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._seats: dict[int, Seat] = {}
-        self._numbers = itertools.count()
-        self._ports: dict[str, JobPort] = {}
-        self._turns = Turns()
-        self._wanted = 0
-        self._looked_at = -1e9
-        self._busy_until_idle = time.monotonic()
-        self._hire_not_before = 0.0
-        self._failed_hires = 0
+        self._slots = WorkerSlots(backend, lambda slot, name: self._messages.put(partial(self._started, slot, name)))
+        self._listeners: dict[str, JobListener] = {}
+        self._queue = WorkQueue()
+        self._last_job_at = time.monotonic()
         self._seconds = 0.0
         """Exponential mean of an evaluation's duration."""
         self._closed = False
@@ -64,47 +54,47 @@ class Pool:
 
     # Called from any thread.
 
-    def join(self, job_id: str, model: ModelSpec, port: JobPort) -> None:
+    def join(self, job_id: str, model: ModelSpec, listener: JobListener) -> None:
         """Register a job."""
-        self._messages.put(partial(self._join, job_id, model, port))
+        self._messages.put(partial(self._join, job_id, model, listener))
 
     def leave(self, job_id: str) -> None:
-        """Forget a job; what it still has in the pool is abandoned."""
+        """Remove a job and abandon the work it still has in the pool."""
         self._messages.put(partial(self._leave, job_id))
 
-    def submit(self, works: Sequence[Task] | Sequence[Errand]) -> None:
-        """Queue candidates, or an errand, of a job that has joined."""
-        self._messages.put(partial(self._turns.add, works))
+    def submit(self, items: Sequence[Task] | Sequence[LongTask]) -> None:
+        """Queue candidates or a long-running task of a job that has joined."""
+        self._messages.put(partial(self._queue.add, items))
 
-    def end(self, errand: Errand) -> "Future[None]":
-        """End an errand at once, with the worker that does it; resolves when that is done."""
+    def end(self, long_task: LongTask) -> "Future[None]":
+        """End a long-running task at once, together with its worker; resolves when that is done."""
         ended: Future[None] = Future()
-        self._messages.put(partial(self._end, errand, ended))
+        self._messages.put(partial(self._end, long_task, ended))
         return ended
 
     def withdraw(self, tasks: Sequence[Task], *, abandon: bool) -> "Future[set[Task]]":
-        """Take back candidates that no worker was given; with ``abandon``, also stop waiting for those that were.
+        """Take back candidates that are not assigned to a worker; with ``abandon``, also ignore those that are.
 
         Returns:
-            Those that will still be told of: given to workers, and not abandoned.
+            The candidates whose outcomes will still be reported: assigned and not abandoned.
         """
-        staying: Future[set[Task]] = Future()
-        self._messages.put(partial(self._withdraw, tasks, abandon, staying))
-        return staying
+        remaining: Future[set[Task]] = Future()
+        self._messages.put(partial(self._withdraw, tasks, abandon, remaining))
+        return remaining
 
     def prepare(self, job_id: str, spec: JobSpec) -> "Future[Prepared]":
         """Have a worker load a job's model and read its documents."""
         preparation = Preparation(job_id=job_id, spec=spec, result=Future())
-        self._messages.put(partial(self._turns.add, [preparation]))
+        self._messages.put(partial(self._queue.add, [preparation]))
         return preparation.result
 
     def status(self) -> dict[str, int]:
-        """Workers alive and busy, candidates waiting; for metrics."""
-        seats = list(self._seats.values())
+        """The number of workers alive and busy, and of waiting items; for metrics."""
+        slots = list(self._slots)
         return {
-            "alive": sum(seat.name is not None for seat in seats),
-            "busy": sum(bool(seat.given) for seat in seats),
-            "waiting": len(self._turns),
+            "alive": sum(slot.is_up for slot in slots),
+            "busy": sum(bool(slot.assigned) for slot in slots),
+            "waiting": len(self._queue),
         }
 
     def close(self) -> None:
@@ -129,250 +119,229 @@ class Pool:
                 if time.monotonic() - ticked >= TICK_SECONDS:
                     ticked = time.monotonic()
                     self._tick(ticked)
-                self._hand_out()
+                self._dispatch()
             except Exception:
-                logger.exception("the pool met with an error and goes on")
+                logger.exception("internal error in the pool, which continues")
                 time.sleep(TICK_SECONDS)
-        for seat in self._seats.values():
-            seat.worker.kill()
-        self._seats.clear()
+        self._slots.end_all()
 
-    def _join(self, job_id: str, model: ModelSpec, port: JobPort) -> None:
-        self._ports[job_id] = port
-        self._turns.join(job_id, model)
+    def _join(self, job_id: str, model: ModelSpec, listener: JobListener) -> None:
+        self._listeners[job_id] = listener
+        self._queue.join(job_id, model)
 
     def _leave(self, job_id: str) -> None:
-        self._ports.pop(job_id, None)
-        self._turns.leave(job_id)
-        for seat in self._seats.values():
-            for work in seat.given:
+        self._listeners.pop(job_id, None)
+        self._queue.leave(job_id)
+        for slot in self._slots:
+            for work in slot.assigned:
                 work.withdrawn = work.withdrawn or work.job_id == job_id
 
-    def _withdraw(self, tasks: Sequence[Task], abandon: bool, staying: "Future[set[Task]]") -> None:
-        begun = {work for seat in self._seats.values() for work in seat.given}
-        stay = set() if abandon else {task for task in tasks if task in begun}
+    def _withdraw(self, tasks: Sequence[Task], abandon: bool, remaining: "Future[set[Task]]") -> None:
+        assigned = {work for slot in self._slots for work in slot.assigned}
+        kept = set() if abandon else {task for task in tasks if task in assigned}
         for task in tasks:
-            task.withdrawn, task.last_attempt = task not in stay, True
-        self._turns.remove({task for task in tasks if task not in stay})
-        staying.set_result(stay)
+            task.withdrawn, task.last_attempt = task not in kept, True
+        self._queue.remove({task for task in tasks if task not in kept})
+        remaining.set_result(kept)
 
-    def _end(self, errand: Errand, ended: "Future[None]") -> None:
-        errand.withdrawn = True
-        self._turns.remove({errand})
-        for seat in list(self._seats.values()):
-            if errand in seat.given:
-                self._dismiss(seat)
+    def _end(self, long_task: LongTask, ended: "Future[None]") -> None:
+        long_task.withdrawn = True
+        self._queue.remove({long_task})
+        for slot in self._slots:
+            if long_task in slot.assigned:
+                self._slots.end(slot)
         ended.set_result(None)
 
     def _tick(self, now: float) -> None:
-        for seat in list(self._seats.values()):
-            self._look_after(seat, now)
-        if self._ports:
-            self._busy_until_idle = now
-        elif now - self._busy_until_idle > IDLE_SECONDS:
-            for seat in list(self._seats.values()):
-                self._dismiss(seat)
-            return
-        if self._ports and now - self._looked_at > CAPACITY_SECONDS:
-            self._looked_at = now
-            with contextlib.suppress(FactorSearchError):  # a cluster that does not answer may do so later
-                self._wanted = self._crew.capacity().workers
-        if self._ports and now >= self._hire_not_before:
-            while len(self._seats) < self._wanted:
-                self._hire(now)
+        for slot in self._slots:
+            error = overdue(slot, now, self._timeout)
+            if error is None:
+                self._poll(slot, now)
+            else:
+                self._lose(slot, error)
+        if self._listeners:
+            self._last_job_at = now
+            self._slots.fill(now)
+        elif now - self._last_job_at > IDLE_SECONDS:
+            self._slots.end_all()
 
-    def _look_after(self, seat: Seat, now: float) -> None:
-        error = overdue(seat, now, self._timeout)
+    # Progress of work that takes long.
+
+    def _poll(self, slot: WorkerSlot, now: float) -> None:
+        work = slot.assigned[0] if slot.is_up and slot.assigned else None
+        if work is None or isinstance(work, Preparation) or not (slot.loaded or isinstance(work, LongTask)):
+            return
+        elapsed = now - slot.since
+        is_long = elapsed > POLL_AFTER_SECONDS or isinstance(work, LongTask)
+        if is_long and now - slot.polled_at > min(max(POLL_EVERY_SECONDS, elapsed / 20), POLL_SELDOM_SECONDS):
+            slot.polled_at = now
+            answer = slot.worker.progress() if isinstance(work, LongTask) else slot.worker.losses_so_far()
+            answer.add_done_callback(partial(self._polled, slot, work))
+
+    def _polled(self, slot: WorkerSlot, work: Task | LongTask, answer: "Future[Any]") -> None:
+        """Called from any thread."""
+        if answer.exception() is None:
+            self._messages.put(partial(self._report_progress, slot, work, answer.result()))
+
+    def _report_progress(self, slot: WorkerSlot, work: Task | LongTask, progress: Any) -> None:
+        listener = self._listeners.get(work.job_id)
+        if listener is None or not slot.assigned or slot.assigned[0] is not work or work.withdrawn:
+            return
+        if isinstance(work, LongTask):
+            work.report_progress(progress, time.monotonic())
+        elif progress:
+            listener.losses_so_far(work, progress)
+
+    # Workers that start and workers that are lost.
+
+    def _started(self, slot: WorkerSlot, name: "Future[str]") -> None:
+        if slot not in self._slots:
+            return
+        error = name.exception()
         if error is not None:
-            self._lose(seat, error)
+            self._lose(slot, error)
             return
-        work = seat.given[0] if seat.name is not None and seat.given else None
-        if work is None or isinstance(work, Preparation) or not (seat.loaded or isinstance(work, Errand)):
+        self._slots.mark_up(slot, name.result())
+        self._announce("workers", {"alive": len(self._slots.up())})
+
+    def _announce(self, kind: str, data: dict[str, Any]) -> None:
+        for listener in self._listeners.values():
+            listener.event(kind, data)
+
+    def _lose(self, slot: WorkerSlot, error: BaseException) -> None:
+        """End a worker: the item in progress counts as an attempt, those assigned ahead return to the queue."""
+        if slot not in self._slots:
             return
-        elapsed = now - seat.since
-        is_long = elapsed > WATCH_AFTER_SECONDS or isinstance(work, Errand)
-        if is_long and now - seat.watched_at > min(max(WATCH_EVERY_SECONDS, elapsed / 20), WATCH_SELDOM_SECONDS):
-            seat.watched_at = now
-            asked = seat.worker.news() if isinstance(work, Errand) else seat.worker.losses_so_far()
-            asked.add_done_callback(partial(self._heard, seat, work))
-
-    def _heard(self, seat: Seat, work: Task | Errand, future: "Future[Any]") -> None:
-        if future.exception() is None:
-            self._messages.put(partial(self._tell, seat, work, future.result()))
-
-    def _tell(self, seat: Seat, work: Task | Errand, told: Any) -> None:
-        port = self._ports.get(work.job_id)
-        if port is None or not seat.given or seat.given[0] is not work or work.withdrawn:
-            return
-        if isinstance(work, Errand):
-            work.hear(told, time.monotonic())
-        elif told:
-            port.losses_so_far(work, told)
-
-    # Hiring and losing workers.
-
-    def _hire(self, now: float) -> None:
-        seat = Seat(next(self._numbers), self._crew.hire(), now)
-        self._seats[seat.number] = seat
-        seat.worker.name().add_done_callback(lambda future: self._messages.put(partial(self._came_up, seat, future)))
-
-    def _came_up(self, seat: Seat, future: "Future[str]") -> None:
-        if self._seats.get(seat.number) is not seat:
-            return
-        error = future.exception()
-        if error is not None:
-            self._lose(seat, error)
-            return
-        seat.name = future.result()
-        self._failed_hires = 0
-        self._announce()
-
-    def _announce(self) -> None:
-        alive = sum(seat.name is not None for seat in self._seats.values())
-        for port in self._ports.values():
-            port.event("workers", {"alive": alive})
-
-    def _dismiss(self, seat: Seat) -> None:
-        del self._seats[seat.number]
-        seat.worker.kill()
-
-    def _lose(self, seat: Seat, error: BaseException) -> None:
-        """End a worker; what it worked on counts an attempt, what lay behind that goes to others."""
-        if self._seats.pop(seat.number, None) is None:
-            return
-        seat.worker.kill()
-        now = time.monotonic()
-        if seat.name is None:
-            self._failed_hires += 1
-            self._hire_not_before = now + min(30.0, 0.5 * 2.0 ** min(self._failed_hires, 6))
-        given = [work for work in seat.given if not work.withdrawn]
+        self._slots.end_lost(slot, time.monotonic())
         reason = one_line(error)
-        logger.warning("worker %s lost: %s", seat.name or "coming up", reason)
-        for port in self._ports.values():
-            port.event("worker_lost", {"worker": seat.name, "reason": reason, "outcome": outcome_of(error)})
-        if given and given[0] is seat.given[0]:
-            self._attempt_failed(given.pop(0), error, seat)
-        for work in reversed(given):
-            self._turns.put_back(work)
-        if self._failed_hires >= FAILED_HIRES and not any(seat.name for seat in self._seats.values()):
-            for work in self._turns.give_up_whole_works():
-                error_of = ErrandError if isinstance(work, Errand) else PrepareError
-                work.result.set_exception(error_of(f"no worker comes up: {reason}"))
+        logger.warning("lost worker %s: %s", slot.name or "that was starting", reason)
+        self._announce("worker_lost", {"worker": slot.name, "reason": reason, "outcome": outcome_of(error)})
+        wanted = [work for work in slot.assigned if not work.withdrawn]
+        if wanted and wanted[0] is slot.assigned[0]:
+            self._attempt_failed(wanted.pop(0), error, slot)
+        for work in reversed(wanted):
+            self._queue.put_back(work)
+        if self._slots.cannot_start:
+            for item in self._queue.take_all_but_candidates():
+                error_class = LongTaskError if isinstance(item, LongTask) else PrepareError
+                item.result.set_exception(error_class(f"no worker could be started: {reason}"))
 
-    def _attempt_failed(self, work: Work, error: BaseException, seat: Seat) -> None:
+    def _attempt_failed(self, work: Work, error: BaseException, slot: WorkerSlot) -> None:
         outcome, reason = outcome_of(error), one_line(error)
-        last = work.attempts >= ATTEMPTS[outcome]
-        port = self._ports.get(work.job_id)
+        is_last = work.attempts >= ATTEMPTS[outcome]
+        retried = {"attempt": work.attempts + 1, "outcome": outcome, "reason": reason}
+        listener = self._listeners.get(work.job_id)
         if not isinstance(work, Task):
             if isinstance(error, FactorSearchError):
                 work.result.set_exception(error)
-            elif last:
-                work.result.set_exception(given_up(work, outcome, reason))
+            elif is_last:
+                work.result.set_exception(final_error(work, outcome, reason))
             else:
-                if port is not None and isinstance(work, Errand):
-                    port.event("retried", {"attempt": work.attempts + 1, "outcome": outcome, "reason": reason})
-                self._turns.put_back(work)
-        elif port is not None and work.last_attempt:
-            port.dropped(work)
-        elif last and port is not None:
-            port.done(work, without_result(work, outcome), seat.name or "", reason)
-        elif port is not None:
-            again = {"key": work.key, "attempt": work.attempts + 1, "outcome": outcome, "reason": reason}
-            port.event("retried", again)
-            self._turns.put_back(work)
+                if listener is not None and isinstance(work, LongTask):
+                    listener.event("retried", retried)
+                self._queue.put_back(work)
+        elif listener is not None and work.last_attempt:
+            listener.dropped(work)
+        elif listener is not None and is_last:
+            listener.done(work, without_result(work, outcome), slot.name or "", reason)
+        elif listener is not None:
+            listener.event("retried", {"key": work.key} | retried)
+            self._queue.put_back(work)
 
-    # Handing out work, and taking it back done.
+    # Assigning work, and receiving results.
 
-    def _hand_out(self) -> None:
-        if not len(self._turns):
+    def _dispatch(self) -> None:
+        if not len(self._queue):
             return
         now = time.monotonic()
-        up = [seat for seat in self._seats.values() if seat.name is not None]
-        idle = [seat for seat in up if not seat.given]
-        while idle and (chosen := self._turns.choose(idle, up, now)) is not None:
-            seat, work = chosen
-            idle.remove(seat)
-            self._give(seat, work)
-        if idle or self._seconds > SHORT_SECONDS:
-            return
-        for seat in up:
-            # one ahead, unless that could leave somebody idle at the end of a generation
-            if len(self._turns) <= len(up) // 4:
+        up = self._slots.up()
+        idle = [slot for slot in up if not slot.assigned]
+        while idle and (chosen := self._queue.choose(idle, up, now)) is not None:
+            slot, work = chosen
+            idle.remove(slot)
+            self._assign(slot, work)
+        if not idle and self._seconds <= SHORT_SECONDS:
+            self._assign_ahead(up)
+
+    def _assign_ahead(self, up: list[WorkerSlot]) -> None:
+        """Give busy workers a second candidate, unless that could leave others idle at the end of a generation."""
+        for slot in up:
+            if len(self._queue) <= len(up) // 4:
                 break
-            if len(seat.given) == 1 and seat.loaded and isinstance(seat.given[0], Task):
-                ahead = self._turns.ahead(seat)
+            if len(slot.assigned) == 1 and slot.loaded and isinstance(slot.assigned[0], Task):
+                ahead = self._queue.ahead(slot)
                 if ahead is not None:
-                    self._give(seat, ahead)
+                    self._assign(slot, ahead)
 
-    def _give(self, seat: Seat, work: Work) -> None:
-        if seat.model != work.model:
-            seat.model, seat.model_since = work.model, time.monotonic()
-        seat.given.append(work)
-        if isinstance(work, Task) and seat.setting != work.setting:
-            seat.setting, seat.loaded = work.setting, False
-            loaded = partial(self._loaded, seat, work.setting)
-            seat.worker.load(work.setting).add_done_callback(lambda future: self._messages.put(partial(loaded, future)))
-        if len(seat.given) == 1:
-            self._begin(seat)
+    def _assign(self, slot: WorkerSlot, work: Work) -> None:
+        if slot.model != work.model:
+            slot.model, slot.model_since = work.model, time.monotonic()
+        slot.assigned.append(work)
+        if isinstance(work, Task) and slot.setting != work.setting:
+            slot.setting, slot.loaded = work.setting, False
+            loaded = partial(self._loaded, slot, work.setting)
+            slot.worker.load(work.setting).add_done_callback(lambda future: self._messages.put(partial(loaded, future)))
+        if len(slot.assigned) == 1:
+            self._begin(slot)
         if isinstance(work, Preparation):
-            seat.setting = None
-            future: Future[Any] = seat.worker.prepare(work.spec)
-        elif isinstance(work, Errand):
-            seat.setting = None
-            future = seat.worker.errand(work.call)
+            slot.setting = None
+            future: Future[Any] = slot.worker.prepare(work.spec)
+        elif isinstance(work, LongTask):
+            slot.setting = None
+            future = slot.worker.run_long_task(work.call)
         else:
-            future = seat.worker.evaluate(work.setting, work.factors, work.samples, race=work.race, known=work.known)
-        future.add_done_callback(lambda future: self._messages.put(partial(self._returned, seat, work, future)))
+            future = slot.worker.evaluate(work.setting, work.factors, work.samples, race=work.race, known=work.known)
+        future.add_done_callback(lambda future: self._messages.put(partial(self._returned, slot, work, future)))
 
-    def _begin(self, seat: Seat) -> None:
-        """The first of what a worker was given is now what it works on."""
-        seat.since = seat.watched_at = time.monotonic()
-        work = seat.given[0]
+    def _begin(self, slot: WorkerSlot) -> None:
+        """The first item assigned to a worker is now in progress."""
+        slot.since = slot.polled_at = time.monotonic()
+        work = slot.assigned[0]
         work.attempts += 1
-        port = self._ports.get(work.job_id)
-        if isinstance(work, Task) and port is not None and not work.withdrawn:
-            port.started(work)
+        listener = self._listeners.get(work.job_id)
+        if isinstance(work, Task) and listener is not None and not work.withdrawn:
+            listener.started(work)
 
-    def _loaded(self, seat: Seat, setting: Setting, future: "Future[None]") -> None:
-        if self._seats.get(seat.number) is not seat or seat.setting != setting:
+    def _loaded(self, slot: WorkerSlot, setting: Setting, future: "Future[None]") -> None:
+        if slot not in self._slots or slot.setting != setting:
             return
         error = future.exception()
         if error is None:
             now = time.monotonic()
-            seat.loaded, seat.load_seconds, seat.since = True, now - seat.since, now
+            slot.loaded, slot.load_seconds, slot.since = True, now - slot.since, now
         else:
-            self._lose(seat, error)
+            self._lose(slot, error)
 
-    def _returned(self, seat: Seat, work: Work, future: "Future[Any]") -> None:
-        if self._seats.get(seat.number) is not seat:
-            return  # it was lost before; its work is with others
+    def _returned(self, slot: WorkerSlot, work: Work, future: "Future[Any]") -> None:
+        if slot not in self._slots:
+            return  # the worker was lost before, so its work is already elsewhere
         error = future.exception()
         if error is not None and (isinstance(work, Task) or not isinstance(error, FactorSearchError)):
-            self._lose(seat, error)  # a process in which something went wrong is not trusted with the next candidate
+            self._lose(slot, error)  # a process after an unexpected error is not used for another candidate
             return
-        seconds = time.monotonic() - seat.since
-        seat.given.remove(work)
-        seat.since = time.monotonic()
-        if seat.given:
-            self._begin(seat)
+        seconds = time.monotonic() - slot.since
+        slot.assigned.remove(work)
+        slot.since = time.monotonic()
+        if slot.assigned:
+            self._begin(slot)
         if work.withdrawn:
             return
         if not isinstance(work, Task):
-            if isinstance(work, Errand):
-                seat.model = None
+            if isinstance(work, LongTask):
+                slot.model = None
             if error is None:
                 work.result.set_result(future.result())
             else:
-                self._attempt_failed(work, error, seat)
+                self._attempt_failed(work, error, slot)
             return
         self._seconds = seconds if not self._seconds else 0.8 * self._seconds + 0.2 * seconds
-        self._evaluated(seat, work, future.result())
+        self._evaluated(slot, work, future.result())
 
-    def _evaluated(self, seat: Seat, task: Task, evaluation: Evaluation) -> None:
-        port = self._ports.get(task.job_id)
-        if port is None:
+    def _evaluated(self, slot: WorkerSlot, task: Task, evaluation: Evaluation) -> None:
+        listener = self._listeners.get(task.job_id)
+        if listener is None:
             return
         if evaluation.outcome == OUT_OF_MEMORY and task.attempts < ATTEMPTS[OUT_OF_MEMORY] and not task.last_attempt:
-            self._attempt_failed(task, MemoryError("the evaluation ran out of memory"), seat)
+            self._attempt_failed(task, MemoryError("the evaluation ran out of memory"), slot)
             return
-        port.done(task, evaluation, seat.name or "", None)
+        listener.done(task, evaluation, slot.name or "", None)

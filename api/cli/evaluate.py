@@ -12,7 +12,6 @@ from api.cli.arguments import Commands, add_compute_arguments, add_json_argument
 from factor_search.errors import SearchFailedError, SpecError
 from factor_search.factors import Factors
 from factor_search.factors_file import check_belongs, read_factors
-from factor_search.job import distinct_tokens
 from factor_search.measure.evaluation import OK
 from factor_search.measure.evaluator import LocalEvaluator
 from factor_search.measure.passkey import DIGITS, accuracy_by_cell, even_depths, passkey_accuracy, passkey_samples
@@ -26,7 +25,15 @@ from factor_search.model.loading import LoadedModel, load_model
 from factor_search.spec import MEASURES, NeedleSpec, read_spec
 from factor_search.text.documents import documents_from_files
 from factor_search.text.needle import needle_samples
-from factor_search.text.samples import PARTS, Sample, SampleSet, check_vocabulary, first_samples, load_samples
+from factor_search.text.samples import (
+    PARTS,
+    Sample,
+    SampleSet,
+    check_vocabulary,
+    distinct_tokens,
+    first_samples,
+    load_samples,
+)
 from factor_search.text.tokens import CachedTokenizer
 
 TASKS = PERPLEXITY, NEEDLE, PASSKEY = "perplexity", "needle", "passkey"
@@ -213,7 +220,7 @@ def _from_job(arguments: argparse.Namespace) -> _Asked:
         spec.target_length,
         seed=spec.seed,
         whole=stride is not None,
-        distinct=distinct_tokens(spec.data, loaded.geometry),
+        distinct=distinct_tokens(spec.data, loaded.geometry.original_length),
     )
     if stride is not None and spec.tokens_scored is not None:
         samples = samples.cut(spec.tokens_scored)

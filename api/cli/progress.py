@@ -7,8 +7,9 @@ from typing import Any
 from tqdm import tqdm
 
 from factor_search.measure.evaluation import OK
+from factor_search.plan.kinds.contract import Work
+from factor_search.plan.kinds.search import JobWork
 from factor_search.plan.run import PlanWatcher
-from factor_search.plan.work import SearchWork, Work
 from factor_search.search.loop import SearchState
 from factor_search.search.selection import JobWatcher
 from factor_search.spec import BudgetSpec
@@ -90,7 +91,7 @@ class PlanProgress:
 
     def watcher(self) -> PlanWatcher:
         """The callbacks to hand to the plan."""
-        return PlanWatcher(stage=self._stage, job=self._job, heard=self._heard)
+        return PlanWatcher(stage=self._stage, job=self._job, progress=self._heard)
 
     def close(self) -> None:
         """Leave the terminal clean."""
@@ -105,7 +106,7 @@ class PlanProgress:
         self.close()
         print(f"[{number + 1}] {work.stage}{': known from before' if known else ''}", file=sys.stderr, flush=True)
 
-    def _job(self, work: SearchWork) -> JobWatcher:
+    def _job(self, work: JobWork) -> JobWatcher:
         self._search = Progress(work.job.budget)
         return self._search.watcher()
 

@@ -11,7 +11,7 @@ from factor_search.errors import SpecError
 from factor_search.files.json_documents import read_json
 from factor_search.job import run_job
 from factor_search.model.allocator import keep_freed_memory
-from factor_search.plan.perform import MODEL
+from factor_search.plan.kinds.export import FOLDER
 from factor_search.plan.report import plan_report
 from factor_search.plan.report import table as plan_table
 from factor_search.plan.run import PlanResult, run_plan
@@ -96,7 +96,7 @@ def _run_plan(plan: PlanSpec, arguments: argparse.Namespace) -> int:
     if result.status != "finished":
         return _stopped(result, out)
     if not arguments.json:
-        exported = [out / work.stage / MODEL for work in result.works if work.kind == "export"]
+        exported = [out / work.stage / FOLDER for work in result.works if work.kind == "export"]
         print(*exported, out / "factors.json", out / "report.html", sep="  ")
     return 0
 

@@ -14,8 +14,10 @@ from api.records import Records
 from api.routes.resource import Resource, Stores, routes_of
 from api.schemas import EXAMPLE_PLAN_ID, finite
 from api.submission import submitted_plan
+from factor_search.plan.kinds.await_checkpoint import AwaitWork
+from factor_search.plan.kinds.contract import Outcome, Work
 from factor_search.plan.spec import PlanSpec, parse_plan
-from factor_search.plan.work import AwaitWork, Outcome, Work, last_factors, parse_outcome, parse_work
+from factor_search.plan.work import last_factors, parse_outcome, parse_work
 from storage.events import PLAN
 from storage.plans import CHECKPOINT, check_waiting
 from storage.plans import Plan as StoredPlan
@@ -97,7 +99,7 @@ def supply_checkpoint(plan_id: PlanId, stores: Stores, checkpoint: Checkpoint) -
     assert plan.present is not None
     work = parse_work(plan.present.work)
     assert isinstance(work, AwaitWork)
-    stores.settings.policy.check_handed_in(checkpoint.model)
+    stores.settings.policy.check_supplied_checkpoint(checkpoint.model)
     deferred.check_checkpoint(work, FilePath(checkpoint.model))
     spec = work.model_dump(mode="json") | {CHECKPOINT: checkpoint.model}
     return stores.show(stores.plans.supply_checkpoint(plan.id, spec))[0]

@@ -22,7 +22,7 @@ from factor_search.files.cache import cache_folder
 from factor_search.files.canonical_json import sha256_of
 from factor_search.model.configuration import read_geometry
 from factor_search.model.geometry import Geometry
-from factor_search.spec import ModelSpec
+from factor_search.spec import ModelSpec, looks_local
 
 
 @dataclass(frozen=True)
@@ -154,11 +154,6 @@ def _file_hash(file: Path) -> str:
 
 def _origin(spec: ModelSpec) -> dict[str, Any]:
     return {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
-
-
-def looks_local(model_id: str) -> bool:
-    """Whether an id can only be a path: hub ids are ``name`` or ``owner/name``."""
-    return model_id.startswith((".", "/", "~")) or model_id.count("/") > 1
 
 
 def _device(spec: ModelSpec) -> torch.device:

@@ -1,0 +1,107 @@
+"""Advancing plans: when a stage ends, the job of the next one is queued, or an identical finished job is reused."""
+
+import itertools
+import logging
+from pathlib import Path
+from typing import Any
+
+from factor_search.errors import FactorSearchError, ModelLoadError, one_line
+from factor_search.files.canonical_json import sha256_of
+from factor_search.plan.kinds import kind_of
+from factor_search.plan.kinds.contract import Access, Execution, Work
+from factor_search.plan.spec import parse_plan
+from factor_search.plan.work import parse_outcome, work_of
+from factor_search.text.documents import matching_files
+from storage.errors import StorageError
+from storage.plan_steps import PlanSteps
+from storage.plans import Plan
+from workers.policy import Policy
+
+STEPS_AT_ONCE = 100
+
+logger = logging.getLogger(__name__)
+
+
+class PlanScheduler:
+    """Advances the plans of a database; any number of schedulers may run, and each step is taken once."""
+
+    def __init__(self, steps: PlanSteps, policy: Policy) -> None:
+        self._steps = steps
+        self._policy = policy
+
+    def round(self) -> None:
+        """Advance all plans that are due as far as possible now.
+
+        Raises:
+            StorageError: the database cannot be reached.
+        """
+        for _ in range(STEPS_AT_ONCE):
+            if not any(self._advance(plan) for plan in self._steps.due()):
+                return
+
+    def _advance(self, plan: Plan) -> bool:
+        """Take one step of a plan, or let the plan fail; true if the step was taken here."""
+        try:
+            return self._steps.conclude(plan) if plan.job is not None else self._begin(plan)
+        except StorageError:
+            raise
+        except FactorSearchError as error:
+            logger.info("plan %s failed: %s", plan.id, error)
+            return self._steps.fail(plan, str(error))
+        except Exception as error:
+            logger.exception("plan %s failed with an internal error", plan.id)
+            return self._steps.fail(plan, f"internal error: {type(error).__name__}: {one_line(error)}")
+
+    def _begin(self, plan: Plan) -> bool:
+        """Start the current stage, unless an identical finished job has its result."""
+        before = [parse_outcome(stage.outcome) for stage in plan.stages[: plan.stage]]
+        work = work_of(parse_plan(plan.spec), plan.stage, before)
+        _check_there(work, plan)
+        self._policy.check_work(work)
+        document = work.model_dump(mode="json")
+        if kind_of(work).execution == Execution.CHECKPOINT:
+            return self._steps.wait(plan, document)
+        sha256 = identity(work)
+        for job_id, outcome in self._steps.finished_twins(sha256):
+            if _is_there(outcome):
+                return self._steps.reuse(plan, work=document, job_id=job_id, outcome=outcome)
+        name, job = work.as_job(plan.name)
+        return self._steps.queue(plan, work=document, kind=work.kind, spec=job, spec_sha256=sha256, name=name)
+
+
+def identity(work: Work) -> str:
+    """A hash of everything that the result of a stage depends on: stages with equal hashes have equal results.
+
+    Besides the work itself it covers the budget of a search and the versions of local files, given by their sizes and
+    modification times.
+    """
+    budget = [] if work.budget is None else [work.budget]
+    return sha256_of([work.sha256, *budget, _version_of(work.access())])
+
+
+def _version_of(access: Access) -> list[Any]:
+    """Names, sizes and modification times of the files that are read: documents, then the model."""
+    data, model = access.data, Path(access.models[0].id)
+    patterns = [] if data is None else [*(data.files or ()), *(data.held_out_files or ())]
+    patterns += itertools.chain.from_iterable(access.files.values())
+    files = [Path(file) for pattern in patterns for file in matching_files(pattern)]
+    if model.is_dir():
+        files += sorted(file for file in model.iterdir() if file.is_file())
+    return [[str(file), status.st_size, status.st_mtime_ns] for file in files for status in [file.stat()]]
+
+
+def _check_there(work: Work, plan: Plan) -> None:
+    """Refuse a stage whose model was deleted, and name the stage that can make it again."""
+    needed = work.access().models[0].id
+    for stage in plan.stages[: plan.stage]:
+        model = (stage.outcome or {}).get("model")
+        if model is not None and model["id"] == needed and not _is_there({"model": model}):
+            raise ModelLoadError(
+                f"the checkpoint {needed} of {stage.name} is missing: restore it, or retry from {stage.name}"
+            )
+
+
+def _is_there(outcome: dict[str, Any]) -> bool:
+    """Whether the checkpoint of a finished job, if it has one, still exists."""
+    model = outcome["model"]
+    return model is None or (Path(model["id"]) / "config.json").is_file()
