@@ -27,12 +27,12 @@ from typing import Any
 import httpx2
 import uvicorn
 
-from api.dashboard import dashboard_app
+from api.dashboard import Dashboard
 from bench.scratch import scratch_database
 from factor_search.factors import Factors
 from factor_search.measure.evaluation import DIVERGED, OK, Evaluation
 from factor_search.spec import parse_spec
-from storage.dashboard.optuna_tables import optuna_url_beside
+from storage.dashboard.address import optuna_url_beside
 from storage.dashboard.projection import Projection
 from storage.database import Database
 from storage.evaluations import Batch, Candidate, Computed, EvaluationStore
@@ -147,7 +147,7 @@ def served(optuna_url: str) -> Iterator[str]:
     """The dashboard in this process, on a free port of this machine."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(dashboard_app(optuna_url), log_level="warning", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(Dashboard(optuna_url), log_level="warning", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -12,7 +12,7 @@ import time
 
 from bench.dashboard import evaluated, new_job, proposed
 from bench.scratch import scratch_database
-from storage.dashboard.optuna_tables import optuna_url_beside
+from storage.dashboard.address import optuna_url_beside
 from storage.dashboard.projector import start
 from storage.dashboard.unprojected import catch_up
 from storage.database import Database

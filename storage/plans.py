@@ -30,7 +30,7 @@ __all__ = ["CHECKPOINT", "PREFIX", "Plan", "PlanStage", "PlanStore"]
 PREFIX = "p"
 """Of the ids of plans; those of jobs are hexadecimal."""
 CHECKPOINT = "checkpoint"
-"""Key, beside the work of a stage that waits, of the folder that was supplied."""
+"""Key of the supplied checkpoint's folder, beside the work of a stage that waits for one."""
 
 
 class PlanStore:

@@ -19,7 +19,7 @@ import pytest
 from api.cli import MODULES, build_parser, main
 from api.cli.serve import coordinator_command, coordinator_environment, read_policy
 from api.cli.watch import Display, describe
-from api.client import Client, Event
+from api.client import Event, Jobs
 from api.schemas import moment
 from factor_search.measure.ledger import Ledger
 from tests.rest_service import SPEC, FakeCoordinator, app_on, progress, serving, settings
@@ -230,7 +230,7 @@ def test_download(run: Run, url: str, spec: Path, coordinator: FakeCoordinator, 
 def test_download_into_a_folder_is_what_run_writes(
     run: Run, url: str, spec: Path, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Client, "report_html", lambda *_: "<html>")
+    monkeypatch.setattr(Jobs, "report_html", lambda *_: "<html>")
     job = run("submit", spec)[1].strip()
     lease = coordinator.claim()
     coordinator.generation(lease, 0)

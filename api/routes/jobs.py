@@ -16,8 +16,9 @@ from api.submission import submitted_spec, with_warm_start
 from factor_search.factors_file import parse_factors
 from factor_search.spec import JobSpec
 from storage.events import JOB
+from storage.jobs import SEARCHES
 from storage.jobs import Job as StoredJob
-from storage.states import SEARCHES, JobState
+from storage.states import JobState
 
 
 def submit(stores: Records, spec: JobSpec, key: str | None, by: str | None) -> tuple[StoredJob, bool]:
