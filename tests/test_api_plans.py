@@ -27,7 +27,7 @@ AWAITING = [{"kind": "await_checkpoint", "name": "tuned"}, {"kind": "export"}]
 
 
 def anything(folder: Path) -> Policy:
-    return Policy((Path("/"),), allow_hub=False, allow_remote_code=False, made=folder / "made")
+    return Policy((Path("/"),), allow_hub=False, allow_remote_code=False, work_folder=folder / "made")
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_what_cannot_end_well_is_refused_at_once(
 
 def test_a_plan_may_not_touch_more_than_a_job(tmp_path: Path, checkpoint: Path, texts: Path) -> None:
     document = plan_document(checkpoint, texts)
-    inside = Policy((checkpoint, texts), allow_hub=False, allow_remote_code=False, made=tmp_path / "made")
+    inside = Policy((checkpoint, texts), allow_hub=False, allow_remote_code=False, work_folder=tmp_path / "made")
     with calling(app_on(tmp_path, policy=inside)) as client:
         assert client.post("/v1/plans", json=document).status_code == 201
         outside = [str(tmp_path / "secret.txt")]
@@ -115,13 +115,13 @@ def test_jobs_and_plans_have_doors_of_their_own(client: TestClient, checkpoint: 
 
 def test_what_a_plan_has_made_may_be_used_by_a_job(tmp_path: Path, checkpoint: Path) -> None:
     made = shutil.copytree(checkpoint, tmp_path / "made" / "finetune-1" / "model")
-    policy = Policy((tmp_path / "root",), allow_hub=False, allow_remote_code=False, made=tmp_path / "made")
+    policy = Policy((tmp_path / "root",), allow_hub=False, allow_remote_code=False, work_folder=tmp_path / "made")
     policy.check_model(ModelSpec(id=str(made)))
     for elsewhere in (checkpoint, tmp_path / "made" / ".." / "root2"):
         with pytest.raises(Exception, match="not in a folder that jobs may use"):
             policy.check_model(ModelSpec(id=str(elsewhere)))
     with pytest.raises(Exception, match="not in a folder"):
-        policy.check_handed_in(str(made))
+        policy.check_supplied_checkpoint(str(made))
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

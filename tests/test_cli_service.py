@@ -336,7 +336,9 @@ def test_every_flag_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
     arguments = build_parser("serve").parse_args(["serve"])
     assert (arguments.host, arguments.port, arguments.database) == ("::1", 0, "sqlite:///x.db")
     policy = read_policy(arguments, hub=True)
-    expected = Policy((tmp_path, tmp_path / "a"), allow_hub=False, allow_remote_code=True, made=tmp_path / "made")
+    expected = Policy(
+        (tmp_path, tmp_path / "a"), allow_hub=False, allow_remote_code=True, work_folder=tmp_path / "made"
+    )
     assert policy == expected
     for name, value in coordinator_environment("sqlite:///x.db", "sqlite:///y.db").items():
         monkeypatch.setenv(name, value)
@@ -349,7 +351,7 @@ def test_every_flag_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
 
 def test_the_working_folder_is_beside_an_sqlite_database(tmp_path: Path) -> None:
     def made(database: str) -> Path | None:
-        return read_policy(build_parser("serve").parse_args(["serve", "--database", database]), hub=True).made
+        return read_policy(build_parser("serve").parse_args(["serve", "--database", database]), hub=True).work_folder
 
     assert made(f"sqlite:///{tmp_path / 'x.db'}") == tmp_path / "x.work"
     assert made("postgresql://u@h/x") is None
