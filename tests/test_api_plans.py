@@ -181,15 +181,15 @@ def test_a_plan_on_the_command_line(
 def check_results(client: Client, plan_id: str, checkpoint: Path) -> None:
     plan = client.plans.get(plan_id)
     assert [stage.state for stage in plan.stages] == ["finished"] * 3
-    job = client.job(str(plan.stages[0].job))
+    job = client.jobs.get(str(plan.stages[0].job))
     assert (job.plan, job.stage, job.kind) == (plan_id, "search-1", "search")
-    assert client.factors(job.id) == client.plans.factors(plan_id)
+    assert client.jobs.factors(job.id) == client.plans.factors(plan_id)
     assert plan.stages[1].model == str(checkpoint.resolve())
-    exported = client.job(str(plan.stages[2].job))
+    exported = client.jobs.get(str(plan.stages[2].job))
     with pytest.raises(ConflictError, match="is no search"):
-        client.report(exported.id)
+        client.jobs.report(exported.id)
     with pytest.raises(ConflictError, match="pause, resume or cancel the plan"):
-        client.pause(exported.id)
+        client.jobs.pause(exported.id)
     report = client.plans.report(plan_id)
     assert [stage["status"] for stage in report["stages"]] == ["finished"] * 3
     assert "<svg" in client.plans.report_html(plan_id)

@@ -5,7 +5,7 @@ from factor_search.measure.evaluation import FAILED, OUT_OF_MEMORY, TIMED_OUT, W
 from workers.backend import WorkerGoneError, WorkerOutOfMemoryError
 from workers.tasks import LongTask, Preparation, Task, WorkerSlot
 
-ATTEMPTS = {WORKER_LOST: 3, OUT_OF_MEMORY: 2, TIMED_OUT: 2, FAILED: 2}
+ATTEMPTS: dict[str, int] = {WORKER_LOST: 3, OUT_OF_MEMORY: 2, TIMED_OUT: 2, FAILED: 2}
 """After so many attempts, the outcome of the last one is the candidate's."""
 ABANDON_SECONDS = 5.0
 """A worker that still evaluates for a cancelled job after so long is ended."""

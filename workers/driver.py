@@ -8,8 +8,8 @@ from factor_search.errors import FactorSearchError, one_line
 from factor_search.plan.kinds import KINDS
 from factor_search.plan.kinds.contract import Execution
 from storage.errors import DatabaseError, LeaseLostError
-from storage.jobs import CANCEL, PAUSE, Job, Lease
-from storage.schema import CANCELLED, FAILED, PAUSED
+from storage.jobs import Job, Lease
+from storage.states import JobState, StateRequest
 from workers.job_evaluator import SHUTDOWN, JobStopped
 from workers.job_run import End, JobRun, Tools
 from workers.long_task_run import drive_long_task
@@ -84,20 +84,23 @@ class Driver:
         except JobStopped as stop:
             if stop.reason == SHUTDOWN:
                 self._tools.jobs.give_back(self.lease, reason="its coordinator shuts down")
-            return {PAUSE: End(PAUSED, {}), CANCEL: End(CANCELLED, {})}.get(stop.reason)
+            ends: dict[str, JobState] = {StateRequest.PAUSE: JobState.PAUSED, StateRequest.CANCEL: JobState.CANCELLED}
+            return End(ends[stop.reason], {}) if stop.reason in ends else None
         except (LeaseLostError, DatabaseError):
             raise
         except FactorSearchError as error:
             logger.info("job %s failed: %s", self.lease.job_id, error)
-            return End(FAILED, {"error": str(error)})
+            return End(JobState.FAILED, {"error": str(error)})
         except Exception as error:
             logger.exception("job %s met with an internal error", self.lease.job_id)
-            return End(FAILED, {"error": f"internal error: {type(error).__name__}: {one_line(error)}"})
+            return End(JobState.FAILED, {"error": f"internal error: {type(error).__name__}: {one_line(error)}"})
 
     def _by_kind(self) -> End | None:
         self.apply_request(self._job.request)
         self._run.evaluator.check()
         if self._job.claims_in_vain > CLAIMS_IN_VAIN:
             times = self._job.claims_in_vain - 1
-            return End(FAILED, {"error": f"its coordinator died {times} times before anything of it was recorded"})
+            return End(
+                JobState.FAILED, {"error": f"its coordinator died {times} times before anything of it was recorded"}
+            )
         return WAYS[KINDS[self._job.kind].execution](self._run)

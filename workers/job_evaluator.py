@@ -18,7 +18,8 @@ from factor_search.measure.race import Race
 from factor_search.text.samples import SampleSet
 from storage.errors import DatabaseError, LeaseLostError
 from storage.evaluations import Batch, Candidate, Computed, EvaluationStore
-from storage.jobs import PAUSE, Lease
+from storage.jobs import Lease
+from storage.states import StateRequest
 from workers.backend import SharedSamples, WorkerBackend
 from workers.known_results import KnownResults, known_results
 from workers.model_worker import Prepared, Setting
@@ -98,13 +99,13 @@ class JobEvaluator:
 
     def stop(self, reason: str) -> None:
         """Have the search end soon; called from any thread. The first reason counts, unless it was to pause."""
-        if self._stopped in (None, PAUSE):
+        if self._stopped in (None, StateRequest.PAUSE):
             self._stopped = reason
         self._inbox.put(None)
 
     def resume(self) -> None:
         """Take back a pause."""
-        if self._stopped == PAUSE:
+        if self._stopped == StateRequest.PAUSE:
             self._stopped = None
 
     def check(self) -> None:
@@ -155,7 +156,7 @@ class JobEvaluator:
             self._record(lambda batch: batch.withdrawn.extend(unwanted))
             raise
         except JobStopped as stop:
-            self._withdraw(tasks, results, wait=stop.reason == PAUSE)
+            self._withdraw(tasks, results, wait=stop.reason == StateRequest.PAUSE)
             raise
         except FactorSearchError:
             self._withdraw(tasks, results, wait=False)
@@ -238,7 +239,7 @@ class JobEvaluator:
     def _withdraw(self, tasks: dict[str, Task], results: dict[str, Evaluation], *, wait: bool) -> None:
         missing = [task for key, task in tasks.items() if key not in results]
         staying = {task.key for task in self._pool.withdraw(missing, abandon=not wait).result()}
-        while staying and self._stopped == PAUSE:
+        while staying and self._stopped == StateRequest.PAUSE:
             if (result := self._inbox.get()) is not None:
                 staying.discard(result.key)
         self._await_recorder()

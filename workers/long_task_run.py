@@ -15,7 +15,7 @@ from factor_search.plan.work import parse_work
 from factor_search.search.problem import SearchProblem
 from factor_search.spec import JobSpec
 from storage.evaluations import Batch
-from storage.schema import FINISHED
+from storage.states import JobState
 from workers.job_run import End, JobRun
 from workers.model_worker import LongTaskCall
 from workers.progress import EVENT_SECONDS
@@ -50,7 +50,7 @@ def drive_long_task(run: JobRun) -> End | None:
             return None
         evaluated = evaluate_candidates(run, work, job)
     outcome = with_evaluated(run_long_task(run, work, call), evaluated)
-    return End(FINISHED, {"outcome": outcome.model_dump(mode="json")})
+    return End(JobState.FINISHED, {"outcome": outcome.model_dump(mode="json")})
 
 
 def evaluate_candidates(run: JobRun, work: Work, job: JobSpec) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from api.plan_schemas import Checkpoint, Plan, PlanPage, Retry
 from api.problems import RefusedError, documented
 from api.routes.jobs import Stores
 from api.routes.results import LARGEST_NUMBER, STREAM_EXAMPLE, event_stream, preferred
-from api.schemas import EXAMPLE_PLAN_ID, finite
+from api.schemas import EXAMPLE_PLAN_ID, finite, inline
 from api.submission import checked_idempotency_key, submitted_plan
 from factor_search.plan.kinds.await_checkpoint import AwaitWork
 from factor_search.plan.kinds.contract import Outcome, Work
@@ -20,6 +20,7 @@ from factor_search.plan.spec import PlanSpec, parse_plan
 from factor_search.plan.work import last_factors, parse_outcome, parse_work
 from storage.plans import Plan as StoredPlan
 from storage.plans import check_waiting
+from storage.states import PlanState
 from workers.long_task_run import CHECKPOINT
 
 router = APIRouter(prefix="/v1/plans", tags=["plans"], responses=documented(401, 403, 422, 503))
@@ -86,7 +87,7 @@ def submit_plan(
 def list_plans(
     stores: Stores,
     state: Annotated[
-        Literal["queued", "running", "paused", "waiting", "finished", "failed", "cancelled"] | None,
+        Annotated[PlanState, inline(PlanState)] | None,
         Query(description="Only plans in this state."),
     ] = None,
     limit: Annotated[int, Query(ge=1, le=200, description="At most so many.")] = 50,
