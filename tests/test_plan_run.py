@@ -384,11 +384,11 @@ def test_killed_during_fine_tuning(
         "import sys, time\n"
         "from api.cli import main\n"
         "from api.cli.progress import PlanProgress\n"
-        "heard = PlanProgress._heard\n"
+        "report_progress = PlanProgress._report_progress\n"
         "def slowly(self, told):\n"
-        "    heard(self, told)\n"
+        "    report_progress(self, told)\n"
         "    if told.get('step') == 5: print('five', flush=True); time.sleep(60)\n"
-        "PlanProgress._heard = slowly\n"
+        "PlanProgress._report_progress = slowly\n"
         "main(sys.argv[1:])\n"
     )
     process = subprocess.Popen(
