@@ -29,7 +29,7 @@ Value = TypeVar("Value", bound=BaseModel)
 class Connection:
     """Talks to one server; safe to use from several threads."""
 
-    def __init__(self, url: str | None, key: str | None, patience_seconds: float) -> None:
+    def __init__(self, url: str | None, key: str | None, retry_seconds: float) -> None:
         """Prepare; nothing is sent yet. For the arguments see :class:`api.client.Client`.
 
         Raises:
@@ -37,7 +37,7 @@ class Connection:
         """
         self.url = (url or os.environ.get("FACTOR_SEARCH_URL") or DEFAULT_URL).rstrip("/")
         key = key or os.environ.get("FACTOR_SEARCH_KEY")
-        self._patience = patience_seconds
+        self._retry_seconds = retry_seconds
         try:
             parsed = urlsplit(self.url)
             usable = parsed.scheme in ("http", "https") and bool(parsed.hostname) and parsed.port != 0
@@ -109,7 +109,7 @@ class Connection:
             except UnreachableError as error:
                 lost_at = lost_at or time.monotonic()
                 away = time.monotonic() - lost_at
-                if not answered or away > self._patience:
+                if not answered or away > self._retry_seconds:
                     raise
                 if on_interruption is not None:
                     on_interruption(error)

@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator
 import anyio.to_thread
 from anyio import CapacityLimiter
 
-from api.schemas import ENDED, Event, finite, moment
+from api.schemas import Event, finite, moment
 from api.settings import Settings
 from storage.database import Database
 from storage.errors import DatabaseError
 from storage.events import JOB, History, read_events
 from storage.events import Event as StoredEvent
+from storage.states import ENDED
 
 POLLS_AT_ONCE = 4
 """Threads for the polls of all streams together, so that watchers never keep other requests waiting."""

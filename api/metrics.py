@@ -1,7 +1,8 @@
 """Prometheus metrics: of the requests to this server, and of the jobs in its database."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -15,7 +16,7 @@ from storage.errors import DatabaseError
 from storage.evaluations import EvaluationStore
 from storage.jobs import JobStore
 from storage.plans import PlanStore
-from storage.schema import JOB_STATES, PLAN_STATES
+from storage.states import JobState, PlanState
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -92,14 +93,8 @@ class RecordMetrics(Collector):
         yield from families
 
     def _job_families(self) -> list[Metric]:
-        jobs = GaugeMetricFamily("factor_search_jobs", "Jobs by state.", labels=["state"])
-        counts = self._jobs.count_by_state()
-        for state in JOB_STATES:
-            jobs.add_metric([state], counts.get(state, 0))
-        plans = GaugeMetricFamily("factor_search_plans", "Plans by state.", labels=["state"])
-        counts = self._plans.count_by_state()
-        for state in PLAN_STATES:
-            plans.add_metric([state], counts.get(state, 0))
+        jobs = _by_state("factor_search_jobs", "Jobs by state.", JobState, self._jobs.count_by_state())
+        plans = _by_state("factor_search_plans", "Plans by state.", PlanState, self._plans.count_by_state())
         evaluations = CounterMetricFamily("factor_search_evaluations", "Stored evaluations.", labels=["outcome"])
         seconds = CounterMetricFamily("factor_search_evaluation_seconds", "Spent on them.", labels=["outcome"])
         for outcome, (count, spent) in self._evaluations.totals().items():
@@ -115,3 +110,10 @@ class RecordMetrics(Collector):
             numbers = (known.capacity.get(state, 0) for known in alive)
             workers.add_metric([state], sum(number for number in numbers if isinstance(number, int | float)))
         return [coordinators, workers]
+
+
+def _by_state(name: str, text: str, states: type[StrEnum], counts: Mapping[str, int]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=["state"])
+    for state in states:
+        family.add_metric([state], counts.get(state, 0))
+    return family

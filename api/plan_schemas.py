@@ -3,12 +3,10 @@
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field
 
-from api.schemas import ENDED, EXAMPLE_ID, EXAMPLE_PLAN_ID, Progress
-
-KINDS: list[JsonValue] = ["search", "readjust", "finetune", "await_checkpoint", "evaluate", "export"]
-STATES: list[JsonValue] = ["queued", "running", "paused", "waiting", "finished", "failed", "cancelled"]
+from api.schemas import EXAMPLE_ID, EXAMPLE_PLAN_ID, KINDS, Progress
+from storage.states import ENDED, PlanState, StageState, StateRequest
 
 
 class _Value(BaseModel):
@@ -22,7 +20,7 @@ class PlanStage(_Value):
     kind: str = Field(json_schema_extra={"enum": KINDS})
     state: str = Field(
         description="Pending: its turn has not come. Waiting: for a checkpoint.",
-        json_schema_extra={"enum": ["pending", *STATES]},
+        json_schema_extra={"enum": [*StageState]},
     )
     job: str | None = Field(description="Id of the job that does it, or has done it.", examples=[EXAMPLE_ID])
     reused: bool = Field(description="Whether that job had done the same before, for another plan or this one.")
@@ -45,11 +43,11 @@ class Plan(_Value):
     name: str = Field(description="As in the specification.", examples=["llama-64x"])
     state: str = Field(
         description="Where it is between submission and end; waiting is for a checkpoint to be handed in.",
-        json_schema_extra={"enum": STATES},
+        json_schema_extra={"enum": [*PlanState]},
     )
     request: str | None = Field(
         description="What the coordinator of its job has been asked to do but has not done yet.",
-        json_schema_extra={"enum": ["pause", None]},
+        json_schema_extra={"enum": [StateRequest.PAUSE, None]},
     )
     note: str | None = Field(description="What keeps it from going on, if something does.")
     submitted_at: datetime

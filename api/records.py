@@ -19,7 +19,7 @@ from storage.jobs import Job as StoredJob
 from storage.jobs import JobStore
 from storage.plans import Plan as StoredPlan
 from storage.plans import PlanStore
-from storage.schema import QUEUED, RUNNING
+from storage.states import JobState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class Records:
 
     def _anybody(self, asked: Sequence[StoredJob | StoredPlan]) -> bool:
         """Whether somebody is there to go on with what is to go on."""
-        return any(one.state in (QUEUED, RUNNING) for one in asked) and bool(self.live_coordinators())
+        return any(one.state in (JobState.QUEUED, JobState.RUNNING) for one in asked) and bool(self.live_coordinators())
 
 
 def records(request: Request) -> Records:
@@ -153,9 +153,9 @@ def _shown_plan(plan: StoredPlan, anybody: bool) -> Plan:
 def _note(what: str, state: str, anybody: bool) -> str | None:
     if anybody:
         return None
-    if state == QUEUED:
+    if state == JobState.QUEUED:
         return f"no coordinator is running, so nothing starts this {what}: factor-search serve runs one"
-    if state == RUNNING:
+    if state == JobState.RUNNING:
         return f"its coordinator is silent; the {what} goes on as soon as one is running: factor-search serve runs one"
     return None
 

@@ -2,13 +2,19 @@
 
 import math
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema, field_validator
+
+from storage.states import ENDED, CandidateState, JobState, StateRequest
 
 EXAMPLE_ID = "0199c3a7d2f44b1e9a0c3d55"
 EXAMPLE_PLAN_ID = f"p{EXAMPLE_ID}"
-ENDED = ("finished", "failed", "cancelled")
+
+
+KINDS: list[JsonValue] = ["search", "readjust", "finetune", "await_checkpoint", "evaluate", "export"]
+"""Of stages of plans, and of jobs."""
 
 
 class _Value(BaseModel):
@@ -67,19 +73,17 @@ class Job(_Value):
     name: str = Field(description="As in the specification.", examples=["llama-8x"])
     kind: str = Field(
         description="What it does. Only searches and readjustings have evaluations, factors and a report of their own.",
-        json_schema_extra={
-            "enum": ["search", "readjust", "finetune", "await_checkpoint", "evaluate", "export"],
-        },
+        json_schema_extra={"enum": KINDS},
     )
     plan: str | None = Field(description="Id of the plan that it is a stage of.", examples=[EXAMPLE_PLAN_ID])
     stage: str | None = Field(description="Name of that stage.", examples=["search-1"])
     state: str = Field(
         description="Where it is between submission and end.",
-        json_schema_extra={"enum": ["queued", "running", "paused", "finished", "failed", "cancelled"]},
+        json_schema_extra={"enum": [*JobState]},
     )
     request: str | None = Field(
         description="What its coordinator has been asked to do but has not done yet.",
-        json_schema_extra={"enum": ["pause", "cancel", None]},
+        json_schema_extra={"enum": [*StateRequest, None]},
     )
     note: str | None = Field(description="What keeps it from going on, if something does.")
     submitted_at: datetime
@@ -112,9 +116,7 @@ class Evaluation(_Value):
     number: int = Field(description="In the order proposed within its part, from 0.")
     generation: int
     part: str = Field(json_schema_extra={"enum": ["search", "validation", "held_out", "held_out_text"]})
-    state: str = Field(
-        description="Withdrawn: no longer wanted.", json_schema_extra={"enum": ["running", "done", "withdrawn"]}
-    )
+    state: str = Field(description="Withdrawn: no longer wanted.", json_schema_extra={"enum": [*CandidateState]})
     outcome: str | None = Field(
         description="ok, pruned (stopped before the last document), diverged, out_of_memory, worker_lost, timed_out or "
         "failed; null before it is known.",
@@ -176,6 +178,11 @@ class Readiness(_Value):
     status: str = Field(examples=["ready"])
     database: str = Field(description="Always reachable; otherwise the answer is 503.", examples=["reachable"])
     coordinators: int = Field(description="Alive now; without one, jobs wait.")
+
+
+def inline(choices: type[StrEnum]) -> WithJsonSchema:
+    """Describes a parameter by its values, where it stands, rather than by a schema of its own."""
+    return WithJsonSchema({"type": "string", "enum": [*choices]})
 
 
 def moment(seconds: float) -> datetime:

@@ -15,7 +15,7 @@ from factor_search.plan.spec import PlanSpec, is_plan
 from factor_search.search.warm_start import embedded
 from factor_search.spec import JobSpec
 from storage.errors import NotFoundError
-from storage.schema import FINISHED
+from storage.states import JobState
 
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters and halves of surrogate pairs: no path, id or name has them, and PostgreSQL cannot store all."""
@@ -124,7 +124,7 @@ def _factors_of(job_id: str, spec: JobSpec, stores: Records) -> dict[str, Any]:
     except NotFoundError as error:
         detail = str(error)
     else:
-        if state == FINISHED and factors is not None:
+        if state == JobState.FINISHED and factors is not None:
             return factors
         detail = f"job {job_id} is {state} and has no factors: only a finished job has"
     place = json_pointer(("warm_start", "jobs", spec.warm_start.jobs.index(job_id)))

@@ -57,12 +57,12 @@ def specification(seed: int) -> JobSpec:
 
 def coordinate(arguments: list[str]) -> int:
     """A coordinator whose workers note when they begin which candidate."""
-    import workers.ray_crew
+    import workers.ray_backend
     from workers import __main__ as command
 
     noted = Path(os.environ[LOG])
 
-    class NotingWorker(workers.ray_crew.ActorMethods, ModelWorker):
+    class NotingWorker(workers.ray_backend.ActorMethods, ModelWorker):
         def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str, **race: Any) -> Evaluation:
             began = time.time()
             evaluation = super().evaluate(setting, factors, samples_sha256, **race)
@@ -70,9 +70,9 @@ def coordinate(arguments: list[str]) -> int:
                 log.write(f"{began} {evaluation.key}\n")
             return evaluation
 
-    plain = workers.ray_crew.RayCrew
+    plain = workers.ray_backend.RayBackend
     with_notes: Any = lambda *args, **options: plain(*args, **options, worker_class=NotingWorker)  # noqa: E731
-    workers.ray_crew.RayCrew = with_notes  # type: ignore[misc]
+    workers.ray_backend.RayBackend = with_notes  # type: ignore[misc]
     return command.main(arguments)
 
 

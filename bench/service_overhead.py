@@ -45,9 +45,9 @@ def in_one_process(spec: Path, out: Path, cache: Path) -> tuple[float, float, di
 def through_the_service(client: Client, document: dict[str, Any]) -> tuple[float, float, dict[str, Any]]:
     """The same through a server that is up; its own events say when the search began and ended."""
     start = time.monotonic()
-    job = client.submit(document)
+    job = client.jobs.submit(document)
     began = ended = None
-    for event in client.events(job.id):
+    for event in client.jobs.events(job.id):
         if event.kind == "phase" and event.data["phase"] == "searching":
             began = event.at
         if event.kind == "failed":
@@ -56,7 +56,7 @@ def through_the_service(client: Client, document: dict[str, Any]) -> tuple[float
             ended = event.at
     assert began is not None
     assert ended is not None
-    return (ended - began).total_seconds(), time.monotonic() - start, client.factors(job.id)
+    return (ended - began).total_seconds(), time.monotonic() - start, client.jobs.factors(job.id)
 
 
 def load(file: Path) -> dict[str, Any]:

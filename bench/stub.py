@@ -20,7 +20,7 @@ from factor_search.model.configuration import read_geometry
 from factor_search.model.geometry import Geometry
 from factor_search.spec import JobSpec, parse_spec
 from factor_search.text.samples import Sample, Samples, SampleSet
-from workers.model_worker import ErrandCall, Prepared, Setting
+from workers.model_worker import LongTaskCall, Prepared, Setting
 
 IDENTITY = {"model": "stub", "dtype": "float32", "attention": "none"}
 PAIRS, ORIGINAL, TARGET = 16, 256, 1024
@@ -114,7 +114,7 @@ class StubWorker:
     def __init__(self, threads: int | None = None) -> None:
         self._samples: dict[str, SampleSet] = {}
         self.busy_seconds = 0.0
-        self._news: dict[str, Any] | None = None
+        self._progress: dict[str, Any] | None = None
 
     def name(self) -> str:
         return f"{socket.gethostname()}:{os.getpid()}"
@@ -149,14 +149,14 @@ class StubWorker:
     def losses_so_far(self) -> list[float]:
         return []
 
-    def errand(self, call: ErrandCall) -> Any:
+    def run_long_task(self, call: LongTaskCall) -> Any:
         try:
-            return call(self._hear)
+            return call(self._report_progress)
         finally:
-            self._news = None
+            self._progress = None
 
-    def news(self) -> dict[str, Any] | None:
-        return self._news
+    def progress(self) -> dict[str, Any] | None:
+        return self._progress
 
-    def _hear(self, news: dict[str, Any]) -> None:
-        self._news = news
+    def _report_progress(self, progress: dict[str, Any]) -> None:
+        self._progress = progress

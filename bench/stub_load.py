@@ -21,15 +21,15 @@ from sqlalchemy import select
 
 from bench.scratch import scratch_database
 from bench.stub import StubWorker, stub_spec
+from bench.thread_backend import ThreadBackend
 from storage.database import Database
 from storage.jobs import JobStore
 from storage.schema import candidates, evaluations
 from workers.__main__ import SWITCH_SECONDS
+from workers.backend import WorkerBackend
 from workers.coordinator import Coordinator
-from workers.crew import Crew
 from workers.policy import Policy
 from workers.pool import Pool
-from workers.thread_crew import ThreadCrew
 
 GENERATION = 64
 BUSY, RATE = 0.97, 500.0
@@ -52,7 +52,7 @@ class Load:
         return self.recorded / self.seconds
 
 
-def run(database: Database, crew: Crew, *, jobs: int, generations: int) -> Load:
+def run(database: Database, backend: WorkerBackend, *, jobs: int, generations: int) -> Load:
     """Submit jobs, drive them to their ends."""
     store = JobStore(database)
     budget = GENERATION * generations
@@ -60,8 +60,8 @@ def run(database: Database, crew: Crew, *, jobs: int, generations: int) -> Load:
     strategy = evolution | {"crossovers": GENERATION // 2, "generations": 1000}
     specs = [stub_spec(name=f"load {n}", seed=n, strategy=strategy, budget=budget) for n in range(jobs)]
     ids = [store.submit(spec)[0].id for spec in specs]
-    coordinator = Coordinator(database, crew, policy=Policy((Path("/"),), True, True), jobs=jobs)
-    hire_all(coordinator._pool, crew)
+    coordinator = Coordinator(database, backend, policy=Policy((Path("/"),), True, True), jobs=jobs)
+    start_all(coordinator._pool, backend)
     thread = threading.Thread(target=coordinator.run, daemon=True)
     thread.start()
     while any(store.get(job_id).state not in ("finished", "failed") for job_id in ids):
@@ -71,10 +71,10 @@ def run(database: Database, crew: Crew, *, jobs: int, generations: int) -> Load:
     thread.join()
     if failed:
         raise RuntimeError(failed[0])
-    return measure(database, ids, crew.capacity().workers)
+    return measure(database, ids, backend.capacity().workers)
 
 
-def hire_all(pool: Pool, crew: Crew) -> None:
+def start_all(pool: Pool, backend: WorkerBackend) -> None:
     """Have all workers up before the clock runs: starting processes is not what is measured."""
 
     class Nobody:
@@ -82,7 +82,7 @@ def hire_all(pool: Pool, crew: Crew) -> None:
             pass
 
     pool.join("start", stub_spec().model, Nobody())  # type: ignore[arg-type]
-    while pool.status()["alive"] < crew.capacity().workers:
+    while pool.status()["alive"] < backend.capacity().workers:
         time.sleep(0.1)
     pool.leave("start")
 
@@ -105,25 +105,25 @@ def measure(database: Database, ids: list[str], workers: int) -> Load:
 
 
 @contextlib.contextmanager
-def crew_of(engine: str, workers: int, sleep: float) -> Iterator[Crew]:
+def backend_of(engine: str, workers: int, sleep: float) -> Iterator[WorkerBackend]:
     """Threads, or Ray actors that share the processors."""
     StubWorker.mean_seconds = sleep
     if engine == "threads":
-        crew: Crew = ThreadCrew(StubWorker, workers)
+        backend: WorkerBackend = ThreadBackend(StubWorker, workers)
     else:
         from workers.ray_environment import prepare_environment
 
         prepare_environment(None)
-        from workers.ray_crew import ActorMethods, RayCrew
+        from workers.ray_backend import ActorMethods, RayBackend
 
         class StubActor(ActorMethods, StubWorker):
             mean_seconds = sleep
 
-        crew = RayCrew(workers=workers, cpus_per_worker=(os.cpu_count() or 1) / workers, worker_class=StubActor)
+        backend = RayBackend(workers=workers, cpus_per_worker=(os.cpu_count() or 1) / workers, worker_class=StubActor)
     try:
-        yield crew
+        yield backend
     finally:
-        crew.close()
+        backend.close()
 
 
 @contextlib.contextmanager
@@ -143,8 +143,11 @@ def main() -> int:
     arguments = parser.parse_args()
     sys.setswitchinterval(SWITCH_SECONDS)
     engine = "ray" if arguments.ray else "threads"
-    with database_of(arguments.postgresql) as database, crew_of(engine, arguments.workers, arguments.sleep) as crew:
-        load = run(database, crew, jobs=arguments.jobs, generations=arguments.generations)
+    with (
+        database_of(arguments.postgresql) as database,
+        backend_of(engine, arguments.workers, arguments.sleep) as backend,
+    ):
+        load = run(database, backend, jobs=arguments.jobs, generations=arguments.generations)
     name = "PostgreSQL" if arguments.postgresql else "SQLite"
     print(f"{name}, {arguments.workers} workers ({engine}), {arguments.jobs} jobs, generations of {GENERATION}:")
     print(

@@ -13,15 +13,8 @@ from storage.database import Database
 from storage.errors import LeaseLostError
 from storage.events import append_events
 from storage.jobs import Lease, fenced_update
-from storage.schema import (
-    CANDIDATE_DONE,
-    CANDIDATE_RUNNING,
-    CANDIDATE_WITHDRAWN,
-    candidates,
-    evaluations,
-    now,
-    stages,
-)
+from storage.schema import candidates, evaluations, now, stages
+from storage.states import CandidateState
 
 KEYS_AT_ONCE = 500
 SHARED = ""
@@ -201,7 +194,7 @@ CANDIDATES = candidates.outerjoin(
     and_(
         candidates.c.key == evaluations.c.key,
         candidates.c.scope == evaluations.c.scope,
-        candidates.c.state == CANDIDATE_DONE,
+        candidates.c.state == CandidateState.DONE,
     ),
 )
 CANDIDATE_COLUMNS = [
@@ -236,14 +229,14 @@ def _evaluation(row: Row[Any]) -> Evaluation:
 def _write(connection: Connection, job_id: str, batch: Batch) -> dict[str, Evaluation]:
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for candidate in batch.started:
-        rows[_place(candidate)] = _row(job_id, candidate, CANDIDATE_RUNNING)
+        rows[_place(candidate)] = _row(job_id, candidate, CandidateState.RUNNING)
     for candidate, losses in batch.losses_so_far.items():
-        rows[_place(candidate)] = _row(job_id, candidate, CANDIDATE_RUNNING) | {"losses_so_far": list(losses)}
+        rows[_place(candidate)] = _row(job_id, candidate, CandidateState.RUNNING) | {"losses_so_far": list(losses)}
     for candidate in batch.withdrawn:
-        rows[_place(candidate)] = _row(job_id, candidate, CANDIDATE_WITHDRAWN)
+        rows[_place(candidate)] = _row(job_id, candidate, CandidateState.WITHDRAWN)
     for candidate, outcome, reused in batch.done:
         scope = {"scope": scope_of(outcome, job_id), "reused": reused}
-        rows[_place(candidate)] = _row(job_id, candidate, CANDIDATE_DONE) | scope
+        rows[_place(candidate)] = _row(job_id, candidate, CandidateState.DONE) | scope
     known_before = _write_evaluations(connection, job_id, batch.computed)
     if rows:
         connection.execute(_UPSERT_CANDIDATE[connection.dialect.name], list(rows.values()))
@@ -306,7 +299,7 @@ def _upsert_candidate(dialect: str) -> Any:
     return written.on_conflict_do_update(
         index_elements=list(candidates.primary_key),
         set_={name: written.excluded[name] for name in columns},
-        where=candidates.c.state != CANDIDATE_DONE,
+        where=candidates.c.state != CandidateState.DONE,
     )
 
 

@@ -11,19 +11,9 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, insert, select, upd
 from factor_search.spec import JobSpec, parse_spec
 from storage.errors import ConflictError, LeaseLostError, NotFoundError
 from storage.events import append_events
-from storage.schema import (
-    CANDIDATE_RUNNING,
-    CANDIDATE_WITHDRAWN,
-    ENDED,
-    PAUSED,
-    QUEUED,
-    RUNNING,
-    candidates,
-    jobs,
-    now,
-)
+from storage.schema import candidates, jobs, now
+from storage.states import ENDED, CandidateState, JobState, StateRequest
 
-PAUSE, CANCEL = "pause", "cancel"
 SEARCH = "search"
 
 
@@ -95,7 +85,7 @@ def insert_job(
         "kind": kind,
         "spec": spec,
         "spec_sha256": spec_sha256,
-        "state": QUEUED,
+        "state": JobState.QUEUED,
         "submitted_at": now(),
         "attempt": 0,
         "claims_in_vain": 0,
@@ -133,10 +123,12 @@ def ask_for(connection: Connection, job_id: str, request: str, state: str) -> Jo
         ConflictError: it has ended, or is to be cancelled.
     """
     job = read_job(connection, job_id, lock=True)
-    driven = job.state == RUNNING and connection.scalar(select(jobs.c.lease_until > now()).where(jobs.c.id == job_id))
+    driven = job.state == JobState.RUNNING and connection.scalar(
+        select(jobs.c.lease_until > now()).where(jobs.c.id == job_id)
+    )
     if job.state == state or (job.request == request and driven):
         return job
-    if job.state in ENDED or (job.request == CANCEL and request != CANCEL):
+    if job.state in ENDED or (job.request == StateRequest.CANCEL and request != StateRequest.CANCEL):
         raise ConflictError(f"job {job_id} is {job.request or job.state}: it cannot be {state}")
     if driven:
         values: dict[str, Any] = {"request": request}
@@ -161,11 +153,11 @@ def let_go_on(connection: Connection, job_id: str) -> Job:
         ConflictError: it has ended, or is to be cancelled.
     """
     job = read_job(connection, job_id, lock=True)
-    if job.state in ENDED or job.request == CANCEL:
+    if job.state in ENDED or job.request == StateRequest.CANCEL:
         raise ConflictError(f"job {job_id} is {job.state}: it cannot be resumed")
-    if job.state == PAUSED:
-        values: dict[str, Any] = {"state": QUEUED, "owner": None, "lease_until": None, "request": None}
-    elif job.request == PAUSE:
+    if job.state == JobState.PAUSED:
+        values: dict[str, Any] = {"state": JobState.QUEUED, "owner": None, "lease_until": None, "request": None}
+    elif job.request == StateRequest.PAUSE:
         values = {"request": None}
     else:
         return job
@@ -187,7 +179,7 @@ def fenced_update(connection: Connection, lease: Lease, values: Mapping[str, Any
 def is_held(lease: Lease) -> ColumnElement[bool]:
     """Whether a job is still driven by the holder of a lease."""
     ours = (jobs.c.id == lease.job_id, jobs.c.owner == lease.owner, jobs.c.attempt == lease.attempt)
-    return and_(*ours, jobs.c.state == RUNNING)
+    return and_(*ours, jobs.c.state == JobState.RUNNING)
 
 
 def ending(state: str) -> dict[str, Any]:
@@ -198,8 +190,8 @@ def ending(state: str) -> dict[str, Any]:
 def withdraw_unfinished(connection: Connection, job_id: str, state: str) -> None:
     """No candidate of a job that has ended is running."""
     if state in ENDED:
-        unfinished = and_(candidates.c.job_id == job_id, candidates.c.state == CANDIDATE_RUNNING)
-        connection.execute(update(candidates).where(unfinished).values(state=CANDIDATE_WITHDRAWN))
+        unfinished = and_(candidates.c.job_id == job_id, candidates.c.state == CandidateState.RUNNING)
+        connection.execute(update(candidates).where(unfinished).values(state=CandidateState.WITHDRAWN))
 
 
 def new_id() -> str:

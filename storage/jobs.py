@@ -12,9 +12,7 @@ from storage.database import Database
 from storage.errors import ConflictError, NotFoundError
 from storage.events import append_events
 from storage.job_rows import (
-    CANCEL,
     JOB_COLUMNS,
-    PAUSE,
     SEARCH,
     Job,
     Lease,
@@ -28,10 +26,12 @@ from storage.job_rows import (
     read_job,
     withdraw_unfinished,
 )
-from storage.schema import CANCELLED, FINISHED, PAUSED, QUEUED, RUNNING, jobs, now
+from storage.schema import jobs, now
+from storage.states import JobState, StateRequest
 
-__all__ = ["CANCEL", "PAUSE", "Job", "JobStore", "Lease", "fenced_update"]
+__all__ = ["Job", "JobStore", "Lease", "fenced_update"]
 
+_AFTER = {StateRequest.PAUSE: JobState.PAUSED, StateRequest.CANCEL: JobState.CANCELLED}
 _LARGE = {"factors": jobs.c.factors, "report": jobs.c.report}
 
 
@@ -134,7 +134,7 @@ class JobStore:
             NotFoundError: there is no such job.
             ConflictError: it has ended, or is to be cancelled.
         """
-        return self._ask_for(job_id, PAUSE, PAUSED)
+        return self._ask_for(job_id, StateRequest.PAUSE, JobState.PAUSED)
 
     def cancel(self, job_id: str) -> Job:
         """End a job for good.
@@ -143,7 +143,7 @@ class JobStore:
             NotFoundError: there is no such job.
             ConflictError: it has ended otherwise.
         """
-        return self._ask_for(job_id, CANCEL, CANCELLED)
+        return self._ask_for(job_id, StateRequest.CANCEL, JobState.CANCELLED)
 
     def resume(self, job_id: str) -> Job:
         """Queue a paused job again, or take back a pause that was not carried out yet.
@@ -167,12 +167,12 @@ class JobStore:
         One statement, so two coordinators never get the same job; a row that another one is just claiming is skipped.
         """
         claimable = or_(
-            and_(jobs.c.state == QUEUED, or_(jobs.c.waits_until.is_(None), jobs.c.waits_until <= now())),
-            and_(jobs.c.state == RUNNING, jobs.c.lease_until <= now()),
+            and_(jobs.c.state == JobState.QUEUED, or_(jobs.c.waits_until.is_(None), jobs.c.waits_until <= now())),
+            and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_until <= now()),
         )
         oldest = select(jobs.c.id).where(claimable).order_by(jobs.c.submitted_at, jobs.c.id).limit(1)
         values = {
-            "state": RUNNING,
+            "state": JobState.RUNNING,
             "owner": owner,
             "attempt": jobs.c.attempt + 1,
             "claims_in_vain": jobs.c.claims_in_vain + 1,
@@ -214,11 +214,11 @@ class JobStore:
         with self._database.writing() as connection:
             fenced_update(connection, lease, {"claims_in_vain": 0, "lease_until": None})
             state = _asked_for(connection, lease.job_id)
-            waits = {"owner": None, "waits_until": now() + wait_seconds} if state == QUEUED else {}
+            waits = {"owner": None, "waits_until": now() + wait_seconds} if state == JobState.QUEUED else {}
             fenced_update(connection, lease, {"state": state, "request": None} | waits | ending(state))
             withdraw_unfinished(connection, lease.job_id, state)
             said = [("waiting", {"reason": reason})] if reason else []
-            append_events(connection, lease.job_id, said if state == QUEUED else [(state, {})])
+            append_events(connection, lease.job_id, said if state == JobState.QUEUED else [(state, {})])
 
     def end(
         self,
@@ -240,10 +240,10 @@ class JobStore:
         """
         with self._database.writing() as connection:
             fenced_update(connection, lease, {"attempt": lease.attempt})
-            if state == PAUSED:
+            if state == JobState.PAUSED:
                 state = _asked_for(connection, lease.job_id)
             values: dict[str, Any] = {"state": state, "request": None, "lease_until": None, "error": error}
-            if state == FINISHED:
+            if state == JobState.FINISHED:
                 values |= {"factors": factors, "report": report, "outcome": outcome}
             fenced_update(connection, lease, values | ending(state))
             withdraw_unfinished(connection, lease.job_id, state)
@@ -260,7 +260,7 @@ def _check_steered_alone(connection: Connection, job_id: str) -> None:
         )
 
 
-def _asked_for(connection: Connection, job_id: str) -> str:
+def _asked_for(connection: Connection, job_id: str) -> JobState:
     """The state that a job shall be in when its driver lets go of it."""
     request = read_job(connection, job_id).request
-    return {PAUSE: PAUSED, CANCEL: CANCELLED}.get(request or "", QUEUED)
+    return JobState.QUEUED if request is None else _AFTER[StateRequest(request)]

@@ -4,24 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, String, and_, case, literal, or_, select, update
 
 from storage.errors import NotFoundError
 from storage.events import PLAN, append_events
-from storage.job_rows import JOB_COLUMNS, PAUSE, Job, insert_job
-from storage.schema import (
-    ENDED,
-    FINISHED,
-    PAUSED,
-    QUEUED,
-    RUNNING,
-    jobs,
-    now,
-    plan_stages,
-    plans,
-)
-
-PENDING = "pending"
+from storage.job_rows import JOB_COLUMNS, Job, insert_job
+from storage.schema import jobs, now, plan_stages, plans
+from storage.states import ENDED, JobState, PlanState, StageState, StateRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +59,11 @@ class Plan:
         return self.stages[self.stage] if self.stage < len(self.stages) else None
 
     def stage_state(self, stage: PlanStage) -> str:
-        """pending, or what a plan's state may be."""
+        """Its state, one of :class:`storage.states.StageState`."""
         if stage.outcome is not None:
-            return FINISHED
+            return StageState.FINISHED
         if stage.number != self.stage:
-            return PENDING
+            return StageState.PENDING
         if self.job is not None and self.state not in ENDED:
             return self.job.state
         return self.state
@@ -86,11 +75,20 @@ PRESENT = plans.outerjoin(
 """Plans with their present stages and the jobs of these."""
 STATE: ColumnElement[str] = case(
     (
-        plans.c.state != RUNNING,
-        case((and_(plans.c.state == PAUSED, jobs.c.state == RUNNING), RUNNING), else_=plans.c.state),
+        plans.c.state != PlanState.RUNNING,
+        case(
+            (
+                and_(plans.c.state == PlanState.PAUSED, jobs.c.state == JobState.RUNNING),
+                literal(PlanState.RUNNING, String),
+            ),
+            else_=plans.c.state,
+        ),
     ),
-    (and_(plans.c.stage == 0, or_(jobs.c.state.is_(None), jobs.c.state == QUEUED)), QUEUED),
-    else_=RUNNING,
+    (
+        and_(plans.c.stage == 0, or_(jobs.c.state.is_(None), jobs.c.state == JobState.QUEUED)),
+        literal(PlanState.QUEUED, String),
+    ),
+    else_=literal(PlanState.RUNNING, String),
 )
 """What a plan's state is to people: of one that is under way, its job knows more."""
 _OWN = ("id", "name", "spec", "stage", "submitted_at", "ended_at", "events", "error")
@@ -133,7 +131,7 @@ def plans_of(connection: Connection, rows: list[Row[Any]], *, outline: bool = Fa
         Plan(
             **{name: getattr(row, name) for name in _OWN},
             state=row.state,
-            request=PAUSE if (row.wanted, row.state) == (PAUSED, RUNNING) else None,
+            request=StateRequest.PAUSE if (row.wanted, row.state) == (PlanState.PAUSED, PlanState.RUNNING) else None,
             stages=tuple(stages[row.id]),
             job=None if row.job_id is None else _job(row),
         )
@@ -180,7 +178,7 @@ def stage_has_ended(connection: Connection, plan: Plan, outcome: Mapping[str, An
     data = {"stage": stage.name, "number": plan.stage + 1, "of": len(plan.stages)}
     set_plan(connection, plan.id, "stage_finished", data | ({"reused": reused} if reused else {}), stage=plan.stage + 1)
     if plan.stage + 1 == len(plan.stages):
-        set_plan(connection, plan.id, FINISHED, state=FINISHED, ended_at=now())
+        set_plan(connection, plan.id, PlanState.FINISHED, state=PlanState.FINISHED, ended_at=now())
 
 
 def set_plan(

@@ -24,7 +24,8 @@ from storage.plan_rows import (
     stage_has_ended,
     tell,
 )
-from storage.schema import CANCELLED, ENDED, FAILED, FINISHED, RUNNING, SEARCHES, WAITING, jobs, now, plans
+from storage.schema import jobs, now, plans
+from storage.states import ENDED, SEARCHES, JobState, PlanState
 
 AWAIT = "await_checkpoint"
 
@@ -38,13 +39,13 @@ class PlanSteps:
     def due(self, limit: int = 20) -> list[Plan]:
         """Plans under way whose present stage has no job yet, or one that has ended; the oldest first."""
         idle = or_(jobs.c.id.is_(None), jobs.c.state.in_(ENDED))
-        query = select(*PLAN_COLUMNS).select_from(PRESENT).where(plans.c.state == RUNNING, idle)
+        query = select(*PLAN_COLUMNS).select_from(PRESENT).where(plans.c.state == PlanState.RUNNING, idle)
         with self._database.reading() as connection:
             return plans_of(connection, list(connection.execute(query.order_by(plans.c.submitted_at).limit(limit))))
 
     def finished_twins(self, spec_sha256: str, limit: int = 3) -> list[tuple[str, dict[str, Any]]]:
         """Finished jobs of plans that have done a work: ids and outcomes, the newest first."""
-        done = (jobs.c.spec_sha256 == spec_sha256, jobs.c.state == FINISHED, jobs.c.plan_id.is_not(None))
+        done = (jobs.c.spec_sha256 == spec_sha256, jobs.c.state == JobState.FINISHED, jobs.c.plan_id.is_not(None))
         query = select(*_RESULTS).where(*done).order_by(jobs.c.submitted_at.desc()).limit(limit)
         with self._database.reading() as connection:
             return [(row.id, _outcome(row)) for row in connection.execute(query)]
@@ -69,7 +70,7 @@ class PlanSteps:
             if stage is None:
                 return False
             set_stage(connection, plan, work=work)
-            set_plan(connection, plan.id, WAITING, {"stage": stage.name}, state=WAITING)
+            set_plan(connection, plan.id, PlanState.WAITING, {"stage": stage.name}, state=PlanState.WAITING)
             return True
 
     def reuse(self, plan: Plan, *, work: Mapping[str, Any], job_id: str, outcome: Mapping[str, Any]) -> bool:
@@ -87,12 +88,12 @@ class PlanSteps:
         with self._database.writing() as connection:
             if _still_due(connection, plan) is None:
                 return False
-            if plan.job.state == FINISHED:
+            if plan.job.state == JobState.FINISHED:
                 stage_has_ended(connection, plan, _outcome(connection.execute(_results(plan.job.id)).one()))
             elif plan.job.kind == AWAIT:
                 _wait_again(connection, plan, plan.job.error or plan.job.state)
-            elif plan.job.state == CANCELLED:
-                set_plan(connection, plan.id, CANCELLED, state=CANCELLED, ended_at=now())
+            elif plan.job.state == JobState.CANCELLED:
+                set_plan(connection, plan.id, PlanState.CANCELLED, state=PlanState.CANCELLED, ended_at=now())
             else:
                 _fail(connection, plan, plan.job.error or "for no reason that was given")
             return True
@@ -109,7 +110,7 @@ class PlanSteps:
 def _still_due(connection: Connection, seen: Plan) -> PlanStage | None:
     """The present stage of a plan, locked, if nothing has become of the plan since it was read."""
     plan = read_plan(connection, seen.id, lock=True)
-    under_way = connection.scalar(select(plans.c.state).where(plans.c.id == seen.id)) == RUNNING
+    under_way = connection.scalar(select(plans.c.state).where(plans.c.id == seen.id)) == PlanState.RUNNING
     same = plan.stage == seen.stage and plan.present == seen.present
     return plan.present if under_way and same else None
 
@@ -119,7 +120,7 @@ def _wait_again(connection: Connection, plan: Plan, error: str) -> None:
     assert plan.present is not None
     set_stage(connection, plan, job_id=None)
     refused = {"stage": plan.present.name, "error": error}
-    set_plan(connection, plan.id, "checkpoint_refused", refused, state=WAITING, error=error)
+    set_plan(connection, plan.id, "checkpoint_refused", refused, state=PlanState.WAITING, error=error)
 
 
 _RESULTS = [jobs.c[name] for name in ("id", "kind", "outcome", "factors", "report")]
@@ -140,4 +141,5 @@ def _outcome(row: Row[Any]) -> dict[str, Any]:
 def _fail(connection: Connection, plan: Plan, error: str) -> None:
     assert plan.present is not None
     stage, text = plan.present.name, f"{plan.present.name}: {error}"
-    set_plan(connection, plan.id, FAILED, {"stage": stage, "error": text}, state=FAILED, error=text, ended_at=now())
+    failed = {"state": PlanState.FAILED, "error": text, "ended_at": now()}
+    set_plan(connection, plan.id, "failed", {"stage": stage, "error": text}, **failed)

@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from factor_search.files.canonical_json import sha256_of
 from storage.database import Database
 from storage.errors import ConflictError, NotFoundError
-from storage.job_rows import CANCEL, PAUSE, ask_for, let_go_on, new_id
+from storage.job_rows import ask_for, let_go_on, new_id
 from storage.plan_rows import (
     PLAN_COLUMNS,
     PRESENT,
@@ -22,16 +22,8 @@ from storage.plan_rows import (
     set_plan,
     tell,
 )
-from storage.schema import (
-    CANCELLED,
-    ENDED,
-    PAUSED,
-    RUNNING,
-    WAITING,
-    now,
-    plan_stages,
-    plans,
-)
+from storage.schema import now, plan_stages, plans
+from storage.states import ENDED, JobState, PlanState, StateRequest
 
 __all__ = ["PREFIX", "Plan", "PlanStage", "PlanStore"]
 
@@ -77,7 +69,7 @@ class PlanStore:
             "id": plan_id,
             "name": name,
             "spec": spec,
-            "state": RUNNING,
+            "state": PlanState.RUNNING,
             "stage": 0,
             "idempotency_key": idempotency_key,
             "request_sha256": request_sha256,
@@ -144,10 +136,11 @@ class PlanStore:
         """
         with self._database.writing() as connection:
             plan = self._to_steer(connection, plan_id, "paused")
-            if plan.state != PAUSED and plan.request != PAUSE:
-                set_plan(connection, plan_id, "pause_requested" if _is_driven(plan) else PAUSED, state=PAUSED)
+            if plan.state != PlanState.PAUSED and plan.request != StateRequest.PAUSE:
+                event = "pause_requested" if _is_driven(plan) else "paused"
+                set_plan(connection, plan_id, event, state=PlanState.PAUSED)
                 if _has_work(plan):
-                    ask_for(connection, _job_id(plan), PAUSE, PAUSED)
+                    ask_for(connection, _job_id(plan), StateRequest.PAUSE, JobState.PAUSED)
             return read_plan(connection, plan_id)
 
     def resume(self, plan_id: str) -> Plan:
@@ -159,8 +152,8 @@ class PlanStore:
         """
         with self._database.writing() as connection:
             plan = self._to_steer(connection, plan_id, "resumed")
-            if plan.state == PAUSED or plan.request == PAUSE:
-                set_plan(connection, plan_id, "resumed", state=RUNNING)
+            if plan.state == PlanState.PAUSED or plan.request == StateRequest.PAUSE:
+                set_plan(connection, plan_id, "resumed", state=PlanState.RUNNING)
                 if _has_work(plan):
                     let_go_on(connection, _job_id(plan))
             return read_plan(connection, plan_id)
@@ -174,12 +167,12 @@ class PlanStore:
         """
         with self._database.writing() as connection:
             plan = read_plan(connection, plan_id, lock=True)
-            if plan.state == CANCELLED:
+            if plan.state == PlanState.CANCELLED:
                 return plan
-            self._to_steer(connection, plan_id, CANCELLED)
-            set_plan(connection, plan_id, CANCELLED, state=CANCELLED, ended_at=now())
+            self._to_steer(connection, plan_id, PlanState.CANCELLED)
+            set_plan(connection, plan_id, PlanState.CANCELLED, state=PlanState.CANCELLED, ended_at=now())
             if _has_work(plan):
-                ask_for(connection, _job_id(plan), CANCEL, CANCELLED)
+                ask_for(connection, _job_id(plan), StateRequest.CANCEL, JobState.CANCELLED)
             return read_plan(connection, plan_id)
 
     def retry(self, plan_id: str, stage: str | None = None) -> Plan:
@@ -203,7 +196,7 @@ class PlanStore:
             again = and_(plan_stages.c.plan_id == plan_id, plan_stages.c.number >= number)
             forgotten = {"work": null(), "job_id": None, "reused": False, "outcome": null()}  # not JSON's null
             connection.execute(update(plan_stages).where(again).values(forgotten))
-            values = {"state": RUNNING, "stage": number, "error": None, "ended_at": None}
+            values = {"state": PlanState.RUNNING, "stage": number, "error": None, "ended_at": None}
             set_plan(connection, plan_id, "retried", {"stage": plan.stages[number].name}, **values)
             return read_plan(connection, plan_id)
 
@@ -225,7 +218,8 @@ class PlanStore:
             assert stage is not None
             name = f"{plan.name}/{stage.name}"
             job_id = make_job(connection, plan, name=name, kind=stage.kind, spec=spec, spec_sha256=sha256_of(spec))
-            set_plan(connection, plan_id, "handed_in", {"stage": stage.name, "job": job_id}, state=RUNNING, error=None)
+            supplied = {"stage": stage.name, "job": job_id}
+            set_plan(connection, plan_id, "checkpoint_supplied", supplied, state=PlanState.RUNNING, error=None)
             return read_plan(connection, plan_id)
 
     def _to_steer(self, connection: Connection, plan_id: str, wanted: str) -> Plan:
@@ -241,7 +235,7 @@ def check_waiting(plan: Plan) -> None:
     Raises:
         ConflictError: the plan does not wait.
     """
-    if plan.state != WAITING:
+    if plan.state != PlanState.WAITING:
         raise ConflictError(f"plan {plan.id} is {plan.state}: it does not wait for a checkpoint")
 
 
@@ -263,7 +257,7 @@ def _has_work(plan: Plan) -> bool:
 
 
 def _is_driven(plan: Plan) -> bool:
-    return plan.job is not None and plan.job.state == RUNNING
+    return plan.job is not None and plan.job.state == JobState.RUNNING
 
 
 def _job_id(plan: Plan) -> str:

@@ -29,15 +29,6 @@ metadata = MetaData(
     }
 )
 
-QUEUED, RUNNING, PAUSED = "queued", "running", "paused"
-FINISHED, FAILED, CANCELLED = "finished", "failed", "cancelled"
-JOB_STATES = (QUEUED, RUNNING, PAUSED, FINISHED, FAILED, CANCELLED)
-ENDED = (FINISHED, FAILED, CANCELLED)
-WAITING = "waiting"
-SEARCHES = ("search", "readjust")
-"""Kinds of jobs that search, and have a specification, factors, a report and a study."""
-PLAN_STATES = (QUEUED, RUNNING, PAUSED, WAITING, FINISHED, FAILED, CANCELLED)
-
 plans = Table(
     "plans",
     metadata,
@@ -135,8 +126,6 @@ evaluations = Table(
     Column("recorded_at", Float, nullable=False),
     Index(None, "outcome"),
 )
-
-CANDIDATE_RUNNING, CANDIDATE_DONE, CANDIDATE_WITHDRAWN = "running", "done", "withdrawn"
 
 candidates = Table(
     "candidates",

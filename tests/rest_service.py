@@ -35,7 +35,7 @@ PLAN: dict[str, Any] = {
 def settings(folder: Path, **changes: Any) -> Settings:
     values: dict[str, Any] = {
         "database_url": f"sqlite:///{folder / 'jobs.db'}",
-        "policy": Policy((folder,), allow_hub=True, allow_remote_code=False, made=folder / "made"),
+        "policy": Policy((folder,), allow_hub=True, allow_remote_code=False, work_folder=folder / "made"),
         "loopback": True,
         "poll_seconds": 0.05,
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.stub import PREPARED, StubEvaluator, StubWorker
+from bench.thread_backend import ThreadBackend
 from factor_search.factors import Factors
 from factor_search.measure.evaluation import Evaluation
 from factor_search.report.document import build_factors_file
@@ -23,7 +24,6 @@ from storage.jobs import JobStore
 from workers.coordinator import Coordinator
 from workers.model_worker import Setting
 from workers.policy import Policy
-from workers.thread_crew import ThreadCrew
 
 ANYTHING = Policy((Path("/"),), allow_hub=True, allow_remote_code=True)
 LEASE_SECONDS = 1.5
@@ -62,35 +62,35 @@ class FaultyWorker(StubWorker):
 
 
 class Service:
-    """Coordinators on one database, each with a crew of threads."""
+    """Coordinators on one database, each with a backend of threads."""
 
-    def __init__(self, url: str, made: Path | None = None) -> None:
-        self.policy = replace(ANYTHING, made=made)
+    def __init__(self, url: str, work_folder: Path | None = None) -> None:
+        self.policy = replace(ANYTHING, work_folder=work_folder)
         self.database = Database(url)
         self.jobs = JobStore(self.database)
         self.faults = Faults()
-        self.running: list[tuple[Coordinator, threading.Thread, ThreadCrew]] = []
+        self.running: list[tuple[Coordinator, threading.Thread, ThreadBackend]] = []
 
     def start(self, workers: int = 4, make: Callable[[], StubWorker] | None = None, **options: float) -> Coordinator:
-        crew = ThreadCrew(make or (lambda: FaultyWorker(self.faults)), workers)
+        backend = ThreadBackend(make or (lambda: FaultyWorker(self.faults)), workers)
         coordinator = Coordinator(
             self.database,
-            crew,
+            backend,
             policy=self.policy,
             lease_seconds=LEASE_SECONDS,
             **options,  # type: ignore[arg-type]
         )
         thread = threading.Thread(target=coordinator.run, daemon=True)
         thread.start()
-        self.running.append((coordinator, thread, crew))
+        self.running.append((coordinator, thread, backend))
         return coordinator
 
     def stop(self) -> None:
-        for coordinator, thread, crew in self.running:
+        for coordinator, thread, backend in self.running:
             coordinator.shut_down()
             thread.join(20)
             assert not thread.is_alive()
-            crew.close()
+            backend.close()
         self.running.clear()
 
     def wait(self, job_id: str, *states: str, seconds: float = 30.0) -> str:

@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 
 from api.cli import main
 from factor_search.errors import SpecError
+from factor_search.plan.kinds.search import SearchWork
 from factor_search.plan.spec import parse_plan
-from factor_search.plan.work import SearchWork
 from factor_search.spec import parse_spec
 from storage.database import Database
 from storage.jobs import JobStore

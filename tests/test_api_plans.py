@@ -27,7 +27,7 @@ AWAITING = [{"kind": "await_checkpoint", "name": "tuned"}, {"kind": "export"}]
 
 
 def anything(folder: Path) -> Policy:
-    return Policy((Path("/"),), allow_hub=False, allow_remote_code=False, made=folder / "made")
+    return Policy((Path("/"),), allow_hub=False, allow_remote_code=False, work_folder=folder / "made")
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_what_cannot_end_well_is_refused_at_once(
 
 def test_a_plan_may_not_touch_more_than_a_job(tmp_path: Path, checkpoint: Path, texts: Path) -> None:
     document = plan_document(checkpoint, texts)
-    inside = Policy((checkpoint, texts), allow_hub=False, allow_remote_code=False, made=tmp_path / "made")
+    inside = Policy((checkpoint, texts), allow_hub=False, allow_remote_code=False, work_folder=tmp_path / "made")
     with calling(app_on(tmp_path, policy=inside)) as client:
         assert client.post("/v1/plans", json=document).status_code == 201
         outside = [str(tmp_path / "secret.txt")]
@@ -115,13 +115,13 @@ def test_jobs_and_plans_have_doors_of_their_own(client: TestClient, checkpoint: 
 
 def test_what_a_plan_has_made_may_be_used_by_a_job(tmp_path: Path, checkpoint: Path) -> None:
     made = shutil.copytree(checkpoint, tmp_path / "made" / "finetune-1" / "model")
-    policy = Policy((tmp_path / "root",), allow_hub=False, allow_remote_code=False, made=tmp_path / "made")
+    policy = Policy((tmp_path / "root",), allow_hub=False, allow_remote_code=False, work_folder=tmp_path / "made")
     policy.check_model(ModelSpec(id=str(made)))
     for elsewhere in (checkpoint, tmp_path / "made" / ".." / "root2"):
         with pytest.raises(Exception, match="not in a folder that jobs may use"):
             policy.check_model(ModelSpec(id=str(elsewhere)))
     with pytest.raises(Exception, match="not in a folder"):
-        policy.check_handed_in(str(made))
+        policy.check_supplied_checkpoint(str(made))
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -148,21 +148,21 @@ def test_a_plan_on_the_command_line(
             service.begin()
             status, _, said = run(capsys, "watch", plan_id)
             assert status == 5, said
-            assert f"factor-search hand-in {plan_id} FOLDER" in said
+            assert f"factor-search supply-checkpoint {plan_id} FOLDER" in said
             assert "generation" in said
-            status, _, said = run(capsys, "hand-in", plan_id, str(other))
+            status, _, said = run(capsys, "supply-checkpoint", plan_id, str(other))
             assert (status, "is a Qwen2ForCausalLM, but the plan's model is a LlamaForCausalLM" in said) == (1, True)
             broken = tmp_path / "broken"
             shutil.copytree(checkpoint, broken)
             (broken / "model.safetensors").write_bytes(b"cut short")
-            assert run(capsys, "hand-in", plan_id, str(broken))[0] == 0, "only a worker loads its weights"
+            assert run(capsys, "supply-checkpoint", plan_id, str(broken))[0] == 0, "only a worker loads its weights"
             service.until(plan_id, "waiting")
             status, _, said = run(capsys, "watch", plan_id)
             assert (status, "checkpoint refused: " in said) == (5, True), said
             status, _, said = run(capsys, "retry", plan_id)
             assert (status, "only one that has ended" in said) == (1, True)
             assert plan_id in run(capsys, "plans", "--state", "waiting")[1]
-            assert run(capsys, "hand-in", plan_id, str(checkpoint))[1] == f"plan {plan_id} is running"
+            assert run(capsys, "supply-checkpoint", plan_id, str(checkpoint))[1] == f"plan {plan_id} is running"
             status, _, said = run(capsys, "watch", plan_id)
             assert status == 0, said
             with Client(url) as client:
@@ -181,15 +181,15 @@ def test_a_plan_on_the_command_line(
 def check_results(client: Client, plan_id: str, checkpoint: Path) -> None:
     plan = client.plans.get(plan_id)
     assert [stage.state for stage in plan.stages] == ["finished"] * 3
-    job = client.job(str(plan.stages[0].job))
+    job = client.jobs.get(str(plan.stages[0].job))
     assert (job.plan, job.stage, job.kind) == (plan_id, "search-1", "search")
-    assert client.factors(job.id) == client.plans.factors(plan_id)
+    assert client.jobs.factors(job.id) == client.plans.factors(plan_id)
     assert plan.stages[1].model == str(checkpoint.resolve())
-    exported = client.job(str(plan.stages[2].job))
+    exported = client.jobs.get(str(plan.stages[2].job))
     with pytest.raises(ConflictError, match="is no search"):
-        client.report(exported.id)
+        client.jobs.report(exported.id)
     with pytest.raises(ConflictError, match="pause, resume or cancel the plan"):
-        client.pause(exported.id)
+        client.jobs.pause(exported.id)
     report = client.plans.report(plan_id)
     assert [stage["status"] for stage in report["stages"]] == ["finished"] * 3
     assert "<svg" in client.plans.report_html(plan_id)

@@ -16,10 +16,11 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from api.cli import MODULES, build_parser, main
+from api.cli import build_parser, main
+from api.cli.commands import COMMANDS
 from api.cli.serve import coordinator_command, coordinator_environment, read_policy
 from api.cli.watch import Display, describe
-from api.client import Client, Event
+from api.client import Event, Jobs
 from api.schemas import moment
 from factor_search.measure.ledger import Ledger
 from tests.rest_service import SPEC, FakeCoordinator, app_on, progress, serving, settings
@@ -164,13 +165,14 @@ def test_watch_on_a_terminal_draws_a_bar(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     display = Display(as_json=False)
     later = progress(2, phase="choosing", scored=1, to_score=4)
-    for number, data in enumerate([progress(1), progress(2), later], start=1):
+    searched = progress(2, closed_form="yarn", closed_form_perplexity=5.5)
+    for number, data in enumerate([progress(1), searched, later], start=1):
         display.show(Event(number=number, at=moment(0), kind="progress", data=data))
     display.show(Event(number=4, at=moment(0), kind="finished", data={}))
     display.close()
     err = capsys.readouterr().err
     assert "50 %|" in err
-    assert "generation 2: 8 of 16 candidates" in err
+    assert "8 of 16 candidates, best 5.2500 (yarn 5.5000), 1,000 tokens/s, generation 2, 2 workers" in err
     assert "choosing: 1 of 4 candidates" in err
     assert "finished" in err
 
@@ -230,7 +232,7 @@ def test_download(run: Run, url: str, spec: Path, coordinator: FakeCoordinator, 
 def test_download_into_a_folder_is_what_run_writes(
     run: Run, url: str, spec: Path, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Client, "report_html", lambda *_: "<html>")
+    monkeypatch.setattr(Jobs, "report_html", lambda *_: "<html>")
     job = run("submit", spec)[1].strip()
     lease = coordinator.claim()
     coordinator.generation(lease, 0)
@@ -336,7 +338,9 @@ def test_every_flag_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
     arguments = build_parser("serve").parse_args(["serve"])
     assert (arguments.host, arguments.port, arguments.database) == ("::1", 0, "sqlite:///x.db")
     policy = read_policy(arguments, hub=True)
-    expected = Policy((tmp_path, tmp_path / "a"), allow_hub=False, allow_remote_code=True, made=tmp_path / "made")
+    expected = Policy(
+        (tmp_path, tmp_path / "a"), allow_hub=False, allow_remote_code=True, work_folder=tmp_path / "made"
+    )
     assert policy == expected
     for name, value in coordinator_environment("sqlite:///x.db", "sqlite:///y.db").items():
         monkeypatch.setenv(name, value)
@@ -349,7 +353,7 @@ def test_every_flag_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
 
 def test_the_working_folder_is_beside_an_sqlite_database(tmp_path: Path) -> None:
     def made(database: str) -> Path | None:
-        return read_policy(build_parser("serve").parse_args(["serve", "--database", database]), hub=True).made
+        return read_policy(build_parser("serve").parse_args(["serve", "--database", database]), hub=True).work_folder
 
     assert made(f"sqlite:///{tmp_path / 'x.db'}") == tmp_path / "x.work"
     assert made("postgresql://u@h/x") is None
@@ -413,15 +417,16 @@ def test_doctor_finds_problems_and_makes_no_database(run: Run, monkeypatch: pyte
     assert problems == ["database", "disk", "cache", "server"]
 
 
-@pytest.mark.parametrize("word", MODULES)
-def test_every_word_explains_itself(word: str, run: Run) -> None:
-    status, out, _ = run(word, "--help")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_in_a_sentence_and_its_options(command: str, run: Run) -> None:
+    status, out, _ = run(command, "--help")
     assert status == 0
-    assert out.startswith("usage: factor-search")
-    assert word in out
+    usage, sentence, *_ = out.split("\n\n")
+    assert usage.startswith(f"usage: factor-search {command}")
+    assert re.fullmatch(r"[A-Z][^.]*\.", sentence), sentence
 
 
-def test_words_that_talk_to_a_server_do_not_load_torch() -> None:
+def test_commands_that_talk_to_a_server_do_not_load_torch() -> None:
     for word in ("submit", "jobs", "watch", "pause", "download"):
         code = f"import sys; from api.cli import build_parser; build_parser({word!r}); sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0

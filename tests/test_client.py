@@ -26,7 +26,7 @@ from api.client import (
 from api.event_stream import read_stream
 from factor_search.spec import parse_spec
 from storage.keys import KeyStore
-from tests.rest_service import SPEC, FakeCoordinator, app_on, serving, settings
+from tests.rest_service import PLAN, SPEC, FakeCoordinator, app_on, serving, settings
 
 
 @pytest.fixture(autouse=True)
@@ -56,30 +56,30 @@ def free_port() -> int:
 
 def test_the_whole_way_of_a_job(client: Client, coordinator: FakeCoordinator) -> None:
     spec = parse_spec(SPEC)
-    job = client.submit(spec)
+    job = client.jobs.submit(spec)
     assert (job.state, parse_spec(job.spec), job.ended) == ("queued", spec, False)
-    assert client.pause(job.id).state == "paused"
-    assert client.resume(job.id).state == "queued"
+    assert client.jobs.pause(job.id).state == "paused"
+    assert client.jobs.resume(job.id).state == "queued"
     lease = coordinator.claim()
     coordinator.generation(lease, 0)
-    running = client.job(job.id)
+    running = client.jobs.get(job.id)
     assert running.progress is not None
     assert running.progress.candidates == 4
     with pytest.raises(ConflictError, match="is running"):
-        client.factors(job.id)
+        client.jobs.factors(job.id)
     coordinator.finish(lease)
-    assert client.wait(job.id).state == "finished"
-    assert client.factors(job.id) == {"a": 1}
-    assert client.report(job.id) == {"b": 2}
-    assert [item.outcome for item in client.evaluations(job.id)] == ["ok", "ok", "pruned", "diverged"]
-    assert list(client.evaluations(job.id, part="held_out")) == []
+    assert client.jobs.wait(job.id).state == "finished"
+    assert client.jobs.factors(job.id) == {"a": 1}
+    assert client.jobs.report(job.id) == {"b": 2}
+    assert [item.outcome for item in client.jobs.evaluations(job.id)] == ["ok", "ok", "pruned", "diverged"]
+    assert list(client.jobs.evaluations(job.id, part="held_out")) == []
     with pytest.raises(ConflictError, match="finished"):
-        client.cancel(job.id)
+        client.jobs.cancel(job.id)
     assert client.health().status == "ok"
 
 
 def test_values_are_frozen(client: Client) -> None:
-    job = client.submit(SPEC)
+    job = client.jobs.submit(SPEC)
     with pytest.raises(ValueError, match="frozen"):
         job.state = "finished"  # type: ignore[misc]
 
@@ -87,30 +87,41 @@ def test_values_are_frozen(client: Client) -> None:
 def test_listing_goes_over_pages(client: Client, coordinator: FakeCoordinator) -> None:
     jobs = [coordinator.jobs.submit(parse_spec(SPEC))[0] for _ in range(105)]
     ids = [job.id for job in sorted(jobs, key=lambda job: (job.submitted_at, job.id), reverse=True)]
-    assert [job.id for job in client.jobs()] == ids
-    assert [job.id for job in client.jobs(limit=102)] == ids[:102]
-    assert list(client.jobs(state="failed")) == []
+    assert [job.id for job in client.jobs.list()] == ids
+    assert [job.id for job in client.jobs.list(limit=102)] == ids[:102]
+    assert list(client.jobs.list(state="failed")) == []
 
 
 def test_a_job_is_found_by_the_beginning_of_its_id(client: Client) -> None:
-    first, second = client.submit(SPEC), client.submit(SPEC)
-    assert client.find(first.id) == client.find(first.id[:20]) == client.job(first.id)
+    first, second = client.jobs.submit(SPEC), client.jobs.submit(SPEC)
+    assert client.jobs.find(first.id) == client.jobs.find(first.id[:20]) == client.jobs.get(first.id)
     with pytest.raises(NotFoundError, match="2 jobs begin"):
-        client.find(second.id[:5])
+        client.jobs.find(second.id[:5])
     for wrong in ("zzz", "f" * 24, "../../etc", "", "x/y"):
         with pytest.raises(ServiceError):
-            client.find(wrong)
+            client.jobs.find(wrong)
+
+
+def test_an_id_says_whether_it_is_of_a_job_or_a_plan(client: Client) -> None:
+    job = client.jobs.submit(SPEC)
+    plan = client.plans.submit(PLAN)
+    assert client.of(job.id) is client.jobs
+    assert client.of(plan.id) is client.plans
+    assert client.of(plan.id[:4]).find(plan.id[:20]).id == plan.id
+    for resource, ended in ((client.jobs, client.jobs.cancel(job.id)), (client.plans, client.plans.cancel(plan.id))):
+        assert resource.wait(ended.id).state == "cancelled"
+        assert [known.id for known in resource.list(state="cancelled")] == [ended.id]
 
 
 def test_refusals_say_what_the_server_says(client: Client) -> None:
     with pytest.raises(NotFoundError, match="no job"):
-        client.job("0" * 24)
+        client.jobs.get("0" * 24)
     with pytest.raises(ServiceError, match="target_length") as raised:
-        client.submit(SPEC | {"target_length": 0})
+        client.jobs.submit(SPEC | {"target_length": 0})
     assert raised.value.status == 422
-    client.submit(SPEC, idempotency_key="k")
+    client.jobs.submit(SPEC, idempotency_key="k")
     with pytest.raises(ConflictError, match="idempotency key"):
-        client.submit(SPEC | {"seed": 1}, idempotency_key="k")
+        client.jobs.submit(SPEC | {"seed": 1}, idempotency_key="k")
 
 
 def test_the_key_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,20 +129,20 @@ def test_the_key_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with serving(app) as url:
         secret = KeyStore(app.state.database).create("k", ["read"])[1]
         with Client(url) as client, pytest.raises(UnauthorisedError, match="keys create"):
-            list(client.jobs())
+            list(client.jobs.list())
         with Client(url, secret) as client:
-            assert list(client.jobs()) == []
+            assert list(client.jobs.list()) == []
             with pytest.raises(UnauthorisedError, match="submit"):
-                client.submit(SPEC)
+                client.jobs.submit(SPEC)
         monkeypatch.setenv("FACTOR_SEARCH_KEY", secret)
         monkeypatch.setenv("FACTOR_SEARCH_URL", url + "/")
         with Client() as client:
-            assert list(client.jobs()) == []
+            assert list(client.jobs.list()) == []
 
 
 def test_no_server_is_one_line_that_says_what_to_do(free_port: int) -> None:
     with Client(f"http://127.0.0.1:{free_port}") as client:
-        for action in (client.health, lambda: client.submit(SPEC), lambda: next(client.events("0" * 24))):
+        for action in (client.health, lambda: client.jobs.submit(SPEC), lambda: next(client.jobs.events("0" * 24))):
             started = time.monotonic()
             with pytest.raises(UnreachableError, match="factor-search serve") as raised:
                 action()
@@ -166,7 +177,7 @@ def test_a_server_that_is_another_program() -> None:
     try:
         with Client(f"http://127.0.0.1:{server.server_port}") as client:
             with pytest.raises(ServiceError, match="is it a factor-search server"):
-                list(client.jobs())
+                list(client.jobs.list())
             with pytest.raises(ServiceError, match="no Health"):
                 client.health()
     finally:
@@ -181,11 +192,11 @@ def test_events_go_on_over_a_restart_of_the_server(tmp_path: Path, free_port: in
     with FakeCoordinator(settings(tmp_path).database_url) as coordinator:
         with serving(app_on(tmp_path), free_port) as url:
             client = Client(url)
-            job = client.submit(SPEC)
+            job = client.jobs.submit(SPEC)
             lease = coordinator.claim()
 
             def follow() -> None:
-                for event in client.events(job.id, on_interruption=interruptions.append):
+                for event in client.jobs.events(job.id, on_interruption=interruptions.append):
                     heard.append(event.number)
 
             reader = threading.Thread(target=follow)
@@ -208,12 +219,12 @@ def test_events_go_on_over_a_restart_of_the_server(tmp_path: Path, free_port: in
 def test_a_server_that_stays_away_is_an_error_in_the_end(tmp_path: Path) -> None:
     failures: list[BaseException] = []
     with serving(app_on(tmp_path)) as url:
-        client = Client(url, patience_seconds=0.5)
-        job = client.submit(SPEC)
+        client = Client(url, retry_seconds=0.5)
+        job = client.jobs.submit(SPEC)
 
         def follow() -> None:
             try:
-                client.wait(job.id)
+                client.jobs.wait(job.id)
             except UnreachableError as error:
                 failures.append(error)
 
@@ -226,11 +237,11 @@ def test_a_server_that_stays_away_is_an_error_in_the_end(tmp_path: Path) -> None
 
 
 def test_events_after_the_end(client: Client) -> None:
-    job = client.submit(SPEC)
-    client.cancel(job.id)
-    assert [event.kind for event in client.events(job.id)] == ["submitted", "cancelled"]
-    assert [event.kind for event in client.events(job.id, after=1)] == ["cancelled"]
-    assert list(client.events(job.id, after=2)) == []
+    job = client.jobs.submit(SPEC)
+    client.jobs.cancel(job.id)
+    assert [event.kind for event in client.jobs.events(job.id)] == ["submitted", "cancelled"]
+    assert [event.kind for event in client.jobs.events(job.id, after=1)] == ["cancelled"]
+    assert list(client.jobs.events(job.id, after=2)) == []
 
 
 def test_a_submission_whose_answer_is_lost_makes_one_job(tmp_path: Path) -> None:
@@ -258,10 +269,10 @@ def test_a_submission_whose_answer_is_lost_makes_one_job(tmp_path: Path) -> None
         thread = threading.Thread(target=proxy)
         thread.start()
         with Client(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
-            job = client.submit(SPEC)
+            job = client.jobs.submit(SPEC)
         thread.join(10)
         with Client(url) as client:
-            assert [known.id for known in client.jobs()] == [job.id]
+            assert [known.id for known in client.jobs.list()] == [job.id]
 
 
 def test_an_event_that_was_cut_off_is_not_told() -> None:

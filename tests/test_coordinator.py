@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bench.stub import stub_spec
+from bench.thread_backend import ThreadBackend
 from factor_search.factors import Factors
 from factor_search.measure.evaluation import OK, Evaluation
 from storage.evaluations import Batch, EvaluationStore, Recorded
@@ -15,7 +16,6 @@ from storage.jobs import Lease
 from tests.service import FaultyWorker, Service, undisturbed
 from workers.driver import Driver
 from workers.model_worker import Setting
-from workers.thread_crew import ThreadCrew
 
 
 def test_a_job_gives_what_its_twin_in_one_process_gives(service: Service) -> None:
@@ -114,7 +114,7 @@ def test_a_job_that_needs_more_than_there_is(service: Service) -> None:
 
 
 def test_where_machines_may_join_such_a_job_waits(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ThreadCrew, "grows", True)
+    monkeypatch.setattr(ThreadBackend, "grows", True)
     monkeypatch.setattr("workers.job_run.WAIT_FOR_CAPACITY_SECONDS", 0.2)
     service.start(workers=2)
     spec = stub_spec(resources={"workers": 3}, budget=20)

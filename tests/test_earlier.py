@@ -11,11 +11,12 @@ from factor_search.factors import Factors
 from factor_search.factors_file import parse_factors
 from factor_search.finetune.spec import FinetuneSpec
 from factor_search.measure.evaluation import evaluation_key
+from factor_search.plan.kinds.contract import Outcome
 from factor_search.plan.spec import parse_plan
-from factor_search.plan.work import Outcome, parse_work, work_of
+from factor_search.plan.work import parse_work, work_of
 from factor_search.spec import ModelSpec, parse_spec
 from factor_search.text.samples import SampleSet, sample_of
-from workers.plan_keeper import identity
+from workers.plan_scheduler import identity
 
 EARLIER = Path(__file__).parent / "earlier"
 JOBS: dict[str, dict[str, Any]] = {

@@ -26,12 +26,12 @@ from storage.evaluations import Batch, EvaluationStore, Recorded
 from storage.events import read_events
 from storage.jobs import Lease
 from tests.service import FaultyWorker, Service, undisturbed
-from workers.crew import WorkerGoneError
+from workers.backend import WorkerGoneError
 from workers.model_worker import Prepared, Setting
 
 
 def kill_worker(service: Service) -> None:
-    victim = random.choice([worker for worker in service.running[0][2].hired if not worker._gone])
+    victim = random.choice([worker for worker in service.running[0][2].started if not worker._gone])
     victim.kill()
 
 
@@ -55,7 +55,7 @@ def test_a_candidate_that_always_kills_its_worker_is_a_named_outcome(service: Se
         def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str, **race: Any) -> Evaluation:
             if factors == doomed and PREPARED.samples.search.sha256 == samples_sha256:
                 current = threading.current_thread()
-                for worker in service.running[0][2].hired:
+                for worker in service.running[0][2].started:
                     if worker.thread is current:
                         worker.kill()
             return super().evaluate(setting, factors, samples_sha256, **race)
@@ -165,7 +165,7 @@ def test_a_job_that_cannot_be_prepared_fails_with_the_reason(service: Service) -
 def test_a_worker_that_dies_of_every_preparation_ends_the_job(service: Service) -> None:
     class Dying(StubWorker):
         def prepare(self, spec: JobSpec) -> Prepared:
-            for worker in service.running[0][2].hired:
+            for worker in service.running[0][2].started:
                 if worker.thread is threading.current_thread():
                     worker.kill()
             return super().prepare(spec)
@@ -291,7 +291,7 @@ def test_a_load_that_hangs_ends_with_the_job_or_with_its_time(
 
 
 def test_workers_that_never_come_up_end_the_job(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.pool.FAILED_HIRES", 2)
+    monkeypatch.setattr("workers.pool.FAILED_STARTS", 2)
 
     class StillBorn(StubWorker):
         def name(self) -> str:

@@ -8,16 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factor_search.errors import DataError
-from factor_search.factors import Factors
-from factor_search.factors_file import FactorsModel, factors_file
 from factor_search.finetune.spec import FinetuneSpec
 from factor_search.job import distinct_tokens
 from factor_search.plan.training_documents import training_documents
-from factor_search.plan.work import FinetuneWork
-from factor_search.spec import DataSpec, ModelSpec
+from factor_search.spec import DataSpec
 from factor_search.testbed.byte_tokenizer import byte_tokenizer
 from factor_search.text.samples import PARTS, Samples, load_samples
-from factor_search.text.tokens import CachedTokenizer
+from factor_search.text.tokens import CachedTokenizer, TokenIds
 from tests.synthetic import geometry
 
 TOKENIZE = CachedTokenizer(byte_tokenizer(64))
@@ -39,17 +36,9 @@ def data_spec(files: list[str], cut: bool, counts: tuple[int, int, int], **more:
     )
 
 
-def training(data: DataSpec, seed: int, files: list[str] | None = None, **changes: Any) -> FinetuneWork:
-    model = FactorsModel.of("M", None, GEOMETRY)
-    return FinetuneWork(
-        stage="finetune-1",
-        model=ModelSpec(id="M"),
-        data=data,
-        training_files=files,
-        factors=factors_file(Factors.of([1.0] * GEOMETRY.pairs), model, 128).as_json(),
-        settings=FinetuneSpec.model_validate({"steps": 100} | changes),
-        seed=seed,
-    )
+def training(data: DataSpec, seed: int, length: int, files: list[str] | None = None, **changes: Any) -> list[TokenIds]:
+    settings = FinetuneSpec.model_validate({"steps": 100} | changes)
+    return training_documents(data, files, TOKENIZE, GEOMETRY, length, settings, seed=seed)
 
 
 def dealt_at(data: DataSpec, length: int, seed: int) -> Samples:
@@ -78,7 +67,7 @@ def test_what_plays_a_part_in_any_stage_is_never_trained_on(
         other.write_text("\n".join(json.dumps({"text": text(*one)}) for one in [*every, (200, 300, False)]))
         data = data_spec([str(file)], cut, counts)
         by_length = {length: dealt_at(data, length, seed) for length in (ORIGINAL, 128, LONGEST)}
-        trained = training_documents(training(data, seed, [str(other)] if elsewhere else None), TOKENIZE, GEOMETRY, 128)
+        trained = training(data, seed, 128, [str(other)] if elsewhere else None)
     longest = by_length[LONGEST]
     for length, samples in by_length.items():
         for part in PARTS:
@@ -108,7 +97,7 @@ def test_what_plays_a_part_is_found_within_other_documents(tmp_path: Path) -> No
     others = [text(9, LONGEST) + text(0, 300), text(8, 77) + text(1, 300), text(7, 300), "x" + text(2, 300)]
     (tmp_path / "others.jsonl").write_text("\n".join(json.dumps({"text": one}) for one in others))
     data = data_spec([str(tmp_path / "rows.jsonl")], True, (1, 1, 1))
-    (kept,) = training_documents(training(data, 0, [str(tmp_path / "others.jsonl")]), TOKENIZE, GEOMETRY, 128)
+    (kept,) = training(data, 0, 128, [str(tmp_path / "others.jsonl")])
     assert bytes(kept.astype("uint8")).decode() == others[2]
 
 
@@ -116,21 +105,20 @@ def test_only_as_many_as_are_needed(tmp_path: Path) -> None:
     for number in range(30):
         (tmp_path / f"{number:02}.txt").write_text(text(number, 300))
     data = data_spec([str(tmp_path / "*.txt")], False, (1, 1, 1))
-    assert len(training_documents(training(data, 0), TOKENIZE, GEOMETRY, 128)) == 27
-    few = training_documents(training(data, 0, steps=2, warmup_steps=0), TOKENIZE, GEOMETRY, 128)
+    assert len(training(data, 0, 128)) == 27
+    few = training(data, 0, 128, steps=2, warmup_steps=0)
     assert len(few) == 2, "four times the 128 tokens that are read"
-    segments = training(data, 0, data_form="segments")
-    assert len(training_documents(segments, TOKENIZE, GEOMETRY, 300)) == 27
-    with pytest.raises(DataError, match=r"no document is left .*: 0 play a part .*, 30 have fewer than the 301 tokens"):
-        training_documents(segments, TOKENIZE, GEOMETRY, 301)
+    assert len(training(data, 0, 300, data_form="segments")) == 27
+    with pytest.raises(DataError, match=r"no document is left .*: 0 are used in .*, 30 have fewer than the 301 tokens"):
+        training(data, 0, 301, data_form="segments")
 
 
 def test_nothing_left(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.txt").write_text(text(number, 300))
     data = data_spec([str(tmp_path / "*.txt")], False, (1, 1, 1))
-    with pytest.raises(DataError, match="no document is left to fine-tune on: 3 play a part in searches"):
-        training_documents(training(data, 0), TOKENIZE, GEOMETRY, 128)
+    with pytest.raises(DataError, match="no document is left to fine-tune on: 3 are used in searches"):
+        training(data, 0, 128)
 
 
 def test_documents_shorter_than_the_window(tmp_path: Path) -> None:

@@ -16,14 +16,13 @@ from factor_search.factors import Factors
 from factor_search.factors_file import FactorsModel, factors_file, parse_factors
 from factor_search.job import read_samples
 from factor_search.measure.evaluator import LocalEvaluator
+from factor_search.measure.figures import share
 from factor_search.measure.passkey import Retrieval
+from factor_search.measure.passkey_grid import _overall
 from factor_search.measure.statistics import summarise
 from factor_search.model.loading import load_model
-from factor_search.plan.figures import share
-from factor_search.plan.measuring import _overall
-from factor_search.plan.perform import climb, perform
-from factor_search.plan.stages import PasskeySpec
-from factor_search.plan.work import EvaluateWork
+from factor_search.plan.kinds.evaluate import EvaluateWork, PasskeySpec
+from factor_search.plan.perform import evaluate_candidates, perform
 from factor_search.spec import DataSpec, ModelSpec
 from factor_search.text.samples import SampleSet, sample_of
 from tests.plans import DATA
@@ -130,11 +129,11 @@ def test_all_passkeys_together_count_by_document() -> None:
 
 def test_the_ladder(work: EvaluateWork, tmp_path: Path) -> None:
     heard: list[dict[str, Any]] = []
-    climbed = climb(work, tmp_path, heard.append)
+    climbed = evaluate_candidates(work, tmp_path, heard.append)["ladder"]
     assert [told["step"] for told in heard[1:]] == list(range(1, len(climbed["rungs"]) + 1))
     assert heard[-1]["steps"] == len(climbed["rungs"])
     assert climbed["lengths"] == [64, 128, 256]
-    again = climb(work.model_copy(update={"lengths": [128]}), tmp_path, heard.append)
+    again = evaluate_candidates(work.model_copy(update={"lengths": [128]}), tmp_path, heard.append)["ladder"]
     assert again["rungs"] == [rung for rung in climbed["rungs"] if rung["length"] != 64], "the target is always there"
 
 

@@ -10,7 +10,7 @@ from factor_search.errors import SpecError
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, FactorsModel, factors_file
 from factor_search.methods import closed_forms
-from factor_search.plan.readjusting import readjusting_job
+from factor_search.plan.kinds.readjust import readjustment_job
 from factor_search.report.document import build_factors_file, build_report
 from factor_search.report.page import render
 from factor_search.search.problem import SearchProblem
@@ -33,7 +33,7 @@ def long_file(attention_factor: float = 1.15) -> FactorsFile:
 
 def job(**changes: Any) -> JobSpec:
     spec = parse_spec({"model": "M", "data": "x", "target_length": LENGTH, "budget": 120} | changes)
-    return readjusting_job(spec, long_file(), "search-2")
+    return readjustment_job(spec, long_file(), "search-2")
 
 
 def readjusted(power: float, **changes: Any) -> tuple[JobResult, ManyDocuments]:
@@ -69,12 +69,12 @@ def test_an_attention_factor_of_its_own() -> None:
     objective = ManyDocuments([value**0.6 for value in LONG_FACTORS], attention_factor=1.0)
     documents = many_documents(4).samples
     parts = [SampleSet(part, documents) for part in ("search", "validation", "held_out")]
-    spec = readjusting_job(job(), long_file(), "search-2", "search")
+    spec = readjustment_job(job(), long_file(), "search-2", "search")
     result = search_and_measure(SearchProblem.of(spec, GEOMETRY), Samples(*parts), objective, JobWatcher())
     assert result.winning_factors.attention_factor == pytest.approx(1.0, abs=0.05)
     assert result.problem.methods["none"].attention_factor == 1.0
     assert result.problem.methods["long"].attention_factor == 1.15
-    fixed = readjusting_job(job(), long_file(), "search-2", 1.0)
+    fixed = readjustment_job(job(), long_file(), "search-2", 1.0)
     assert {one.attention_factor for one in SearchProblem.of(fixed, GEOMETRY).methods.values()} == {1.0, 1.15}
 
 

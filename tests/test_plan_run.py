@@ -19,10 +19,12 @@ from factor_search.factors_file import parse_factors, read_factors
 from factor_search.model.injection import Injector
 from factor_search.model.loading import load_model
 from factor_search.plan import check
+from factor_search.plan.kinds.contract import Outcome, Work
+from factor_search.plan.kinds.export import ExportWork
+from factor_search.plan.kinds.search import SearchWork
 from factor_search.plan.perform import perform
 from factor_search.plan.run import PlanResult, PlanWatcher, run_plan
 from factor_search.plan.spec import parse_plan
-from factor_search.plan.work import ExportWork, Outcome, SearchWork, Work
 from factor_search.search.selection import JobWatcher
 from factor_search.spec import ModelSpec
 from tests.conftest import save_checkpoint
@@ -45,7 +47,7 @@ class Interruptions:
         self.steps: list[int] = []
 
     def watcher(self) -> PlanWatcher:
-        return PlanWatcher(stage=self._stage, job=self._job, heard=self._heard)
+        return PlanWatcher(stage=self._stage, job=self._job, progress=self._heard)
 
     def _event(self, *told: Any) -> None:
         self.left -= 1

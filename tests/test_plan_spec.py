@@ -7,9 +7,11 @@ from factor_search.errors import SpecError
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsModel, MeasuredPerplexity, factors_file
 from factor_search.files.canonical_json import sha256_of
+from factor_search.plan.kinds.contract import Outcome
+from factor_search.plan.kinds.readjust import ReadjustWork
+from factor_search.plan.kinds.search import SearchStage, SearchWork
 from factor_search.plan.spec import is_plan, parse_plan, read_plan
-from factor_search.plan.stages import SearchStage
-from factor_search.plan.work import Outcome, SearchWork, parse_outcome, parse_work, work_of
+from factor_search.plan.work import parse_outcome, parse_work, work_of
 from factor_search.spec import JobSpec, ModelSpec, parse_spec
 
 ONE_LINE = {"model": "M", "data": "books/*.txt", "target_length": 8192, "recipe": "longrope"}
@@ -262,7 +264,7 @@ def test_work_holds_everything_and_survives_json() -> None:
     assert [one.scale for one in second.job.warm_start.factors] == [8.0]
 
     readjust = works[3]
-    assert isinstance(readjust, SearchWork)
+    assert isinstance(readjust, ReadjustWork)
     job = readjust.job
     assert (job.target_length, job.space.scale, job.space.attention_factor) == (256, 32.0, 1.2)
     starts = job.warm_start.factors

@@ -121,8 +121,8 @@ class TestPlanContract:
         assert plan.ended_at is not None
         assert [plan.stage_state(stage) for stage in plan.stages] == ["finished"] * 3
         assert history(database, plan.id) == [
-            *("submitted", "stage_queued", "stage_finished", "waiting", "handed_in", "checkpoint_refused"),
-            *("handed_in", "stage_finished", "stage_finished", "finished"),
+            *("submitted", "stage_queued", "stage_finished", "waiting", "checkpoint_supplied", "checkpoint_refused"),
+            *("checkpoint_supplied", "stage_finished", "stage_finished", "finished"),
         ]
 
     def test_what_others_have_done_is_not_done_again(self, plans: PlanStore, steps: PlanSteps, jobs: JobStore) -> None:

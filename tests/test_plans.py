@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from factor_search.plan.kinds.contract import Outcome
 from factor_search.plan.run import run_plan
 from factor_search.plan.spec import PlanSpec, parse_plan
-from factor_search.plan.work import Outcome, parse_outcome
+from factor_search.plan.work import parse_outcome
 from storage.events import PLAN, read_events
 from storage.plan_steps import PlanSteps
 from storage.plans import Plan, PlanStore
@@ -40,7 +41,7 @@ class PlanService(Service):
     """Coordinators whose workers are threads with real models."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(f"sqlite:///{folder / 'jobs.db'}", made=folder / "made")
+        super().__init__(f"sqlite:///{folder / 'jobs.db'}", work_folder=folder / "made")
         self.plans = PlanStore(self.database)
 
     def begin(self, workers: int = 1) -> None:
@@ -63,8 +64,8 @@ class PlanService(Service):
 
     def workers_alive(self) -> list[threading.Thread]:
         """Of the only coordinator."""
-        [(_, _, crew)] = self.running
-        return [worker.thread for worker in crew.hired if worker.thread.is_alive()]
+        [(_, _, backend)] = self.running
+        return [worker.thread for worker in backend.started if worker.thread.is_alive()]
 
     def history(self, plan_id: str) -> list[str]:
         return [event.kind for event in read_events(self.database, plan_id, of=PLAN)]
@@ -221,7 +222,7 @@ def test_a_checkpoint_that_was_taken_away_is_made_again_from_its_stage(
     plan = service.until(service.submit(document))
     made = outcomes(plan)[1].model
     assert made is not None
-    shutil.rmtree(service.policy.made_here())
+    shutil.rmtree(service.policy.require_work_folder())
     service.plans.retry(plan.id, "export-1")
     plan = service.until(plan.id)
     assert plan.error == f"export-1: {made.id}, of finetune-1, is gone: bring it back, or retry from finetune-1"

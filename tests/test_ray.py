@@ -61,16 +61,16 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 @pytest.fixture
 def coordinator(cluster: RayCluster, database: Database, tmp_path: Path) -> Iterator[Coordinator]:
-    from workers.ray_crew import RayCrew
+    from workers.ray_backend import RayBackend
 
-    crew = RayCrew(cluster.address)
-    coordinator = Coordinator(database, crew, policy=replace(ANYTHING, made=tmp_path / "made"))
+    backend = RayBackend(cluster.address)
+    coordinator = Coordinator(database, backend, policy=replace(ANYTHING, work_folder=tmp_path / "made"))
     thread = threading.Thread(target=coordinator.run)
     thread.start()
     yield coordinator
     coordinator.shut_down()
     thread.join()
-    crew.close()
+    backend.close()
 
 
 def wait_for_end(database: Database, job_id: str, seconds: float = 120) -> str:

@@ -27,8 +27,8 @@ from storage.evaluations import Batch, Candidate, CandidateRow, Computed, Evalua
 from storage.jobs import JobStore, Lease
 from tests.service import FaultyWorker, Service
 from tests.test_faults import kill_worker
+from workers.known_results import known_results
 from workers.model_worker import Prepared, Setting
-from workers.standing import standing
 
 FOUR = replace(PREPARED, samples=samples(documents=4))
 SMALL = {"kind": "evolution", "population": 24, "parents": 6, "mutants": 8, "crossovers": 8}
@@ -257,7 +257,7 @@ def test_what_a_job_has_seen_stays_what_others_find_later(tmp_path: Path) -> Non
             def key_of(place: Candidate, documents: int) -> str:
                 return evaluator.key(place.factors, samples, documents)
 
-            return standing(store, lease.job_id, [place], samples, race, key_of)
+            return known_results(store, lease.job_id, [place], samples, race, key_of)
 
         ours, others, third = claimed(), claimed(), claimed()
         record(ours, diverged)

@@ -72,7 +72,7 @@ def test_one_that_lived_long_is_started_again_soon(tmp_path: Path, caplog: pytes
 
 def test_a_child_that_does_not_listen_is_killed_with_its_children(tmp_path: Path) -> None:
     file = tmp_path / "pid"
-    with Supervisor(command(STUBBORN, file), name="stubborn", patience_seconds=0.3) as supervisor:
+    with Supervisor(command(STUBBORN, file), name="stubborn", stop_timeout_seconds=0.3) as supervisor:
         wait_for(lambda: file.exists() and file.read_text())
         process_id = supervisor.process_id
     assert not alive(process_id or 0)

@@ -67,24 +67,24 @@ def test_a_job_runs_across_two_nodes_of_which_one_stops(
             serving(*address, database=postgresql_database, folder=tmp_path) as url,
             Client(url) as client,
         ):
-            job = client.submit(document)
+            job = client.jobs.submit(document)
             until = time.monotonic() + 90
-            while len(workers := {item.worker for item in client.evaluations(job.id) if item.worker}) < 2:
-                assert time.monotonic() < until, client.job(job.id)
+            while len(workers := {item.worker for item in client.jobs.evaluations(job.id) if item.worker}) < 2:
+                assert time.monotonic() < until, client.jobs.get(job.id)
                 time.sleep(0.2)
             kill_node(node)
-            events = list(client.events(job.id))
+            events = list(client.jobs.events(job.id))
             assert events[-1].kind == "finished"
             kinds = Counter(event.kind for event in events)
             assert kinds["worker_lost"] >= 1
             assert kinds["claimed"] == 1
-            rows = list(client.evaluations(job.id))
+            rows = list(client.jobs.evaluations(job.id))
             assert [row.number for row in rows] == list(range(len(rows)))
             assert {row.outcome for row in rows} == {"ok", "pruned"}
             assert workers <= {row.worker for row in rows}
-            found = client.factors(job.id)
-            assert client.report(job.id)["status"] == "finished"
-            assert "<html" in client.report_html(job.id)
+            found = client.jobs.factors(job.id)
+            assert client.jobs.report(job.id)["status"] == "finished"
+            assert "<html" in client.jobs.report_html(job.id)
             trials = httpx2.get(f"{url}/api/studies/1?after=0").json()["trials"]
             shown = {"ok": "Complete", "pruned": "Pruned"}
             assert [trial["state"] for trial in trials] == [shown[row.outcome] for row in rows]
@@ -103,17 +103,17 @@ def test_a_server_outlives_its_coordinator_and_its_ray(checkpoint: Path, texts: 
         serving(database=f"sqlite:///{tmp_path / 'jobs.db'}", folder=tmp_path) as url,
         Client(url) as client,
     ):
-        job = client.submit(document)
+        job = client.jobs.submit(document)
         for victim in ("python", "raylet"):  # the coordinator itself, then its Ray
             process = coordinator_of(client, job.id)
             family = [process, *process.children(recursive=True)]
             wait_for_candidates(client, job.id)
             next(member for member in family if member.name().startswith(victim)).kill()
             assert survivors(family) == []  # nothing of it is left behind
-        events = list(client.events(job.id))
+        events = list(client.jobs.events(job.id))
         assert events[-1].kind == "finished"
         assert Counter(event.kind for event in events)["claimed"] == 3
-        found = client.factors(job.id)
+        found = client.jobs.factors(job.id)
     assert found["rescale_factors"] == list(twin(document, tmp_path / "twin").rescale_factors)
 
 
@@ -131,7 +131,7 @@ def coordinator_of(client: Client, job_id: str) -> psutil.Process:
     """The process that drives a job, which must have begun to record by then."""
     seen: set[str] = getattr(coordinator_of, "seen", set())
     until = time.monotonic() + 90
-    while (owner := client.job(job_id).coordinator) is None or owner in seen:
+    while (owner := client.jobs.get(job_id).coordinator) is None or owner in seen:
         assert time.monotonic() < until
         time.sleep(0.1)
     coordinator_of.seen = seen | {owner}  # type: ignore[attr-defined]
@@ -140,7 +140,7 @@ def coordinator_of(client: Client, job_id: str) -> psutil.Process:
 
 def wait_for_candidates(client: Client, job_id: str) -> None:
     """Until some more are recorded than now."""
-    before, until = sum(1 for _ in client.evaluations(job_id)), time.monotonic() + 90
-    while sum(1 for _ in client.evaluations(job_id)) < before + 20:
+    before, until = sum(1 for _ in client.jobs.evaluations(job_id)), time.monotonic() + 90
+    while sum(1 for _ in client.jobs.evaluations(job_id)) < before + 20:
         assert time.monotonic() < until
         time.sleep(0.1)

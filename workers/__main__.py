@@ -44,11 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(parsed: argparse.Namespace) -> None:
     prepare_environment(parsed.ray_address)
-    from workers.ray_crew import RayCrew  # Ray reads the environment when it is imported
+    from workers.ray_backend import RayBackend  # Ray reads the environment when it is imported
 
     stop, policy = threading.Event(), Policy.from_arguments(parsed, hub=False)
     with Database(parsed.database) as database:
-        crew = RayCrew(
+        backend = RayBackend(
             parsed.ray_address,
             workers=parsed.workers,
             cpus_per_worker=parsed.cpus_per_worker,
@@ -59,13 +59,13 @@ def _run(parsed: argparse.Namespace) -> None:
         owner = new_owner()
         shown: Callable[[str], int] = lambda job_id: 0  # noqa: E731
         with contextlib.ExitStack() as stack:
-            stack.callback(crew.close)
+            stack.callback(backend.close)
             if parsed.dashboard_database is not None:
                 stack.enter_context(projector(parsed.database, parsed.dashboard_database, owner))
                 shown = partial(catch_up, database, stage=0, seconds=0.5)
             coordinator = Coordinator(
                 database,
-                crew,
+                backend,
                 policy=policy,
                 jobs=parsed.jobs,
                 lease_seconds=parsed.lease_seconds,
@@ -76,7 +76,7 @@ def _run(parsed: argparse.Namespace) -> None:
             _stop_when(stop, coordinator.shut_down)
             if stat.S_ISFIFO(os.fstat(0).st_mode):
                 _stop_at_end_of_input(stop)
-            capacity = crew.capacity()
+            capacity = backend.capacity()
             print(f"coordinator ready: {owner}, room for {capacity.workers} workers", flush=True)
             coordinator.run()
 

@@ -2,10 +2,10 @@
 
 from factor_search.errors import FactorSearchError
 from factor_search.measure.evaluation import FAILED, OUT_OF_MEMORY, TIMED_OUT, WORKER_LOST, Evaluation
-from workers.crew import WorkerGoneError, WorkerOutOfMemoryError
-from workers.tasks import Errand, Preparation, Seat, Task
+from workers.backend import WorkerGoneError, WorkerOutOfMemoryError
+from workers.tasks import LongTask, Preparation, Task, WorkerSlot
 
-ATTEMPTS = {WORKER_LOST: 3, OUT_OF_MEMORY: 2, TIMED_OUT: 2, FAILED: 2}
+ATTEMPTS: dict[str, int] = {WORKER_LOST: 3, OUT_OF_MEMORY: 2, TIMED_OUT: 2, FAILED: 2}
 """After so many attempts, the outcome of the last one is the candidate's."""
 ABANDON_SECONDS = 5.0
 """A worker that still evaluates for a cancelled job after so long is ended."""
@@ -18,7 +18,7 @@ class PrepareError(FactorSearchError):
     """A job's model and documents could not be prepared on any worker."""
 
 
-class ErrandError(FactorSearchError):
+class LongTaskError(FactorSearchError):
     """A long work could not be brought to its end on any worker."""
 
 
@@ -45,30 +45,30 @@ def without_result(task: Task, outcome: str) -> Evaluation:
     )
 
 
-def given_up(work: Preparation | Errand, outcome: str, reason: str) -> FactorSearchError:
+def given_up(work: Preparation | LongTask, outcome: str, reason: str) -> FactorSearchError:
     """What is said of a work that is not tried again."""
     times = f"after {work.attempts} attempts" if work.attempts > 1 else "at once"
     if isinstance(work, Preparation):
         return PrepareError(f"the job could not be prepared, {times}: {reason}")
-    return ErrandError(f"it was given up {times}, the last ended as {outcome.replace('_', ' ')}: {reason}")
+    return LongTaskError(f"it was given up {times}, the last ended as {outcome.replace('_', ' ')}: {reason}")
 
 
-def overdue(seat: Seat, now: float, evaluation_timeout: float | None) -> BaseException | None:
+def overdue(slot: WorkerSlot, now: float, evaluation_timeout: float | None) -> BaseException | None:
     """Why a worker is to be ended for what it has not done in time, if so.
 
-    An errand may take as long as it likes, if only something is heard of it now and then.
+    An long_task may take as long as it likes, if only something is heard of it now and then.
     """
-    if seat.name is None:
-        return WorkerGoneError("it did not come up") if now - seat.hired_at > COMING_UP_SECONDS else None
-    if not seat.given:
+    if slot.name is None:
+        return WorkerGoneError("it did not come up") if now - slot.started_at > COMING_UP_SECONDS else None
+    if not slot.given:
         return None
-    work, elapsed = seat.given[0], now - seat.since
+    work, elapsed = slot.given[0], now - slot.since
     if work.withdrawn and elapsed > ABANDON_SECONDS:
         return WorkerGoneError("it was ended, since what it worked on is not wanted any more")
-    if isinstance(work, Errand):
-        silent = now - max(seat.since, work.heard_at)
+    if isinstance(work, LongTask):
+        silent = now - max(slot.since, work.reported_at)
         return TimeoutError(f"nothing was heard of it for {LOAD_SECONDS:g} s") if silent > LOAD_SECONDS else None
-    if not seat.loaded or isinstance(work, Preparation):
+    if not slot.loaded or isinstance(work, Preparation):
         return TimeoutError(f"nothing was loaded within {LOAD_SECONDS:g} s") if elapsed > LOAD_SECONDS else None
     if evaluation_timeout is not None and elapsed > evaluation_timeout:
         return TimeoutError(f"no result within {evaluation_timeout:g} s")

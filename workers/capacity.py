@@ -2,14 +2,14 @@
 
 from factor_search.errors import FactorSearchError
 from factor_search.spec import JobSpec
-from workers.crew import Capacity
+from workers.backend import Capacity
 
 
 class CapacityError(FactorSearchError):
     """The job needs more than this machine has."""
 
 
-def lacking(spec: JobSpec, capacity: Capacity) -> str | None:
+def missing_capacity(spec: JobSpec, capacity: Capacity) -> str | None:
     """What a job needs and the cluster has not, in one line; None if it can start."""
     workers, gpus = spec.resources.workers, spec.resources.gpus
     if workers * gpus > capacity.gpus:

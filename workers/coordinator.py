@@ -15,11 +15,11 @@ from storage.errors import DatabaseError
 from storage.evaluations import EvaluationStore
 from storage.jobs import JobStore, Lease
 from storage.plan_steps import PlanSteps
-from workers.crew import Crew
+from workers.backend import WorkerBackend
 from workers.driver import Driver
 from workers.job_evaluator import LEASE_LOST, SHUTDOWN
 from workers.job_run import Tools
-from workers.plan_keeper import PlanKeeper
+from workers.plan_scheduler import PlanScheduler
 from workers.policy import Policy
 from workers.pool import Pool
 from workers.recorder import Recorder
@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 
 
 class Coordinator:
-    """Drives jobs of one database with one crew; any number of coordinators may share the database."""
+    """Drives jobs of one database with one backend; any number of coordinators may share the database."""
 
     def __init__(
         self,
         database: Database,
-        crew: Crew,
+        backend: WorkerBackend,
         *,
         policy: Policy,
         jobs: int = 4,
@@ -51,7 +51,7 @@ class Coordinator:
 
         Args:
             database: where jobs come from and results go.
-            crew: what evaluates.
+            backend: what evaluates.
             policy: what the operator allows jobs to read.
             jobs: at most so many at once.
             lease_seconds: after so long without a sign of life, another coordinator takes a job over.
@@ -61,25 +61,25 @@ class Coordinator:
         """
         self.owner = owner or new_owner()
         self._database = database
-        self._crew = crew
+        self._backend = backend
         self._jobs = jobs
         self._lease_seconds = lease_seconds
         self._store = JobStore(database)
         self._coordinators = CoordinatorStore(database)
         evaluations = EvaluationStore(database)
         self._recorder = Recorder(evaluations)
-        self._pool = Pool(crew, evaluation_timeout=evaluation_timeout)
+        self._pool = Pool(backend, evaluation_timeout=evaluation_timeout)
         self._tools = Tools(
             jobs=self._store,
             evaluations=evaluations,
             recorder=self._recorder,
             pool=self._pool,
-            crew=crew,
+            backend=backend,
             policy=policy,
             unprojected=unprojected,
             alone=self._alone,
         )
-        self._plans = PlanKeeper(PlanSteps(database), policy)
+        self._plans = PlanScheduler(PlanSteps(database), policy)
         self._drivers: dict[Lease, Driver] = {}
         self._reported_at = -1e9
         self._said_no_room = False
@@ -126,10 +126,10 @@ class Coordinator:
 
     def _has_room(self) -> bool:
         """A coordinator that can run no worker leaves jobs to those that can."""
-        if self._crew.capacity().workers > 0:
+        if self._backend.capacity().workers > 0:
             return True
         if not self._said_no_room:
-            logger.error("no worker fits into this cluster, so no job is claimed here: %s", self._crew.capacity())
+            logger.error("no worker fits into this cluster, so no job is claimed here: %s", self._backend.capacity())
         self._said_no_room = True
         return False
 
@@ -146,12 +146,12 @@ class Coordinator:
             if not driver.alive:
                 continue
             if lease in held:
-                driver.hear(held[lease])
+                driver.apply_request(held[lease])
             else:
                 driver.stop(LEASE_LOST)
 
     def _report(self) -> None:
-        capacity, status = self._crew.capacity(), self._pool.status()
+        capacity, status = self._backend.capacity(), self._pool.status()
         self._coordinators.report(
             self.owner,
             socket.gethostname(),

@@ -5,26 +5,23 @@ import threading
 from collections.abc import Callable
 
 from factor_search.errors import FactorSearchError, one_line
+from factor_search.plan.kinds import KINDS
+from factor_search.plan.kinds.contract import Execution
 from storage.errors import DatabaseError, LeaseLostError
-from storage.jobs import CANCEL, PAUSE, Job, Lease
-from storage.schema import CANCELLED, FAILED, PAUSED
-from workers.errand_run import drive_errand
-from workers.evaluation_run import drive_evaluation
+from storage.jobs import Job, Lease
+from storage.states import JobState, StateRequest
 from workers.job_evaluator import SHUTDOWN, JobStopped
 from workers.job_run import End, JobRun, Tools
+from workers.long_task_run import drive_long_task
 from workers.search_run import drive_search
 
 CLAIMS_IN_VAIN = 10
 """A job whose coordinator died so often before anything was recorded is not tried again."""
-WAYS: dict[str, Callable[[JobRun], End | None]] = {
-    "search": drive_search,
-    "readjust": drive_search,
-    "evaluate": drive_evaluation,
-    "finetune": drive_errand,
-    "await_checkpoint": drive_errand,
-    "export": drive_errand,
+WAYS: dict[Execution, Callable[[JobRun], End | None]] = {
+    Execution.SEARCH: drive_search,
+    Execution.WORKER: drive_long_task,
+    Execution.CHECKPOINT: drive_long_task,
 }
-"""By kind of job."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +43,10 @@ class Driver:
         """Whether it is still at work."""
         return self._thread.is_alive()
 
-    def hear(self, request: str | None) -> None:
+    def apply_request(self, request: str | None) -> None:
         """Obey what was asked of the job: pause, cancel, or None to go on."""
         if request is None:
-            self._run.evaluator.carry_on()
+            self._run.evaluator.resume()
         else:
             self._run.evaluator.stop(request)
 
@@ -87,20 +84,23 @@ class Driver:
         except JobStopped as stop:
             if stop.reason == SHUTDOWN:
                 self._tools.jobs.give_back(self.lease, reason="its coordinator shuts down")
-            return {PAUSE: End(PAUSED, {}), CANCEL: End(CANCELLED, {})}.get(stop.reason)
+            ends: dict[str, JobState] = {StateRequest.PAUSE: JobState.PAUSED, StateRequest.CANCEL: JobState.CANCELLED}
+            return End(ends[stop.reason], {}) if stop.reason in ends else None
         except (LeaseLostError, DatabaseError):
             raise
         except FactorSearchError as error:
             logger.info("job %s failed: %s", self.lease.job_id, error)
-            return End(FAILED, {"error": str(error)})
+            return End(JobState.FAILED, {"error": str(error)})
         except Exception as error:
             logger.exception("job %s met with an internal error", self.lease.job_id)
-            return End(FAILED, {"error": f"internal error: {type(error).__name__}: {one_line(error)}"})
+            return End(JobState.FAILED, {"error": f"internal error: {type(error).__name__}: {one_line(error)}"})
 
     def _by_kind(self) -> End | None:
-        self.hear(self._job.request)
+        self.apply_request(self._job.request)
         self._run.evaluator.check()
         if self._job.claims_in_vain > CLAIMS_IN_VAIN:
             times = self._job.claims_in_vain - 1
-            return End(FAILED, {"error": f"its coordinator died {times} times before anything of it was recorded"})
-        return WAYS[self._job.kind](self._run)
+            return End(
+                JobState.FAILED, {"error": f"its coordinator died {times} times before anything of it was recorded"}
+            )
+        return WAYS[KINDS[self._job.kind].execution](self._run)

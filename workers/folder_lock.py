@@ -13,7 +13,7 @@ POLL_SECONDS = 0.2
 
 
 @contextlib.contextmanager
-def used_alone(folder: Path, waiting: Callable[[float], None]) -> Iterator[None]:
+def locked_folder(folder: Path, waiting: Callable[[float], None]) -> Iterator[None]:
     """Within this context nobody else who asks for it works in the folder, which is made if need be.
 
     The lock ends with the process. On a network file system it holds between machines if that has locks. Whoever works

@@ -18,24 +18,25 @@ from factor_search.measure.race import Race
 from factor_search.text.samples import SampleSet
 from storage.errors import DatabaseError, LeaseLostError
 from storage.evaluations import Batch, Candidate, Computed, EvaluationStore
-from storage.jobs import PAUSE, Lease
-from workers.crew import Crew, SharedSamples
+from storage.jobs import Lease
+from storage.states import StateRequest
+from workers.backend import SharedSamples, WorkerBackend
+from workers.known_results import KnownResults, known_results
 from workers.model_worker import Prepared, Setting
-from workers.patience import patiently
 from workers.pool import Pool
 from workers.recorder import Recorder, Written
-from workers.standing import Standing, standing
+from workers.retrying import retry_while_away
 from workers.tasks import Task
 
 LEASE_LOST, SHUTDOWN = "lease_lost", "shutdown"
-PATIENCE_SECONDS = 5.0
+RECORDING_SECONDS = 5.0
 """So long a shutdown waits for what is still to be recorded."""
 FAILURES_IN_A_ROW = 5
 """After so many candidates without a result, each tried more than once, it is not the candidates' fault."""
 
 
 @dataclass(frozen=True)
-class _Heard:
+class _Result:
     """A candidate has come to its end."""
 
     key: str
@@ -69,17 +70,19 @@ class JobEvaluator:
     by a later run, which then takes the same way. It also is the job's port to the pool.
     """
 
-    def __init__(self, lease: Lease, store: EvaluationStore, recorder: Recorder, pool: Pool, crew: Crew) -> None:
+    def __init__(
+        self, lease: Lease, store: EvaluationStore, recorder: Recorder, pool: Pool, backend: WorkerBackend
+    ) -> None:
         self._lease = lease
         self._store = store
         self._recorder = recorder
         self._pool = pool
-        self._crew = crew
+        self._backend = backend
         self.pool_id = f"{lease.job_id}:{lease.attempt}"
         """What the pool knows the job by: an earlier driver of it may not have left yet."""
         self._stopped: str | None = None
         self._unrecordable: str | None = None
-        self._inbox: queue.SimpleQueue[_Heard | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Result | None] = queue.SimpleQueue()
         """None to look whether the job was stopped."""
         self._places: dict[str, list[Candidate]] = {}
         """Of the present generation, by key of the whole evaluation."""
@@ -96,13 +99,13 @@ class JobEvaluator:
 
     def stop(self, reason: str) -> None:
         """Have the search end soon; called from any thread. The first reason counts, unless it was to pause."""
-        if self._stopped in (None, PAUSE):
+        if self._stopped in (None, StateRequest.PAUSE):
             self._stopped = reason
         self._inbox.put(None)
 
-    def carry_on(self) -> None:
+    def resume(self) -> None:
         """Take back a pause."""
-        if self._stopped == PAUSE:
+        if self._stopped == StateRequest.PAUSE:
             self._stopped = None
 
     def check(self) -> None:
@@ -118,7 +121,7 @@ class JobEvaluator:
             raise JobStopped(self._stopped)
 
     @property
-    def out_of_our_hands(self) -> bool:
+    def is_released(self) -> bool:
         """Whether nothing may or need be written for the job any more."""
         return self._stopped in (LEASE_LOST, SHUTDOWN)
 
@@ -144,7 +147,7 @@ class JobEvaluator:
         try:
             for place in places:
                 while place.key not in results:
-                    self._hear(results)
+                    self._await_result(results)
                 self.check()
                 yield results[place.key]
         except GeneratorExit:
@@ -153,7 +156,7 @@ class JobEvaluator:
             self._record(lambda batch: batch.withdrawn.extend(unwanted))
             raise
         except JobStopped as stop:
-            self._withdraw(tasks, results, wait=stop.reason == PAUSE)
+            self._withdraw(tasks, results, wait=stop.reason == StateRequest.PAUSE)
             raise
         except FactorSearchError:
             self._withdraw(tasks, results, wait=False)
@@ -169,14 +172,14 @@ class JobEvaluator:
             for number, factors in enumerate(candidates, start=first)
         ]
 
-    def _known(self, places: list[Candidate], samples: SampleSet, race: Race | None) -> Standing:
+    def _known(self, places: list[Candidate], samples: SampleSet, race: Race | None) -> KnownResults:
         """What is stored; what that settles is recorded as candidates of this job."""
 
         def key_of(place: Candidate, documents: int) -> str:
             return self.key(place.factors, samples, documents)
 
-        look_up = partial(standing, self._store, self._lease.job_id, places, samples, race, key_of)
-        known = patiently(look_up, lambda: self.out_of_our_hands)
+        look_up = partial(known_results, self._store, self._lease.job_id, places, samples, race, key_of)
+        known = retry_while_away(look_up, lambda: self.is_released)
         outcomes = known.stored | known.cut
         reused = [_done(place, outcomes[place.key], reused=True) for place in places if place.key in outcomes]
         cut = [Computed(evaluation=evaluation, worker="", attempts=0) for evaluation in known.cut.values()]
@@ -192,14 +195,14 @@ class JobEvaluator:
         return known
 
     def _submit(
-        self, places: list[Candidate], known: Standing, samples: SampleSet, race: Race | None
+        self, places: list[Candidate], known: KnownResults, samples: SampleSet, race: Race | None
     ) -> dict[str, Task]:
         """Hand over what has to be computed, each key once."""
         self._places, self._begun = {}, set()
         for place in places:
             self._places.setdefault(place.key, []).append(place)
         if samples.sha256 not in self._shared:
-            self._shared[samples.sha256] = self._crew.share(samples)
+            self._shared[samples.sha256] = self._backend.share(samples)
         shared = self._shared[samples.sha256]
         tasks = {
             key: Task(
@@ -217,34 +220,34 @@ class JobEvaluator:
         self._pool.submit(list(tasks.values()))
         return tasks
 
-    def _hear(self, results: dict[str, Evaluation]) -> None:
+    def _await_result(self, results: dict[str, Evaluation]) -> None:
         """Wait for the next recorded evaluation."""
         self.check()
-        heard = self._inbox.get()
-        if heard is None or heard.evaluation is None:
+        result = self._inbox.get()
+        if result is None or result.evaluation is None:
             return
-        results[heard.key] = heard.evaluation
-        if heard.evaluation.outcome not in (FAILED, WORKER_LOST):
+        results[result.key] = result.evaluation
+        if result.evaluation.outcome not in (FAILED, WORKER_LOST):
             self._failures = 0
             return
         self._failures += 1
         if self._failures >= FAILURES_IN_A_ROW:
             raise EvaluationsFailError(
-                f"{self._failures} candidates in a row could not be evaluated, the last because of: {heard.error}"
+                f"{self._failures} candidates in a row could not be evaluated, the last because of: {result.error}"
             )
 
     def _withdraw(self, tasks: dict[str, Task], results: dict[str, Evaluation], *, wait: bool) -> None:
         missing = [task for key, task in tasks.items() if key not in results]
         staying = {task.key for task in self._pool.withdraw(missing, abandon=not wait).result()}
-        while staying and self._stopped == PAUSE:
-            if (heard := self._inbox.get()) is not None:
-                staying.discard(heard.key)
+        while staying and self._stopped == StateRequest.PAUSE:
+            if (result := self._inbox.get()) is not None:
+                staying.discard(result.key)
         self._await_recorder()
 
     def _await_recorder(self) -> None:
         """What has come to its end is recorded before the job is let go: afterwards it could not be any more."""
         everything, since = self._record(lambda batch: None), time.monotonic()
-        while not self.out_of_our_hands or time.monotonic() - since < PATIENCE_SECONDS:
+        while not self.is_released or time.monotonic() - since < RECORDING_SECONDS:
             with contextlib.suppress(Exception):  # whatever it is, it is said elsewhere
                 everything.result(timeout=0.5)
             if everything.done():
@@ -283,7 +286,7 @@ class JobEvaluator:
 
     def dropped(self, task: Task) -> None:
         """The job comes to a stop, and the candidate's worker was lost: it will be evaluated when the job goes on."""
-        self._inbox.put(_Heard(task.key, None))
+        self._inbox.put(_Result(task.key, None))
 
     def event(self, kind: str, data: dict[str, Any]) -> None:
         """Record what happened."""
@@ -293,7 +296,7 @@ class JobEvaluator:
         failure = written.exception()
         if failure is None:
             recorded = written.result().get(evaluation.key, evaluation)  # a replay will see what is in the database
-            self._inbox.put(_Heard(key, recorded, error))
+            self._inbox.put(_Result(key, recorded, error))
         elif isinstance(failure, LeaseLostError | DatabaseError):
             self.stop(LEASE_LOST)
         else:

@@ -10,15 +10,15 @@ from typing import Any, TypeVar
 from factor_search.spec import BudgetSpec, JobSpec
 from storage.evaluations import EvaluationStore
 from storage.jobs import Job, JobStore, Lease
-from workers.capacity import CapacityError, lacking
-from workers.crew import Crew
+from workers.backend import WorkerBackend
+from workers.capacity import CapacityError, missing_capacity
 from workers.job_evaluator import JobEvaluator
 from workers.model_worker import Prepared, Setting
-from workers.patience import patiently
 from workers.policy import Policy
 from workers.pool import Pool
 from workers.progress import ProgressWriter
 from workers.recorder import Recorder
+from workers.retrying import retry_while_away
 
 WAIT_FOR_CAPACITY_SECONDS = 10.0
 
@@ -33,7 +33,7 @@ class Tools:
     evaluations: EvaluationStore
     recorder: Recorder
     pool: Pool
-    crew: Crew
+    backend: WorkerBackend
     policy: Policy
     unprojected: Callable[[str], int] = lambda job_id: 0
     """Waits a moment for the dashboard to show all candidates of a job; how many it does not."""
@@ -57,11 +57,11 @@ class JobRun:
         self.job = job
         self.lease = lease
         self.tools = tools
-        self.evaluator = JobEvaluator(lease, tools.evaluations, tools.recorder, tools.pool, tools.crew)
+        self.evaluator = JobEvaluator(lease, tools.evaluations, tools.recorder, tools.pool, tools.backend)
 
     def persist(self, call: Callable[[], T]) -> T:
         """Read or write, however long the database is away."""
-        return patiently(call, lambda: self.evaluator.out_of_our_hands)
+        return retry_while_away(call, lambda: self.evaluator.is_released)
 
     def wait(self, future: "Future[T]") -> T:
         """The result of a future, unless the job is stopped.
@@ -96,10 +96,10 @@ class JobRun:
         Raises:
             CapacityError: this Ray does not grow, and there is no other coordinator.
         """
-        lack = lacking(spec, self.tools.crew.capacity())
-        if lack is not None:
-            self._wait_for_capacity(spec, lack)
-        return lack is None
+        missing = missing_capacity(spec, self.tools.backend.capacity())
+        if missing is not None:
+            self._wait_for_capacity(spec, missing)
+        return missing is None
 
     def has_workers(self, spec: JobSpec, progress: ProgressWriter) -> bool:
         """Wait for workers that may still be coming up; as :meth:`has_room` if they do not fit any more."""
@@ -113,12 +113,12 @@ class JobRun:
             time.sleep(0.5)
         return True
 
-    def _wait_for_capacity(self, spec: JobSpec, lack: str) -> None:
+    def _wait_for_capacity(self, spec: JobSpec, missing: str) -> None:
         """Back into the queue, until machines join or another coordinator has room; where neither can be, it fails."""
-        if not self.tools.crew.grows and self.persist(self.tools.alone):
-            raise CapacityError(lack)
-        news = None if self.job.progress.get("phase") == lack else lack  # said once, not every time it is tried
-        if news is not None:
-            self.progress(spec.budget).phase(lack).result()
+        if not self.tools.backend.grows and self.persist(self.tools.alone):
+            raise CapacityError(missing)
+        reason = None if self.job.progress.get("phase") == missing else missing  # said once, not every time it is tried
+        if reason is not None:
+            self.progress(spec.budget).phase(missing).result()
         give_back = self.tools.jobs.give_back
-        self.persist(lambda: give_back(self.lease, wait_seconds=WAIT_FOR_CAPACITY_SECONDS, reason=news))
+        self.persist(lambda: give_back(self.lease, wait_seconds=WAIT_FOR_CAPACITY_SECONDS, reason=reason))

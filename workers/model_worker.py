@@ -1,4 +1,4 @@
-"""What runs in a worker's process: one model in memory, candidates evaluated on it; or an errand."""
+"""What runs in a worker's process: one model in memory, candidates evaluated on it; or a long-running task."""
 
 import gc
 import os
@@ -23,9 +23,9 @@ from factor_search.text.samples import Samples, SampleSet
 
 SAMPLE_SETS_KEPT = 6
 """Two jobs' three parts."""
-Heard: TypeAlias = Callable[[dict[str, Any]], None]
+ReportProgress: TypeAlias = Callable[[dict[str, Any]], None]
 """Hears how far a long work is; may raise to end it."""
-ErrandCall: TypeAlias = Callable[[Heard], Any]
+LongTaskCall: TypeAlias = Callable[[ReportProgress], Any]
 """A long work as a picklable function of who is told how far it is."""
 
 
@@ -72,7 +72,7 @@ class ModelWorker:
         self._evaluator: tuple[Setting, LocalEvaluator] | None = None
         self._samples: dict[str, SampleSet] = {}
         self._losses: list[float] = []
-        self._news: dict[str, Any] | None = None
+        self._progress: dict[str, Any] | None = None
 
     def name(self) -> str:
         """Host and process, for logs and records."""
@@ -124,30 +124,30 @@ class ModelWorker:
         self.load(setting)
         assert self._evaluator is not None
         self._losses = list(known.losses) if known else []
-        samples, heard = self._samples[samples_sha256], self._losses.append
-        return self._evaluator[1].evaluate(factors, samples, heard, race=race, known=known)
+        samples, on_document = self._samples[samples_sha256], self._losses.append
+        return self._evaluator[1].evaluate(factors, samples, on_document, race=race, known=known)
 
     def losses_so_far(self) -> list[float]:
         """Of the candidate being evaluated, the mean loss of each document that is done."""
         return list(self._losses)
 
-    def errand(self, call: ErrandCall) -> Any:
+    def run_long_task(self, call: LongTaskCall) -> Any:
         """Do a long work that loads for itself what it needs; no model is in memory before it, nor left after it."""
         self._forget_model()
         try:
-            return call(self._hear)
+            return call(self._report_progress)
         finally:
-            self._news = None
+            self._progress = None
             self._forget_model()
 
-    def news(self) -> dict[str, Any] | None:
-        """What was last heard of the errand that is being done."""
-        return self._news
+    def progress(self) -> dict[str, Any] | None:
+        """What was last heard of the long_task that is being done."""
+        return self._progress
 
-    def _hear(self, news: dict[str, Any]) -> None:
+    def _report_progress(self, progress: dict[str, Any]) -> None:
         """Keep what is new, with the phase that it belongs to: not all of it is asked for before the next comes."""
-        phase = {key: value for key, value in (self._news or {}).items() if key == "phase"}
-        self._news = phase | news
+        phase = {key: value for key, value in (self._progress or {}).items() if key == "phase"}
+        self._progress = phase | progress
 
     def _forget_model(self) -> None:
         self._let_go_of_evaluator()

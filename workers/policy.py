@@ -11,8 +11,9 @@ from pathlib import Path
 
 from factor_search.errors import SpecError
 from factor_search.model.loading import looks_local
+from factor_search.plan.kinds.contract import Access, Work
+from factor_search.plan.kinds.search import access_of_job
 from factor_search.plan.spec import PlanSpec
-from factor_search.plan.work import EvaluateWork, FinetuneWork, SearchWork, Work
 from factor_search.spec import DataSpec, JobSpec, ModelSpec
 from factor_search.testbed import CHECKPOINT
 from factor_search.testbed.corpus import held_out_files
@@ -32,7 +33,7 @@ class Policy:
     """Whether models and data sets may come from the Hugging Face hub."""
     allow_remote_code: bool
     """Whether a checkpoint's own Python code, or an attention kernel of the hub, may be run."""
-    made: Path | None = None
+    work_folder: Path | None = None
     """Folder of what plans make, whose checkpoints may be used as models; without one there are no plans."""
 
     def check(self, spec: JobSpec) -> None:
@@ -41,10 +42,7 @@ class Policy:
         Raises:
             SpecError: naming what is not allowed and how the operator can allow it.
         """
-        self.check_model(spec.model)
-        self._check_data(spec.data)
-        for file in spec.warm_start.files:
-            self._check_path(file, "warm_start.files")
+        self._check_access(access_of_job(spec))
 
     def check_plan(self, plan: PlanSpec) -> None:
         """Refuse a plan that asks for more than is allowed.
@@ -52,11 +50,7 @@ class Policy:
         Raises:
             SpecError: see :meth:`check`; or there is no folder for what the plan makes.
         """
-        self.made_here()
-        self.check_model(plan.model)
-        self._check_data(plan.data)
-        for pattern in plan.training_files or ():
-            self._check_pattern(pattern, "training_files")
+        self._check_access(plan.access())
 
     def check_work(self, work: Work) -> None:
         """Refuse the work of a stage that asks for more than is allowed now.
@@ -64,20 +58,9 @@ class Policy:
         Raises:
             SpecError: see :meth:`check`.
         """
-        if isinstance(work, SearchWork):
-            self.check(work.job)
-            return
-        self.made_here()
-        self.check_model(work.model)
-        if isinstance(work, EvaluateWork):
-            self.check(work.job)
-            self.check_model(work.original)
-        if isinstance(work, FinetuneWork):
-            self._check_data(work.data)
-            for pattern in work.training_files or ():
-                self._check_pattern(pattern, "training_files")
+        self._check_access(work.access())
 
-    def check_handed_in(self, checkpoint: str) -> None:
+    def check_supplied_checkpoint(self, checkpoint: str) -> None:
         """Refuse a checkpoint that does not lie under a root.
 
         Raises:
@@ -85,15 +68,15 @@ class Policy:
         """
         self._check_path(checkpoint, "model")
 
-    def made_here(self) -> Path:
+    def require_work_folder(self) -> Path:
         """The folder of what plans make.
 
         Raises:
             SpecError: there is none.
         """
-        if self.made is None:
+        if self.work_folder is None:
             raise SpecError("plans need a folder for what they make: the operator can name one with serve --work DIR")
-        return self.made
+        return self.work_folder
 
     def check_model(self, model: ModelSpec) -> None:
         """Refuse a model that is not allowed, or may not run as asked.
@@ -108,7 +91,7 @@ class Policy:
         """The same policy for another process's command line; see :func:`add_policy_arguments`."""
         roots = [argument for root in self.roots for argument in ("--root", str(root))]
         code = ["--allow-remote-code"] if self.allow_remote_code else []
-        made = ["--work", str(self.made)] if self.made is not None else []
+        made = ["--work", str(self.work_folder)] if self.work_folder is not None else []
         return [*roots, "--hub" if self.allow_hub else "--no-hub", *code, *made]
 
     @classmethod
@@ -131,6 +114,17 @@ class Policy:
         made = None if arguments.work is None else arguments.work.resolve()
         return cls(tuple(dict.fromkeys(roots)), allow_hub, arguments.allow_remote_code, made)
 
+    def _check_access(self, access: Access) -> None:
+        if access.writes:
+            self.require_work_folder()
+        for model in access.models:
+            self.check_model(model)
+        if access.data is not None:
+            self._check_data(access.data)
+        for key, patterns in access.files.items():
+            for pattern in patterns:
+                self._check_pattern(pattern, key)
+
     def _check_code(self, model: ModelSpec) -> None:
         if self.allow_remote_code:
             return
@@ -142,7 +136,9 @@ class Policy:
 
     def _check_origin(self, model: ModelSpec) -> None:
         if looks_local(model.id) or _exists(model.id, "model.id"):
-            if self.made is None or not _resolved(model.id, "model.id").is_relative_to(self.made.resolve()):
+            if self.work_folder is None or not _resolved(model.id, "model.id").is_relative_to(
+                self.work_folder.resolve()
+            ):
                 self._check_path(model.id, "model.id")
             return
         self._check_hub(f"model {model.id!r} is no folder here, and")

@@ -14,11 +14,11 @@ from typing import Any
 from factor_search.errors import FactorSearchError, one_line
 from factor_search.measure.evaluation import OUT_OF_MEMORY, Evaluation
 from factor_search.spec import JobSpec, ModelSpec
-from workers.attempts import ATTEMPTS, ErrandError, PrepareError, given_up, outcome_of, overdue, without_result
-from workers.crew import Crew
+from workers.attempts import ATTEMPTS, LongTaskError, PrepareError, given_up, outcome_of, overdue, without_result
+from workers.backend import WorkerBackend
 from workers.model_worker import Prepared, Setting
-from workers.tasks import Errand, JobPort, Preparation, Seat, Task, Work
-from workers.turns import Turns
+from workers.tasks import JobPort, LongTask, Preparation, Task, Work, WorkerSlot
+from workers.work_queue import WorkQueue
 
 TICK_SECONDS = 0.25
 CAPACITY_SECONDS = 2.0
@@ -28,7 +28,7 @@ SHORT_SECONDS = 1.0
 """Evaluations that take less are handed out one ahead, since the way to a worker and back would be felt."""
 IDLE_SECONDS = 120.0
 """Workers of a pool without jobs are dismissed, so that others can have their memory."""
-FAILED_HIRES = 5
+FAILED_STARTS = 5
 """After so many workers in a row that did not come up, with none that did, jobs are not begun."""
 
 logger = logging.getLogger(__name__)
@@ -37,25 +37,25 @@ logger = logging.getLogger(__name__)
 class Pool:
     """Workers that are hired as they fit, replaced when they die, dismissed when there is nothing to do."""
 
-    def __init__(self, crew: Crew, *, evaluation_timeout: float | None = None) -> None:
+    def __init__(self, backend: WorkerBackend, *, evaluation_timeout: float | None = None) -> None:
         """Start the thread that hands out work.
 
         Args:
-            crew: the engine.
+            backend: the engine.
             evaluation_timeout: seconds after which a candidate's evaluation is ended.
         """
-        self._crew = crew
+        self._backend = backend
         self._timeout = evaluation_timeout
         self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._seats: dict[int, Seat] = {}
+        self._slots: dict[int, WorkerSlot] = {}
         self._numbers = itertools.count()
         self._ports: dict[str, JobPort] = {}
-        self._turns = Turns()
+        self._queue = WorkQueue()
         self._wanted = 0
         self._looked_at = -1e9
         self._busy_until_idle = time.monotonic()
-        self._hire_not_before = 0.0
-        self._failed_hires = 0
+        self._start_not_before = 0.0
+        self._failed_starts = 0
         self._seconds = 0.0
         """Exponential mean of an evaluation's duration."""
         self._closed = False
@@ -72,14 +72,14 @@ class Pool:
         """Forget a job; what it still has in the pool is abandoned."""
         self._messages.put(partial(self._leave, job_id))
 
-    def submit(self, works: Sequence[Task] | Sequence[Errand]) -> None:
-        """Queue candidates, or an errand, of a job that has joined."""
-        self._messages.put(partial(self._turns.add, works))
+    def submit(self, works: Sequence[Task] | Sequence[LongTask]) -> None:
+        """Queue candidates, or an long_task, of a job that has joined."""
+        self._messages.put(partial(self._queue.add, works))
 
-    def end(self, errand: Errand) -> "Future[None]":
-        """End an errand at once, with the worker that does it; resolves when that is done."""
+    def end(self, long_task: LongTask) -> "Future[None]":
+        """End an long_task at once, with the worker that does it; resolves when that is done."""
         ended: Future[None] = Future()
-        self._messages.put(partial(self._end, errand, ended))
+        self._messages.put(partial(self._end, long_task, ended))
         return ended
 
     def withdraw(self, tasks: Sequence[Task], *, abandon: bool) -> "Future[set[Task]]":
@@ -95,16 +95,16 @@ class Pool:
     def prepare(self, job_id: str, spec: JobSpec) -> "Future[Prepared]":
         """Have a worker load a job's model and read its documents."""
         preparation = Preparation(job_id=job_id, spec=spec, result=Future())
-        self._messages.put(partial(self._turns.add, [preparation]))
+        self._messages.put(partial(self._queue.add, [preparation]))
         return preparation.result
 
     def status(self) -> dict[str, int]:
         """Workers alive and busy, candidates waiting; for metrics."""
-        seats = list(self._seats.values())
+        slots = list(self._slots.values())
         return {
-            "alive": sum(seat.name is not None for seat in seats),
-            "busy": sum(bool(seat.given) for seat in seats),
-            "waiting": len(self._turns),
+            "alive": sum(slot.name is not None for slot in slots),
+            "busy": sum(bool(slot.given) for slot in slots),
+            "waiting": len(self._queue),
         }
 
     def close(self) -> None:
@@ -133,133 +133,133 @@ class Pool:
             except Exception:
                 logger.exception("the pool met with an error and goes on")
                 time.sleep(TICK_SECONDS)
-        for seat in self._seats.values():
-            seat.worker.kill()
-        self._seats.clear()
+        for slot in self._slots.values():
+            slot.worker.kill()
+        self._slots.clear()
 
     def _join(self, job_id: str, model: ModelSpec, port: JobPort) -> None:
         self._ports[job_id] = port
-        self._turns.join(job_id, model)
+        self._queue.join(job_id, model)
 
     def _leave(self, job_id: str) -> None:
         self._ports.pop(job_id, None)
-        self._turns.leave(job_id)
-        for seat in self._seats.values():
-            for work in seat.given:
+        self._queue.leave(job_id)
+        for slot in self._slots.values():
+            for work in slot.given:
                 work.withdrawn = work.withdrawn or work.job_id == job_id
 
     def _withdraw(self, tasks: Sequence[Task], abandon: bool, staying: "Future[set[Task]]") -> None:
-        begun = {work for seat in self._seats.values() for work in seat.given}
+        begun = {work for slot in self._slots.values() for work in slot.given}
         stay = set() if abandon else {task for task in tasks if task in begun}
         for task in tasks:
             task.withdrawn, task.last_attempt = task not in stay, True
-        self._turns.remove({task for task in tasks if task not in stay})
+        self._queue.remove({task for task in tasks if task not in stay})
         staying.set_result(stay)
 
-    def _end(self, errand: Errand, ended: "Future[None]") -> None:
-        errand.withdrawn = True
-        self._turns.remove({errand})
-        for seat in list(self._seats.values()):
-            if errand in seat.given:
-                self._dismiss(seat)
+    def _end(self, long_task: LongTask, ended: "Future[None]") -> None:
+        long_task.withdrawn = True
+        self._queue.remove({long_task})
+        for slot in list(self._slots.values()):
+            if long_task in slot.given:
+                self._dismiss(slot)
         ended.set_result(None)
 
     def _tick(self, now: float) -> None:
-        for seat in list(self._seats.values()):
-            self._look_after(seat, now)
+        for slot in list(self._slots.values()):
+            self._look_after(slot, now)
         if self._ports:
             self._busy_until_idle = now
         elif now - self._busy_until_idle > IDLE_SECONDS:
-            for seat in list(self._seats.values()):
-                self._dismiss(seat)
+            for slot in list(self._slots.values()):
+                self._dismiss(slot)
             return
         if self._ports and now - self._looked_at > CAPACITY_SECONDS:
             self._looked_at = now
             with contextlib.suppress(FactorSearchError):  # a cluster that does not answer may do so later
-                self._wanted = self._crew.capacity().workers
-        if self._ports and now >= self._hire_not_before:
-            while len(self._seats) < self._wanted:
-                self._hire(now)
+                self._wanted = self._backend.capacity().workers
+        if self._ports and now >= self._start_not_before:
+            while len(self._slots) < self._wanted:
+                self._start_worker(now)
 
-    def _look_after(self, seat: Seat, now: float) -> None:
-        error = overdue(seat, now, self._timeout)
+    def _look_after(self, slot: WorkerSlot, now: float) -> None:
+        error = overdue(slot, now, self._timeout)
         if error is not None:
-            self._lose(seat, error)
+            self._lose(slot, error)
             return
-        work = seat.given[0] if seat.name is not None and seat.given else None
-        if work is None or isinstance(work, Preparation) or not (seat.loaded or isinstance(work, Errand)):
+        work = slot.given[0] if slot.name is not None and slot.given else None
+        if work is None or isinstance(work, Preparation) or not (slot.loaded or isinstance(work, LongTask)):
             return
-        elapsed = now - seat.since
-        is_long = elapsed > WATCH_AFTER_SECONDS or isinstance(work, Errand)
-        if is_long and now - seat.watched_at > min(max(WATCH_EVERY_SECONDS, elapsed / 20), WATCH_SELDOM_SECONDS):
-            seat.watched_at = now
-            asked = seat.worker.news() if isinstance(work, Errand) else seat.worker.losses_so_far()
-            asked.add_done_callback(partial(self._heard, seat, work))
+        elapsed = now - slot.since
+        is_long = elapsed > WATCH_AFTER_SECONDS or isinstance(work, LongTask)
+        if is_long and now - slot.watched_at > min(max(WATCH_EVERY_SECONDS, elapsed / 20), WATCH_SELDOM_SECONDS):
+            slot.watched_at = now
+            asked = slot.worker.progress() if isinstance(work, LongTask) else slot.worker.losses_so_far()
+            asked.add_done_callback(partial(self._receive_progress, slot, work))
 
-    def _heard(self, seat: Seat, work: Task | Errand, future: "Future[Any]") -> None:
+    def _receive_progress(self, slot: WorkerSlot, work: Task | LongTask, future: "Future[Any]") -> None:
         if future.exception() is None:
-            self._messages.put(partial(self._tell, seat, work, future.result()))
+            self._messages.put(partial(self._pass_on_progress, slot, work, future.result()))
 
-    def _tell(self, seat: Seat, work: Task | Errand, told: Any) -> None:
+    def _pass_on_progress(self, slot: WorkerSlot, work: Task | LongTask, progress: Any) -> None:
         port = self._ports.get(work.job_id)
-        if port is None or not seat.given or seat.given[0] is not work or work.withdrawn:
+        if port is None or not slot.given or slot.given[0] is not work or work.withdrawn:
             return
-        if isinstance(work, Errand):
-            work.hear(told, time.monotonic())
-        elif told:
-            port.losses_so_far(work, told)
+        if isinstance(work, LongTask):
+            work.report_progress(progress, time.monotonic())
+        elif progress:
+            port.losses_so_far(work, progress)
 
     # Hiring and losing workers.
 
-    def _hire(self, now: float) -> None:
-        seat = Seat(next(self._numbers), self._crew.hire(), now)
-        self._seats[seat.number] = seat
-        seat.worker.name().add_done_callback(lambda future: self._messages.put(partial(self._came_up, seat, future)))
+    def _start_worker(self, now: float) -> None:
+        slot = WorkerSlot(next(self._numbers), self._backend.start_worker(), now)
+        self._slots[slot.number] = slot
+        slot.worker.name().add_done_callback(lambda future: self._messages.put(partial(self._came_up, slot, future)))
 
-    def _came_up(self, seat: Seat, future: "Future[str]") -> None:
-        if self._seats.get(seat.number) is not seat:
+    def _came_up(self, slot: WorkerSlot, future: "Future[str]") -> None:
+        if self._slots.get(slot.number) is not slot:
             return
         error = future.exception()
         if error is not None:
-            self._lose(seat, error)
+            self._lose(slot, error)
             return
-        seat.name = future.result()
-        self._failed_hires = 0
+        slot.name = future.result()
+        self._failed_starts = 0
         self._announce()
 
     def _announce(self) -> None:
-        alive = sum(seat.name is not None for seat in self._seats.values())
+        alive = sum(slot.name is not None for slot in self._slots.values())
         for port in self._ports.values():
             port.event("workers", {"alive": alive})
 
-    def _dismiss(self, seat: Seat) -> None:
-        del self._seats[seat.number]
-        seat.worker.kill()
+    def _dismiss(self, slot: WorkerSlot) -> None:
+        del self._slots[slot.number]
+        slot.worker.kill()
 
-    def _lose(self, seat: Seat, error: BaseException) -> None:
+    def _lose(self, slot: WorkerSlot, error: BaseException) -> None:
         """End a worker; what it worked on counts an attempt, what lay behind that goes to others."""
-        if self._seats.pop(seat.number, None) is None:
+        if self._slots.pop(slot.number, None) is None:
             return
-        seat.worker.kill()
+        slot.worker.kill()
         now = time.monotonic()
-        if seat.name is None:
-            self._failed_hires += 1
-            self._hire_not_before = now + min(30.0, 0.5 * 2.0 ** min(self._failed_hires, 6))
-        given = [work for work in seat.given if not work.withdrawn]
+        if slot.name is None:
+            self._failed_starts += 1
+            self._start_not_before = now + min(30.0, 0.5 * 2.0 ** min(self._failed_starts, 6))
+        given = [work for work in slot.given if not work.withdrawn]
         reason = one_line(error)
-        logger.warning("worker %s lost: %s", seat.name or "coming up", reason)
+        logger.warning("worker %s lost: %s", slot.name or "coming up", reason)
         for port in self._ports.values():
-            port.event("worker_lost", {"worker": seat.name, "reason": reason, "outcome": outcome_of(error)})
-        if given and given[0] is seat.given[0]:
-            self._attempt_failed(given.pop(0), error, seat)
+            port.event("worker_lost", {"worker": slot.name, "reason": reason, "outcome": outcome_of(error)})
+        if given and given[0] is slot.given[0]:
+            self._attempt_failed(given.pop(0), error, slot)
         for work in reversed(given):
-            self._turns.put_back(work)
-        if self._failed_hires >= FAILED_HIRES and not any(seat.name for seat in self._seats.values()):
-            for work in self._turns.give_up_whole_works():
-                error_of = ErrandError if isinstance(work, Errand) else PrepareError
+            self._queue.put_back(work)
+        if self._failed_starts >= FAILED_STARTS and not any(slot.name for slot in self._slots.values()):
+            for work in self._queue.take_all_but_candidates():
+                error_of = LongTaskError if isinstance(work, LongTask) else PrepareError
                 work.result.set_exception(error_of(f"no worker comes up: {reason}"))
 
-    def _attempt_failed(self, work: Work, error: BaseException, seat: Seat) -> None:
+    def _attempt_failed(self, work: Work, error: BaseException, slot: WorkerSlot) -> None:
         outcome, reason = outcome_of(error), one_line(error)
         last = work.attempts >= ATTEMPTS[outcome]
         port = self._ports.get(work.job_id)
@@ -269,110 +269,110 @@ class Pool:
             elif last:
                 work.result.set_exception(given_up(work, outcome, reason))
             else:
-                if port is not None and isinstance(work, Errand):
+                if port is not None and isinstance(work, LongTask):
                     port.event("retried", {"attempt": work.attempts + 1, "outcome": outcome, "reason": reason})
-                self._turns.put_back(work)
+                self._queue.put_back(work)
         elif port is not None and work.last_attempt:
             port.dropped(work)
         elif last and port is not None:
-            port.done(work, without_result(work, outcome), seat.name or "", reason)
+            port.done(work, without_result(work, outcome), slot.name or "", reason)
         elif port is not None:
             again = {"key": work.key, "attempt": work.attempts + 1, "outcome": outcome, "reason": reason}
             port.event("retried", again)
-            self._turns.put_back(work)
+            self._queue.put_back(work)
 
     # Handing out work, and taking it back done.
 
     def _hand_out(self) -> None:
-        if not len(self._turns):
+        if not len(self._queue):
             return
         now = time.monotonic()
-        up = [seat for seat in self._seats.values() if seat.name is not None]
-        idle = [seat for seat in up if not seat.given]
-        while idle and (chosen := self._turns.choose(idle, up, now)) is not None:
-            seat, work = chosen
-            idle.remove(seat)
-            self._give(seat, work)
+        up = [slot for slot in self._slots.values() if slot.name is not None]
+        idle = [slot for slot in up if not slot.given]
+        while idle and (chosen := self._queue.choose(idle, up, now)) is not None:
+            slot, work = chosen
+            idle.remove(slot)
+            self._give(slot, work)
         if idle or self._seconds > SHORT_SECONDS:
             return
-        for seat in up:
+        for slot in up:
             # one ahead, unless that could leave somebody idle at the end of a generation
-            if len(self._turns) <= len(up) // 4:
+            if len(self._queue) <= len(up) // 4:
                 break
-            if len(seat.given) == 1 and seat.loaded and isinstance(seat.given[0], Task):
-                ahead = self._turns.ahead(seat)
+            if len(slot.given) == 1 and slot.loaded and isinstance(slot.given[0], Task):
+                ahead = self._queue.ahead(slot)
                 if ahead is not None:
-                    self._give(seat, ahead)
+                    self._give(slot, ahead)
 
-    def _give(self, seat: Seat, work: Work) -> None:
-        if seat.model != work.model:
-            seat.model, seat.model_since = work.model, time.monotonic()
-        seat.given.append(work)
-        if isinstance(work, Task) and seat.setting != work.setting:
-            seat.setting, seat.loaded = work.setting, False
-            loaded = partial(self._loaded, seat, work.setting)
-            seat.worker.load(work.setting).add_done_callback(lambda future: self._messages.put(partial(loaded, future)))
-        if len(seat.given) == 1:
-            self._begin(seat)
+    def _give(self, slot: WorkerSlot, work: Work) -> None:
+        if slot.model != work.model:
+            slot.model, slot.model_since = work.model, time.monotonic()
+        slot.given.append(work)
+        if isinstance(work, Task) and slot.setting != work.setting:
+            slot.setting, slot.loaded = work.setting, False
+            loaded = partial(self._loaded, slot, work.setting)
+            slot.worker.load(work.setting).add_done_callback(lambda future: self._messages.put(partial(loaded, future)))
+        if len(slot.given) == 1:
+            self._begin(slot)
         if isinstance(work, Preparation):
-            seat.setting = None
-            future: Future[Any] = seat.worker.prepare(work.spec)
-        elif isinstance(work, Errand):
-            seat.setting = None
-            future = seat.worker.errand(work.call)
+            slot.setting = None
+            future: Future[Any] = slot.worker.prepare(work.spec)
+        elif isinstance(work, LongTask):
+            slot.setting = None
+            future = slot.worker.run_long_task(work.call)
         else:
-            future = seat.worker.evaluate(work.setting, work.factors, work.samples, race=work.race, known=work.known)
-        future.add_done_callback(lambda future: self._messages.put(partial(self._returned, seat, work, future)))
+            future = slot.worker.evaluate(work.setting, work.factors, work.samples, race=work.race, known=work.known)
+        future.add_done_callback(lambda future: self._messages.put(partial(self._returned, slot, work, future)))
 
-    def _begin(self, seat: Seat) -> None:
+    def _begin(self, slot: WorkerSlot) -> None:
         """The first of what a worker was given is now what it works on."""
-        seat.since = seat.watched_at = time.monotonic()
-        work = seat.given[0]
+        slot.since = slot.watched_at = time.monotonic()
+        work = slot.given[0]
         work.attempts += 1
         port = self._ports.get(work.job_id)
         if isinstance(work, Task) and port is not None and not work.withdrawn:
             port.started(work)
 
-    def _loaded(self, seat: Seat, setting: Setting, future: "Future[None]") -> None:
-        if self._seats.get(seat.number) is not seat or seat.setting != setting:
+    def _loaded(self, slot: WorkerSlot, setting: Setting, future: "Future[None]") -> None:
+        if self._slots.get(slot.number) is not slot or slot.setting != setting:
             return
         error = future.exception()
         if error is None:
             now = time.monotonic()
-            seat.loaded, seat.load_seconds, seat.since = True, now - seat.since, now
+            slot.loaded, slot.load_seconds, slot.since = True, now - slot.since, now
         else:
-            self._lose(seat, error)
+            self._lose(slot, error)
 
-    def _returned(self, seat: Seat, work: Work, future: "Future[Any]") -> None:
-        if self._seats.get(seat.number) is not seat:
+    def _returned(self, slot: WorkerSlot, work: Work, future: "Future[Any]") -> None:
+        if self._slots.get(slot.number) is not slot:
             return  # it was lost before; its work is with others
         error = future.exception()
         if error is not None and (isinstance(work, Task) or not isinstance(error, FactorSearchError)):
-            self._lose(seat, error)  # a process in which something went wrong is not trusted with the next candidate
+            self._lose(slot, error)  # a process in which something went wrong is not trusted with the next candidate
             return
-        seconds = time.monotonic() - seat.since
-        seat.given.remove(work)
-        seat.since = time.monotonic()
-        if seat.given:
-            self._begin(seat)
+        seconds = time.monotonic() - slot.since
+        slot.given.remove(work)
+        slot.since = time.monotonic()
+        if slot.given:
+            self._begin(slot)
         if work.withdrawn:
             return
         if not isinstance(work, Task):
-            if isinstance(work, Errand):
-                seat.model = None
+            if isinstance(work, LongTask):
+                slot.model = None
             if error is None:
                 work.result.set_result(future.result())
             else:
-                self._attempt_failed(work, error, seat)
+                self._attempt_failed(work, error, slot)
             return
         self._seconds = seconds if not self._seconds else 0.8 * self._seconds + 0.2 * seconds
-        self._evaluated(seat, work, future.result())
+        self._evaluated(slot, work, future.result())
 
-    def _evaluated(self, seat: Seat, task: Task, evaluation: Evaluation) -> None:
+    def _evaluated(self, slot: WorkerSlot, task: Task, evaluation: Evaluation) -> None:
         port = self._ports.get(task.job_id)
         if port is None:
             return
         if evaluation.outcome == OUT_OF_MEMORY and task.attempts < ATTEMPTS[OUT_OF_MEMORY] and not task.last_attempt:
-            self._attempt_failed(task, MemoryError("the evaluation ran out of memory"), seat)
+            self._attempt_failed(task, MemoryError("the evaluation ran out of memory"), slot)
             return
-        port.done(task, evaluation, seat.name or "", None)
+        port.done(task, evaluation, slot.name or "", None)

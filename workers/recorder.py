@@ -13,7 +13,7 @@ from factor_search.measure.evaluation import Evaluation
 from storage.errors import DatabaseError, LeaseLostError
 from storage.evaluations import Batch, EvaluationStore
 from storage.jobs import Lease
-from workers.patience import LONGEST_PAUSE_SECONDS, patiently
+from workers.retrying import LONGEST_PAUSE_SECONDS, retry_while_away
 
 LINGER_SECONDS = 0.004
 """After the first thing to write: a transaction for one costs nearly as much as for a dozen."""
@@ -82,7 +82,7 @@ class Recorder:
         try:
             batches = {lease: item.batch for lease, item in pending.items()}
             back = partial(self._tell_back, list(batches))
-            recorded = patiently(lambda: self._store.record(batches), lambda: self._closed, back)
+            recorded = retry_while_away(lambda: self._store.record(batches), lambda: self._closed, back)
         except Exception as error:
             if len(pending) > 1 and not isinstance(error, DatabaseError):
                 for lease, item in pending.items():  # one job's records must not be the others' undoing

@@ -8,7 +8,7 @@ from factor_search.report.document import build_factors_file, build_report, endi
 from factor_search.search.problem import SearchProblem
 from factor_search.search.selection import JobResult, search_and_measure
 from factor_search.text.samples import PARTS
-from storage.schema import FINISHED
+from storage.states import JobState
 from workers.job_run import End, JobRun
 from workers.model_worker import Prepared
 from workers.progress import ProgressWriter
@@ -35,7 +35,7 @@ def drive_search(run: JobRun) -> End | None:
     if not run.has_workers(spec, progress):
         return None
     result = search_and_measure(problem, prepared.samples, run.evaluator, progress.watcher())
-    return End(FINISHED, _conclude(run, result, progress))
+    return End(JobState.FINISHED, _conclude(run, result, progress))
 
 
 def start_stage(run: JobRun, problem: SearchProblem, prepared: Prepared) -> None:

@@ -31,7 +31,7 @@ class Supervisor:
         first_delay_seconds: float = 1.0,
         longest_delay_seconds: float = 30.0,
         settled_seconds: float = 60.0,
-        patience_seconds: float = 10.0,
+        stop_timeout_seconds: float = 10.0,
     ) -> None:
         """Prepare; nothing runs before the context is entered.
 
@@ -42,7 +42,7 @@ class Supervisor:
             first_delay_seconds: before it is started again the first time; doubled each time it dies young.
             longest_delay_seconds: where the doubling ends.
             settled_seconds: who lived this long did not die young.
-            patience_seconds: between the polite request to stop and the kill.
+            stop_timeout_seconds: between the polite request to stop and the kill.
         """
         self._command = list(command)
         self._name = name
@@ -50,7 +50,7 @@ class Supervisor:
         self._first_delay = first_delay_seconds
         self._longest_delay = longest_delay_seconds
         self._settled = settled_seconds
-        self._patience = patience_seconds
+        self._stop_timeout = stop_timeout_seconds
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -82,9 +82,9 @@ class Supervisor:
         process = self._process
         if process is not None:
             try:
-                process.wait(self._patience)
+                process.wait(self._stop_timeout)
             except subprocess.TimeoutExpired:
-                logger.warning("%s did not stop within %g s and is killed", self._name, self._patience)
+                logger.warning("%s did not stop within %g s and is killed", self._name, self._stop_timeout)
                 _kill_session(process.pid)
         self._thread.join()
 

@@ -1,4 +1,4 @@
-"""What the pool moves about: candidates, preparations of jobs, errands, and the seats they are worked on."""
+"""What the pool moves about: candidates, preparations of jobs, long_tasks, and the slots they are worked on."""
 
 from collections import deque
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from factor_search.factors import Factors
 from factor_search.measure.evaluation import Evaluation
 from factor_search.measure.race import Race
 from factor_search.spec import JobSpec, ModelSpec
-from workers.crew import SharedSamples, Worker
-from workers.model_worker import ErrandCall, Prepared, Setting
+from workers.backend import SharedSamples, Worker
+from workers.model_worker import LongTaskCall, Prepared, Setting
 
 
 @dataclass(eq=False, kw_only=True)
@@ -57,46 +57,46 @@ class Preparation:
 
 
 @dataclass(eq=False, kw_only=True)
-class Errand:
+class LongTask:
     """A long work that one worker does from its beginning to its end: a fine-tuning, passkeys, an export."""
 
     job_id: str
     model: ModelSpec
     """That it loads for itself."""
-    call: ErrandCall
-    heard: Callable[[dict[str, Any]], None]
-    """Told how far it is; called from the pool's thread, so it must return at once."""
+    call: LongTaskCall
+    on_progress: Callable[[dict[str, Any]], None]
+    """Receives each progress report, in the pool's thread, so it must return at once."""
     result: "Future[Any]"
     attempts: int = 0
     """Since it last came further than ever before."""
     withdrawn: bool = False
     step: int = 0
-    """The furthest that was heard of."""
-    news: dict[str, Any] | None = None
-    """Last heard of it."""
-    heard_at: float = 0.0
-    """When that was new."""
+    """The furthest reported."""
+    progress: dict[str, Any] | None = None
+    """The last report."""
+    reported_at: float = 0.0
+    """When it arrived, if it differed from the one before."""
 
-    def hear(self, news: dict[str, Any] | None, now: float) -> None:
-        """Pass on what is new; a work that gets on may lose more workers than one that does not."""
-        if not news or news == self.news:
+    def report_progress(self, progress: dict[str, Any] | None, now: float) -> None:
+        """Pass on a report that differs from the last one; a new furthest step resets the count of attempts."""
+        if not progress or progress == self.progress:
             return
-        self.news, self.heard_at = news, now
-        if news.get("step", 0) > self.step:
-            self.step, self.attempts = news["step"], 1
-        self.heard(news)
+        self.progress, self.reported_at = progress, now
+        if progress.get("step", 0) > self.step:
+            self.step, self.attempts = progress["step"], 1
+        self.on_progress(progress)
 
 
-Work = Task | Preparation | Errand
+Work = Task | Preparation | LongTask
 
 
 @dataclass(eq=False)
-class Seat:
+class WorkerSlot:
     """A worker and what it was given. Times are seconds of the monotonic clock."""
 
     number: int
     worker: Worker
-    hired_at: float
+    started_at: float
     name: str | None = None
     """Known when it is up."""
     model: ModelSpec | None = None

@@ -34,6 +34,11 @@ def model_spec(arguments: argparse.Namespace, base: ModelSpec | None = None) -> 
     return job.model
 
 
+def add_id_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the positional ``ID``."""
+    parser.add_argument("id", metavar="ID", help="id of a job or plan, or the beginning of one")
+
+
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")

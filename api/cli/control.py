@@ -2,9 +2,8 @@
 
 import argparse
 
-from api.cli.arguments import add_json_argument
+from api.cli.arguments import add_id_argument, add_json_argument
 from api.cli.environment import add_server_arguments
-from api.cli.resources import add_id_argument, noun_of, resource_of
 from api.client import Client, Job, Plan
 
 
@@ -19,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Send the request and print the state that the job or plan is in now."""
     with Client(arguments.url) as client:
-        resource = resource_of(client, arguments.id)
+        resource = client.of(arguments.id)
         change = {"pause": resource.pause, "resume": resource.resume, "cancel": resource.cancel}[arguments.command]
         print_state(change(resource.find(arguments.id).id), as_json=arguments.json)
     return 0
@@ -30,7 +29,8 @@ def print_state(item: Job | Plan, *, as_json: bool) -> None:
     if as_json:
         print(item.model_dump_json())
         return
+    noun = "plan" if isinstance(item, Plan) else "job"
     pending = f", its coordinator has been asked to {item.request} it" if item.request else ""
-    print(f"{noun_of(item.id)} {item.id} is {item.state}{pending}")
+    print(f"{noun} {item.id} is {item.state}{pending}")
     if item.note:
         print(f"note: {item.note}")

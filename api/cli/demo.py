@@ -14,9 +14,9 @@ from typing import Any
 from api.cli import demo_plan
 from api.cli.arguments import add_json_argument
 from api.cli.download import save
-from api.cli.resources import noun_of
 from api.cli.watch import watch
-from api.client import Client, Job, Plan
+from api.client import Client, Job, Plan, Plans
+from api.resources import Item, Resource, Spec
 from factor_search.errors import FactorSearchError, OutputError, SpecError
 from factor_search.files.canonical_json import sha256_of
 from factor_search.plan import report as plan_report
@@ -90,19 +90,19 @@ def progressive(arguments: argparse.Namespace) -> int:
     return 0 if all(claim.holds for claim in claims) else 1
 
 
-def submitted(resource: Any, document: Mapping[str, Any]) -> Any:
+def submitted(resource: Resource[Spec, Item], document: Mapping[str, Any]) -> Item:
     """The job or plan of this document: the one of an earlier run, continued where it stopped, or else a new one."""
     item = resource.submit(document, f"demo-{sha256_of(document)}")
     if item.state == "paused":
         return resource.resume(item.id)
-    if item.state == "failed" and isinstance(item, Plan):
+    if item.state == "failed" and isinstance(resource, Plans):
         return resource.retry(item.id)
     return resource.submit(document, str(uuid.uuid4())) if item.state in ("failed", "cancelled") else item
 
 
 def _followed(client: Client, item: Job | Plan, out: Path, url: str) -> int:
     """Follow a job or plan to its end and download its results; returns the exit status."""
-    say(f"{noun_of(item.id)} {item.id} submitted; the dashboard is at {url}/dashboard")
+    say(f"{item.name} submitted as {item.id}; the dashboard is at {url}/dashboard")
     status = watch(client, item.id, interrupted="stopped; the same command continues")
     if status == 0:
         save(client, item, out, force=True)

@@ -7,9 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from api.cli.arguments import add_json_argument
+from api.cli.arguments import add_id_argument, add_json_argument
 from api.cli.environment import add_server_arguments
-from api.cli.resources import add_id_argument, resource_of
 from api.client import Client, ConflictError, Evaluation, Job, Plan
 from factor_search.errors import OutputError
 from factor_search.files.atomic import write_atomically
@@ -48,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Fetch everything, then write it, and print the files' names."""
     with Client(arguments.url) as client:
-        item = resource_of(client, arguments.id).find(arguments.id)
+        item = client.of(arguments.id).find(arguments.id)
         out = arguments.out or Path(FILE_OF[arguments.format])
         files = save(client, item, out, format=arguments.format, force=arguments.force)
     written = [str(file) for file in files]

@@ -7,11 +7,9 @@ from datetime import UTC, datetime
 from api.cli.arguments import add_json_argument
 from api.cli.environment import add_server_arguments, positive_int
 from api.client import Client, Job, Plan
+from storage.states import JobState, PlanState
 
-STATES = {
-    "jobs": ["queued", "running", "paused", "finished", "failed", "cancelled"],
-    "plans": ["queued", "running", "paused", "waiting", "finished", "failed", "cancelled"],
-}
+STATES = {"jobs": [str(state) for state in JobState], "plans": [str(state) for state in PlanState]}
 HEADERS = {
     "jobs": f"{'id':26}{'state':11}{'done':>5}{'best':>10}  {'age':>5}  name",
     "plans": f"{'id':27}{'state':11}{'stages':>7}  {'present':20}{'age':>5}  name",
@@ -50,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _job_line(job: Job) -> str:
     done = "" if job.progress is None else f"{job.progress.share:.0%}"
-    if job.state == "finished":
+    if job.state == JobState.FINISHED:
         done = "100%"
     best = "" if job.progress is None or job.progress.best_perplexity is None else f"{job.progress.best_perplexity:.4f}"
     return f"{job.id:26}{_state(job):11}{done:>5}{best:>10}  {_age(job.submitted_at):>5}  {_name(job)}"

@@ -7,8 +7,9 @@ from tqdm import tqdm
 
 from api.cli.display import ProgressDisplay
 from api.schemas import Progress
+from factor_search.plan.kinds.contract import Work
+from factor_search.plan.kinds.search import JobWork
 from factor_search.plan.run import PlanWatcher
-from factor_search.plan.work import SearchWork, Work
 from factor_search.search.loop import SearchState
 from factor_search.search.problem import SearchProblem
 from factor_search.search.progress import search_progress
@@ -68,7 +69,7 @@ class PlanProgress:
 
     def watcher(self) -> PlanWatcher:
         """The callbacks of the plan."""
-        return PlanWatcher(stage=self._stage, job=self._job, heard=self._report_progress)
+        return PlanWatcher(stage=self._stage, job=self._job, progress=self._report_progress)
 
     def close(self) -> None:
         """Leave the terminal clean."""
@@ -78,7 +79,7 @@ class PlanProgress:
         self._display.close()
         self._display.say(f"[{number + 1}] {work.stage}{': known from before' if known else ''}")
 
-    def _job(self, work: SearchWork) -> JobWatcher:
+    def _job(self, work: JobWork) -> JobWatcher:
         return JobProgress(self._display).watcher()
 
     def _report_progress(self, report: dict[str, Any]) -> None:

@@ -91,7 +91,7 @@ def run(spec: JobSpec, out: Path, as_json: bool) -> int:
 def _run_plan(plan: PlanSpec, arguments: argparse.Namespace) -> int:
     from api.cli.progress import PlanProgress
     from factor_search.model.allocator import keep_freed_memory
-    from factor_search.plan.perform import MODEL
+    from factor_search.plan.kinds.export import FOLDER
     from factor_search.plan.report import plan_report
     from factor_search.plan.report import table as plan_table
     from factor_search.plan.run import run_plan
@@ -113,7 +113,7 @@ def _run_plan(plan: PlanSpec, arguments: argparse.Namespace) -> int:
     if result.status != "finished":
         return _stopped(result, out)
     if not arguments.json:
-        exported = [out / work.stage / MODEL for work in result.works if work.kind == "export"]
+        exported = [out / work.stage / FOLDER for work in result.works if work.kind == "export"]
         print(*exported, out / "factors.json", out / "report.html", sep="  ")
     return 0
 

@@ -192,9 +192,9 @@ def _explained(message: str, changes: list[Change], model: type[JobSpec] | type[
 
 
 def _leads_to(path: tuple[str, ...], place: list[str]) -> bool:
-    """Whether a complaint's place has the keys of a path in their order; the kind of a union may come between."""
+    """Whether a complaint is about a path or what it leads through; in places the kind of a union may come between."""
     rest = iter(place)
-    return all(key in rest for key in path)
+    return all(key in rest for key in path) or list(path[: len(place)]) == place
 
 
 def _keys(schema: dict[str, Any]) -> set[str]:

@@ -4,11 +4,12 @@ import argparse
 import sys
 from collections.abc import Iterator
 
+from api.cli.arguments import add_id_argument
 from api.cli.display import ProgressDisplay
 from api.cli.environment import add_server_arguments
-from api.cli.resources import add_id_argument, noun_of, resource_of
 from api.client import Client, Event, Job, Plan, ServiceError
-from api.schemas import ENDED, Progress
+from api.schemas import Progress
+from storage.states import ENDED
 
 INTERRUPTED = 130
 STATUS = {"finished": 0, "failed": 1, "cancelled": 3, "paused": 4, "waiting": 5}
@@ -34,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Follow one job or plan."""
     with Client(arguments.url) as client:
-        item = resource_of(client, arguments.id).find(arguments.id)
+        item = client.of(arguments.id).find(arguments.id)
         if item.note:
             print(f"note: {item.note}", file=sys.stderr)
         return watch(client, item.id, as_json=arguments.json)
@@ -53,15 +54,15 @@ def watch(client: Client, id: str, *, as_json: bool = False, interrupted: str | 
     try:
         for event in _events(client, id, display):
             display.show(event)
-            if event.kind in ENDED and noun_of(id) == "job":  # a plan that has ended may be retried
+            if event.kind in ENDED and client.of(id) is client.jobs:  # a plan that has ended may be retried
                 return STATUS[event.kind]
-        state = resource_of(client, id).get(id).state
+        state = client.of(id).get(id).state
         if state in CONTINUE_WITH:
             display.close()
             display.say(f"to continue: factor-search {CONTINUE_WITH[state].format(id=id)}")
         return STATUS.get(state, 1)
     except KeyboardInterrupt:
-        display.say(interrupted or f"the {noun_of(id)} continues; to watch it again: factor-search watch {id}")
+        display.say(interrupted or f"it continues; to watch it again: factor-search watch {id}")
         return INTERRUPTED
     finally:
         display.close()
@@ -123,7 +124,7 @@ def describe(event: Event) -> str:
 
 def _events(client: Client, id: str, display: Display) -> Iterator[Event]:
     """Events until a job or plan ends or stops; between those of a plan come the events of its jobs under way."""
-    resource = resource_of(client, id)
+    resource = client.of(id)
     for event in resource.events(id, on_interruption=display.interrupted):
         yield event
         if event.kind == "stage_queued" and _is_under_way(client, id, event):

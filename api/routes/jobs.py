@@ -1,6 +1,6 @@
 """Submitting, listing and steering jobs."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query
 from starlette.requests import Request
@@ -9,10 +9,11 @@ from starlette.responses import Response
 from api.cursors import decode_cursor, encode_cursor
 from api.problems import documented
 from api.records import Records, records
-from api.schemas import EXAMPLE_ID, Job, JobPage
+from api.schemas import EXAMPLE_ID, Job, JobPage, inline
 from api.submission import checked_idempotency_key, submitted_spec, with_warm_start
 from factor_search.job import check_possible
 from factor_search.spec import JobSpec
+from storage.states import JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 503))
 JobId = Annotated[str, Path(description="Id of a job.", examples=[EXAMPLE_ID])]
@@ -71,7 +72,7 @@ def submit(
 def list_jobs(
     stores: Stores,
     state: Annotated[
-        Literal["queued", "running", "paused", "finished", "failed", "cancelled"] | None,
+        Annotated[JobState, inline(JobState)] | None,
         Query(description="Only jobs in this state."),
     ] = None,
     limit: Annotated[int, Query(ge=1, le=200, description="At most so many.")] = 50,

@@ -12,13 +12,16 @@ from api.plan_schemas import Checkpoint, Plan, PlanPage, Retry
 from api.problems import RefusedError, documented
 from api.routes.jobs import Stores
 from api.routes.results import LARGEST_NUMBER, STREAM_EXAMPLE, event_stream, preferred
-from api.schemas import EXAMPLE_PLAN_ID, finite
+from api.schemas import EXAMPLE_PLAN_ID, finite, inline
 from api.submission import checked_idempotency_key, submitted_plan
+from factor_search.plan.kinds.await_checkpoint import AwaitWork
+from factor_search.plan.kinds.contract import Outcome, Work
 from factor_search.plan.spec import PlanSpec, parse_plan
-from factor_search.plan.work import AwaitWork, Outcome, Work, last_factors, parse_outcome, parse_work
+from factor_search.plan.work import last_factors, parse_outcome, parse_work
 from storage.plans import Plan as StoredPlan
 from storage.plans import check_waiting
-from workers.errand_run import CHECKPOINT
+from storage.states import PlanState
+from workers.long_task_run import CHECKPOINT
 
 router = APIRouter(prefix="/v1/plans", tags=["plans"], responses=documented(401, 403, 422, 503))
 PlanId = Annotated[str, Path(description="Id of a plan.", examples=[EXAMPLE_PLAN_ID])]
@@ -84,7 +87,7 @@ def submit_plan(
 def list_plans(
     stores: Stores,
     state: Annotated[
-        Literal["queued", "running", "paused", "waiting", "finished", "failed", "cancelled"] | None,
+        Annotated[PlanState, inline(PlanState)] | None,
         Query(description="Only plans in this state."),
     ] = None,
     limit: Annotated[int, Query(ge=1, le=200, description="At most so many.")] = 50,
@@ -142,14 +145,14 @@ def hand_in_checkpoint(plan_id: PlanId, stores: Stores, checkpoint: Checkpoint) 
 
     Then a worker loads it; if that fails, the plan waits again and its `error` says why.
     """
-    from factor_search.plan.handing_in import check_checkpoint  # loads transformers
+    from factor_search.plan.checkpoint import check_checkpoint  # loads transformers
 
     plan = stores.plan(plan_id)
     check_waiting(plan)
     assert plan.present is not None
     work = parse_work(plan.present.work)
     assert isinstance(work, AwaitWork)
-    stores.settings.policy.check_handed_in(checkpoint.model)
+    stores.settings.policy.check_supplied_checkpoint(checkpoint.model)
     check_checkpoint(work, FilePath(checkpoint.model))
     spec = work.model_dump(mode="json") | {CHECKPOINT: checkpoint.model}
     return stores.show_plans(stores.plans.hand_in(plan.id, spec))[0]
@@ -250,7 +253,7 @@ def plan_report(
     document = finite(plan_report(parse_plan(plan.spec), works, outcomes))
     if (wanted or preferred(accept)) == "json":
         return JSONResponse(document, headers={"Vary": "Accept"})
-    from factor_search.plan.report_html import render  # matplotlib takes a second to import
+    from factor_search.plan.page import render  # matplotlib takes a second to import
 
     return HTMLResponse(render(document), headers={"Vary": "Accept"})
 

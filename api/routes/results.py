@@ -14,7 +14,7 @@ from factor_search.factors_file import parse_factors
 from storage.events import JOB, PLAN
 from storage.jobs import Job
 from storage.plans import Plan
-from storage.schema import ENDED, FINISHED, SEARCHES
+from storage.states import ENDED, SEARCHES, JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["results"], responses=documented(401, 403, 404, 422, 503))
 LARGEST_NUMBER = 2**31 - 1
@@ -167,7 +167,7 @@ def _found(stores: Records, job: Job, name: str) -> dict[str, Any]:
         raise RefusedError(
             409, f"job {job.id} is no search, so it has no {name} document: see /v1/plans/{job.plan_id}/report"
         )
-    document = stores.jobs.document(job.id, name) if job.state == FINISHED else None
+    document = stores.jobs.document(job.id, name) if job.state == JobState.FINISHED else None
     if document is None:
         because = f": {job.error}" if job.error else ""
         raise RefusedError(409, f"job {job.id} is {job.state}, so there is no {name} document{because}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Protocol
 
 from factor_search.factors import Factors
@@ -10,8 +11,23 @@ from factor_search.measure.race import Race
 from factor_search.measure.statistics import Summary, summarise
 from factor_search.text.samples import SampleSet
 
-OK, PRUNED, DIVERGED, OUT_OF_MEMORY = "ok", "pruned", "diverged", "out_of_memory"
-WORKER_LOST, TIMED_OUT, FAILED = "worker_lost", "timed_out", "failed"
+
+class Outcome(StrEnum):
+    """How an evaluation ended; the values are what is stored and sent."""
+
+    OK = "ok"
+    PRUNED = "pruned"
+    """Stopped before the last document."""
+    DIVERGED = "diverged"
+    """A loss is not finite."""
+    OUT_OF_MEMORY = "out_of_memory"
+    WORKER_LOST = "worker_lost"
+    TIMED_OUT = "timed_out"
+    FAILED = "failed"
+
+
+OK, PRUNED, DIVERGED, OUT_OF_MEMORY = Outcome.OK, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY
+WORKER_LOST, TIMED_OUT, FAILED = Outcome.WORKER_LOST, Outcome.TIMED_OUT, Outcome.FAILED
 """What only happens to evaluations in other processes."""
 LASTING = frozenset({OK, PRUNED, DIVERGED})
 """Outcomes that say something about the candidate; the others are worth another attempt elsewhere."""
@@ -27,8 +43,7 @@ class Evaluation:
     part: str
     """Which samples: search, validation, held_out, held_out_text or evaluation."""
     outcome: str
-    """``ok``, ``pruned`` (stopped before the last document), ``diverged`` (a loss is not finite), ``out_of_memory``,
-    ``worker_lost``, ``timed_out`` or ``failed``."""
+    """One of :class:`Outcome`."""
     losses: tuple[float, ...]
     """Mean loss of each document, nats per scored token; of the first documents only if pruned, empty unless ok or
     pruned."""

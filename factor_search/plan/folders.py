@@ -1,4 +1,4 @@
-"""Where a plan in one process keeps what its stages leave: a folder for each work, found again by what it is of."""
+"""Where a plan in one process keeps what its stages produce: a folder for each work, found by its identity."""
 
 import fcntl
 import json
@@ -13,7 +13,8 @@ from factor_search.files.atomic import write_atomically
 from factor_search.files.canonical_json import sha256_of
 from factor_search.files.json_documents import read_json, write_json
 from factor_search.job import IDENTITY
-from factor_search.plan.work import Outcome, SearchWork, Work, parse_outcome, parse_work
+from factor_search.plan.kinds.contract import Outcome, Work
+from factor_search.plan.work import parse_outcome, parse_work
 
 STORE, LOCK = ".stages", "lock"
 WORK, OUTCOME = "work.json", "outcome.json"
@@ -120,6 +121,5 @@ class Folders:
 
 
 def _asked(work: Work) -> str:
-    """All that makes a work done or not: its identity, and of a search its budget."""
-    budget = work.job.budget.model_dump(mode="json") if isinstance(work, SearchWork) else None
-    return sha256_of([work.sha256, budget])
+    """What decides whether a work is done: its identity, and of a search its budget."""
+    return sha256_of([work.sha256, work.budget])

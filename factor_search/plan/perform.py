@@ -1,58 +1,81 @@
-"""What one worker does for a stage of a plan, in this process, going on from whatever the folder holds of it."""
+"""A stage's work in this process, continuing from whatever its folder holds."""
 
-import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from factor_search.export.huggingface import export_huggingface
-from factor_search.factors_file import parse_factors
-from factor_search.model.loading import checkpoint_folder, load_config
-from factor_search.plan.figures import Heard
-from factor_search.plan.handing_in import hand_in
-from factor_search.plan.measuring import climb, evaluate_ladder, measure, with_ladder
-from factor_search.plan.tuning import tune
-from factor_search.plan.work import EvaluateWork, ExportWork, FinetuneWork, Outcome
+from factor_search.factors import Factors
+from factor_search.job import read_samples
+from factor_search.measure.evaluation import Evaluation, Evaluator
+from factor_search.measure.evaluator import LocalEvaluator
+from factor_search.measure.ledger import Ledger, RecordedEvaluator
+from factor_search.measure.race import Race
+from factor_search.model.loading import load_model
+from factor_search.plan.kinds import kind_of
+from factor_search.plan.kinds.contract import OnProgress, Outcome, Work
+from factor_search.plan.kinds.evaluate import EVALUATIONS
+from factor_search.text.samples import SampleSet
 
-__all__ = ["climb", "evaluate_ladder", "hand_in", "measure", "perform", "with_ladder"]
-MODEL, FACTORS, SHORT_FACTORS = "model", "factors.json", "short_factors.json"
-"""What an export leaves in its folder."""
 
-
-def perform(work: FinetuneWork | EvaluateWork | ExportWork, folder: Path, heard: Heard = lambda told: None) -> Outcome:
-    """Do a stage's work, but for an evaluation's ladder (see :func:`evaluate_ladder`).
-
-    Run again after an interruption it goes on from what the folder holds, and ends as if undisturbed; on a CPU bit for
-    bit.
-
-    Args:
-        work: what to do.
-        folder: of this work alone, made if need be.
-        heard: of progress; what it raises passes through.
+def perform(work: Work, folder: Path, on_progress: OnProgress = lambda progress: None) -> Outcome:
+    """Do the part of a stage's work that one worker does alone (see :meth:`StageKind.perform`).
 
     Raises:
         FactorSearchError: the work cannot be done, saying why.
     """
-    if isinstance(work, FinetuneWork):
-        return tune(work, folder, heard)
-    if isinstance(work, EvaluateWork):
-        return measure(work, folder, heard)
-    return _export(work, folder)
+    outcome: Outcome = kind_of(work).perform(work, folder, on_progress)
+    return outcome
 
 
-def _export(work: ExportWork, folder: Path) -> Outcome:
-    """Write the model folder beside its final place, and move it there when it is whole."""
-    file, short = parse_factors(work.factors), parse_factors(work.short) if work.short else None
-    config = load_config(work.model)
-    final, unfinished = folder / MODEL, folder / f".{MODEL}"
-    if not final.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        export_huggingface(file, config, lambda: checkpoint_folder(work.model), unfinished, short)
-        unfinished.rename(final)
-    file.write(folder / FACTORS)
-    if short is not None:
-        short.write(folder / SHORT_FACTORS)
-    files = sorted(item.name for item in final.iterdir())
-    return Outcome(
-        model=work.model.model_copy(update={"id": str(final.resolve()), "revision": None}),
-        report={"profile": "static" if short is None else "switching", "files": files},
-    )
+def perform_whole(work: Work, folder: Path, on_progress: OnProgress) -> Outcome:
+    """Do all of a stage's work: what it evaluates on candidates, then the rest.
+
+    Raises:
+        FactorSearchError: the work cannot be done, saying why.
+    """
+    evaluated = evaluate_candidates(work, folder, on_progress)
+    return with_evaluated(perform(work, folder, on_progress), evaluated)
+
+
+def with_evaluated(outcome: Outcome, evaluated: dict[str, Any]) -> Outcome:
+    """The outcome of a whole stage: the part of its report that evaluates candidates, and the rest."""
+    return outcome.model_copy(update={"report": {**evaluated, **outcome.report}})
+
+
+def evaluate_candidates(work: Work, folder: Path, on_progress: OnProgress) -> dict[str, Any]:
+    """The part of a stage's report that evaluates candidates, empty if it has none; evaluations are kept in the folder.
+
+    Raises:
+        FactorSearchError: the model or the documents cannot be read, or the lengths do not fit the model.
+    """
+    job = work.evaluated_as()
+    if job is None:
+        return {}
+    folder.mkdir(parents=True, exist_ok=True)
+    on_progress({"phase": "loading"})
+    loaded = load_model(job.model)
+    samples, kind = read_samples(job, loaded), kind_of(work)
+    with Ledger(folder / EVALUATIONS) as ledger, LocalEvaluator(loaded, job.target_length) as local:
+        steps = kind.candidates(work, loaded.geometry)
+        reporting = _ReportingEvaluator(RecordedEvaluator(local, ledger), steps, on_progress)
+        evaluated: dict[str, Any] = kind.evaluate(work, reporting, loaded.geometry, samples)
+    return evaluated
+
+
+class _ReportingEvaluator:
+    """An evaluator that reports each evaluation as progress."""
+
+    def __init__(self, evaluator: Evaluator, steps: int, on_progress: OnProgress) -> None:
+        self._evaluator, self._steps, self._on_progress = evaluator, steps, on_progress
+        self._done = 0
+
+    def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
+        return self._evaluator.key(factors, samples, documents)
+
+    def evaluate_all(
+        self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None
+    ) -> Iterator[Evaluation]:
+        for evaluation in self._evaluator.evaluate_all(candidates, samples, race):
+            self._done += 1
+            self._on_progress({"phase": "measuring a ladder of lengths", "step": self._done, "steps": self._steps})
+            yield evaluation

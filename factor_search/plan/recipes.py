@@ -1,13 +1,18 @@
-"""Plans by one word: the stages of the LongRoPE papers."""
+"""Plans named by one word: the stages of the LongRoPE papers."""
 
 from collections.abc import Callable
 
 from factor_search.finetune.spec import FinetuneSpec
-from factor_search.plan.stages import EvaluateStage, ExportStage, FinetuneStage, ReadjustStage, SearchStage, Stage
+from factor_search.plan.kinds.contract import Stage
+from factor_search.plan.kinds.evaluate import EvaluateStage
+from factor_search.plan.kinds.export import ExportStage
+from factor_search.plan.kinds.finetune import FinetuneStage
+from factor_search.plan.kinds.readjust import ReadjustStage
+from factor_search.plan.kinds.search import SearchStage
 from factor_search.spec import NeedleSpec, SpaceSpec
 
 LAST_STRETCH = 4
-"""How many times the middle length the target is; the paper goes eight times as far without fine-tuning."""
+"""The target as a multiple of the middle length; the paper extends by 8 without fine-tuning."""
 MIXED_WINDOW = 0.5
 """Share of short sequences, read with the model's own RoPE; the paper mixes both kinds about equally."""
 

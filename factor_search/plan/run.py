@@ -1,4 +1,4 @@
-"""A whole plan in this process: one stage after the other, each in a folder of its own."""
+"""A whole plan in this process: one stage after the other, each in its own folder."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,20 +9,17 @@ from factor_search.errors import DataError, OutputError, SpecError
 from factor_search.files.json_documents import write_json
 from factor_search.job import run_job
 from factor_search.plan.check import check_documents, check_plan
-from factor_search.plan.figures import Heard
+from factor_search.plan.checkpoint import accept_checkpoint
 from factor_search.plan.folders import Folders
-from factor_search.plan.perform import FACTORS, SHORT_FACTORS, climb, hand_in, perform, with_ladder
+from factor_search.plan.kinds.await_checkpoint import AwaitWork
+from factor_search.plan.kinds.contract import OnProgress, Outcome, Work
+from factor_search.plan.kinds.export import LONG_FILE, SHORT_FILE
+from factor_search.plan.kinds.search import JobWork
+from factor_search.plan.page import render
+from factor_search.plan.perform import perform_whole
 from factor_search.plan.report import plan_report
 from factor_search.plan.spec import PlanSpec
-from factor_search.plan.work import (
-    AwaitWork,
-    EvaluateWork,
-    Outcome,
-    SearchWork,
-    Work,
-    last_factors,
-    work_of,
-)
+from factor_search.plan.work import last_factors, work_of
 from factor_search.report.document import build_factors_file
 from factor_search.report.results import write_results
 from factor_search.search.selection import JobWatcher
@@ -30,14 +27,14 @@ from factor_search.search.selection import JobWatcher
 
 @dataclass
 class PlanWatcher:
-    """What a plan tells while it runs; every member may be replaced."""
+    """What a plan reports while it runs; every member may be replaced."""
 
     stage: Callable[[int, Work, bool], None] = lambda number, work, known: None
     """Number of the stage, from 0, and whether its result is known from an earlier run."""
-    job: Callable[[SearchWork], JobWatcher] = lambda work: JobWatcher()
-    """Gives what to tell of a search."""
-    heard: Heard = lambda told: None
-    """Hears of every other stage."""
+    job: Callable[[JobWork], JobWatcher] = lambda work: JobWatcher()
+    """Gives the watcher of a search."""
+    progress: OnProgress = lambda progress: None
+    """Receives the progress of every other stage."""
 
 
 @dataclass
@@ -65,7 +62,7 @@ def run_plan(
     start_over_from: str | None = None,
     checkpoint: Path | None = None,
 ) -> PlanResult:
-    """Run a plan; run again it goes on where it was, and only stages whose work has changed are done again.
+    """Run a plan; run again it resumes, and only stages whose work has changed are done again.
 
     A keyboard interrupt ends it at whatever the stage has kept. After every stage ``out`` has ``report.json`` and
     ``report.html`` on all so far, and ``factors.json`` and ``short_factors.json`` for the last model so far.
@@ -73,9 +70,9 @@ def run_plan(
     Args:
         spec: the plan.
         out: folder of this plan alone.
-        watcher: hears of progress.
+        watcher: receives the progress.
         start_over_from: the stage before which everything is kept; what it and later ones have left is removed.
-        checkpoint: handed in to the first stage that awaits one and has none.
+        checkpoint: supplied to the first stage that awaits one and has none.
 
     Raises:
         FactorSearchError: see its subclasses; nothing that was written before is lost.
@@ -119,24 +116,17 @@ def run_plan(
 def _done(
     work: Work, folder: Path, watcher: PlanWatcher, checkpoint: Path | None
 ) -> tuple[Outcome | None, Path | None]:
-    """A stage's outcome, None if it waits; and the checkpoint that is still to be handed in."""
-    if isinstance(work, AwaitWork):
-        write_json(folder / FACTORS, work.factors)
-        if checkpoint is None:
-            return None, None
-        outcome, checkpoint = hand_in(work, checkpoint), None
-    elif isinstance(work, SearchWork):
-        outcome = _search(work, folder, watcher)
-    elif isinstance(work, EvaluateWork):
-        climbed = climb(work, folder, watcher.heard)
-        outcome = with_ladder(perform(work, folder, watcher.heard), climbed)
-    else:
-        outcome = perform(work, folder, watcher.heard)
-    return outcome, checkpoint
+    """A stage's outcome, None if it waits; and the checkpoint that is still to be used."""
+    if isinstance(work, JobWork):
+        return _search(work, folder, watcher), checkpoint
+    if not isinstance(work, AwaitWork):
+        return perform_whole(work, folder, watcher.progress), checkpoint
+    write_json(folder / LONG_FILE, work.factors)
+    return (None, None) if checkpoint is None else (accept_checkpoint(work, checkpoint), None)
 
 
 def _keep(work: Work, outcomes: Sequence[Outcome], folders: Folders) -> None:
-    """Make the last outcome a lasting one, or nothing of it if it is on other documents than those before."""
+    """Keep the last outcome, unless it was measured on other documents than those before."""
     try:
         check_documents(outcomes)
     except DataError:
@@ -145,7 +135,7 @@ def _keep(work: Work, outcomes: Sequence[Outcome], folders: Folders) -> None:
     folders.end(work, outcomes[-1])
 
 
-def _search(work: SearchWork, folder: Path, watcher: PlanWatcher) -> Outcome:
+def _search(work: JobWork, folder: Path, watcher: PlanWatcher) -> Outcome:
     result = run_job(work.job, folder, watcher.job(work))
     report = write_results(result, folder)
     if result.interrupted:
@@ -155,8 +145,6 @@ def _search(work: SearchWork, folder: Path, watcher: PlanWatcher) -> Outcome:
 
 def _write(result: PlanResult, out: Path) -> None:
     """The report and the factors so far."""
-    from factor_search.plan.report_html import render  # matplotlib takes a second to import
-
     report: dict[str, Any] = plan_report(result.plan, result.works, result.outcomes)
     write_json(out / "report.json", report)
     try:
@@ -164,7 +152,7 @@ def _write(result: PlanResult, out: Path) -> None:
     except OSError as error:
         raise OutputError(f"cannot write {out / 'report.html'}: {error.strerror or error}") from None
     pair = last_factors(result.plan, result.works, result.outcomes)
-    for name, factors in zip((FACTORS, SHORT_FACTORS), pair, strict=True):
+    for name, factors in zip((LONG_FILE, SHORT_FILE), pair, strict=True):
         if factors is not None:
             write_json(out / name, factors)
         else:

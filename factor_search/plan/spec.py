@@ -8,25 +8,28 @@ from pydantic import Field, ValidationError, model_validator
 
 from factor_search.errors import SpecError
 from factor_search.files.json_documents import explain, read_json
+from factor_search.plan.kinds import StageSpec, kind_of
+from factor_search.plan.kinds.contract import Access
 from factor_search.plan.recipes import RECIPES
 from factor_search.plan.references import resolved
-from factor_search.plan.stages import EvaluateStage, SearchStage, StageSpec
 from factor_search.spec import AnyData, AnyModel, Int, PositiveInt, Strict
 
 MOST_STAGES = 32
 
 
 class PlanSpec(Strict):
-    """An ordered list of stages, each of which hands its result on to those after it."""
+    """An ordered list of stages, each of which may use the results of those before it."""
 
     name: str = Field("plan", min_length=1, max_length=100, description="For people; not interpreted.")
     model: AnyModel
-    data: AnyData = Field(description="Of all stages: dealt once, so that what is held out in one is so in all.")
+    data: AnyData = Field(
+        description="Of all stages: split once, so that documents held out in one stage are held out in all."
+    )
     training_files: list[str] | None = Field(
         None,
         min_length=1,
-        description="Documents to fine-tune on; null is all those of 'data' that play no part. What plays a part is "
-        "left out in any case.",
+        description="Documents to fine-tune on; null is all those of 'data' that no stage searches or measures on. "
+        "Documents that one does are never trained on.",
     )
     recipe: Literal["longrope", "longrope2"] | None = Field(
         None,
@@ -53,17 +56,19 @@ class PlanSpec(Strict):
             raise ValueError("only the recipe 'longrope' has a middle_length")
         plan = self.expanded()
         original, least = self.model.original_length, self.data.least_tokens
-        for stage in plan.stages or ():
-            if isinstance(stage, SearchStage) and original is not None and stage.target_length <= original:
-                raise ValueError(
-                    f"lengths must grow: {stage.name} is for {stage.target_length} tokens, not above the original "
-                    f"length of {original}"
-                )
+        if original is not None:
+            for stage in plan.stages or ():
+                kind_of(stage).check_original_length(stage, original)
         if least is not None and least < plan.longest:
             raise ValueError(
                 f"data.least_tokens is {least}, but the plan goes up to {plan.longest} tokens: documents need as many"
             )
         return self
+
+    def access(self) -> Access:
+        """Which models and files its stages read, as far as they are known before it runs."""
+        files = {"training_files": self.training_files or []}
+        return Access(models=(self.model,), data=self.data, files=files, writes=True)
 
     def expanded(self) -> "PlanSpec":
         """The same plan without a recipe: every stage listed, with its name and the stages it refers to."""
@@ -82,14 +87,9 @@ class PlanSpec(Strict):
 
     @property
     def longest(self) -> int:
-        """The largest length of any stage in tokens, which every document that plays a part must have."""
-        lengths = []
-        for stage in self.stages if self.stages is not None else self.expanded().stages or ():
-            if isinstance(stage, SearchStage):
-                lengths.append(stage.target_length)
-            elif isinstance(stage, EvaluateStage):
-                lengths += stage.lengths or ()
-        return max(lengths, default=0)
+        """The largest length of any stage in tokens, which every document that is used must have."""
+        stages = self.stages if self.stages is not None else self.expanded().stages or ()
+        return max((length for stage in stages for length in stage.lengths_read), default=0)
 
 
 def is_plan(document: Any) -> bool:

@@ -156,3 +156,13 @@ def number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.4f}" if value < 1e5 else f"{value:.3g}"
+
+
+def html_table(titles: list[str], rows: list[list[str]]) -> str:
+    """A table; cells are escaped, and the rows of what was found stand out."""
+    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+    lines = []
+    for row in rows:
+        kind = " class=found" if row[0] in ("found", "short") else ""
+        lines.append(f"<tr{kind}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>")
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"

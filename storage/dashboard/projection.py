@@ -29,7 +29,8 @@ from storage.database import Database
 from storage.errors import DatabaseError, NotFoundError
 from storage.evaluations import CandidateRow
 from storage.jobs import Job, JobStore
-from storage.schema import CANDIDATE_WITHDRAWN, RUNNING, stages
+from storage.schema import stages
+from storage.states import CandidateState, JobState
 
 WRITER = "factor_search:writer"
 """Study attribute: which projection wrote last; any other has to look at the trials again."""
@@ -122,7 +123,7 @@ class Projection:
             if study.attempt != job.attempt:  # what was withdrawn may have been taken up again
                 study.settled, study.attempt = 0, job.attempt
             rows = study.queue.read(job.state, study.settled, limit)
-            live = study.queue.running(study.settled, LIVE_AT_ONCE) if job.state == RUNNING else []
+            live = study.queue.running(study.settled, LIVE_AT_ONCE) if job.state == JobState.RUNNING else []
             if rows or any(self._unseen(study, row) for row in live):
                 with self._writing(study) as connection:
                     self._write(study, connection, rows)
@@ -221,7 +222,7 @@ class Projection:
             trial_id = -1  # a finished trial is never touched again
             if not trial.state.is_finished():
                 trial_id = self._storage.get_trial_id_from_study_id_trial_number(study.id, trial.number)
-            withdrawn = trial.user_attrs.get("outcome") == CANDIDATE_WITHDRAWN
+            withdrawn = trial.user_attrs.get("outcome") == CandidateState.WITHDRAWN
             study.trials[number] = _Trial(trial_id, trial.state, len(trial.intermediate_values), withdrawn)
             factors = [float(factor) for factor in trial.user_attrs["rescale_factors"].split(", ")]
             study.search.saw(number, trial.user_attrs.get("outcome"), trial.value, factors)
@@ -231,7 +232,7 @@ class Projection:
         new = []
         for row, shown in rows:
             known = study.trials.get(row.number)
-            taken_up_again = known and known.withdrawn and shown != CANDIDATE_WITHDRAWN
+            taken_up_again = known and known.withdrawn and shown != CandidateState.WITHDRAWN
             if known is None or taken_up_again:
                 new.append((row, shown))
             elif not known.state.is_finished():
@@ -242,7 +243,7 @@ class Projection:
             trials = [trial_of(row, shown, study.space) for row, shown in new]
             ids = self._tables.insert(connection, study.id, trials)
             for (row, shown), trial_id, trial in zip(new, ids, trials, strict=True):
-                withdrawn = shown == CANDIDATE_WITHDRAWN
+                withdrawn = shown == CandidateState.WITHDRAWN
                 study.trials[row.number] = _Trial(trial_id, trial.state, len(trial.intermediate_values), withdrawn)
         for row, shown in rows:
             outcome, (_, value) = result_attributes(row, shown).get("outcome"), state_of(row, shown)
@@ -256,7 +257,7 @@ class Projection:
             self._storage.set_trial_user_attr(known.id, name, attribute)
         if state != known.state:
             self._storage.set_trial_state_values(known.id, state, None if value is None else [value])
-            known.state, known.withdrawn = state, shown == CANDIDATE_WITHDRAWN
+            known.state, known.withdrawn = state, shown == CandidateState.WITHDRAWN
 
     def _report(self, known: _Trial | None, row: CandidateRow) -> None:
         """Add the documents that are known by now."""

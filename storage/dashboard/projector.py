@@ -20,7 +20,8 @@ from factor_search.errors import one_line
 from storage.dashboard.projection import Projection
 from storage.database import Database
 from storage.errors import DatabaseError
-from storage.schema import ENDED, RUNNING, SEARCHES, coordinators, jobs, now, stages
+from storage.schema import coordinators, jobs, now, stages
+from storage.states import ENDED, SEARCHES, JobState
 
 NICENESS = 10
 IDLE_SECONDS = 0.5
@@ -88,9 +89,9 @@ class Projector:
             with self.database.reading() as connection:
                 query = select(stages.c.number).where(stages.c.job_id == job.id).order_by(stages.c.number)
                 numbers = list(connection.scalars(query))
-            left = [self._stage(job.id, stage, at_once=last or job.state != RUNNING) for stage in numbers]
+            left = [self._stage(job.id, stage, at_once=last or job.state != JobState.RUNNING) for stage in numbers]
             more |= any(step == "more" for step in left)
-            if job.state != RUNNING and all(step == "settled" for step in left):
+            if job.state != JobState.RUNNING and all(step == "settled" for step in left):
                 self._settled[job.id] = job.events
                 self._unsettled.discard(job.id)
         return more

@@ -13,7 +13,7 @@ from factor_search.factors import Factors
 from factor_search.measure.evaluation import OK, PRUNED, Evaluation
 from factor_search.measure.statistics import summarise
 from storage.evaluations import CandidateRow
-from storage.schema import CANDIDATE_DONE, CANDIDATE_RUNNING, CANDIDATE_WITHDRAWN
+from storage.states import CandidateState
 
 Number = TypeVar("Number", int, float)
 KNOTS = 6
@@ -100,23 +100,23 @@ def trial_of(row: CandidateRow, shown: str, space: TrialSpace) -> FrozenTrial:
 
 def state_of(row: CandidateRow, shown: str) -> tuple[TrialState, float | None]:
     """Optuna's name for a candidate's state, and the value that goes with it: perplexity, to be minimised."""
-    if shown == CANDIDATE_DONE and row.evaluation is not None:
+    if shown == CandidateState.DONE and row.evaluation is not None:
         value = _perplexity(row.evaluation)
         if row.evaluation.outcome == PRUNED:
             return TrialState.PRUNED, value
         return (TrialState.FAIL, None) if value is None else (TrialState.COMPLETE, value)
-    if shown == CANDIDATE_WITHDRAWN:
+    if shown == CandidateState.WITHDRAWN:
         so_far = perplexities_of(row)
         return TrialState.PRUNED, so_far[-1] if so_far else None
-    states = {CANDIDATE_RUNNING: TrialState.RUNNING, WAITING: TrialState.WAITING}
+    states = {CandidateState.RUNNING: TrialState.RUNNING, WAITING: TrialState.WAITING}
     return states.get(shown, TrialState.FAIL), None
 
 
 def result_attributes(row: CandidateRow, shown: str) -> dict[str, Any]:
     """What is only known when a candidate is done with, in one way or another."""
-    if shown in (CANDIDATE_RUNNING, WAITING):
+    if shown in (CandidateState.RUNNING, WAITING):
         return {}
-    if row.evaluation is None or shown != CANDIDATE_DONE:
+    if row.evaluation is None or shown != CandidateState.DONE:
         return {"outcome": shown}
     known: dict[str, Any] = {"outcome": row.evaluation.outcome, "worker": row.worker}
     if row.evaluation.outcome == PRUNED:
@@ -135,7 +135,7 @@ def perplexities_of(row: CandidateRow) -> list[float]:
     """
     losses: Sequence[float] = row.losses_so_far or ()
     tokens: Sequence[int] = [1] * len(losses)
-    if row.state == CANDIDATE_DONE and row.evaluation is not None and row.evaluation.losses:
+    if row.state == CandidateState.DONE and row.evaluation is not None and row.evaluation.losses:
         losses, tokens = row.evaluation.losses, row.evaluation.tokens
     running: list[float] = []
     for count in range(1, len(losses) + 1):

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Iterable
 
-from sqlalchemy import ColumnElement, and_, bindparam, case, func, literal, select, update
+from sqlalchemy import ColumnElement, String, and_, bindparam, case, func, literal, select, update
 
 from storage.dashboard.trials import WAITING
 from storage.database import Database
 from storage.errors import DatabaseError
 from storage.evaluations import CANDIDATE_COLUMNS, CANDIDATES, CandidateRow, candidate_row
-from storage.schema import CANDIDATE_RUNNING, PAUSED, candidates, jobs
+from storage.schema import candidates, jobs
+from storage.states import CandidateState, JobState
 
 CATCH_UP_POLL_SECONDS = 0.1
 PART = "search"
@@ -35,7 +36,7 @@ class Unprojected:
 
     def running(self, first: int, limit: int) -> list[CandidateRow]:
         """Candidates from a number on that run and are shown to run: more of their documents may be known by now."""
-        running = (candidates.c.state == CANDIDATE_RUNNING, candidates.c.projected == CANDIDATE_RUNNING)
+        running = (candidates.c.state == CandidateState.RUNNING, candidates.c.projected == CandidateState.RUNNING)
         query = select(*CANDIDATE_COLUMNS).select_from(CANDIDATES).where(self._here, *running)
         with self._database.reading() as connection:
             after = query.where(candidates.c.number >= first)
@@ -66,9 +67,9 @@ class Unprojected:
 
 def _shown(job_state: str) -> ColumnElement[str]:
     """What a candidate should show: its state, unless it was left running by a job that is paused."""
-    left_running = WAITING if job_state == PAUSED else CANDIDATE_RUNNING
-    running = candidates.c.state == CANDIDATE_RUNNING
-    return case((running, literal(left_running)), else_=candidates.c.state)
+    left_running = WAITING if job_state == JobState.PAUSED else CandidateState.RUNNING
+    running = candidates.c.state == CandidateState.RUNNING
+    return case((running, literal(left_running, String)), else_=candidates.c.state)
 
 
 def catch_up(database: Database, job_id: str, stage: int, seconds: float) -> int:

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 
 from bench.stub import StubWorker
+from bench.thread_backend import ThreadBackend
 from factor_search.errors import FinetuneError
 from factor_search.spec import ModelSpec
 from tests.processes import wait_for
-from workers.attempts import ErrandError
-from workers.crew import WorkerGoneError, WorkerOutOfMemoryError
-from workers.folder_lock import used_alone
-from workers.model_worker import ErrandCall, Heard, ModelWorker
-from workers.performance import waiting
+from workers.attempts import LongTaskError
+from workers.backend import WorkerGoneError, WorkerOutOfMemoryError
+from workers.folder_lock import locked_folder
+from workers.model_worker import LongTaskCall, ModelWorker, ReportProgress
 from workers.pool import Pool
-from workers.tasks import Errand
-from workers.thread_crew import ThreadCrew
+from workers.stage_task import waiting
+from workers.tasks import LongTask
 
 MODEL = ModelSpec(id="stub")
 
@@ -34,41 +34,43 @@ class Port:
 
 
 @pytest.fixture
-def crew() -> Iterator[ThreadCrew]:
-    crew = ThreadCrew(StubWorker, 2)
-    yield crew
-    crew.close()
+def backend() -> Iterator[ThreadBackend]:
+    backend = ThreadBackend(StubWorker, 2)
+    yield backend
+    backend.close()
 
 
 @pytest.fixture
-def pool(crew: ThreadCrew, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+def pool(backend: ThreadBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
     monkeypatch.setattr("workers.pool.TICK_SECONDS", 0.02)
     monkeypatch.setattr("workers.pool.WATCH_AFTER_SECONDS", 0.0)
     monkeypatch.setattr("workers.pool.WATCH_EVERY_SECONDS", 0.02)
-    pool = Pool(crew)
+    pool = Pool(backend)
     yield pool
     pool.close()
 
 
-def begin(pool: Pool, call: ErrandCall, heard: Callable[[dict[str, Any]], None] = lambda news: None) -> Errand:
-    errand = Errand(job_id="job:1", model=MODEL, call=call, heard=heard, result=Future())
+def begin(
+    pool: Pool, call: LongTaskCall, on_progress: Callable[[dict[str, Any]], None] = lambda progress: None
+) -> LongTask:
+    long_task = LongTask(job_id="job:1", model=MODEL, call=call, on_progress=on_progress, result=Future())
     pool.join("job:1", MODEL, Port())  # type: ignore[arg-type]
-    pool.submit([errand])
-    return errand
+    pool.submit([long_task])
+    return long_task
 
 
 def test_it_is_heard_of_while_it_is_done(pool: Pool) -> None:
-    heard: list[int] = []
+    reported: list[int] = []
 
-    def call(tell: Heard) -> str:
+    def call(report_progress: ReportProgress) -> str:
         for step in range(1, 6):
-            tell({"step": step})
+            report_progress({"step": step})
             time.sleep(0.1)
         return "done"
 
-    assert begin(pool, call, lambda news: heard.append(news["step"])).result.result(10) == "done"
-    assert heard == sorted(set(heard))
-    assert len(heard) >= 2
+    assert begin(pool, call, lambda progress: reported.append(progress["step"])).result.result(10) == "done"
+    assert reported == sorted(set(reported))
+    assert len(reported) >= 2
 
 
 @pytest.mark.parametrize(
@@ -85,11 +87,11 @@ def test_one_that_cannot_be_done_is_given_up_with_its_reason(
 ) -> None:
     begun: list[int] = []
 
-    def call(tell: Heard) -> None:
+    def call(report_progress: ReportProgress) -> None:
         begun.append(1)
         raise error
 
-    with pytest.raises(ErrandError, match=rf"after {attempts} attempts, the last ended as {outcome}: {error}"):
+    with pytest.raises(LongTaskError, match=rf"after {attempts} attempts, the last ended as {outcome}: {error}"):
         begin(pool, call).result.result(20)
     assert len(begun) == attempts
 
@@ -97,7 +99,7 @@ def test_one_that_cannot_be_done_is_given_up_with_its_reason(
 def test_what_a_user_can_act_on_is_not_tried_again(pool: Pool) -> None:
     begun: list[int] = []
 
-    def call(tell: Heard) -> None:
+    def call(report_progress: ReportProgress) -> None:
         begun.append(1)
         raise FinetuneError("lower the learning rate")
 
@@ -109,9 +111,9 @@ def test_what_a_user_can_act_on_is_not_tried_again(pool: Pool) -> None:
 def test_one_that_gets_on_may_lose_any_number_of_workers(pool: Pool) -> None:
     begun: list[int] = []
 
-    def call(tell: Heard) -> int:
+    def call(report_progress: ReportProgress) -> int:
         begun.append(1)
-        tell({"step": len(begun)})
+        report_progress({"step": len(begun)})
         time.sleep(0.15)
         if len(begun) < 6:
             raise WorkerGoneError("its process died")
@@ -120,39 +122,39 @@ def test_one_that_gets_on_may_lose_any_number_of_workers(pool: Pool) -> None:
     assert begin(pool, call).result.result(30) == 6
 
 
-def test_it_is_ended_at_once_with_its_worker(pool: Pool, crew: ThreadCrew) -> None:
+def test_it_is_ended_at_once_with_its_worker(pool: Pool, backend: ThreadBackend) -> None:
     ended, begun = threading.Event(), threading.Event()
 
-    def call(tell: Heard) -> None:
+    def call(report_progress: ReportProgress) -> None:
         begun.set()
         try:
             while True:
-                tell({"step": 1})
+                report_progress({"step": 1})
                 time.sleep(0.02)
         finally:
             ended.set()
 
-    errand = begin(pool, call)
+    long_task = begin(pool, call)
     assert begun.wait(10)
-    pool.end(errand).result(5)
+    pool.end(long_task).result(5)
     assert ended.wait(5)
-    assert not errand.result.done()
+    assert not long_task.result.done()
     again = begin(pool, lambda tell: "on another worker")
     assert again.result.result(10) == "on another worker"
-    assert len(crew.hired) == 3
+    assert len(backend.started) == 3
 
 
 def test_it_may_take_long_if_only_something_is_heard(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.attempts.LOAD_SECONDS", 0.4)
 
-    def talking(tell: Heard) -> str:
+    def talking(report_progress: ReportProgress) -> str:
         for step in range(6):
-            tell({"step": step})
+            report_progress({"step": step})
             time.sleep(0.15)
         return "done"
 
     assert begin(pool, talking).result.result(10) == "done"
-    with pytest.raises(ErrandError, match=r"timed out: nothing was heard of it for 0\.4 s"):
+    with pytest.raises(LongTaskError, match=r"timed out: nothing was heard of it for 0\.4 s"):
         begin(pool, lambda tell: time.sleep(1.5)).result.result(20)
 
 
@@ -161,22 +163,22 @@ def test_a_worker_keeps_no_model_after_it() -> None:
     worker._loaded = object()  # type: ignore[assignment]
     seen: list[Any] = []
 
-    def call(tell: Heard) -> None:
+    def call(report_progress: ReportProgress) -> None:
         seen.append(worker._loaded)
-        tell({"step": 1})
-        seen.append(worker.news())
+        report_progress({"step": 1})
+        seen.append(worker.progress())
         worker._loaded = object()  # type: ignore[assignment]
 
-    worker.errand(call)
+    worker.run_long_task(call)
     assert seen == [None, {"step": 1}]
-    assert (worker._loaded, worker.news()) == (None, None)
+    assert (worker._loaded, worker.progress()) == (None, None)
 
 
 def test_errands_of_several_jobs_share_the_workers(pool: Pool) -> None:
     done: list[str] = []
 
-    def call(name: str) -> ErrandCall:
-        def work(tell: Heard) -> None:
+    def call(name: str) -> LongTaskCall:
+        def work(report_progress: ReportProgress) -> None:
             time.sleep(0.1)
             done.append(name)
 
@@ -185,7 +187,9 @@ def test_errands_of_several_jobs_share_the_workers(pool: Pool) -> None:
     for number in range(4):
         job = f"job:{number}"
         pool.join(job, MODEL, Port())  # type: ignore[arg-type]
-        pool.submit([Errand(job_id=job, model=MODEL, call=call(job), heard=lambda news: None, result=Future())])
+        pool.submit(
+            [LongTask(job_id=job, model=MODEL, call=call(job), on_progress=lambda progress: None, result=Future())]
+        )
     wait_for(lambda: len(done) == 4)
 
 
@@ -194,12 +198,12 @@ def test_steps_are_heard_with_the_phase_that_they_belong_to() -> None:
     worker = ModelWorker()
     seen: list[Any] = []
 
-    def call(tell: Heard) -> None:
-        for news in ({"phase": "fine-tuning"}, {"step": 1, "loss": 2.0}, {"step": 2}, {"phase": "measuring"}):
-            tell(news)
-            seen.append(worker.news())
+    def call(report_progress: ReportProgress) -> None:
+        for progress in ({"phase": "fine-tuning"}, {"step": 1, "loss": 2.0}, {"step": 2}, {"phase": "measuring"}):
+            report_progress(progress)
+            seen.append(worker.progress())
 
-    worker.errand(call)
+    worker.run_long_task(call)
     assert seen[1:] == [
         {"phase": "fine-tuning", "step": 1, "loss": 2.0},
         {"phase": "fine-tuning", "step": 2},
@@ -208,20 +212,20 @@ def test_steps_are_heard_with_the_phase_that_they_belong_to() -> None:
 
 
 def test_one_that_no_worker_comes_up_for_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.pool.FAILED_HIRES", 2)
+    monkeypatch.setattr("workers.pool.FAILED_STARTS", 2)
 
     class StillBorn(StubWorker):
         def name(self) -> str:
             raise WorkerGoneError("its process died")
 
-    crew = ThreadCrew(StillBorn, 1)
-    pool = Pool(crew)
+    backend = ThreadBackend(StillBorn, 1)
+    pool = Pool(backend)
     try:
-        with pytest.raises(ErrandError, match="no worker comes up: its process died"):
+        with pytest.raises(LongTaskError, match="no worker comes up: its process died"):
             begin(pool, lambda tell: None).result.result(20)
     finally:
         pool.close()
-        crew.close()
+        backend.close()
 
 
 def test_a_folder_that_another_worker_uses_is_waited_for(tmp_path: Path) -> None:
@@ -232,11 +236,11 @@ def test_a_folder_that_another_worker_uses_is_waited_for(tmp_path: Path) -> None
         if len(waited) == 2:
             raise KeyboardInterrupt
 
-    with used_alone(tmp_path / "work", lambda seconds: None):
-        with pytest.raises(KeyboardInterrupt), used_alone(tmp_path / "work", wait):
+    with locked_folder(tmp_path / "work", lambda seconds: None):
+        with pytest.raises(KeyboardInterrupt), locked_folder(tmp_path / "work", wait):
             raise AssertionError("two at once")
         assert 0 <= waited[0] < waited[1]
-    with used_alone(tmp_path / "work", lambda seconds: pytest.fail("it was let go")):
+    with locked_folder(tmp_path / "work", lambda seconds: pytest.fail("it was let go")):
         pass
     assert waiting(100) == waiting(1500) == "waiting for another worker that does the same"
     assert waiting(5500).endswith("since 1.5 h"), "one of which nothing new is heard for hours counts as stuck"

@@ -12,7 +12,7 @@ from storage.evaluations import Candidate, EvaluationStore
 
 
 @dataclass
-class Standing:
+class KnownResults:
     """Evaluations by the candidates' keys."""
 
     stored: dict[str, Evaluation] = field(default_factory=dict)
@@ -23,14 +23,14 @@ class Standing:
     """On the first documents, to go on from."""
 
 
-def standing(
+def known_results(
     store: EvaluationStore,
     job_id: str,
     places: Sequence[Candidate],
     samples: SampleSet,
     race: Race | None,
     key_of: Callable[[Candidate, int], str],
-) -> Standing:
+) -> KnownResults:
     """How the candidates of a generation stand.
 
     Args:
@@ -51,7 +51,7 @@ def standing(
     }
     known = store.lookup([key for by_count in keys.values() for key in by_count.values()], job_id)
     earlier = _earlier(store, job_id, places) if race else {}
-    result = Standing()
+    result = KnownResults()
     for place in places:
         if place.key in earlier:
             result.stored[place.key] = earlier[place.key]

@@ -11,11 +11,11 @@ from factor_search.measure.evaluation import Evaluation
 from factor_search.measure.race import Race
 from factor_search.spec import JobSpec
 from factor_search.text.samples import SampleSet
-from workers.crew import Capacity, SharedSamples, WorkerGoneError
-from workers.model_worker import ErrandCall, Heard, Prepared, Setting
+from workers.backend import Capacity, SharedSamples, WorkerGoneError
+from workers.model_worker import LongTaskCall, Prepared, ReportProgress, Setting
 
 
-class Doer(Protocol):
+class BlockingWorker(Protocol):
     """What a thread works with: :class:`workers.model_worker.ModelWorker`, or a stand-in for it."""
 
     def name(self) -> str:
@@ -50,40 +50,40 @@ class Doer(Protocol):
         """Of the candidate being evaluated."""
         ...
 
-    def errand(self, call: ErrandCall) -> Any:
+    def run_long_task(self, call: LongTaskCall) -> Any:
         """A long work."""
         ...
 
-    def news(self) -> dict[str, Any] | None:
-        """Of the errand being done."""
+    def progress(self) -> dict[str, Any] | None:
+        """Of the long_task being done."""
         ...
 
 
 class ThreadWorker:
-    """One thread; killed, it finishes what it does (an errand at the next news of it), but nobody hears any more."""
+    """One thread; a killed one still finishes its call, or ends it at the next progress report, without an answer."""
 
-    def __init__(self, make: Callable[[], Doer]) -> None:
+    def __init__(self, make: Callable[[], BlockingWorker]) -> None:
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._unanswered: set[Future[Any]] = set()
         self._gone = False
         self._make = make
-        self._doer: Doer | None = None
+        self._worker: BlockingWorker | None = None
         self.thread = threading.Thread(target=self._run, name="worker", daemon=True)
         """Ends when it was killed and has finished what it did."""
         self.thread.start()
 
     def name(self) -> "Future[str]":
         """See the protocol."""
-        return self._call(lambda doer: doer.name())
+        return self._call(lambda worker: worker.name())
 
     def prepare(self, spec: JobSpec) -> "Future[Prepared]":
         """See the protocol."""
-        return self._call(lambda doer: doer.prepare(spec))
+        return self._call(lambda worker: worker.prepare(spec))
 
     def load(self, setting: Setting) -> "Future[None]":
         """See the protocol."""
-        return self._call(lambda doer: doer.load(setting))
+        return self._call(lambda worker: worker.load(setting))
 
     def evaluate(
         self,
@@ -96,34 +96,34 @@ class ThreadWorker:
     ) -> "Future[Evaluation]":
         """See the protocol."""
 
-        def work(doer: Doer) -> Evaluation:
-            doer.learn(samples.sha256, samples.samples)
-            return doer.evaluate(setting, factors, samples.sha256, race=race, known=known)
+        def work(worker: BlockingWorker) -> Evaluation:
+            worker.learn(samples.sha256, samples.samples)
+            return worker.evaluate(setting, factors, samples.sha256, race=race, known=known)
 
         return self._call(work)
 
     def losses_so_far(self) -> "Future[list[float]]":
         """See the protocol."""
         answer: Future[list[float]] = Future()
-        answer.set_result([] if self._doer is None else self._doer.losses_so_far())
+        answer.set_result([] if self._worker is None else self._worker.losses_so_far())
         return answer
 
-    def errand(self, call: ErrandCall) -> "Future[Any]":
+    def run_long_task(self, call: LongTaskCall) -> "Future[Any]":
         """See the protocol."""
 
-        def while_alive(heard: Heard) -> Any:
-            def hear(news: dict[str, Any]) -> None:
+        def while_alive(report_progress: ReportProgress) -> Any:
+            def report_while_alive(progress: dict[str, Any]) -> None:
                 self._check_alive()
-                heard(news)
+                report_progress(progress)
 
-            return call(hear)
+            return call(report_while_alive)
 
-        return self._call(lambda doer: doer.errand(while_alive))
+        return self._call(lambda worker: worker.run_long_task(while_alive))
 
-    def news(self) -> "Future[dict[str, Any] | None]":
+    def progress(self) -> "Future[dict[str, Any] | None]":
         """See the protocol."""
         answer: Future[dict[str, Any] | None] = Future()
-        answer.set_result(None if self._doer is None else self._doer.news())
+        answer.set_result(None if self._worker is None else self._worker.progress())
         return answer
 
     def kill(self) -> None:
@@ -139,7 +139,7 @@ class ThreadWorker:
         if self._gone:
             raise WorkerGoneError("its thread was ended")
 
-    def _call(self, work: Callable[[Doer], Any]) -> "Future[Any]":
+    def _call(self, work: Callable[[BlockingWorker], Any]) -> "Future[Any]":
         future: Future[Any] = Future()
         with self._lock:
             gone = self._gone
@@ -148,11 +148,11 @@ class ThreadWorker:
         if gone:
             future.set_exception(WorkerGoneError("its thread was ended"))
         else:
-            self._calls.put((future, lambda: work(self._doer)))  # type: ignore[arg-type]
+            self._calls.put((future, lambda: work(self._worker)))  # type: ignore[arg-type]
         return future
 
     def _run(self) -> None:
-        self._doer = self._make()
+        self._worker = self._make()
         while (call := self._calls.get()) is not None:
             future, work = call
             result: Any = None
@@ -172,12 +172,12 @@ class ThreadWorker:
                 future.set_exception(failure)
 
 
-class ThreadCrew:
+class ThreadBackend:
     """A fixed number of threads."""
 
     grows = False
 
-    def __init__(self, make: Callable[[], Doer], workers: int, *, threads: int = 1) -> None:
+    def __init__(self, make: Callable[[], BlockingWorker], workers: int, *, threads: int = 1) -> None:
         """Get ready.
 
         Args:
@@ -188,16 +188,16 @@ class ThreadCrew:
         self.threads = threads
         self._make = make
         self._workers = workers
-        self.hired: list[ThreadWorker] = []
+        self.started: list[ThreadWorker] = []
 
     def capacity(self) -> Capacity:
         """What was asked for."""
         return Capacity(workers=self._workers, cpus=float(self._workers), gpus=0.0, gpus_each=0.0, nodes=1)
 
-    def hire(self) -> ThreadWorker:
+    def start_worker(self) -> ThreadWorker:
         """Another thread."""
         worker = ThreadWorker(self._make)
-        self.hired.append(worker)
+        self.started.append(worker)
         return worker
 
     def share(self, samples: SampleSet) -> SharedSamples:
@@ -206,5 +206,5 @@ class ThreadCrew:
 
     def close(self) -> None:
         """End all threads."""
-        for worker in self.hired:
+        for worker in self.started:
             worker.kill()

@@ -14,7 +14,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-def patiently(
+def retry_while_away(
     call: Callable[[], T],
     give_up: Callable[[], bool] = lambda: False,
     on_back: Callable[[float], None] = lambda seconds: None,

@@ -1,14 +1,11 @@
-"""Figures of a plan's reports: each with its standard error over documents, and null where there is none."""
+"""Figures as reports hold them: each with its standard error over documents, and null where there is none."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from factor_search.files.canonical_json import finite
 from factor_search.measure.statistics import paired_difference, summarise
-
-Heard = Callable[[dict[str, Any]], None]
-"""Hears how far a stage has come: ``phase``, or ``step`` and what is known at it; may raise to end the stage."""
 
 
 def figures(losses: Sequence[float], tokens: Sequence[int]) -> dict[str, Any] | None:

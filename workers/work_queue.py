@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 
 from factor_search.spec import ModelSpec
-from workers.tasks import Errand, Preparation, Seat, Task, Work
+from workers.tasks import LongTask, Preparation, Task, Work, WorkerSlot
 
 HOLD_SECONDS = 30.0
 """With fewer workers than models, a worker keeps a model for so long before it changes to one that waits."""
@@ -16,7 +16,7 @@ BORROW_SECONDS = 2.0
 """A worker whose model has had no work for so long (and for longer than loading took) may help with another."""
 
 
-class Turns:
+class WorkQueue:
     """The waiting work of all jobs; decides which of it an idle worker does next."""
 
     def __init__(self) -> None:
@@ -58,55 +58,57 @@ class Turns:
         for job_id in {work.job_id for work in works} & self._waiting.keys():
             self._waiting[job_id] = deque(work for work in self._waiting[job_id] if work not in works)
 
-    def choose(self, idle: Sequence[Seat], seats: Sequence[Seat], now: float) -> tuple[Seat, Work] | None:
+    def choose(
+        self, idle: Sequence[WorkerSlot], slots: Sequence[WorkerSlot], now: float
+    ) -> tuple[WorkerSlot, Work] | None:
         """The next piece of work and who does it; None if nothing waits that one of the idle should do.
 
         Args:
             idle: workers that have nothing to do.
-            seats: all workers that are up.
+            slots: all workers that are up.
             now: by the monotonic clock.
         """
-        holders = Counter(seat.model for seat in seats if seat.model is not None)
-        share = len(seats) / len(set(self._models.values())) if self._models else 0.0
+        holders = Counter(slot.model for slot in slots if slot.model is not None)
+        share = len(slots) / len(set(self._models.values())) if self._models else 0.0
         waiting = [(works, self._models[job_id]) for job_id, works in self._waiting.items() if works]
         # a model with less than its share of workers comes first, or it might never get any
         for works, model in sorted(waiting, key=lambda item: holders[item[1]] >= max(1, int(share))):
-            seat = self._seat_for(model, idle, holders, share, now)
-            if seat is not None:
-                return seat, works.popleft()
+            slot = self._slot_for(model, idle, holders, share, now)
+            if slot is not None:
+                return slot, works.popleft()
         return None
 
-    def ahead(self, seat: Seat) -> Work | None:
+    def ahead(self, slot: WorkerSlot) -> Work | None:
         """A candidate that a busy worker can do next without loading anything, if its job is next in turn."""
         works = next((works for works in self._waiting.values() if works), None)
-        if works and isinstance(works[0], Task) and works[0].setting == seat.setting:
+        if works and isinstance(works[0], Task) and works[0].setting == slot.setting:
             return works.popleft()
         return None
 
-    def give_up_whole_works(self) -> list[Preparation | Errand]:
-        """Take out and return all preparations and errands that wait."""
+    def take_all_but_candidates(self) -> list[Preparation | LongTask]:
+        """Take out and return all preparations and long_tasks that wait."""
         waiting = [work for works in self._waiting.values() for work in works]
-        given_up = [work for work in waiting if isinstance(work, Preparation | Errand)]
+        given_up = [work for work in waiting if isinstance(work, Preparation | LongTask)]
         self.remove(set(given_up))
         return given_up
 
-    def _seat_for(
-        self, model: ModelSpec, idle: Sequence[Seat], holders: "Counter[ModelSpec]", share: float, now: float
-    ) -> Seat | None:
+    def _slot_for(
+        self, model: ModelSpec, idle: Sequence[WorkerSlot], holders: "Counter[ModelSpec]", share: float, now: float
+    ) -> WorkerSlot | None:
         active = set(self._models.values())
         free = None
-        for seat in idle:
-            if seat.model == model:
-                return seat
-            if seat.model is None or seat.model not in active:
-                free = free or seat
+        for slot in idle:
+            if slot.model == model:
+                return slot
+            if slot.model is None or slot.model not in active:
+                free = free or slot
         if free is not None:
             return free
         wants = holders[model] < max(1, int(share))
-        for seat in idle:
-            assert seat.model is not None
-            gives = holders[seat.model] > share if share >= 1 else now - seat.model_since > HOLD_SECONDS
-            bored = now - seat.since > max(BORROW_SECONDS, seat.load_seconds)
+        for slot in idle:
+            assert slot.model is not None
+            gives = holders[slot.model] > share if share >= 1 else now - slot.model_since > HOLD_SECONDS
+            bored = now - slot.since > max(BORROW_SECONDS, slot.load_seconds)
             if (wants and gives) or bored:
-                return seat
+                return slot
         return None

@@ -1,4 +1,4 @@
-"""Checks of a checkpoint that a user tuned elsewhere: it must be the plan's model, trained on."""
+"""Checks a checkpoint that a user tuned elsewhere: it must be the plan's model with other weights."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from factor_search.model.configuration import read_geometry
 from factor_search.model.geometry import Geometry
 from factor_search.model.injection import probe
 from factor_search.model.loading import load_config, load_model, load_tokenizer, quietly
-from factor_search.plan.tuning import made_model
-from factor_search.plan.work import AwaitWork, Outcome
+from factor_search.plan.kinds.await_checkpoint import AwaitWork
+from factor_search.plan.kinds.contract import Outcome, made_model
 from factor_search.spec import ModelSpec
 
 
-def hand_in(work: AwaitWork, path: Path) -> Outcome:
+def accept_checkpoint(work: AwaitWork, path: Path) -> Outcome:
     """Take a checkpoint in place of one that the plan would have made itself.
 
     Whatever RoPE scaling its configuration has, it is used with factors of the plan.
@@ -33,7 +33,10 @@ def hand_in(work: AwaitWork, path: Path) -> Outcome:
 
 
 def check_checkpoint(work: AwaitWork, path: Path) -> ModelSpec:
-    """Refuse what can be seen to be another model without any weights in memory; how to load it otherwise.
+    """Refuse a checkpoint that is another model, as far as that shows without its weights.
+
+    Returns:
+        How to load it.
 
     Raises:
         ModelLoadError: its configuration cannot be read.
@@ -42,10 +45,10 @@ def check_checkpoint(work: AwaitWork, path: Path) -> ModelSpec:
     if not path.is_dir():
         raise ModelLoadError(f"there is no model folder {path}")
     if (path / "adapter_config.json").exists():
-        raise ModelLoadError(f"{path} holds adapters: merge them into the model, and hand in the whole checkpoint")
+        raise ModelLoadError(f"{path} holds adapters: merge them into the model, and supply the whole checkpoint")
     config = load_config(work.model)
     geometry = read_geometry(config, parse_factors(work.factors).model.original_length)
-    spec = made_model(work.model, path, geometry)
+    spec = made_model(work.model, path, geometry.original_length)
     theirs = load_config(spec)
     _check_architecture(path, config, theirs)
     _check_rotation(path, geometry, read_geometry(theirs, geometry.original_length))
@@ -94,6 +97,6 @@ def _check_shapes(path: Path, ours: dict[str, tuple[int, ...]], theirs: dict[str
 def _check_tokenizer(path: Path, ours: ModelSpec, theirs: ModelSpec) -> None:
     if load_tokenizer(theirs).get_vocab() != load_tokenizer(ours).get_vocab():
         raise UnsupportedModelError(
-            f"{path} has another vocabulary than the plan's model: documents would be other tokens than in the stages "
-            "before"
+            f"{path} has another vocabulary than the plan's model: documents would become other tokens than in the "
+            "stages before"
         )

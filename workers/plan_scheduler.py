@@ -1,14 +1,16 @@
 """Brings plans on: a stage that has ended hands its result to the next, whose job is queued, or known already."""
 
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
 
 from factor_search.errors import FactorSearchError, ModelLoadError, one_line
 from factor_search.files.canonical_json import sha256_of
+from factor_search.plan.kinds import kind_of
+from factor_search.plan.kinds.contract import Access, Execution, Work
 from factor_search.plan.spec import parse_plan
-from factor_search.plan.work import AwaitWork, EvaluateWork, FinetuneWork, SearchWork, Work, parse_outcome, work_of
-from factor_search.spec import DataSpec, ModelSpec
+from factor_search.plan.work import parse_outcome, work_of
 from factor_search.text.documents import matching_files
 from storage.errors import StorageError
 from storage.plan_steps import PlanSteps
@@ -20,7 +22,7 @@ STEPS_AT_ONCE = 100
 logger = logging.getLogger(__name__)
 
 
-class PlanKeeper:
+class PlanScheduler:
     """What a coordinator does for plans; others on the same database do the same, and each step is taken once."""
 
     def __init__(self, steps: PlanSteps, policy: Policy) -> None:
@@ -34,10 +36,10 @@ class PlanKeeper:
             StorageError: the database cannot be reached.
         """
         for _ in range(STEPS_AT_ONCE):
-            if not any(self._bring_on(plan) for plan in self._steps.due()):
+            if not any(self._advance(plan) for plan in self._steps.due()):
                 return
 
-    def _bring_on(self, plan: Plan) -> bool:
+    def _advance(self, plan: Plan) -> bool:
         """One step of a plan, which fails if that is not possible; whether it was taken here."""
         try:
             return self._steps.conclude(plan) if plan.job is not None else self._begin(plan)
@@ -57,19 +59,14 @@ class PlanKeeper:
         _check_there(work, plan)
         self._policy.check_work(work)
         document = work.model_dump(mode="json")
-        if isinstance(work, AwaitWork):
+        if kind_of(work).execution == Execution.CHECKPOINT:
             return self._steps.wait(plan, document)
         sha256 = identity(work)
         for job_id, outcome in self._steps.finished_twins(sha256):
             if _is_there(outcome):
                 return self._steps.reuse(plan, work=document, job_id=job_id, outcome=outcome)
-        if isinstance(work, SearchWork):
-            document, name = document["job"], work.job.name
-        else:
-            name = f"{plan.name}/{work.stage}"
-        return self._steps.queue(
-            plan, work=work.model_dump(mode="json"), kind=work.kind, spec=document, spec_sha256=sha256, name=name
-        )
+        name, job = work.as_job(plan.name)
+        return self._steps.queue(plan, work=document, kind=work.kind, spec=job, spec_sha256=sha256, name=name)
 
 
 def identity(work: Work) -> str:
@@ -78,26 +75,24 @@ def identity(work: Work) -> str:
     Beside the work itself that is the budget of a search, and which version of local files it reads, by their sizes and
     times of modification.
     """
-    if isinstance(work, SearchWork):
-        budget, model, data = work.job.budget.model_dump(mode="json"), work.job.model, work.job.data
-        return sha256_of([work.sha256, budget, _version_of(model, data, None)])
-    if isinstance(work, FinetuneWork):
-        return sha256_of([work.sha256, _version_of(work.model, work.data, work.training_files)])
-    read = work.job.data if isinstance(work, EvaluateWork) else None
-    return sha256_of([work.sha256, _version_of(work.model, read, None)])
+    budget = [] if work.budget is None else [work.budget]
+    return sha256_of([work.sha256, *budget, _version_of(work.access())])
 
 
-def _version_of(model: ModelSpec, data: DataSpec | None, training_files: list[str] | None) -> list[Any]:
-    patterns = [*(data.files or ()), *(data.held_out_files or ())] if data is not None else []
-    files = [Path(file) for pattern in [*patterns, *(training_files or ())] for file in matching_files(pattern)]
-    if Path(model.id).is_dir():
-        files += sorted(file for file in Path(model.id).iterdir() if file.is_file())
+def _version_of(access: Access) -> list[Any]:
+    """Names, sizes and times of modification of the files that are read: documents, then the model."""
+    data, model = access.data, Path(access.models[0].id)
+    patterns = [] if data is None else [*(data.files or ()), *(data.held_out_files or ())]
+    patterns += itertools.chain.from_iterable(access.files.values())
+    files = [Path(file) for pattern in patterns for file in matching_files(pattern)]
+    if model.is_dir():
+        files += sorted(file for file in model.iterdir() if file.is_file())
     return [[str(file), status.st_size, status.st_mtime_ns] for file in files for status in [file.stat()]]
 
 
 def _check_there(work: Work, plan: Plan) -> None:
     """Refuse to work with a checkpoint that was taken away, naming the stage that can make it again."""
-    needed = (work.job if isinstance(work, SearchWork) else work).model.id
+    needed = work.access().models[0].id
     for stage in plan.stages[: plan.stage]:
         model = (stage.outcome or {}).get("model")
         if model is not None and model["id"] == needed and not _is_there({"model": model}):

@@ -14,10 +14,10 @@ from factor_search.factors import Factors
 from factor_search.factors_file import FactorsModel, factors_file
 from factor_search.model.configuration import read_geometry
 from factor_search.model.loading import load_config
-from factor_search.plan.perform import hand_in
+from factor_search.plan.checkpoint import accept_checkpoint
+from factor_search.plan.kinds.await_checkpoint import AwaitWork
 from factor_search.plan.run import run_plan
 from factor_search.plan.spec import parse_plan
-from factor_search.plan.work import AwaitWork
 from factor_search.spec import ModelSpec
 from tests.conftest import save_checkpoint
 from tests.families import tiny_model
@@ -49,7 +49,7 @@ def test_what_fits_is_taken(checkpoint: Path, tmp_path: Path, monkeypatch: pytes
     theirs = tuned(tmp_path / "tuned", checkpoint)
     configured(theirs, max_position_embeddings=4096)  # as many trainers leave it: the original length is lost
     monkeypatch.chdir(tmp_path)
-    outcome = hand_in(awaiting(checkpoint), Path("tuned"))
+    outcome = accept_checkpoint(awaiting(checkpoint), Path("tuned"))
     assert outcome.model == ModelSpec(id=str(theirs), device="cpu", original_length=64)
     assert len(outcome.report["content"]) == 64
 
@@ -74,7 +74,7 @@ def test_another_model_is_refused(
 ) -> None:
     other = save_checkpoint(tiny_model(model_type, **({"vocab_size": 257} | changes)), tmp_path / "other")
     with pytest.raises(UnsupportedModelError, match=reason) as refused:
-        hand_in(awaiting(checkpoint), other)
+        accept_checkpoint(awaiting(checkpoint), other)
     assert "\n" not in str(refused.value)
 
 
@@ -85,7 +85,7 @@ def test_what_is_no_whole_model_is_refused(checkpoint: Path, tmp_path: Path) -> 
         folder = tuned(tmp_path / "broken", checkpoint)
         change(folder)
         with pytest.raises(kind, match=reason):
-            hand_in(work, folder)
+            accept_checkpoint(work, folder)
         shutil.rmtree(folder)
 
     def without_a_weight(folder: Path) -> None:
@@ -113,7 +113,7 @@ def test_what_is_no_whole_model_is_refused(checkpoint: Path, tmp_path: Path) -> 
     refused(not_finite, UnsupportedModelError, "non-finite logits")
     refused(other_tokens, UnsupportedModelError, "another vocabulary")
     with pytest.raises(ModelLoadError, match="there is no model folder"):
-        hand_in(work, tmp_path / "nowhere")
+        accept_checkpoint(work, tmp_path / "nowhere")
 
 
 def waiting_plan(checkpoint: Path, texts: Path) -> dict[str, Any]:

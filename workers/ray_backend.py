@@ -15,8 +15,8 @@ from factor_search.measure.evaluation import Evaluation
 from factor_search.measure.race import Race
 from factor_search.spec import JobSpec
 from factor_search.text.samples import SampleSet
-from workers.crew import Capacity, SharedSamples, WorkerGoneError, WorkerOutOfMemoryError
-from workers.model_worker import ErrandCall, ModelWorker, Prepared, Setting
+from workers.backend import Capacity, SharedSamples, WorkerGoneError, WorkerOutOfMemoryError
+from workers.model_worker import LongTaskCall, ModelWorker, Prepared, Setting
 from workers.ray_environment import ClusterError, check_reachable
 
 WATCH = "watch"
@@ -41,10 +41,10 @@ class ActorMethods:
         return evaluation
 
     @ray.method(concurrency_group=WATCH)
-    def watch_errand(self: Any) -> dict[str, Any] | None:
-        """What was last heard of an errand, answered beside it."""
-        news: dict[str, Any] | None = self.news()
-        return news
+    def watch_long_task(self: Any) -> dict[str, Any] | None:
+        """What was last heard of a long-running task, answered beside it."""
+        progress: dict[str, Any] | None = self.progress()
+        return progress
 
     @ray.method(concurrency_group=WATCH)
     def watch(self: Any) -> list[float]:
@@ -92,13 +92,13 @@ class RayWorker:
         """See the protocol."""
         return _future(self._actor.watch.remote())
 
-    def errand(self, call: ErrandCall) -> "Future[Any]":
+    def run_long_task(self, call: LongTaskCall) -> "Future[Any]":
         """See the protocol."""
-        return _future(self._actor.errand.remote(call))
+        return _future(self._actor.run_long_task.remote(call))
 
-    def news(self) -> "Future[dict[str, Any] | None]":
+    def progress(self) -> "Future[dict[str, Any] | None]":
         """See the protocol."""
-        return _future(self._actor.watch_errand.remote())
+        return _future(self._actor.watch_long_task.remote())
 
     def kill(self) -> None:
         """End the actor's process."""
@@ -106,7 +106,7 @@ class RayWorker:
             ray.kill(self._actor, no_restart=True)
 
 
-class RayCrew:
+class RayBackend:
     """All workers that fit into a Ray cluster."""
 
     def __init__(
@@ -165,7 +165,7 @@ class RayCrew:
             nodes=len(nodes),
         )
 
-    def hire(self) -> RayWorker:
+    def start_worker(self) -> RayWorker:
         """A new actor, placed by Ray."""
         gpus = self._gpus_each(self.capacity().gpus)
         return RayWorker(self._actor_class.options(num_cpus=self._cpus, num_gpus=gpus).remote(self.threads))

@@ -9,7 +9,7 @@ from factor_search.measure.evaluation import Evaluation
 from factor_search.measure.race import Race
 from factor_search.spec import JobSpec
 from factor_search.text.samples import SampleSet
-from workers.model_worker import ErrandCall, Prepared, Setting
+from workers.model_worker import LongTaskCall, Prepared, Setting
 
 
 class WorkerGoneError(Exception):
@@ -77,12 +77,12 @@ class Worker(Protocol):
         """Answered while a candidate is being evaluated."""
         ...
 
-    def errand(self, call: ErrandCall) -> "Future[Any]":
-        """See :meth:`workers.model_worker.ModelWorker.errand`."""
+    def run_long_task(self, call: LongTaskCall) -> "Future[Any]":
+        """See :meth:`workers.model_worker.ModelWorker.run_long_task`."""
         ...
 
-    def news(self) -> "Future[dict[str, Any] | None]":
-        """What was last heard of the errand; answered while it is being done."""
+    def progress(self) -> "Future[dict[str, Any] | None]":
+        """What was last heard of the long_task; answered while it is being done."""
         ...
 
     def kill(self) -> None:
@@ -90,7 +90,7 @@ class Worker(Protocol):
         ...
 
 
-class Crew(Protocol):
+class WorkerBackend(Protocol):
     """An engine that runs workers."""
 
     threads: int
@@ -102,7 +102,7 @@ class Crew(Protocol):
         """What there is now."""
         ...
 
-    def hire(self) -> Worker:
+    def start_worker(self) -> Worker:
         """A new worker; it may take a while to come up."""
         ...
 

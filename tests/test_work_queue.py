@@ -5,9 +5,9 @@ from typing import Any, cast
 
 from bench.stub import stub_spec
 from factor_search.spec import ModelSpec
-from workers.crew import Worker
-from workers.tasks import Preparation, Seat
-from workers.turns import BORROW_SECONDS, HOLD_SECONDS, Turns
+from workers.backend import Worker
+from workers.tasks import Preparation, WorkerSlot
+from workers.work_queue import BORROW_SECONDS, HOLD_SECONDS, WorkQueue
 
 A, B = ModelSpec(id="a"), ModelSpec(id="b")
 
@@ -16,34 +16,34 @@ def work(job: str, model: ModelSpec = A) -> Preparation:
     return Preparation(job_id=job, spec=stub_spec(model=model.id), result=Future())
 
 
-def seats(*models: ModelSpec | None, since: float = 0.0) -> list[Seat]:
-    made = [Seat(number, cast(Worker, None), 0.0) for number in range(len(models))]
-    for seat, model in zip(made, models, strict=True):
-        seat.model, seat.since, seat.model_since = model, since, since
+def slots(*models: ModelSpec | None, since: float = 0.0) -> list[WorkerSlot]:
+    made = [WorkerSlot(number, cast(Worker, None), 0.0) for number in range(len(models))]
+    for slot, model in zip(made, models, strict=True):
+        slot.model, slot.since, slot.model_since = model, since, since
     return made
 
 
-def turns(**jobs: list[ModelSpec]) -> Turns:
+def turns(**jobs: list[ModelSpec]) -> WorkQueue:
     """Jobs by name, each with as many pieces of work as models given."""
-    made = Turns()
+    made = WorkQueue()
     for job, models in jobs.items():
         made.join(job, models[0])
         made.add([work(job, model) for model in models])
     return made
 
 
-def drain(turns: Turns, idle: list[Seat], seats: list[Seat], now: float = 0.0) -> list[tuple[int, str]]:
+def drain(turns: WorkQueue, idle: list[WorkerSlot], slots: list[WorkerSlot], now: float = 0.0) -> list[tuple[int, str]]:
     chosen = []
-    while idle and (choice := turns.choose(idle, seats, now)) is not None:
-        seat, done = choice
-        seat.model = done.model
-        idle.remove(seat)
-        chosen.append((seat.number, done.job_id))
+    while idle and (choice := turns.choose(idle, slots, now)) is not None:
+        slot, done = choice
+        slot.model = done.model
+        idle.remove(slot)
+        chosen.append((slot.number, done.job_id))
     return chosen
 
 
 def test_generations_are_served_in_the_order_they_came() -> None:
-    places = seats(A, A)
+    places = slots(A, A)
     both = turns(one=[A] * 3, two=[A] * 3)
     served = [job for _ in range(2) for _, job in drain(both, list(places), places)]
     both.add([work("one") for _ in range(2)])  # the next generation of a job goes to the end
@@ -52,27 +52,27 @@ def test_generations_are_served_in_the_order_they_came() -> None:
 
 
 def test_a_worker_stays_with_its_model_while_that_has_work() -> None:
-    places = seats(A, B)
+    places = slots(A, B)
     both = turns(one=[A] * 3, two=[B] * 3)
     for _ in range(3):
         assert sorted(drain(both, list(places), places)) == [(0, "one"), (1, "two")]
 
 
 def test_a_new_model_gets_its_share_of_workers() -> None:
-    places = seats(A, A, A, A)
+    places = slots(A, A, A, A)
     drain(both := turns(one=[A] * 9, two=[B] * 9), list(places), places)
-    assert sorted(str(seat.model.id) for seat in places if seat.model) == ["a", "a", "b", "b"]
+    assert sorted(str(slot.model.id) for slot in places if slot.model) == ["a", "a", "b", "b"]
     drain(both, list(places), places)
-    assert sorted(str(seat.model.id) for seat in places if seat.model) == ["a", "a", "b", "b"]
+    assert sorted(str(slot.model.id) for slot in places if slot.model) == ["a", "a", "b", "b"]
 
 
 def test_a_model_that_no_job_uses_any_more_gives_way() -> None:
-    places = seats(B, B)
+    places = slots(B, B)
     assert len(drain(turns(one=[A] * 2), list(places), places)) == 2
 
 
 def test_one_worker_for_two_models_changes_seldom() -> None:
-    places = seats(A)
+    places = slots(A)
     both = turns(one=[A] * 3, two=[B] * 3)
     assert drain(both, list(places), places, now=1.0) == [(0, "one")]
     assert drain(both, list(places), places, now=1.5) == [(0, "one")]
@@ -80,7 +80,7 @@ def test_one_worker_for_two_models_changes_seldom() -> None:
 
 
 def test_a_worker_without_work_of_its_model_helps_elsewhere_after_a_while() -> None:
-    places = seats(A, A, B, B)
+    places = slots(A, A, B, B)
     one = turns(one=[A] * 9)
     one.join("two", B)
     idle = places[2:]
@@ -90,7 +90,7 @@ def test_a_worker_without_work_of_its_model_helps_elsewhere_after_a_while() -> N
 
 
 def test_lost_work_comes_first_and_a_job_that_left_is_forgotten() -> None:
-    places = seats(A)
+    places = slots(A)
     one = turns(one=[A], two=[A])
     lost = work("one")
     one.put_back(lost)
@@ -102,8 +102,8 @@ def test_lost_work_comes_first_and_a_job_that_left_is_forgotten() -> None:
 
 
 def test_removed_work_is_not_given() -> None:
-    places = seats(A)
-    one = Turns()
+    places = slots(A)
+    one = WorkQueue()
     one.join("one", A)
     pieces: list[Any] = [work("one"), work("one")]
     one.add(pieces)

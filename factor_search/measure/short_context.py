@@ -1,0 +1,67 @@
+"""Short-context degradation: what factors for long texts cost within the original length, and what is recovered."""
+
+from pathlib import Path
+from typing import Any
+
+from factor_search.factors import Factors
+from factor_search.measure.evaluator import LocalEvaluator
+from factor_search.measure.figures import compared, figures, share
+from factor_search.measure.ledger import Ledger, RecordedEvaluator
+from factor_search.methods import closed_form
+from factor_search.model.loading import LoadedModel, load_model
+from factor_search.spec import ModelSpec
+from factor_search.text.samples import SampleSet
+
+
+def short_context(
+    original: ModelSpec, loaded: LoadedModel, candidates: dict[str, Factors], documents: SampleSet, record: Path
+) -> dict[str, Any]:
+    """Losses in windows of the original length: of the original model as it is, and of another with given factors.
+
+    Args:
+        original: the model before it was extended, used with the RoPE that its configuration has.
+        loaded: the extended model.
+        candidates: ``long``, and ``short`` if there is a readjustment.
+        documents: of plain text, each of the same number of whole windows in tokens.
+        record: file in which evaluations are kept.
+
+    Returns:
+        A document with the window's ``length`` in tokens, the number of ``windows``, a row for each model, and the
+        share of the degradation that the short factors recover, or null.
+    """
+    length = loaded.geometry.original_length
+    losses = {"original": _as_configured(original, documents, length, record)}
+    for name, factors in candidates.items():
+        losses[name] = _losses(loaded, factors, documents, length, record)
+    windows = len(documents.samples[0].tokens) // length
+    tokens = [windows * (length - 1)] * len(documents.samples)
+    rows = [
+        {"name": name, **(figures(one, tokens) or {"perplexity": None}), **compared(one, losses["original"], tokens)}
+        for name, one in losses.items()
+    ]
+    return {"length": length, "windows": windows, "rows": rows, "recovered": _recovered(losses)}
+
+
+def _as_configured(spec: ModelSpec, documents: SampleSet, length: int, record: Path) -> tuple[float, ...]:
+    loaded = load_model(spec)
+    geometry = loaded.geometry
+    factors = geometry.configured_factors(length) or closed_form("none", geometry, length)
+    return _losses(loaded, factors, documents, length, record)
+
+
+def _losses(
+    loaded: LoadedModel, factors: Factors, documents: SampleSet, length: int, record: Path
+) -> tuple[float, ...]:
+    """Mean loss of each document in nats per token, over consecutive windows; empty if it could not be evaluated."""
+    with Ledger(record) as ledger, LocalEvaluator(loaded, length, stride=length) as local:
+        return next(RecordedEvaluator(local, ledger).evaluate_all([factors], documents)).losses
+
+
+def _recovered(losses: dict[str, tuple[float, ...]]) -> dict[str, Any] | None:
+    """The share of the long factors' degradation that the short ones win back."""
+    if not all(losses.values()) or "short" not in losses:
+        return None
+    long, short, original = (losses[name] for name in ("long", "short", "original"))
+    won = [a - b for a, b in zip(long, short, strict=True)]
+    cost = [a - b for a, b in zip(long, original, strict=True)]
+    return share(won, cost)

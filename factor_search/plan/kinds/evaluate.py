@@ -1,0 +1,281 @@
+"""A stage that measures on the held-out documents: perplexity by length, passkeys, short-context degradation."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from factor_search.errors import DataError
+from factor_search.factors_file import parse_factors
+from factor_search.measure.evaluation import Evaluator
+from factor_search.measure.ladder import ladder
+from factor_search.measure.windows import doubling_lengths
+from factor_search.methods import closed_forms
+from factor_search.model.geometry import Geometry
+from factor_search.plan.kinds.contract import (
+    FACTORS,
+    MODEL,
+    Access,
+    Execution,
+    FactorsDocument,
+    LocalModel,
+    OnProgress,
+    Outcome,
+    PlanContext,
+    Stage,
+    StageKind,
+    Work,
+    better,
+    content_of,
+    plus_minus,
+)
+from factor_search.plan.kinds.readjust import readjustment_for, short_tokens
+from factor_search.plan.kinds.search import search_named
+from factor_search.report.document import FOUND
+from factor_search.spec import DataSpec, Int, JobSpec, ModelSpec, PositiveInt, Strict
+from factor_search.text.samples import Samples, SampleSet
+
+EVALUATIONS, PASSKEYS = "evaluations.jsonl", "passkeys.json"
+"""What is kept in the folder of the work."""
+
+
+class PasskeySpec(Strict):
+    """Passkey retrieval (2305.16300): every document at every length and depth."""
+
+    lengths: list[PositiveInt] | None = Field(
+        None, min_length=1, max_length=32, description="In tokens; null is those of the ladder."
+    )
+    depths: PositiveInt = Field(5, le=1000, description="How many, evenly from the beginning to the end.")
+    digits: PositiveInt = Field(5, ge=2, le=15, description="Of the passkeys.")
+    documents: PositiveInt | None = Field(None, description="The first so many held-out documents; null is all.")
+
+
+class EvaluateStage(Stage):
+    """Measure on the held-out documents: perplexity by length, passkeys, and short-context degradation."""
+
+    needs_search: ClassVar[str | None] = "nothing to evaluate"
+
+    kind: Literal["evaluate"] = "evaluate"
+    model: str | None = Field(None, description=MODEL)
+    factors: str | None = Field(None, description=FACTORS)
+    short: str | None = Field(None, description="The readjustment of these factors; null is the last one, if any.")
+    lengths: list[Annotated[PositiveInt, Field(ge=2)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=32,
+        description="In tokens, beside the target; null is the original length, twice that, ...",
+    )
+    passkey: PasskeySpec | None = Field(PasskeySpec(), description="Null leaves it out.")
+    harness: list[Annotated[str, Field(min_length=1)]] = Field(
+        default=[], max_length=64, description="Tasks of lm-evaluation-harness, which must be installed."
+    )
+
+    @property
+    def lengths_read(self) -> Sequence[int]:
+        """Those of the ladder."""
+        return self.lengths or ()
+
+
+class EvaluateWork(Work):
+    """Measurements on the held-out documents."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    original: ModelSpec = Field(description="The plan's model, whose short-context perplexity is compared with.")
+    model: ModelSpec
+    data: DataSpec
+    factors: FactorsDocument
+    short: FactorsDocument | None = Field(description="The readjusted factors, if there are any.")
+    lengths: list[PositiveInt] | None
+    passkey: PasskeySpec | None
+    harness: list[str]
+    seed: Int
+
+    @property
+    def job(self) -> JobSpec:
+        """The model, documents and length as those of a job."""
+        target_length = parse_factors(self.factors).target_length
+        return JobSpec(name=self.stage, model=self.model, data=self.data, target_length=target_length, seed=self.seed)
+
+    def evaluated_as(self) -> JobSpec:
+        """See :attr:`job`."""
+        return self.job
+
+    def access(self) -> Access:
+        """Both models, and the documents."""
+        return Access(models=(self.model, self.original), data=self.data, writes=True)
+
+    def ladder_lengths(self, geometry: Geometry) -> list[int]:
+        """Lengths in tokens, ascending; the last is the target, which the closed forms are for."""
+        if self.lengths is None:
+            return doubling_lengths(geometry.original_length, self.job.target_length)
+        return sorted({*self.lengths, self.job.target_length})
+
+    def _identity(self) -> dict[str, Any]:
+        content = self.model_dump(mode="json", exclude={"stage"})
+        return content | {"factors": content_of(self.factors), "short": self.short and content_of(self.short)}
+
+
+class EvaluateKind(StageKind[EvaluateStage, EvaluateWork]):
+    """See :class:`EvaluateStage`."""
+
+    stage = EvaluateStage
+    work = EvaluateWork
+    execution = Execution.WORKER
+
+    def complete(self, stage: EvaluateStage, before: Mapping[str, Stage]) -> EvaluateStage:
+        """With the readjustment of its factors, if there is one."""
+        short = readjustment_for(stage, str(stage.model), str(stage.factors), before)
+        return stage.model_copy(update={"short": short})
+
+    def check(self, stage: EvaluateStage, before: Mapping[str, Stage]) -> None:
+        """No length may be beyond the target of the factors."""
+        target = search_named(stage.factors, before).target_length
+        asked = [*(stage.lengths or ()), *((stage.passkey and stage.passkey.lengths) or ())]
+        if asked and max(asked) > target:
+            raise ValueError(
+                f"{stage.name}: a length of {max(asked)} tokens is beyond the {target} that {stage.factors} is for"
+            )
+
+    def check_packages(self, stage: EvaluateStage) -> None:
+        """Tasks of the harness need the harness."""
+        if stage.harness:
+            from factor_search.plan.harness import check_installed
+
+            check_installed()
+
+    def check_model(self, stage: EvaluateStage, model: LocalModel) -> None:
+        """A passkey and its question must fit into the least length that is asked for."""
+        if stage.passkey is None or stage.passkey.lengths is None:
+            return
+        from factor_search.measure.passkey_grid import check_room
+        from factor_search.model.loading import load_tokenizer
+
+        try:
+            check_room(load_tokenizer(model.spec), min(stage.passkey.lengths), stage.passkey.digits)
+        except DataError as error:
+            raise DataError(f"{stage.name}: passkey.lengths: {error}") from None
+
+    def make_work(self, stage: EvaluateStage, context: PlanContext) -> EvaluateWork:
+        """The factors, and the model before it was extended."""
+        return EvaluateWork(
+            stage=str(stage.name),
+            original=context.model,
+            model=context.model_of(stage),
+            data=context.data,
+            factors=context.factors_of(stage.factors),
+            short=context.factors_of(stage.short) if stage.short else None,
+            lengths=stage.lengths,
+            passkey=stage.passkey,
+            harness=stage.harness,
+            seed=context.seed,
+        )
+
+    def evaluate(
+        self, work: EvaluateWork, evaluator: Evaluator, geometry: Geometry, samples: Samples
+    ) -> dict[str, Any]:
+        """The ladder: perplexity by length of the factors and of every closed form, on held-out documents.
+
+        Raises:
+            SpecError: the lengths are below the model's original one.
+        """
+        found = {FOUND: parse_factors(work.factors).factors}
+        lengths = work.ladder_lengths(geometry)
+        return {"ladder": ladder(evaluator, geometry, found, samples.held_out, lengths).as_json()}
+
+    def candidates(self, work: EvaluateWork, geometry: Geometry) -> int:
+        """The factors and the closed forms, at each length."""
+        forms = closed_forms(geometry, work.job.target_length)
+        return len(work.ladder_lengths(geometry)) * (len(forms) + 1)
+
+    def perform(self, work: EvaluateWork, folder: Path, on_progress: OnProgress) -> Outcome:
+        """Passkeys, short-context degradation and tasks of the harness.
+
+        Raises:
+            FactorSearchError: models or documents cannot be read, documents are too short for passkeys, or a task of
+                the harness fails.
+        """
+        from factor_search.job import read_samples
+        from factor_search.measure.short_context import short_context
+        from factor_search.model.loading import load_model
+        from factor_search.plan.harness import run_harness
+
+        folder.mkdir(parents=True, exist_ok=True)
+        on_progress({"phase": "loading"})
+        loaded = load_model(work.model)
+        held_out = read_samples(work.job, loaded).held_out
+        report: dict[str, Any] = {"held_out_documents": [one.source for one in held_out.samples], "passkey": None}
+        if work.passkey is not None:
+            report["passkey"] = _passkeys(work, work.passkey, loaded, held_out, folder / PASSKEYS, on_progress)
+        on_progress({"phase": "measuring short texts"})
+        documents = held_out.cut(short_tokens(loaded.geometry.original_length, work.job.target_length))
+        factors = {"long": work.factors} | ({"short": work.short} if work.short else {})
+        candidates = {name: parse_factors(document).factors for name, document in factors.items()}
+        report["short_window"] = short_context(work.original, loaded, candidates, documents, folder / EVALUATIONS)
+        report["harness"] = run_harness(loaded, candidates["long"], work.harness) if work.harness else None
+        return Outcome(report=report)
+
+    def figures(self, work: EvaluateWork, outcome: Outcome) -> dict[str, Any]:
+        """All of them."""
+        return dict(outcome.report)
+
+    def summary(self, figures: dict[str, Any]) -> str:
+        """The perplexity at the target, short-context degradation, and the passkeys found."""
+        parts = []
+        ladder = figures["ladder"]
+        longest = [rung for rung in ladder["rungs"] if rung["length"] == ladder["lengths"][-1]]
+        found = next(rung for rung in longest if rung["name"] == FOUND)
+        if found["perplexity"] is not None:
+            at = f"perplexity {plus_minus(found['perplexity'], found['standard_error'])} at {found['length']:,} tokens"
+            if found["difference"] is not None:
+                best = ladder["best_closed_forms"][str(found["length"])]
+                at += f", {better(-found['difference'], found['difference_standard_error'])} than {best}"
+            parts.append(at)
+        short = figures["short_window"]
+        long = next(row for row in short["rows"] if row["name"] == "long")
+        if long["difference"] is not None:
+            cost = plus_minus(long["difference"], long["difference_standard_error"])
+            parts.append(f"short texts lose {cost} nats per token with the long factors")
+        if short["recovered"] is not None:
+            recovered = plus_minus(short["recovered"]["share"], short["recovered"]["standard_error"], 2)
+            parts.append(f"readjusting recovers {recovered} of that")
+        overall = (figures["passkey"] or {}).get("overall")  # outcomes of the first plans have none
+        if overall:
+            parts.append(f"{plus_minus(overall['accuracy'], overall['standard_error'], 2)} of passkeys found")
+        return "; ".join(parts)
+
+    def section(self, entry: dict[str, Any]) -> str:
+        """See :func:`factor_search.plan.evaluation_section.evaluation_section`."""
+        from factor_search.plan.evaluation_section import evaluation_section
+
+        return evaluation_section(entry)
+
+
+def _passkeys(
+    work: EvaluateWork, asked: PasskeySpec, loaded: Any, held_out: SampleSet, record: Path, on_progress: OnProgress
+) -> dict[str, Any] | None:
+    """Accuracy by length and depth; of the ladder's lengths, at those that a passkey fits into. None if none does."""
+    from factor_search.measure.passkey_grid import fits, passkey_grid
+
+    documents = SampleSet(held_out.part, held_out.samples[: asked.documents])
+    lengths = asked.lengths
+    if lengths is None:
+        every = work.ladder_lengths(loaded.geometry)
+        lengths = [length for length in every if fits(loaded, documents, length, asked.digits)]
+    if not lengths:
+        return None
+    return passkey_grid(
+        loaded,
+        parse_factors(work.factors).factors,
+        documents,
+        lengths=lengths,
+        depths=asked.depths,
+        digits=asked.digits,
+        seed=work.seed,
+        record=record,
+        identity=work.sha256,
+        on_cell=lambda step, steps: on_progress({"phase": "passkeys", "step": step, "steps": steps}),
+    )
+
+
+KIND = EvaluateKind()
