@@ -354,7 +354,7 @@ def test_a_folder_of_something_else(checkpoint: Path, texts: Path, tmp_path: Pat
 
 
 def test_files_that_come_later_are_noticed(checkpoint: Path, texts: Path, tmp_path: Path) -> None:
-    """The documents would be split anew: what was searched on could then be held out, or what is held out trained on."""
+    """The documents would be split anew: searched documents could then be held out, or held-out ones trained on."""
     own = tmp_path / "texts"
     shutil.copytree(texts, own)
     spec = parse_plan(plan_document(checkpoint, own))
