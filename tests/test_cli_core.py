@@ -96,7 +96,7 @@ def test_the_extra_is_what_commands_look_for() -> None:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    heavy = "{'torch', 'transformers', 'ray', 'fastapi', 'sqlalchemy', 'optuna', 'matplotlib', 'numpy'}"
+    heavy = "{'torch', 'transformers', 'ray', 'fastapi', 'sqlalchemy', 'matplotlib'}"
     light = [name for name in COMMANDS if name not in ("demo", "serve", "keys")]
     code = (
         "import sys; from api.cli import build_parser; build_parser()\n"
