@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -86,7 +87,9 @@ def twin(checkpoint: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def in_one_process(document: dict[str, Any], out: Path) -> list[Outcome]:
-    with one_thread():
+    """Outcomes of a plan in this process; its HTML pages, whose plots take longer than the stages, are left out."""
+    pages = (mock.patch(f"factor_search.{name}.render", return_value="") for name in ("plan.run", "report.results"))
+    with one_thread(), next(pages), next(pages):
         return run_plan(parse_plan(document), out).outcomes
 
 
