@@ -85,7 +85,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         options = ["--set", "space.initial_tokens=[0]", "--set", f"budget.candidates={CANDIDATES}"]
         assert main([*shlex.split(small(search)), *options]) == 0
         write_short_factors(Path("results/factors.json"), Path("short_factors.json"))
-        job = {"model": "path/or/hub-id", "data": "books/*.txt", "target_length": 192, "budget": CANDIDATES}
+        job = {"model": "path/or/hub-id", "data": "books/*.txt", "target_length": 256, "budget": CANDIDATES}
         Path("job.json").write_text(json.dumps(job | {"space": {"initial_tokens": [0]}}))
     return folder
 
