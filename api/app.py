@@ -12,7 +12,7 @@ from api.events import EventStreams
 from api.guard import Guard
 from api.metrics import Measured, RecordMetrics, RequestMetrics
 from api.records import Records
-from api.routes import health, jobs, plans, results
+from api.routes import health, jobs, plans
 from api.settings import Settings
 from factor_search.version import __version__
 from storage.database import Database
@@ -46,7 +46,7 @@ def create_app(settings: Settings, dashboard: ASGIApp | None = None) -> FastAPI:
 
     app = FastAPI(title="factor-search", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     problems.install(app)
-    for module in (jobs, results, plans, health):
+    for module in (jobs, plans, health):
         app.include_router(module.router)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
     app.add_middleware(Guard, settings=settings, dashboard=dashboard)

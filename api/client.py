@@ -3,9 +3,9 @@
 from typing import Self
 
 from api.client_errors import ConflictError, NotFoundError, ServiceError, UnauthorisedError, UnreachableError
+from api.client_resources import Jobs, Plans
 from api.connection import DEFAULT_URL, Connection, parsed
 from api.plan_schemas import Plan
-from api.resources import Jobs, Plans
 from api.schemas import Evaluation, Event, Health, Job
 
 __all__ = [

@@ -5,7 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.schemas import EXAMPLE_ID, EXAMPLE_PLAN_ID, KINDS, Progress
+from api.schemas import EXAMPLE_ID, EXAMPLE_PLAN_ID, Progress
+from factor_search.plan.kinds import KINDS
 from storage.states import ENDED, PlanState, StageState, StateRequest
 
 
@@ -17,7 +18,7 @@ class PlanStage(_Value):
     """A stage of a plan and what has become of it."""
 
     name: str = Field(examples=["search-1"])
-    kind: str = Field(json_schema_extra={"enum": KINDS})
+    kind: str = Field(json_schema_extra={"enum": [*KINDS]})
     state: str = Field(
         description="Pending: its turn has not come. Waiting: for a checkpoint.",
         json_schema_extra={"enum": [*StageState]},

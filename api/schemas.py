@@ -2,19 +2,15 @@
 
 import math
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from factor_search.plan.kinds import KINDS
 from storage.states import ENDED, CandidateState, JobState, StateRequest
 
 EXAMPLE_ID = "0199c3a7d2f44b1e9a0c3d55"
 EXAMPLE_PLAN_ID = f"p{EXAMPLE_ID}"
-
-
-KINDS: list[JsonValue] = ["search", "readjust", "finetune", "await_checkpoint", "evaluate", "export"]
-"""Of stages of plans, and of jobs."""
 
 
 class _Value(BaseModel):
@@ -73,7 +69,7 @@ class Job(_Value):
     name: str = Field(description="As in the specification.", examples=["llama-8x"])
     kind: str = Field(
         description="What it does. Only searches and readjustings have evaluations, factors and a report of their own.",
-        json_schema_extra={"enum": KINDS},
+        json_schema_extra={"enum": [*KINDS]},
     )
     plan: str | None = Field(description="Id of the plan that it is a stage of.", examples=[EXAMPLE_PLAN_ID])
     stage: str | None = Field(description="Name of that stage.", examples=["search-1"])
@@ -178,11 +174,6 @@ class Readiness(_Value):
     status: str = Field(examples=["ready"])
     database: str = Field(description="Always reachable; otherwise the answer is 503.", examples=["reachable"])
     coordinators: int = Field(description="Alive now; without one, jobs wait.")
-
-
-def inline(choices: type[StrEnum]) -> WithJsonSchema:
-    """Describes a parameter by its values, where it stands, rather than by a schema of its own."""
-    return WithJsonSchema({"type": "string", "enum": [*choices]})
 
 
 def moment(seconds: float) -> datetime:

@@ -119,7 +119,7 @@ def with_warm_start(spec: JobSpec, stores: Records) -> JobSpec:
 
 def _factors_of(job_id: str, spec: JobSpec, stores: Records) -> dict[str, Any]:
     try:
-        state = stores.job(job_id).state
+        state = stores.find_job(job_id).state
         factors = stores.jobs.document(job_id, "factors")
     except NotFoundError as error:
         detail = str(error)

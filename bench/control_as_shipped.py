@@ -1,11 +1,11 @@
 """The public LongRoPE search as it behaves, for comparison only.
 
-Written afresh from a description of its behaviour. Where it departs from the paper (2402.13753, algorithm 1):
+It is a new implementation from a description of its behaviour. Differences from the paper (2402.13753, algorithm 1):
 
 * the population starts from one vector, YaRN with lambda interpolated where frequencies should be;
 * the initial tokens and the attention factor are not searched;
 * a mutation redraws genes from ``arange(left, right + step, step)``, which overshoots its right neighbour, and sweeps
-  over the vector again and again until the order happens to be restored, so that most genes change;
+  over the vector until the order happens to be restored, so that most genes change;
 * a crossover returns at the first gene that it changes.
 """
 
@@ -28,7 +28,7 @@ Vector = tuple[float, ...]
 
 
 class ControlAsShipped:
-    """Ask/tell like every strategy of :mod:`factor_search.search.strategies`."""
+    """Asks and tells like every strategy of :mod:`factor_search.search.strategies`."""
 
     def __init__(
         self,
@@ -124,8 +124,8 @@ def start_vector(geometry: Geometry, target_length: int) -> Vector:
     """YaRN's ramp applied to lambda itself instead of to 1 / lambda."""
     scale = target_length / geometry.original_length
 
-    def dimension_of(turns: float) -> float:
-        length = geometry.original_length / (turns * 2 * math.pi)
+    def dimension_of(rotations: float) -> float:
+        length = geometry.original_length / (rotations * 2 * math.pi)
         return geometry.rotary_dim * math.log(length) / (2 * math.log(geometry.rope_theta))
 
     low, high = max(math.floor(dimension_of(32)), 0), min(math.ceil(dimension_of(1)), geometry.rotary_dim - 1)

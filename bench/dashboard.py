@@ -1,8 +1,8 @@
 """Optuna's dashboard on a study of 1,500 trials, in a real browser: ``python -m bench.dashboard --help``.
 
-A search's candidates are recorded as a coordinator would, projected, served, and looked at with Chromium. Printed are
-the speed of the projection, the size and time of the page's requests, and the time until its plots are drawn, beside
-their limits; the exit status is 1 if one is exceeded.
+The benchmark records a search's candidates as a coordinator would, projects them, serves them, and opens the page with
+Chromium. It prints the speed of the projection, the size and time of the page's requests, and the time until its plots
+are drawn, with their limits. The exit status is 1 if a limit is exceeded.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from typing import Any
 import httpx2
 import uvicorn
 
-from api.dashboard import dashboard_app
+from api.dashboard import Dashboard
 from bench.scratch import scratch_database
 from factor_search.factors import Factors
 from factor_search.measure.evaluation import DIVERGED, OK, Evaluation
 from factor_search.spec import parse_spec
-from storage.dashboard.optuna_tables import optuna_url_beside
+from storage.dashboard.address import optuna_url_beside
 from storage.dashboard.projection import Projection
 from storage.database import Database
 from storage.evaluations import Batch, Candidate, Computed, EvaluationStore
@@ -58,7 +58,7 @@ DRAWN = """count => {
     const lines = document.querySelectorAll('.js-plotly-plot .scatterlayer .lines path').length;
     return points >= count && lines >= 6;
 }"""
-"""The history has its points, and our figures their curves."""
+"""True once the history has its points and our figures have their curves."""
 
 
 def chromium() -> str | None:
@@ -68,7 +68,7 @@ def chromium() -> str | None:
 
 
 def new_job(database: Database, name: str) -> Lease:
-    """A claimed job whose stage has begun."""
+    """A claimed job whose stage has started."""
     spec = {"name": name, "model": "some/model", "data": ["books/*.txt"], "target_length": 1024}
     jobs = JobStore(database)
     jobs.submit(parse_spec(spec | {"budget": {"candidates": TRIALS}}))
@@ -80,7 +80,7 @@ def new_job(database: Database, name: str) -> Lease:
 
 
 def prepared() -> dict[str, Any]:
-    """What a coordinator writes of a stage when it starts."""
+    """What a coordinator records when a stage starts."""
     curves = {"yarn": 2.0, "ntk": 1.0, "pi": 0.0, "ntk-critical": 1.2, "llama3": 3.0}
     closed_forms = {
         name: Factors.of([4 ** ((i / (PAIRS - 1)) ** power) for i in range(PAIRS)]).as_json()
@@ -101,7 +101,7 @@ def prepared() -> dict[str, Any]:
 
 
 def record_search(database: Database, lease: Lease, trials: int) -> float:
-    """A search as it would be recorded, most of it in small batches; returns the seconds it took."""
+    """Record a search as a coordinator would, mostly in small batches, and return the seconds it took."""
     store, draw = EvaluationStore(database), random.Random(0)
     start = time.perf_counter()
     for first in range(0, trials, 16):
@@ -118,7 +118,7 @@ def record_search(database: Database, lease: Lease, trials: int) -> float:
 
 
 def proposed(number: int, draw: random.Random) -> Candidate:
-    """Some monotone factors."""
+    """Random monotone factors."""
     steps = [draw.expovariate(1.0) for _ in range(PAIRS)]
     factors = [math.exp(2.3 * sum(steps[: i + 1]) / sum(steps)) for i in range(PAIRS)]
     found = Factors.of(factors, draw.choice([0, 1, 4, 16]), draw.uniform(1.0, 1.2))
@@ -126,7 +126,7 @@ def proposed(number: int, draw: random.Random) -> Candidate:
 
 
 def evaluated(candidate: Candidate, draw: random.Random, trials: int) -> Evaluation:
-    """Losses that get better as a search goes on; one in fifty diverges."""
+    """Losses that improve in the course of a search; one candidate in fifty diverges."""
     fine = draw.random() > 0.02
     level = 1.8 + 0.4 * math.exp(-4 * candidate.number / trials) + draw.expovariate(20)
     losses = tuple(level + draw.gauss(0, 0.05) for _ in range(DOCUMENTS))
@@ -147,7 +147,7 @@ def served(optuna_url: str) -> Iterator[str]:
     """The dashboard in this process, on a free port of this machine."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(dashboard_app(optuna_url), log_level="warning", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(Dashboard(optuna_url), log_level="warning", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -160,16 +160,16 @@ def served(optuna_url: str) -> Iterator[str]:
 
 @dataclass
 class Browsed:
-    """What a browser that never saw the page before measured."""
+    """What a browser with an empty cache measured."""
 
     first_load_seconds: float
-    """From the address to the plots."""
+    """Seconds from opening the URL to the drawn plots."""
     requests: list[tuple[str, float]] = field(default_factory=list)
-    """Requests for the study's trials and their seconds: the first, and the page's own polls."""
+    """Seconds of the requests for the study's trials: the first one, then the page's polls."""
 
 
 def browse(address: str, study: int, trials: int, executable: str, polls: int, screenshot: Path | None) -> Browsed:
-    """Open a study's page, wait for its polls, and take its picture."""
+    """Open a study's page, wait for its polls, and take a screenshot."""
     from playwright.sync_api import Request, sync_playwright
 
     with tempfile.TemporaryDirectory(prefix="profile") as profile, sync_playwright() as playwright:
@@ -217,7 +217,7 @@ def fetched(address: str, study: int, after: int) -> tuple[float, int, int]:
 
 
 def measure(kind: str, trials: int, others: int, screenshot: Path | None) -> bool:
-    """Print the figures for one kind of database; whether all are within their limits."""
+    """Print the figures for one kind of database; true if all are within their limits."""
     with scratch_database(kind) as url, Database(url) as database:
         optuna_url = optuna_url_beside(url)
         lease = new_job(database, "llama-4x")
@@ -228,7 +228,7 @@ def measure(kind: str, trials: int, others: int, screenshot: Path | None) -> boo
                 pass
             projecting = time.perf_counter() - start
             projection.summarise(lease.job_id, 0)
-            for number in range(others):  # a service that has been used for a while
+            for number in range(others):  # like a service after some use
                 other = new_job(database, f"other-{number}")
                 record_search(database, other, OTHER_TRIALS)
                 projection.project(other.job_id, 0)
@@ -246,15 +246,15 @@ def measure(kind: str, trials: int, others: int, screenshot: Path | None) -> boo
         fine = slowest <= POLL_LIMIT
         executable = chromium()
         if executable is None:
-            print("  there is no Chromium here (set $CHROMIUM): the page itself was not measured")
+            print("  no Chromium found (set $CHROMIUM): the page was not measured")
             return False
         loads, own_polls = [], []
         for attempt in range(LOADS):
-            with served(optuna_url) as address:  # anew: nothing in its memory yet
+            with served(optuna_url) as address:  # a new server, without anything in memory
                 browsed = browse(address, 1, trials, executable, int(attempt == 0), None if attempt else screenshot)
             loads.append(browsed.first_load_seconds)
             own_polls += [seconds for _, seconds in browsed.requests[1:]]
-        with served(optuna_url) as address:  # what a page costs that shows next to nothing
+        with served(optuna_url) as address:  # the cost of an almost empty page
             floor = browse(address, 2, OTHER_TRIALS, executable, 0, None).first_load_seconds if others else math.nan
         first_load = statistics.median(loads)
         each = ", ".join(f"{load:.2f}" for load in loads)
@@ -263,7 +263,7 @@ def measure(kind: str, trials: int, others: int, screenshot: Path | None) -> boo
         print(
             f"  the page's own polls: {', '.join(f'{seconds:.3f} s' for seconds in own_polls)} (limit {POLL_LIMIT} s)"
         )
-        print(f"  load of the machine {os.getloadavg()[0]:.1f} on {len(os.sched_getaffinity(0))} processors")
+        print(f"  load of the machine {os.getloadavg()[0]:.1f} on {len(os.sched_getaffinity(0))} CPU cores")
         return fine and first_load <= FIRST_LOAD_LIMIT and max(own_polls, default=0.0) <= POLL_LIMIT
 
 
@@ -272,7 +272,7 @@ def main() -> int:
     parser.add_argument("--database", choices=["sqlite", "postgresql", "both"], default="both")
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--others", type=int, default=50, help="other studies in the same tables")
-    parser.add_argument("--screenshot", type=Path, help="where to keep a picture of the page")
+    parser.add_argument("--screenshot", type=Path, help="save a screenshot of the page here")
     given = parser.parse_args()
     kinds = ["sqlite", "postgresql"] if given.database == "both" else [given.database]
     within = [measure(kind, given.trials, given.others, given.screenshot) for kind in kinds]

@@ -1,4 +1,4 @@
-"""What a user gains from a strategy, computed from its runs: pure functions of the points measured."""
+"""What a user gains from a strategy, computed from the measured points of its runs by pure functions."""
 
 import math
 from collections.abc import Sequence
@@ -10,36 +10,36 @@ from factor_search.measure.statistics import paired_difference, summarise
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """A run compared with the control, with evolution, with the closed forms and with what is attainable."""
+    """A run compared with the control, evolution, the closed forms and the attainable perplexity."""
 
     run: Run
     control_reached: int | None
-    """Tokens from which on it is never worse than the control's end; None if it is at its own end."""
+    """Tokens after which the run is never worse than the control's end; None if it ends worse."""
     cheaper_than_control: float | None
-    """Tokens of the control's whole run over that."""
+    """Tokens of the control's complete run, divided by ``tokens``."""
     cheaper_than_control_was: float | None
-    """The same, with the tokens from which on the control itself was never worse than at its end."""
+    """The same, counting the control only up to where it was never worse than at its end."""
     evolution_reached: int | None
     cheaper_than_evolution: float | None
     shares: dict[int, float]
-    """Of the way from the best closed form to what is attainable, by full evaluations spent."""
+    """Share of the way from the best closed form to the attainable perplexity, by full evaluations spent."""
     behind: float
-    """Held-out loss of what a job would report above that of the attainable, in nats per token."""
+    """Held-out loss of what a job would report minus that of the attainable run, in nats per token."""
     behind_error: float
-    """Its standard error over documents, in pairs; NaN for a single document."""
+    """The paired standard error of ``behind`` over documents; NaN for a single document."""
     attainable_error: float
-    """Standard error over documents of the attainable's own held-out loss, in nats per token."""
+    """Standard error over documents of the attainable run's held-out loss, in nats per token."""
     above_closed_form: float
-    """Validation loss of what a job would report above that of the best closed form, in nats per token."""
+    """Validation loss of what a job would report minus that of the best closed form, in nats per token."""
 
     @property
     def errors_behind(self) -> float:
-        """``behind`` in standard errors of the difference in pairs."""
+        """``behind`` in paired standard errors."""
         return _in_errors(self.behind, self.behind_error)
 
     @property
     def own_errors_behind(self) -> float:
-        """``behind`` in standard errors of the attainable's own loss."""
+        """``behind`` in standard errors of the attainable run's loss."""
         return _in_errors(self.behind, self.attainable_error)
 
 
@@ -76,23 +76,23 @@ def figures(run: Run, runs: ModelRuns) -> Figures:
 
 
 def rival(name: str, seed: int, runs: ModelRuns) -> Run | None:
-    """The run to compare with: of the same seed if there is one, else the first."""
+    """The run to compare with: the one of the same seed if there is one, else the first."""
     named = [run for run in runs.runs if run.name == name]
     return next((run for run in named if run.seed == seed), named[0] if named else None)
 
 
 def best_closed_form(runs: ModelRuns) -> str:
-    """As a user could choose it: on the validation documents."""
+    """The closed form with the lowest validation loss, as a user could choose it."""
     return min(runs.closed_forms, key=lambda name: runs.closed_forms[name].validation_loss)
 
 
 def attainable(runs: ModelRuns) -> Run:
-    """The run whose end is best on the held-out documents."""
+    """The run whose final candidate is best on the held-out documents."""
     return min(runs.runs, key=lambda run: run.final.perplexity)
 
 
 def reached_for_good(points: Sequence[Point], wanted: float) -> int | None:
-    """Tokens of the first point from which on none is worse than what is wanted; None if the last one is."""
+    """Tokens of the first point after which none is worse than the wanted perplexity; None if the last one is."""
     reached = None
     for point in points:
         if point.perplexity > wanted:
@@ -103,12 +103,12 @@ def reached_for_good(points: Sequence[Point], wanted: float) -> int | None:
 
 
 def in_force(points: Sequence[Point], tokens: int) -> float:
-    """Perplexity of what was recommended after so many tokens; infinite before the first recommendation."""
+    """Perplexity of the recommendation after a number of tokens; infinite before the first recommendation."""
     return next((point.perplexity for point in reversed(points) if point.tokens <= tokens), math.inf)
 
 
 def share_of_way(perplexity: float, start: float, goal: float) -> float:
-    """1 at the goal, 0 at the start, negative beyond it; NaN if the goal is not better than the start."""
+    """1 at the goal, 0 at the start, negative if worse than the start; NaN if the goal is not better than the start."""
     return (start - perplexity) / (start - goal) if goal < start else math.nan
 
 
@@ -121,5 +121,5 @@ def _ratio(tokens: int | None, reached: int | None) -> float | None:
 
 
 def by_closed_form_alone(wanted: float, form: Measured) -> str:
-    """Whether a perplexity takes any search at all."""
-    return "is reached by the best closed form alone" if form.perplexity <= wanted else "takes a search to reach"
+    """A phrase saying whether the best closed form alone reaches a perplexity."""
+    return "which the best closed form reaches alone" if form.perplexity <= wanted else "which only a search reaches"

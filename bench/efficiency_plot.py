@@ -1,4 +1,4 @@
-"""Held-out perplexity of what a search recommends over the tokens it has evaluated."""
+"""A plot of the recommendation's held-out perplexity over the tokens evaluated."""
 
 import math
 from pathlib import Path
@@ -22,7 +22,7 @@ COLOURS = {
 
 
 def draw(runs: ModelRuns, file: Path) -> None:
-    """A line for each run; further seeds of a strategy are thin."""
+    """Draw a line for each run; further seeds of a strategy are thin."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     drawn = set()
@@ -44,7 +44,7 @@ def draw(runs: ModelRuns, file: Path) -> None:
     axes.axhline(form, color="#888", linestyle=":", label=f"best closed form ({name})")
     axes.axhline(goal, color="#888", linestyle="-.", label="attainable")
     worst = max([form, *(run.final.perplexity for run in runs.runs if math.isfinite(run.final.perplexity))])
-    # by the square root above the attainable: strategies close to it can be told apart, and the control is still there
+    # a square root separates strategies close to the attainable perplexity and still shows the control
     axes.set_yscale(
         "function",
         functions=(

@@ -1,4 +1,4 @@
-"""Searches on the models of :mod:`bench.models`, and what became of them on documents no search saw."""
+"""Searches on the models of :mod:`bench.models`, measured on documents that no search used."""
 
 import hashlib
 import time
@@ -28,12 +28,12 @@ from factor_search.spec import AutoSpec, BudgetSpec, DataSpec, JobSpec, ModelSpe
 from factor_search.text.samples import Sample, Samples, SampleSet
 
 CONTROL = "control-as-shipped"
-DEAL_SEED = 0
-"""Of which documents play which part; fixed, whatever the seed of a search."""
+SPLIT_SEED = 0
+"""Decides how documents are split; the same for every seed of a search."""
 MOST_POINTS = 40
-"""Recommendations of a run that are measured on held-out documents, beside those at MARKS."""
+"""Recommendations of a run that are measured on held-out documents, besides those at MARKS."""
 MARKS = (1, 2, 5, 10, 20, 40)
-"""In full evaluations: where the recommendation in force is always measured."""
+"""Numbers of full evaluations after which the current recommendation is always measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,55 +41,55 @@ class Plan:
     """A search to be run."""
 
     name: str
-    """Of its row: the strategy, and the budget where a strategy has two."""
+    """Name of its row: the strategy, with the budget if a strategy has two."""
     strategy: StrategySpec | None
-    """None is the control."""
+    """None means the control."""
     seed: int
     budget: BudgetSpec
     racing: RacingSpec | bool | None = None
-    """As in a job: null lets ``auto`` race only."""
+    """As in a job: None means that only ``auto`` races."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A recommendation, from when on it was in force."""
+    """A recommendation, and when it was made."""
 
     tokens: int
-    """Evaluated in the search until then."""
+    """Tokens evaluated in the search until then."""
     perplexity: float
-    """On the held-out documents."""
+    """Perplexity on the held-out documents."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A candidate on the documents that no search saw."""
+    """A candidate on the documents that no search used."""
 
     validation_loss: float
-    """Mean, in nats per token; infinite if it cannot be evaluated."""
+    """Mean in nats per token; infinite if the candidate cannot be evaluated."""
     perplexity: float
-    """On the held-out documents; infinite if it cannot be evaluated."""
+    """Perplexity on the held-out documents; infinite if the candidate cannot be evaluated."""
     held_out_losses: tuple[float, ...]
-    """Of each document, in nats per token."""
+    """Loss of each document, in nats per token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A search with what it recommended."""
+    """A search and its recommendations."""
 
     name: str
     seed: int
     settings: str
     ended_by: str
     tokens: int
-    """Evaluated in the search."""
+    """Tokens evaluated in the search."""
     candidates: int
     changes: int
-    """Times that the recommended candidate changed, of which ``points`` has some."""
+    """How often the recommended candidate changed; ``points`` has some of these changes."""
     points: tuple[Point, ...]
     final: Measured
-    """What it recommended at its end."""
+    """The final recommendation."""
     reported: Measured
-    """What a job would report: the best on the validation documents of its finalists and the closed forms."""
+    """What a job would report: the best of its finalists and the closed forms on the validation documents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,18 +99,18 @@ class ModelRuns:
     model: str
     role: str
     full_evaluation: int
-    """Tokens of a candidate on all search documents."""
+    """Tokens of one candidate on all search documents."""
     validation_tokens: int
-    """Of one candidate on the validation documents."""
+    """Tokens of one candidate on the validation documents."""
     held_out_tokens: tuple[int, ...]
-    """Of each held-out document."""
+    """Tokens of each held-out document."""
     closed_forms: dict[str, Measured]
     runs: tuple[Run, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workplace:
-    """A model, its documents, and an evaluator that remembers."""
+    """A model, its documents, and an evaluator that stores its results."""
 
     geometry: Geometry
     samples: Samples
@@ -119,11 +119,11 @@ class Workplace:
 
     @property
     def full_evaluation(self) -> int:
-        """Tokens of a candidate on all search documents."""
+        """Tokens of one candidate on all search documents."""
         return sum(predicted(self.samples.search))
 
     def evaluate(self, factors: Factors, samples: SampleSet) -> Evaluation:
-        """One candidate on all documents of a part."""
+        """Evaluate one candidate on all documents of a part."""
         return next(iter(self.evaluator.evaluate_all([factors], samples)))
 
 
@@ -152,12 +152,12 @@ def workplace(
 
 
 def deal(documents: Sequence[np.ndarray], *counts: int) -> Samples:
-    """Distinct documents dealt to search, validation and held-out, so many each."""
+    """Split distinct documents into the given numbers for search, validation and held-out."""
     distinct = {hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest(): tokens for tokens in documents}
     if len(distinct) < sum(counts):
         raise SystemExit(f"{sum(counts)} documents are wanted, but the model has {len(distinct)}")
     pool = [Sample(f"document {n}", tokens, sha256) for n, (sha256, tokens) in enumerate(distinct.items())]
-    order = np.random.default_rng([DEAL_SEED, len(pool)]).permutation(len(pool)).tolist()
+    order = np.random.default_rng([SPLIT_SEED, len(pool)]).permutation(len(pool)).tolist()
     parts = []
     for part, count in zip(("search", "validation", "held_out"), counts, strict=True):
         parts.append(SampleSet(part, tuple(pool[i] for i in order[:count])))
@@ -166,12 +166,12 @@ def deal(documents: Sequence[np.ndarray], *counts: int) -> Samples:
 
 
 def predicted(samples: SampleSet) -> tuple[int, ...]:
-    """Tokens predicted in each document."""
+    """The number of predicted tokens in each document."""
     return tuple(len(sample.tokens) - 1 for sample in samples.samples)
 
 
 def run_search(plan: Plan, place: Workplace) -> tuple[SearchState, list[tuple[int, Factors]]]:
-    """Run a search; beside its state, each recommendation with the tokens evaluated until then."""
+    """Run a search; returns its state and each recommendation with the tokens evaluated until then."""
     changes: list[tuple[int, Factors]] = []
 
     def watch(state: SearchState) -> None:
@@ -211,14 +211,14 @@ def _strategy(plan: Plan, place: Workplace) -> tuple[Strategy, float | None]:
 
 
 def settings_of(strategy: StrategySpec | None) -> str:
-    """Whatever a strategy's behaviour depends on besides its seed."""
+    """Everything that a strategy's behaviour depends on besides its seed."""
     if isinstance(strategy, AutoSpec):
         return f"{SETTINGS} {FIRST}"
     return repr(strategy) if strategy is not None else "ControlAsShipped()"
 
 
 def run_plan(plan: Plan, place: Workplace) -> Run:
-    """Run a search, then measure what it recommended and when."""
+    """Run a search, then measure its recommendations."""
     state, changes = run_search(plan, place)
     marks = [mark * place.full_evaluation for mark in MARKS]
     shown = [changes[i] for i in thinned([tokens for tokens, _ in changes], marks)]
@@ -246,7 +246,7 @@ def _reported(state: SearchState, place: Workplace) -> Measured:
 
 
 def measured(factors: Factors, place: Workplace) -> Measured:
-    """A candidate on validation and held-out documents."""
+    """Measure a candidate on validation and held-out documents."""
     held_out = place.evaluate(factors, place.samples.held_out)
     return Measured(
         validation_loss=place.evaluate(factors, place.samples.validation).loss,
@@ -256,7 +256,7 @@ def measured(factors: Factors, place: Workplace) -> Measured:
 
 
 def perplexity_of(evaluation: Evaluation) -> float:
-    """Infinite unless it could be evaluated."""
+    """The mean loss; infinite if the candidate could not be evaluated."""
     return evaluation.summary.perplexity if evaluation.outcome == OK else float("inf")
 
 
@@ -271,7 +271,7 @@ def thinned(tokens: Sequence[int], marks: Sequence[int], most: int = MOST_POINTS
 
 
 def run_plans(model: str, role: str, plans: Sequence[Plan], place: Workplace) -> ModelRuns:
-    """All searches on a model, one after the other."""
+    """Run all searches on a model, one after the other."""
     forms = closed_forms(place.geometry, place.target_length)
     runs: list[Run] = []
     for plan in plans:

@@ -37,7 +37,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Bar:
-    """What was asked of ``auto``, and what came out."""
+    """A requirement for ``auto``, and the result."""
 
     text: str
     value: str
@@ -45,7 +45,7 @@ class Bar:
 
 
 def model_table(runs: ModelRuns) -> str:
-    """What there is to know of a model, and a row for each run."""
+    """The description of a model, and a row for each run."""
     name, goal = best_closed_form(runs), attainable(runs)
     form = runs.closed_forms[name]
     held_out_best = min(runs.closed_forms, key=lambda one: runs.closed_forms[one].perplexity)
@@ -64,7 +64,7 @@ def model_table(runs: ModelRuns) -> str:
             there = reached_for_good(one.points, one.final.perplexity) or one.tokens
             lines.append(
                 f"The end of {rival_name}, {one.final.perplexity:.4f} after {_evaluations(one.tokens, runs)} full "
-                f"evaluations, {by_closed_form_alone(one.final.perplexity, form)}; it was there for good after "
+                f"evaluations, {by_closed_form_alone(one.final.perplexity, form)}; never worse after "
                 f"{_evaluations(there, runs)}."
             )
     lines += ["", _row(COLUMNS), _row(["---"] * len(COLUMNS))]
@@ -97,7 +97,7 @@ def _cells(one: Figures, runs: ModelRuns) -> list[str]:
 
 
 def bars(models: Sequence[ModelRuns]) -> list[Bar]:
-    """``auto`` with its default budget, over all models and seeds."""
+    """The requirements for ``auto`` with its default budget, over all models and seeds."""
     auto = [figures(run, runs) for runs in models for run in runs.runs if run.name == "auto"]
     if not auto:
         return []
@@ -147,14 +147,14 @@ def bars(models: Sequence[ModelRuns]) -> list[Bar]:
 
 
 def bars_table(rows: Sequence[Bar]) -> str:
-    """A row for each bar; what was not reached counts as 0 times in a median."""
-    lines = ["## auto with its default budget, over all models and seeds", "", _row(["asked", "measured", "reached"])]
+    """A row for each requirement; a run that did not get there counts as 0 times in a median."""
+    lines = ["## auto with its default budget, over all models and seeds", "", _row(["required", "measured", "met"])]
     lines.append(_row(["---"] * 3))
     return "\n".join(lines + [_row([bar.text, bar.value, "yes" if bar.reached else "**no**"]) for bar in rows])
 
 
 def _least(share: float) -> float:
-    """Where no search improves on the closed form there is no way to go, and nothing to be credited for."""
+    """Leave out models on which no search improves on the closed form, because no share is defined there."""
     return -math.inf if math.isnan(share) else share
 
 

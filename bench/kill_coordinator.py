@@ -1,8 +1,8 @@
-"""Kill -9 a coordinator at random moments; every search must end as if nothing had happened.
+"""Kill a coordinator with SIGKILL at random moments; every search must end as if undisturbed.
 
-Each round submits a search, kills the coordinator that drives it at a random moment, starts another, and compares the
-factors with those of an undisturbed search in one process. Lost: an evaluation that was in the database at the kill and
-is not at the end. Repeated: an evaluation that a worker began although it was in the database already.
+Each round submits a search, kills the coordinator that runs it at a random moment, starts another, and compares the
+factors with those of an undisturbed search in one process. An evaluation is lost if it was stored at the kill and is
+not stored at the end. It is repeated if a worker started it although it was already stored.
 
     python -m bench.kill_coordinator [--kills 50] [--postgresql]
 """
@@ -56,7 +56,7 @@ def specification(seed: int) -> JobSpec:
 
 
 def coordinate(arguments: list[str]) -> int:
-    """A coordinator whose workers note when they begin which candidate."""
+    """A coordinator whose workers log the start of each candidate."""
     import workers.ray_backend
     from workers import __main__ as command
 
@@ -117,8 +117,8 @@ class Campaign:
         return state
 
     def duration(self) -> float:
-        """How long a job takes on workers that are up, as in all rounds but for the kill."""
-        for seed in (1001, 1002):  # the first one brings the workers up
+        """Seconds that an undisturbed job takes on workers that are up."""
+        for seed in (1001, 1002):  # the first one starts the workers
             job, _ = self.jobs.submit(specification(seed))
             self.wait(job.id, "running", "finished")
             start = time.monotonic()
@@ -142,7 +142,7 @@ def comparable(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(kills: int, url: str, folder: Path, *, shown: bool = True) -> int:
-    """Returns how many rounds went wrong."""
+    """Run the rounds and return how many failed."""
     wrong = lost = repeated = recorded_at_kill = 0
     with RayCluster(cpus=2) as cluster:
         campaign = Campaign(url, folder, cluster)
@@ -186,7 +186,7 @@ def run(kills: int, url: str, folder: Path, *, shown: bool = True) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("--postgresql", action="store_true", help="on an embedded PostgreSQL instead of SQLite")
     arguments = parser.parse_args()
     random.seed(arguments.seed)

@@ -1,8 +1,8 @@
-"""Kill -9 a coordinator at random moments of every stage of a plan; the plan must end as if nothing had happened.
+"""Kill a coordinator with SIGKILL at random moments of every stage of a plan; the plan must end as if undisturbed.
 
-Each round has a database and a working folder of its own, submits the same small plan on the shipped model, kills the
-coordinator at a random moment of one stage, starts another, and compares what every stage has made with an undisturbed
-run: factors, the bytes of the weights, and all that was measured.
+Each round has its own database and work folder. It submits the same small plan on the shipped model, kills the
+coordinator at a random moment of one stage, starts another, and compares the results of every stage with an
+undisturbed run: factors, the bytes of the weights, and all measurements.
 
     python -m bench.kill_plan [--kills 6]
 """
@@ -32,11 +32,11 @@ from storage.plans import Plan, PlanStore
 
 SECONDS = 600
 TIMES = ("seconds", "versions", "folder", "checkpoint")
-"""What of a report may differ between two runs."""
+"""The parts of a report that may differ between two runs."""
 
 
 def specification() -> dict[str, Any]:
-    """All kinds of stages that a machine does, a few seconds each."""
+    """A plan with every kind of stage that needs no user, a few seconds each."""
     return {
         "name": "kill",
         "model": {"id": str(CHECKPOINT), "device": "cpu"},
@@ -63,16 +63,16 @@ def specification() -> dict[str, Any]:
 
 @dataclass
 class Ended:
-    """A plan that has come to its end."""
+    """A finished plan."""
 
     made: dict[str, str]
-    """What each stage has made, as a hash, by its name."""
+    """Hash of each stage's result, by its name."""
     seconds: dict[str, float]
-    """How long each stage took, by its name."""
+    """Duration of each stage, by its name."""
 
 
 class Round:
-    """A database and a working folder of its own, and one coordinator at a time."""
+    """A database, a work folder, and one coordinator at a time."""
 
     def __init__(self, folder: Path, cluster: RayCluster) -> None:
         folder.mkdir()
@@ -104,7 +104,7 @@ class Round:
             self._process.stdin.close()
 
     def until_running(self, plan_id: str, stage: int) -> None:
-        """Wait until the job of a stage is driven, or the plan is beyond it."""
+        """Wait until the job of a stage runs, or the plan is past the stage."""
 
         def begun(plan: Plan) -> bool:
             return plan.stage > stage or (plan.stage == stage and plan.job is not None and plan.job.state == "running")
@@ -135,7 +135,7 @@ class Round:
 
 
 def made(document: Any) -> str:
-    """A hash of what a stage has made: factors, the bytes of its checkpoint's weights, and whatever it has measured."""
+    """A hash of a stage's result: factors, the bytes of its checkpoint's weights, and its measurements."""
     outcome = parse_outcome(document)
     weights = None
     if outcome.model is not None:
@@ -145,7 +145,7 @@ def made(document: Any) -> str:
 
 
 def without_times(value: Any) -> Any:
-    """The same without what names folders or tells how long something took."""
+    """The document without the names of folders and without durations."""
     if isinstance(value, dict):
         left_out = (*TIMES, "id", "spec", "model")
         return {key: without_times(item) for key, item in value.items() if key not in left_out}
@@ -153,7 +153,7 @@ def without_times(value: Any) -> Any:
 
 
 def run(kills: int, folder: Path) -> int:
-    """Returns how many rounds went wrong."""
+    """Run the rounds and return how many failed."""
     wrong = 0
     with RayCluster(cpus=2) as cluster:
         first = Round(folder / "undisturbed", cluster)
@@ -186,8 +186,8 @@ def run(kills: int, folder: Path) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--kills", type=int, default=6, help="by turns in each of the six stages")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=int, default=6, help="number of kills, spread evenly over the six stages")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     arguments = parser.parse_args()
     random.seed(arguments.seed)
     with tempfile.TemporaryDirectory() as name:

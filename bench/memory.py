@@ -1,8 +1,8 @@
-"""Peak memory of an evaluation against that of full logits: ``python -m bench.memory``.
+"""Peak memory of an evaluation compared with full logits: ``python -m bench.memory``.
 
-A random two-layer Llama with a vocabulary of 128,256. Each measurement is a process of its own that reports its own
-peak resident memory beyond what it held once the model was loaded. The full way, ``model(labels=input_ids)``, is
-measured at growing lengths as long as the next one can be expected to fit, and extrapolated linearly from the last two.
+The model is a random two-layer Llama with a vocabulary of 128,256. Each measurement runs in its own process, which
+reports its peak resident memory minus that of the loaded model. Full logits, ``model(labels=input_ids)``, are measured
+at growing lengths while the next one is expected to fit, and extrapolated linearly from the last two.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Small models that differ, for comparing strategies: trained by the testbed's recipe in minutes, then kept.
+"""Small and different models for comparing strategies, trained in minutes by the testbed's recipe and kept.
 
-``python -m bench.models [NAME ...]`` trains those that are not there yet, into the cache folder. ``develop`` models are
-the ones that the strategies were designed on; ``judge`` models were not looked at before the settings were fixed.
+``python -m bench.models [NAME ...]`` trains missing models into the cache folder. Strategies were designed on the
+``develop`` models; the ``judge`` models were not used before the settings were fixed.
 """
 
 import argparse
@@ -29,7 +29,7 @@ ARCHITECTURES: dict[str, Callable[..., PreTrainedModel]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A model, what it reads, and how long."""
+    """A model, its training texts, and the length of its training."""
 
     name: str
     role: str
@@ -215,18 +215,18 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class BenchModel:
-    """A trained model and the documents it never saw."""
+    """A trained model and documents that are not in its training texts."""
 
     recipe: Recipe
     folder: Path
 
     def documents(self) -> list[np.ndarray]:
-        """The first ``target`` bytes of every unseen document that has as many: int64, one a document."""
+        """The first ``target`` bytes of every unseen document with that many, as one int64 array a document."""
         return list(np.load(self.folder / "documents.npy").astype(np.int64))
 
 
 def bench_model(name: str) -> BenchModel:
-    """A model by name, trained first if it is not in the cache."""
+    """A model by name, which is trained if it is not in the cache."""
     recipe = RECIPES[name]
     folder = cache_folder("bench") / f"{name}-{hash_of(recipe):08x}"
     if not (folder / "documents.npy").exists():
@@ -235,7 +235,7 @@ def bench_model(name: str) -> BenchModel:
 
 
 def hash_of(recipe: Recipe) -> int:
-    """Of everything that makes the model."""
+    """A hash of everything that determines the model."""
     return zlib.crc32(repr(replace(recipe, role="")).encode())
 
 
@@ -269,9 +269,9 @@ def _train(recipe: Recipe, folder: Path) -> None:
 
 
 def main() -> None:
-    """Train what is missing."""
+    """Train missing models."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)}; all of them by default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(RECIPES)} (default: all)")
     arguments = parser.parse_args()
     for name in arguments.names or RECIPES:
         print(f"{name}: {bench_model(name).folder}")

@@ -1,7 +1,7 @@
 """The search's own share of wall time: ``python -m bench.overhead``.
 
-Runs the demo's search with a clock around the model's forward passes. Everything else between the first candidate and
-the last (strategy, hashing, records on disk, bookkeeping) is overhead.
+The benchmark runs the demo's search and times the model's forward passes. Everything else between the first candidate
+and the last (strategy, hashing, records on disk, bookkeeping) is overhead.
 """
 
 import tempfile

@@ -1,8 +1,8 @@
 """Whether the projection slows down recording: ``python -m bench.projection --database sqlite|postgresql``.
 
-A stub load of 500 candidates a second, each started and then done, is recorded with a projector beside it and without.
-Printed are the slowest and the median write of a batch, the speed that was kept, and how long after the last one the
-dashboard's tables show all.
+The benchmark records 500 stub candidates a second, each started and then finished, with and without a projector at
+the same time. It prints the slowest and the median write of a batch, the speed reached, and how long after the last
+batch the dashboard's tables are complete.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import time
 
 from bench.dashboard import evaluated, new_job, proposed
 from bench.scratch import scratch_database
-from storage.dashboard.optuna_tables import optuna_url_beside
+from storage.dashboard.address import optuna_url_beside
 from storage.dashboard.projector import start
 from storage.dashboard.unprojected import catch_up
 from storage.database import Database

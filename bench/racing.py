@@ -1,8 +1,8 @@
 """Whether races stop candidates that would have won: ``python -m bench.racing``.
 
-Searches without races are replayed with a referee that sees their candidates in the order proposed. Since every
-candidate was evaluated on all documents, it is known which stops were wrong. Then evolution is run with and without
-races. Evaluations are shared with :mod:`bench.search_efficiency` through the cache folder.
+The benchmark replays searches without races: a referee sees their candidates in the order proposed. Every candidate
+was evaluated on all documents, so wrong stops are known. Then it runs evolution with and without races. Evaluations are
+shared with :mod:`bench.search_efficiency` through the cache folder.
 """
 
 import argparse
@@ -26,16 +26,16 @@ ERROR_RATES = (0.05, 0.01, 0.001)
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What races would have done to a search."""
+    """How races would have changed a search."""
 
     candidates: int = 0
     stopped: int = 0
     improvements: int = 0
-    """Candidates better than the rival of their generation, on all documents: the best that no race had stopped."""
+    """Candidates better on all documents than their generation's rival, the best candidate that no race had stopped."""
     wrong: int = 0
     """Improvements that were stopped."""
     tokens: int = 0
-    """Evaluated without races."""
+    """Tokens evaluated without races."""
     tokens_raced: int = 0
 
     def __add__(self, other: "Replay") -> "Replay":
@@ -44,16 +44,16 @@ class Replay:
 
 @dataclass(frozen=True, kw_only=True)
 class Ends:
-    """The best of a search, with races and without."""
+    """The best of a search, with and without races."""
 
     loss: float
-    """On the search documents, nats per token."""
+    """Loss on the search documents, in nats per token."""
     loss_raced: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRaces:
-    """All that was measured on a model."""
+    """All measurements on a model."""
 
     model: str
     replays: dict[tuple[str, float], tuple[Replay, Ends]]
@@ -65,7 +65,7 @@ class ModelRaces:
 
 
 def replay(generations: Iterable[Sequence[Evaluation]], total: int, error_rate: float) -> tuple[Replay, Ends]:
-    """Race the candidates of a search that was run without, generation by generation."""
+    """Race the candidates of a search that ran without races, generation by generation."""
     referee, sum_of, best = Referee(total, error_rate), Replay(), math.inf
     for generation in generations:
         race, rival, going_on = referee.race(None), referee.best, []
@@ -89,14 +89,14 @@ def replay(generations: Iterable[Sequence[Evaluation]], total: int, error_rate: 
 
 
 def stopped_after(evaluation: Evaluation, race: Race | None, total: int) -> int:
-    """Documents after which a race stops a candidate; all of them if it does not."""
+    """The number of documents after which a race stops a candidate; all if it does not."""
     if race is None:
         return total
     return next((count for count in rungs(total) if race.stops(evaluation.losses[:count], total)), total)
 
 
 def highest_rate(wrong: int, of: int, confidence: float = 0.95) -> float:
-    """One-sided upper limit of a binomial chance (Clopper and Pearson)."""
+    """One-sided upper limit of a binomial probability (Clopper and Pearson)."""
     if wrong >= of:
         return 1.0
     low, high = 0.0, 1.0
@@ -108,13 +108,13 @@ def highest_rate(wrong: int, of: int, confidence: float = 0.95) -> float:
 
 
 def _log_chance(k: int, of: int, rate: float) -> float:
-    """Of exactly k; in logarithms, since binomial coefficients overflow."""
+    """The probability of exactly k successes, in logarithms because binomial coefficients overflow."""
     choose = math.lgamma(of + 1) - math.lgamma(k + 1) - math.lgamma(of - k + 1)
     return choose + k * math.log(rate) + (of - k) * math.log1p(-rate)
 
 
 def run_model(name: str, options: argparse.Namespace) -> ModelRaces:
-    """Replays and pairs of one model, in a process of its own."""
+    """Replays and pairs of one model, in its own process."""
     documents = (options.search_documents, options.validation_documents, options.held_out_documents)
     with workplace(name, *documents) as place:
         ample = BudgetSpec(candidates=None, tokens=options.cma_evaluations * place.full_evaluation)
@@ -151,7 +151,7 @@ def run_model(name: str, options: argparse.Namespace) -> ModelRaces:
 
 
 def replays_table(models: Sequence[ModelRaces]) -> str:
-    """A row for each search and error rate, then one for all of a rate together."""
+    """A row for each search and error rate, then one for each rate over all searches."""
     lines = [
         "| model | search | error rate | candidates | stopped | improvements | wrongly stopped | "
         "share (at most, 95 %) | tokens saved | best lost by, mnats |",
@@ -179,7 +179,7 @@ def _replay_row(model: str, search: str, rate: float, counts: Replay, lost: floa
 
 
 def pairs_table(models: Sequence[ModelRaces]) -> str:
-    """A row for each seed: what evolution came to without and with races."""
+    """A row for each seed: the result of evolution without and with races."""
     lines = [
         "| model | seed | full evaluations without | with | held-out perplexity without | with | "
         "with is worse by, mnats | standard errors |",
@@ -203,12 +203,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of evolution with and without races")
     parser.add_argument("--candidates", type=int, default=200, help="of evolution with and without races")
     parser.add_argument("--error-rate", type=float, default=0.01, help="of evolution with races")
-    parser.add_argument("--evolution-candidates", type=int, default=1344, help="of the evolution that is replayed")
-    parser.add_argument("--cma-evaluations", type=int, default=2000, help="full evaluations of the cma replayed")
+    parser.add_argument("--evolution-candidates", type=int, default=1344, help="of the replayed evolution")
+    parser.add_argument("--cma-evaluations", type=int, default=2000, help="full evaluations of the replayed cma")
     parser.add_argument("--search-documents", type=int, default=8)
     parser.add_argument("--validation-documents", type=int, default=4)
     parser.add_argument("--held-out-documents", type=int, default=64)
-    parser.add_argument("--jobs", type=int, default=2, help="models at a time, a process and a thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="models at a time, each with one process and one thread")
     options = parser.parse_args()
     models: list[ModelRaces] = in_processes(options.models, options.jobs, partial(run_model, options=options))
     print("\n# Races\n\n## Searches without races, replayed\n")

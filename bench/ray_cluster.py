@@ -1,4 +1,4 @@
-"""A Ray cluster of processes of our own on the loopback interface, whose nodes can be killed one by one."""
+"""A private Ray cluster on the loopback interface, whose nodes can be killed one by one."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ START_SECONDS = 60
 
 
 class RayCluster:
-    """A head and worker nodes, each started as an operator would; a context manager."""
+    """A context manager for a head and worker nodes, each started as an operator would."""
 
     def __init__(self, cpus: int = 2) -> None:
         self.port = free_port()
@@ -34,14 +34,14 @@ class RayCluster:
             kill_node(node)
 
     def add_node(self, cpus: int = 1) -> "subprocess.Popen[bytes]":
-        """Start another node that joins."""
+        """Start another node, which joins the cluster."""
         return self._start(f"--address={self.address}", f"--num-cpus={cpus}")
 
     def _start(self, *arguments: str) -> "subprocess.Popen[bytes]":
         command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--node-ip-address=127.0.0.1"]
         environment = os.environ | {"PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": "ignore"}
         assert environment.get("RAY_AUTH_MODE") == "token", "call use_token() before Ray is imported"
-        with tempfile.NamedTemporaryFile() as output:  # a pipe that nobody reads would fill
+        with tempfile.NamedTemporaryFile() as output:  # a pipe without a reader would fill
             node = subprocess.Popen(
                 [*command, "--object-store-memory=100000000", *arguments],
                 env=environment,
@@ -51,9 +51,9 @@ class RayCluster:
             )
             self._nodes.append(node)
             until = time.monotonic() + START_SECONDS
-            while "This command will now block" not in (heard := Path(output.name).read_text(errors="replace")):
+            while "This command will now block" not in (printed := Path(output.name).read_text(errors="replace")):
                 if node.poll() is not None or time.monotonic() > until:
-                    raise RuntimeError(f"a Ray node did not start: {heard}")
+                    raise RuntimeError(f"a Ray node did not start: {printed}")
                 time.sleep(0.1)
         return node
 
@@ -65,7 +65,7 @@ def use_token() -> None:
 
 
 def kill_node(node: "subprocess.Popen[bytes]") -> None:
-    """Kill -9 everything that belongs to a node."""
+    """Kill all processes of a node with SIGKILL."""
     with contextlib.suppress(psutil.NoSuchProcess):
         processes = psutil.Process(node.pid).children(recursive=True)
         for process in [psutil.Process(node.pid), *processes]:
@@ -75,7 +75,7 @@ def kill_node(node: "subprocess.Popen[bytes]") -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now."""
+    """A port that no process listens on at the moment."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

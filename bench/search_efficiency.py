@@ -1,8 +1,8 @@
-"""What each strategy finds for its tokens, on small trained models: ``python -m bench.search_efficiency``.
+"""What each strategy finds for its tokens on small trained models: ``python -m bench.search_efficiency``.
 
-Every strategy searches on the same documents; whatever it recommends along the way is measured on documents that no
-search saw. Costs are tokens evaluated in the search. Evaluations are kept in the cache folder, so a run that was
-killed goes on where it was, and a second one costs nothing.
+All strategies search on the same documents. Their recommendations are measured on documents that no search used. Costs
+are tokens evaluated in the search. Evaluations are kept in the cache folder, so a killed run continues where it
+stopped, and a second run costs nothing.
 """
 
 import argparse
@@ -49,7 +49,7 @@ ROLES = {"develop": "used to design the strategies", "judge": "used only to judg
 
 
 def plans(options: argparse.Namespace, full_evaluation: int) -> list[Plan]:
-    """The searches on one model; those that others are measured by come first."""
+    """The searches on one model; those that others are compared with come first."""
     counted = BudgetSpec(candidates=options.control_candidates)
     equal = BudgetSpec(candidates=None, tokens=options.budget * full_evaluation)
     ample = BudgetSpec(candidates=None, tokens=options.attainable_evaluations * full_evaluation)
@@ -72,14 +72,14 @@ def plans(options: argparse.Namespace, full_evaluation: int) -> list[Plan]:
 
 
 def run_model(name: str, options: argparse.Namespace) -> ModelRuns:
-    """All searches on one model, in a process of its own."""
+    """All searches on one model, in its own process."""
     documents = (options.search_documents, options.validation_documents, options.held_out_documents)
     with workplace(name, *documents) as place:
         return run_plans(name, RECIPES[name].role, plans(options, place.full_evaluation), place)
 
 
 def in_processes(names: list[str], jobs: int, work: Callable[[str], Any]) -> list[Any]:
-    """The work on each model, at most so many at a time, each on one thread; models are trained first if need be."""
+    """Do the work on each model, ``jobs`` at a time with one thread each; missing models are trained first."""
     for name in names:
         bench_model(name)
     context = multiprocessing.get_context("spawn")
@@ -93,7 +93,7 @@ def _one_thread() -> None:
 
 
 def write(models: list[ModelRuns], options: argparse.Namespace, out: Path) -> None:
-    """``results.json`` and a picture for each model."""
+    """Write ``results.json`` and a plot for each model."""
     out.mkdir(parents=True, exist_ok=True)
     results = {
         "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
@@ -118,11 +118,11 @@ def write(models: list[ModelRuns], options: argparse.Namespace, out: Path) -> No
     (out / "results.json").write_text(json.dumps(_finite(results), indent=1), encoding="utf-8")
     for runs in models:
         draw(runs, out / f"{runs.model}.png")
-    print(f"\nWritten: {out / 'results.json'} and a picture for each model")
+    print(f"\nWritten: {out / 'results.json'} and a plot for each model")
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows neither infinity nor NaN."""
+    """Replace infinity and NaN, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -136,14 +136,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=RECIPES, default=judges)
     parser.add_argument("--strategies", nargs="+", choices=SPECS, default=list(SPECS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--control-seeds", nargs="+", type=int, help="of the control and of evolution; the first seed")
+    parser.add_argument(
+        "--control-seeds", nargs="+", type=int, help="of the control and of evolution (default: the first seed)"
+    )
     parser.add_argument("--control-candidates", type=int, default=1344, help="of the control and of evolution")
     parser.add_argument("--budget", type=int, default=300, help="full evaluations of tpe, nsga2 and random")
     parser.add_argument("--attainable-evaluations", type=int, default=2000, help="full evaluations of cma and auto")
     parser.add_argument("--search-documents", type=int, default=8)
     parser.add_argument("--validation-documents", type=int, default=4)
     parser.add_argument("--held-out-documents", type=int, default=64)
-    parser.add_argument("--jobs", type=int, default=2, help="models at a time, a process and a thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="models at a time, each with one process and one thread")
     parser.add_argument("--out", type=Path, default=Path("bench/results/search_efficiency"))
     return parser.parse_args()
 

@@ -1,7 +1,7 @@
-"""A search through REST, Ray and the database against the same in one process, side by side on the shipped model.
+"""A search through REST, Ray and the database, compared with the same search in one process on the shipped model.
 
-Compared is the wall time from the first candidate to the last figure: what starts before (Python, torch, Ray, loading
-the model) is printed beside it. Runs alternate, and their order too.
+The benchmark compares wall time from the first candidate to the last figure. The time with start (Python, torch, Ray,
+loading the model) is printed as well. Runs alternate, in alternating order.
 
     python -m bench.service_overhead [--candidates 100] [--pairs 3]
 """
@@ -24,7 +24,7 @@ LIMIT = 1.05
 
 
 def in_one_process(spec: Path, out: Path, cache: Path) -> tuple[float, float, dict[str, Any]]:
-    """Seconds of the search and of everything, and the factors."""
+    """Seconds of the search, seconds with start, and the factors."""
     command = [sys.executable, "-m", "api", "run", str(spec), "--out", str(out)]
     start = time.monotonic()
     environment = os.environ | {"FACTOR_SEARCH_CACHE": str(cache)}
@@ -43,7 +43,7 @@ def in_one_process(spec: Path, out: Path, cache: Path) -> tuple[float, float, di
 
 
 def through_the_service(client: Client, document: dict[str, Any]) -> tuple[float, float, dict[str, Any]]:
-    """The same through a server that is up; its own events say when the search began and ended."""
+    """The same through a running server, whose events say when the search started and ended."""
     start = time.monotonic()
     job = client.jobs.submit(document)
     began = ended = None
@@ -98,7 +98,7 @@ def main() -> int:
             if not same:
                 return 1
     median = statistics.median(ratios)
-    print(f"median ratio {median:.3f} (at most {LIMIT} asked)")
+    print(f"median ratio {median:.3f} (limit {LIMIT})")
     return int(median > LIMIT)
 
 

@@ -1,7 +1,7 @@
-"""How long after its start the server answers /healthz, and what importing its parts costs: ``--other`` compares.
+"""The time from the server's start to its first answer to /healthz, and the cost of importing its parts.
 
-Each run is a process of its own; runs of the two checkouts alternate, and medians are printed. A first run of each,
-which fills the caches of the file system, is not counted.
+With ``--other``, the runs of two checkouts alternate. Each run has its own process, and medians are printed. The first
+run of each checkout, which fills the file system's caches, is not counted.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).parents[1]
 MODULES = ("storage.jobs", "storage.dashboard.projector", "api.app")
 FORMER = {"storage.dashboard.projector": "storage.dashboard.projector"}
-"""Names in checkouts from before the module was moved."""
+"""Names of modules in earlier checkouts."""
 PROBE = """
 import importlib.util, resource, sys, time
 find = importlib.util.find_spec
@@ -71,7 +71,7 @@ def environment(checkout: Path) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--other", type=Path, metavar="CHECKOUT", help="another checkout, measured side by side")
+    parser.add_argument("--other", type=Path, metavar="CHECKOUT", help="another checkout to measure in alternation")
     parser.add_argument("--runs", type=int, default=3, metavar="N")
     arguments = parser.parse_args()
     checkouts = {"this": HERE} | ({"other": arguments.other.resolve()} if arguments.other else {})

@@ -1,4 +1,4 @@
-"""A worker without a model: sleeps, and scores candidates by their distance from an optimum."""
+"""A worker without a model: it sleeps, and scores candidates by their distance from an optimum."""
 
 import hashlib
 import math
@@ -90,7 +90,7 @@ def score(
 
 
 class StubEvaluator:
-    """In this process, one after the other, at once: what a search through the service must equal."""
+    """Evaluates in this process, without waiting: the result that a search through the service must equal."""
 
     def key(self, factors: Factors, part: SampleSet, documents: int | None = None) -> str:
         return evaluation_key(IDENTITY, ORIGINAL, TARGET, None, factors, part, documents)
@@ -107,7 +107,7 @@ class StubEvaluator:
 
 
 class StubWorker:
-    """Sleeps a random time around ``mean_seconds`` for each candidate (between a half and one and a half of it)."""
+    """Sleeps between 0.5 and 1.5 times ``mean_seconds`` for each candidate."""
 
     mean_seconds = float(os.environ.get("STUB_SECONDS", "0"))
 

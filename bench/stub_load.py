@@ -1,7 +1,8 @@
-"""How busy 64 workers are kept, and how many evaluations a second are recorded: stub workers that sleep.
+"""How busy 64 stub workers are, and how many evaluations a second are recorded.
 
-Everything but the model is real: jobs in the database, the coordinator, strategies with generations of 64, the pool,
-the recorder. Several jobs run at once, so that a worker that is done with one generation has something else to do.
+Only the model is replaced, by workers that sleep. The jobs in the database, the coordinator, the strategies with
+generations of 64, the pool and the recorder are real. Several jobs run at once, so that a worker has other work at the
+end of a generation.
 
     python -m bench.stub_load [--postgresql] [--ray] [--workers 64] [--jobs 4] [--generations 12] [--sleep 0.12]
 """
@@ -33,19 +34,19 @@ from workers.pool import Pool
 
 GENERATION = 64
 BUSY, RATE = 0.97, 500.0
-"""What must be reached."""
+"""The requirements."""
 
 
 @dataclass
 class Load:
-    """What was measured."""
+    """The measurements."""
 
     recorded: int
-    """Evaluations while all jobs were searching: from when the last began until the first had ended."""
+    """Evaluations recorded while all jobs were searching: from the last start to the first end."""
     seconds: float
-    """Of that time."""
+    """Duration of that time."""
     busy: float
-    """Share of it that the workers evaluated."""
+    """Share of that time that the workers spent evaluating."""
 
     @property
     def rate(self) -> float:
@@ -53,7 +54,7 @@ class Load:
 
 
 def run(database: Database, backend: WorkerBackend, *, jobs: int, generations: int) -> Load:
-    """Submit jobs, drive them to their ends."""
+    """Submit jobs and run them to their ends."""
     store = JobStore(database)
     budget = GENERATION * generations
     evolution = {"kind": "evolution", "population": GENERATION, "mutants": GENERATION // 2}
@@ -75,7 +76,7 @@ def run(database: Database, backend: WorkerBackend, *, jobs: int, generations: i
 
 
 def start_all(pool: Pool, backend: WorkerBackend) -> None:
-    """Have all workers up before the clock runs: starting processes is not what is measured."""
+    """Wait until all workers are up, because starting processes is not measured."""
 
     class Nobody:
         def event(self, kind: str, data: dict[str, Any]) -> None:
@@ -88,7 +89,7 @@ def start_all(pool: Pool, backend: WorkerBackend) -> None:
 
 
 def measure(database: Database, ids: list[str], workers: int) -> Load:
-    """From the records themselves: when each evaluation was recorded and how long it took."""
+    """Compute the load from the stored evaluations: when each was recorded and how long it took."""
     joined = candidates.join(evaluations, candidates.c.key == evaluations.c.key)
     columns = (candidates.c.job_id, candidates.c.part, evaluations.c.recorded_at, evaluations.c.seconds)
     with database.reading() as connection:
@@ -106,7 +107,7 @@ def measure(database: Database, ids: list[str], workers: int) -> Load:
 
 @contextlib.contextmanager
 def backend_of(engine: str, workers: int, sleep: float) -> Iterator[WorkerBackend]:
-    """Threads, or Ray actors that share the processors."""
+    """Threads, or Ray actors that share the CPU cores."""
     StubWorker.mean_seconds = sleep
     if engine == "threads":
         backend: WorkerBackend = ThreadBackend(StubWorker, workers)
@@ -150,10 +151,8 @@ def main() -> int:
         load = run(database, backend, jobs=arguments.jobs, generations=arguments.generations)
     name = "PostgreSQL" if arguments.postgresql else "SQLite"
     print(f"{name}, {arguments.workers} workers ({engine}), {arguments.jobs} jobs, generations of {GENERATION}:")
-    print(
-        f"  {load.recorded} evaluations in {load.seconds:.2f} s: {load.rate:.0f} recorded a second (asked: {RATE:.0f})"
-    )
-    print(f"  workers busy {100 * load.busy:.1f} % of the time (asked: {100 * BUSY:.0f} %)")
+    print(f"  {load.recorded} evaluations in {load.seconds:.2f} s: {load.rate:.0f} recorded/s (required: {RATE:.0f})")
+    print(f"  workers busy {100 * load.busy:.1f} % of the time (required: {100 * BUSY:.0f} %)")
     return int(load.rate < RATE or load.busy < BUSY)
 
 

@@ -1,6 +1,6 @@
-"""Texts for the benchmark's models that every machine with this package's dependencies has, and books if there are any.
+"""Training texts for the benchmark's models, from this package's dependencies, and books if there are any.
 
-Each text is divided once and for all: documents that models are trained on, and long ones that no model ever saw.
+The split of each text is fixed: documents for training, and long documents that no model is trained on.
 """
 
 import ast
@@ -13,9 +13,9 @@ from pathlib import Path
 from factor_search.testbed.corpus import long_lines, standard_library
 
 EVALUATED_SHARE = 6
-"""One in so many documents is kept from training."""
+"""One document of this many is not used for training."""
 SHARED_LINES_ALLOWED = 0.2
-"""A document that repeats more of its long lines from documents trained on is not evaluated on."""
+"""A document with a larger share of long lines that also occur in training documents is not used for evaluation."""
 PACKAGES = ("transformers", "numpy", "optuna", "sqlalchemy", "pydantic")
 
 Text = tuple[list[bytes], list[bytes]]
@@ -58,7 +58,7 @@ def _python() -> Iterator[tuple[str, bytes]]:
 
 
 def _docstrings() -> Iterator[tuple[str, bytes]]:
-    """Of each module of the installed packages, its docstrings one after the other."""
+    """For each module of the installed packages, its docstrings one after the other."""
     for package in PACKAGES:
         root = Path(sysconfig.get_paths()["purelib"]) / package
         for file in sorted(root.rglob("*.py")):
@@ -73,14 +73,14 @@ def _docstrings() -> Iterator[tuple[str, bytes]]:
 
 
 def _headers() -> Iterator[tuple[str, bytes]]:
-    """The C++ headers that torch brings along."""
+    """The C++ headers that torch ships."""
     root = Path(sysconfig.get_paths()["purelib"]) / "torch" / "include"
     for file in sorted(root.rglob("*.h")):
         yield str(file.relative_to(root)), file.read_bytes()
 
 
 def _books() -> Text:
-    """The first three quarters of each book are trained on; the rest is cut into chapters of 8 KB."""
+    """Use the first three quarters of each book for training; cut the rest into chapters of 8 KB."""
     folder = os.environ.get("FACTOR_SEARCH_BOOKS")
     train, evaluate = [], []
     for file in sorted(Path(folder).glob("*.txt")) if folder else ():

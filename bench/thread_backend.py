@@ -1,4 +1,4 @@
-"""Workers as threads of this process: for tests and benchmarks, and where one process is enough."""
+"""Workers as threads of this process, for tests and benchmarks."""
 
 import queue
 import threading
@@ -16,23 +16,15 @@ from workers.model_worker import LongTaskCall, Prepared, ReportProgress, Setting
 
 
 class BlockingWorker(Protocol):
-    """What a thread works with: :class:`workers.model_worker.ModelWorker`, or a stand-in for it."""
+    """What a thread calls: the methods of a :class:`workers.model_worker.ModelWorker` that the pool needs."""
 
-    def name(self) -> str:
-        """Of the worker."""
-        ...
+    def name(self) -> str: ...
 
-    def prepare(self, spec: JobSpec) -> Prepared:
-        """Of a job."""
-        ...
+    def prepare(self, spec: JobSpec) -> Prepared: ...
 
-    def load(self, setting: Setting) -> None:
-        """Get ready."""
-        ...
+    def load(self, setting: Setting) -> None: ...
 
-    def learn(self, samples_sha256: str, samples: SampleSet) -> None:
-        """Keep samples."""
-        ...
+    def learn(self, samples_sha256: str, samples: SampleSet) -> None: ...
 
     def evaluate(
         self,
@@ -42,21 +34,13 @@ class BlockingWorker(Protocol):
         *,
         race: Race | None = None,
         known: Evaluation | None = None,
-    ) -> Evaluation:
-        """A candidate."""
-        ...
+    ) -> Evaluation: ...
 
-    def losses_so_far(self) -> list[float]:
-        """Of the candidate being evaluated."""
-        ...
+    def losses_so_far(self) -> list[float]: ...
 
-    def run_long_task(self, call: LongTaskCall) -> Any:
-        """A long work."""
-        ...
+    def run_long_task(self, call: LongTaskCall) -> Any: ...
 
-    def progress(self) -> dict[str, Any] | None:
-        """Of the long_task being done."""
-        ...
+    def progress(self) -> dict[str, Any] | None: ...
 
 
 class ThreadWorker:
@@ -70,19 +54,16 @@ class ThreadWorker:
         self._make = make
         self._worker: BlockingWorker | None = None
         self.thread = threading.Thread(target=self._run, name="worker", daemon=True)
-        """Ends when it was killed and has finished what it did."""
+        """Ends after a kill, when the call in progress has returned."""
         self.thread.start()
 
     def name(self) -> "Future[str]":
-        """See the protocol."""
         return self._call(lambda worker: worker.name())
 
     def prepare(self, spec: JobSpec) -> "Future[Prepared]":
-        """See the protocol."""
         return self._call(lambda worker: worker.prepare(spec))
 
     def load(self, setting: Setting) -> "Future[None]":
-        """See the protocol."""
         return self._call(lambda worker: worker.load(setting))
 
     def evaluate(
@@ -94,8 +75,6 @@ class ThreadWorker:
         race: Race | None = None,
         known: Evaluation | None = None,
     ) -> "Future[Evaluation]":
-        """See the protocol."""
-
         def work(worker: BlockingWorker) -> Evaluation:
             worker.learn(samples.sha256, samples.samples)
             return worker.evaluate(setting, factors, samples.sha256, race=race, known=known)
@@ -103,14 +82,11 @@ class ThreadWorker:
         return self._call(work)
 
     def losses_so_far(self) -> "Future[list[float]]":
-        """See the protocol."""
         answer: Future[list[float]] = Future()
         answer.set_result([] if self._worker is None else self._worker.losses_so_far())
         return answer
 
     def run_long_task(self, call: LongTaskCall) -> "Future[Any]":
-        """See the protocol."""
-
         def while_alive(report_progress: ReportProgress) -> Any:
             def report_while_alive(progress: dict[str, Any]) -> None:
                 self._check_alive()
@@ -121,13 +97,12 @@ class ThreadWorker:
         return self._call(lambda worker: worker.run_long_task(while_alive))
 
     def progress(self) -> "Future[dict[str, Any] | None]":
-        """See the protocol."""
         answer: Future[dict[str, Any] | None] = Future()
         answer.set_result(None if self._worker is None else self._worker.progress())
         return answer
 
     def kill(self) -> None:
-        """Answer everything that is open with the loss of the worker."""
+        """Answer all open calls with the loss of the worker."""
         with self._lock:
             self._gone = True
             unanswered, self._unanswered = self._unanswered, set()
@@ -177,34 +152,28 @@ class ThreadBackend:
 
     grows = False
 
-    def __init__(self, make: Callable[[], BlockingWorker], workers: int, *, threads: int = 1) -> None:
-        """Get ready.
+    def __init__(self, make: Callable[[], BlockingWorker], workers: int) -> None:
+        """Start without threads.
 
         Args:
-            make: makes what each thread works with, in the thread.
-            workers: how many threads.
-            threads: processor threads of each, as its maker sets them.
+            make: creates what a thread calls, in that thread.
+            workers: how many threads fit.
         """
-        self.threads = threads
         self._make = make
         self._workers = workers
         self.started: list[ThreadWorker] = []
 
     def capacity(self) -> Capacity:
-        """What was asked for."""
         return Capacity(workers=self._workers, cpus=float(self._workers), gpus=0.0, gpus_each=0.0, nodes=1)
 
     def start_worker(self) -> ThreadWorker:
-        """Another thread."""
         worker = ThreadWorker(self._make)
         self.started.append(worker)
         return worker
 
     def share(self, samples: SampleSet) -> SharedSamples:
-        """Nothing to do within a process."""
         return SharedSamples(samples.sha256, samples, None)
 
     def close(self) -> None:
-        """End all threads."""
         for worker in self.started:
             worker.kill()

@@ -1,9 +1,9 @@
-"""Tokens per second of a candidate's evaluation against plain ``model(input_ids)``: ``python -m bench.throughput``.
+"""Tokens per second of a candidate's evaluation and of a plain ``model(input_ids)``: ``python -m bench.throughput``.
 
-Both run alternately on the same tokens, each in a process of its own: one as ``factor-search`` sets it up (which keeps
-freed memory for reuse), one as Python comes. What is printed is the median of the paired ratios; a second ratio gives
-the plain call the same memory settings. The plain call computes logits and nothing else; the evaluation computes
-logits, loss and everything that is recorded.
+Both run alternately on the same tokens, each in its own process: one set up as by ``factor-search``, which keeps freed
+memory for reuse, one with the defaults. The benchmark prints the median of the paired ratios, and a second ratio with
+the same memory settings for the plain call. The plain call computes logits only; the evaluation computes logits, loss
+and everything that is recorded.
 """
 
 import argparse
@@ -37,7 +37,7 @@ CASES = {
 
 
 def large_vocabulary(words: int) -> LoadedModel:
-    """A random Llama whose output layer weighs as much as in real models."""
+    """A random Llama whose output layer has the same share of the work as in real models."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=words,
@@ -52,7 +52,7 @@ def large_vocabulary(words: int) -> LoadedModel:
 
 
 def work_of(way: str, words: int, length: int) -> Callable[[], object]:
-    """The thing to be timed, in a process set up for it."""
+    """The call to be timed, in a process set up for it."""
     if way != "plain":
         keep_freed_memory()
     loaded = large_vocabulary(words) if words else load_model(ModelSpec(id=str(CHECKPOINT), device="cpu"))

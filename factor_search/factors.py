@@ -1,4 +1,4 @@
-"""The value object of the whole project: one candidate set of RoPE factors."""
+"""Factors: one candidate for a model's RoPE, the central value of this package."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from factor_search.files.canonical_json import sha256_of
 
 @dataclass(frozen=True)
 class Factors:
-    """Rescale factors with what belongs to them; immutable, hashable, compared by value.
+    """Rescale factors with the number of initial tokens and the attention factor; an immutable, hashable value.
 
     Position n of rotary pair i is rotated by ``n * theta_i / rescale_factors[i]``, or by the model's own RoPE where
     ``n < initial_tokens``; rescaled cos and sin are multiplied by ``attention_factor`` (LongRoPE, 2402.13753, eq. 3).
@@ -19,9 +19,9 @@ class Factors:
     rescale_factors: tuple[float, ...]
     """lambda_i relative to the plain theta_i, one for each of the rotary_dim / 2 pairs."""
     initial_tokens: int = 0
-    """n_hat: how many leading positions keep the model's own RoPE."""
+    """n_hat: number of leading positions that keep the model's own RoPE."""
     attention_factor: float = 1.0
-    """mscale: multiplies cos and sin, so attention logits by its square."""
+    """mscale: it multiplies cos and sin, and therefore attention logits by its square."""
 
     def __post_init__(self) -> None:
         if not self.rescale_factors:
@@ -36,11 +36,11 @@ class Factors:
 
     @classmethod
     def of(cls, rescale_factors: Sequence[float], initial_tokens: int = 0, attention_factor: float = 1.0) -> "Factors":
-        """Build from any sequence of numbers (list, array, tensor)."""
+        """Build factors from any sequence of numbers (list, array, tensor)."""
         return cls(tuple(float(value) for value in rescale_factors), int(initial_tokens), float(attention_factor))
 
     def as_json(self) -> dict[str, object]:
-        """The three keys that a factors file and an evaluation record share."""
+        """Return the three keys that a factors file and a stored evaluation share."""
         return {
             "rescale_factors": list(self.rescale_factors),
             "initial_tokens": self.initial_tokens,
@@ -48,11 +48,6 @@ class Factors:
         }
 
     @property
-    def is_monotone(self) -> bool:
-        """Whether lambda_i <= lambda_{i+1} for every i."""
-        return all(a <= b for a, b in zip(self.rescale_factors, self.rescale_factors[1:], strict=False))
-
-    @property
     def sha256(self) -> str:
-        """Content hash of the three values."""
+        """The content hash of the three values."""
         return sha256_of(self.as_json())

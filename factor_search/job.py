@@ -7,16 +7,15 @@ from factor_search.files.atomic import write_atomically
 from factor_search.measure.evaluator import LocalEvaluator
 from factor_search.measure.ledger import Ledger, RecordedEvaluator
 from factor_search.model.configuration import read_geometry
-from factor_search.model.geometry import Geometry
 from factor_search.model.injection import probe
 from factor_search.model.loading import LoadedModel, load_config, load_model
 from factor_search.search.problem import SearchProblem
 from factor_search.search.selection import JobResult, JobWatcher, search_and_measure
 from factor_search.search.warm_start import embedded
-from factor_search.spec import DataSpec, JobSpec, NeedleSpec
+from factor_search.spec import JobSpec, NeedleSpec
 from factor_search.text.documents import matching_files
 from factor_search.text.needle import needle_samples
-from factor_search.text.samples import Samples, SampleSet, Watch, check_vocabulary, load_samples
+from factor_search.text.samples import Samples, SampleSet, Watch, check_vocabulary, distinct_tokens, load_samples
 from factor_search.text.tokens import CachedTokenizer
 
 IDENTITY = ".factor-search"
@@ -70,7 +69,7 @@ def read_samples(spec: JobSpec, loaded: LoadedModel, watch: Watch | None = None)
     """
     tokenizer = CachedTokenizer(loaded.tokenizer)
     whole = spec.stride is not None
-    distinct = distinct_tokens(spec.data, loaded.geometry)
+    distinct = distinct_tokens(spec.data, loaded.geometry.original_length)
     samples = load_samples(
         spec.data, tokenizer, spec.target_length, seed=spec.seed, whole=whole, distinct=distinct, watch=watch
     )
@@ -81,14 +80,6 @@ def read_samples(spec: JobSpec, loaded: LoadedModel, watch: Watch | None = None)
     for part in (samples.search, samples.validation, samples.held_out):
         check_vocabulary(part, loaded.model.get_input_embeddings().num_embeddings)
     return samples
-
-
-def distinct_tokens(data: DataSpec, geometry: Geometry) -> int | None:
-    """How many leading tokens no two documents share; None is the target length.
-
-    Jobs of different lengths on the same documents must agree, and none of them is shorter than the original length.
-    """
-    return None if data.least_tokens is None else min(geometry.original_length, data.least_tokens)
 
 
 def _with_needles(samples: Samples, tokenizer: CachedTokenizer, spec: JobSpec, objective: NeedleSpec) -> Samples:

@@ -1,6 +1,6 @@
-"""Closed-form rescale factors: the seeds of every search and the baselines of every report.
+"""Closed-form rescale factors, which seed every search and are the baselines of every report.
 
-All are written as lambda_i relative to the plain theta_i = base^(-2i/d), for a scale s = target / original length.
+Each method gives lambda_i relative to the plain theta_i = base^(-2i/d), for a scale s = target / original length.
 """
 
 import math
@@ -14,24 +14,24 @@ AS_CONFIGURED = "as-configured"
 
 
 def none(geometry: Geometry, target_length: int) -> Factors:
-    """Plain RoPE, nothing rescaled."""
+    """Leave RoPE as it is: all factors are 1."""
     return Factors.of([1.0] * geometry.pairs)
 
 
 def position_interpolation(geometry: Geometry, target_length: int) -> Factors:
-    """Position interpolation: every position divided by s (2306.15595, eq. 4)."""
+    """Position interpolation divides every position by s (2306.15595, eq. 4)."""
     return Factors.of([_scale(geometry, target_length)] * geometry.pairs)
 
 
 def ntk_aware(geometry: Geometry, target_length: int) -> Factors:
-    """NTK-aware scaling: base' = base * s^(d/(d-2)), so that lambda of the last pair is s (2309.00071, eq. 16)."""
+    """NTK-aware scaling uses base' = base * s^(d/(d-2)), so that lambda of the last pair is s (2309.00071, eq. 16)."""
     d = geometry.rotary_dim
     base = geometry.rope_theta * _scale(geometry, target_length) ** (d / max(d - 2, 1))
     return _new_base(geometry, base)
 
 
 def dynamic_ntk(geometry: Geometry, target_length: int) -> Factors:
-    """Dynamic NTK at the target length n = sL, as engines do it: base' = base * (s n / L - (s - 1))^(d/(d-2))."""
+    """Dynamic NTK at length n = sL, as in inference engines: base' = base * (s n / L - (s - 1))^(d/(d-2))."""
     d = geometry.rotary_dim
     scale = _scale(geometry, target_length)
     base = geometry.rope_theta * (scale * target_length / geometry.original_length - (scale - 1)) ** (d / max(d - 2, 1))
@@ -39,9 +39,10 @@ def dynamic_ntk(geometry: Geometry, target_length: int) -> Factors:
 
 
 def ntk_critical(geometry: Geometry, target_length: int) -> Factors:
-    """NTK to the critical dimension: base' = base^(ln(L'/2pi) / ln(L/2pi)).
+    """NTK scaling to the critical dimension uses base' = base^(ln(L'/2pi) / ln(L/2pi)).
 
-    The pair that just completed one period at L completes it at L' (LongRoPE2, 2502.20082, sec. 3).
+    The pair that completes exactly one rotation within the original length L completes it within the target length L'
+    (LongRoPE2, 2502.20082, sec. 3).
     """
     two_pi = 2 * math.pi
     exponent = math.log(target_length / two_pi) / math.log(geometry.original_length / two_pi)
@@ -49,16 +50,16 @@ def ntk_critical(geometry: Geometry, target_length: int) -> Factors:
 
 
 def yarn(geometry: Geometry, target_length: int, beta_fast: float = 32.0, beta_slow: float = 1.0) -> Factors:
-    """YaRN: frequencies (not lambda) interpolated over a ramp of dimensions; attention factor 0.1 ln s + 1.
+    """YaRN interpolates frequencies (not lambda) over a ramp of dimensions; the attention factor is 0.1 ln s + 1.
 
-    2309.00071, eq. 17-23, with the whole-dimension ramp ends of the authors' code and of transformers.
+    See 2309.00071, eq. 17-23. As in the authors' code and in transformers, the ramp ends at whole dimensions.
     """
     scale = _scale(geometry, target_length)
     d, base, length = geometry.rotary_dim, geometry.rope_theta, geometry.original_length
 
-    def dimension_of(turns: float) -> float:
-        """The pair index that makes this many turns within the original length."""
-        return d * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
+    def dimension_of(rotations: float) -> float:
+        """Return the pair index that makes so many rotations within the original length."""
+        return d * math.log(length / (rotations * 2 * math.pi)) / (2 * math.log(base))
 
     low = max(math.floor(dimension_of(beta_fast)), 0)
     high = min(math.ceil(dimension_of(beta_slow)), d - 1)
@@ -66,13 +67,13 @@ def yarn(geometry: Geometry, target_length: int, beta_fast: float = 32.0, beta_s
     factors = []
     for i in range(geometry.pairs):
         ramp = min(max((i - low) / width, 0.0), 1.0)
-        keep = 1 - ramp  # m: share of the original frequency that is kept
+        keep = 1 - ramp  # share of the original frequency that is kept
         factors.append(1 / ((1 - keep) / scale + keep))
     return Factors.of(factors, attention_factor=yarn_attention_factor(scale))
 
 
 def llama3(geometry: Geometry, target_length: int, low: float = 1.0, high: float = 4.0) -> Factors:
-    """Llama 3.1's rule: short wavelengths kept, long ones divided by s, frequencies blended in between."""
+    """Llama 3.1's rule keeps high frequencies, divides low ones by s, and interpolates between them."""
     scale, length = _scale(geometry, target_length), geometry.original_length
     factors = []
     for wavelength in geometry.wavelengths:
@@ -87,10 +88,10 @@ def llama3(geometry: Geometry, target_length: int, low: float = 1.0, high: float
 
 
 def entropy_abf(geometry: Geometry, target_length: int, base: float = 500_000.0) -> Factors:
-    """The adjusted base of Entropy-ABF (2401.07004, sec. 3): base' = 500,000 unless another is given.
+    """Entropy-ABF adjusts the base to 500,000 (2401.07004, sec. 3).
 
-    A model whose base is already larger keeps it, so no factor falls below 1. The method's other half, a factor on
-    queries alone that grows with position, is not a RoPE factor and is left out.
+    A model with a larger base keeps it, so no factor is below 1. The second half of the method, a factor on the queries
+    that grows with the position, is not a RoPE factor and is left out.
     """
     return _new_base(geometry, max(base, geometry.rope_theta))
 
@@ -110,10 +111,11 @@ METHODS: dict[str, Method] = {
 
 
 def closed_form(name: str, geometry: Geometry, target_length: int) -> Factors:
-    """The factors of one method by name.
+    """Return the factors of one method by its name.
 
     Raises:
-        SpecError: no such method, or ``as-configured`` on a model whose configuration has no scaling.
+        SpecError: there is no such method, or the name is ``as-configured`` and the model's configuration has no
+            scaling.
     """
     available = closed_forms(geometry, target_length)
     if name not in available:
@@ -122,7 +124,7 @@ def closed_form(name: str, geometry: Geometry, target_length: int) -> Factors:
 
 
 def closed_forms(geometry: Geometry, target_length: int) -> dict[str, Factors]:
-    """Every method's factors, by name; ``as-configured`` is added where the model already has a scaling."""
+    """Return the factors of every method by name, and ``as-configured`` where the model already has a scaling."""
     factors = {name: method(geometry, target_length) for name, method in METHODS.items()}
     configured = geometry.configured_factors(target_length)
     if configured is not None:
@@ -131,12 +133,12 @@ def closed_forms(geometry: Geometry, target_length: int) -> dict[str, Factors]:
 
 
 def yarn_attention_factor(scale: float) -> float:
-    """0.1 ln s + 1 (2309.00071, eq. 22)."""
+    """YaRN's attention factor is 0.1 ln s + 1 (2309.00071, eq. 22)."""
     return 0.1 * math.log(scale) + 1.0 if scale > 1 else 1.0
 
 
 def longrope_attention_factor(scale: float, original_length: int) -> float:
-    """sqrt(1 + ln s / ln L), the formula of the published LongRoPE models."""
+    """LongRoPE's attention factor is sqrt(1 + ln s / ln L), as in its published models."""
     return math.sqrt(1 + math.log(scale) / math.log(original_length)) if scale > 1 else 1.0
 
 
@@ -145,6 +147,6 @@ def _scale(geometry: Geometry, target_length: int) -> float:
 
 
 def _new_base(geometry: Geometry, base: float) -> Factors:
-    """lambda_i = (base' / base)^(2i/d)."""
+    """Express a new base as factors: lambda_i = (base' / base)^(2i/d)."""
     ratio = base / geometry.rope_theta
     return Factors.of([ratio ** (2 * i / geometry.rotary_dim) for i in range(geometry.pairs)])

@@ -8,6 +8,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, insert, select, update
 
+from factor_search.plan.kinds import KINDS
+from factor_search.plan.kinds.contract import Execution
 from factor_search.spec import JobSpec, parse_spec
 from storage.errors import ConflictError, LeaseLostError, NotFoundError
 from storage.events import append_events
@@ -15,6 +17,8 @@ from storage.schema import candidates, jobs, now
 from storage.states import ENDED, CandidateState, JobState, StateRequest
 
 SEARCH = "search"
+SEARCHES = tuple(kind.name for kind in KINDS.values() if kind.execution == Execution.SEARCH)
+"""Kinds of jobs that search: they have a specification, factors, a report and a study."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Job:
     id: str
     name: str
     kind: str
-    """search, finetune, evaluate or export."""
+    """One of :data:`factor_search.plan.kinds.KINDS`."""
     plan_id: str | None
     """Of the plan that it is a stage of."""
     plan_stage: str | None

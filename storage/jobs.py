@@ -14,6 +14,7 @@ from storage.events import append_events
 from storage.job_rows import (
     JOB_COLUMNS,
     SEARCH,
+    SEARCHES,
     Job,
     Lease,
     ask_for,
@@ -29,7 +30,7 @@ from storage.job_rows import (
 from storage.schema import jobs, now
 from storage.states import JobState, StateRequest
 
-__all__ = ["Job", "JobStore", "Lease", "fenced_update"]
+__all__ = ["SEARCHES", "Job", "JobStore", "Lease", "fenced_update"]
 
 _AFTER = {StateRequest.PAUSE: JobState.PAUSED, StateRequest.CANCEL: JobState.CANCELLED}
 _LARGE = {"factors": jobs.c.factors, "report": jobs.c.report}

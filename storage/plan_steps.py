@@ -10,7 +10,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, or_, select
 
+from factor_search.plan.kinds import KINDS
+from factor_search.plan.kinds.contract import Execution
 from storage.database import Database
+from storage.job_rows import SEARCHES
 from storage.plan_rows import (
     PLAN_COLUMNS,
     PRESENT,
@@ -25,9 +28,7 @@ from storage.plan_rows import (
     tell,
 )
 from storage.schema import jobs, now, plans
-from storage.states import ENDED, SEARCHES, JobState, PlanState
-
-AWAIT = "await_checkpoint"
+from storage.states import ENDED, JobState, PlanState
 
 
 class PlanSteps:
@@ -90,7 +91,7 @@ class PlanSteps:
                 return False
             if plan.job.state == JobState.FINISHED:
                 stage_has_ended(connection, plan, _outcome(connection.execute(_results(plan.job.id)).one()))
-            elif plan.job.kind == AWAIT:
+            elif KINDS[plan.job.kind].execution == Execution.CHECKPOINT:
                 _wait_again(connection, plan, plan.job.error or plan.job.state)
             elif plan.job.state == JobState.CANCELLED:
                 set_plan(connection, plan.id, PlanState.CANCELLED, state=PlanState.CANCELLED, ended_at=now())

@@ -25,10 +25,12 @@ from storage.plan_rows import (
 from storage.schema import now, plan_stages, plans
 from storage.states import ENDED, JobState, PlanState, StateRequest
 
-__all__ = ["PREFIX", "Plan", "PlanStage", "PlanStore"]
+__all__ = ["CHECKPOINT", "PREFIX", "Plan", "PlanStage", "PlanStore"]
 
 PREFIX = "p"
 """Of the ids of plans; those of jobs are hexadecimal."""
+CHECKPOINT = "checkpoint"
+"""Key of the supplied checkpoint's folder, beside the work of a stage that waits for one."""
 
 
 class PlanStore:
@@ -200,7 +202,7 @@ class PlanStore:
             set_plan(connection, plan_id, "retried", {"stage": plan.stages[number].name}, **values)
             return read_plan(connection, plan_id)
 
-    def hand_in(self, plan_id: str, spec: Mapping[str, Any]) -> Plan:
+    def supply_checkpoint(self, plan_id: str, spec: Mapping[str, Any]) -> Plan:
         """Make the job that looks into a checkpoint for the stage that waits for one.
 
         Args:

@@ -63,5 +63,3 @@ class CandidateState(StrEnum):
 
 ENDED = ("finished", "failed", "cancelled")
 """States in which a job or a plan has ended."""
-SEARCHES = ("search", "readjust")
-"""Kinds of jobs that search: they have a specification, factors, a report and a study."""

@@ -30,7 +30,7 @@ SCALE = 8
 TARGET = SCALE * GEOMETRY.original_length
 SEEDS = list(closed_forms(GEOMETRY, TARGET).values())
 OCTAVES = np.log2([wavelength / GEOMETRY.original_length for wavelength in GEOMETRY.wavelengths])
-"""Below one turn, for each pair."""
+"""Octaves below one rotation, for each pair."""
 OPTIMA = {
     "step": SCALE ** np.interp(OCTAVES, [-3.0, 0.1, 0.6], [0.0, 0.35, 0.9]),
     "ramp": 1 / (1 - (1 - 1 / (0.6 * SCALE)) * np.interp(OCTAVES, [-4.0, 2.0], [0.0, 1.0])),
@@ -238,21 +238,21 @@ def test_the_attention_factor_is_searched_early() -> None:
 
 
 class Barrier(ManyDocuments):
-    """No foot at all is best, but a foot of half the usual height is worse than both."""
+    """No rescaling before the step is best, but half of the usual rescaling there is worse than both ends."""
 
     def __init__(self) -> None:
         super().__init__(np.where(OCTAVES < 0.4, 1.0, 0.9 * SCALE).tolist())
 
     def common(self, factors: Factors) -> float:
-        foot = math.log(factors.rescale_factors[int(np.argmax(OCTAVES > -0.5))]) / math.log(SCALE)
-        return super().common(factors) + 0.2 * math.exp(-(((foot - 0.12) / 0.06) ** 2))
+        height = math.log(factors.rescale_factors[int(np.argmax(OCTAVES > -0.5))]) / math.log(SCALE)
+        return super().common(factors) + 0.2 * math.exp(-(((height - 0.12) / 0.06) ** 2))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_foot_that_small_moves_do_not_lower_is_lowered_at_once(seed: int) -> None:
+def test_pairs_before_the_step_are_scaled_down_at_once_where_small_moves_fail(seed: int) -> None:
     found = []
-    for shares in ((), SETTINGS.foot_shares):
-        auto = Auto(space_of(), SEEDS, 4, seed=seed, settings=replace(SETTINGS, foot_shares=shares))
+    for shares in ((), SETTINGS.before_step_shares):
+        auto = Auto(space_of(), SEEDS, 4, seed=seed, settings=replace(SETTINGS, before_step_shares=shares))
         objective = Barrier()
         state = search(auto, objective, many_documents(4), BudgetSpec(candidates=150), error_rate=0.1)
         found.append(objective.common(best_of(state)))
@@ -320,7 +320,7 @@ def test_every_kind_of_space(changes: dict[str, Any]) -> None:
         monotone=st.booleans(),
         initial_tokens=st.sampled_from([(0,), (0, 1, 2)]),
         attention_factors=st.sampled_from([(1.0,), (1.0, 1.1, 1.2)]),
-        turns=st.sampled_from([(8.0, 1.0, 0.125), (900.0, 700.0, 500.0), (0.3, 0.2, 0.1)]),
+        rotations=st.sampled_from([(8.0, 1.0, 0.125), (900.0, 700.0, 500.0), (0.3, 0.2, 0.1)]),
         scale=st.sampled_from([1.5, 4.0]),
     ),
     st.integers(1, 5),

@@ -147,7 +147,8 @@ def test_control_c_leaves_a_valid_result_and_running_again_ends_as_if_undisturbe
     assert "Traceback" not in errors
     partial = json.loads((out / "report.json").read_text())
     assert partial["status"] == "interrupted"
-    assert read_factors(out / "factors.json").factors.is_monotone
+    found = read_factors(out / "factors.json").rescale_factors
+    assert found == sorted(found)
     assert "partial result" in (out / "report.html").read_text()
     stored = ledger.read_bytes().count(b"\n")
     assert main(["run", str(spec), "--out", str(out)]) == 0

@@ -9,9 +9,9 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from api.dashboard import dashboard_app
+from api.dashboard import Dashboard
 from bench.dashboard import browse, chromium, new_job, record_search, served
-from storage.dashboard.optuna_tables import optuna_url_beside
+from storage.dashboard.address import optuna_url_beside
 from storage.dashboard.projection import Projection
 from storage.database import Database
 from storage.evaluations import Batch, EvaluationStore
@@ -43,7 +43,7 @@ def trials_of(client: TestClient, after: int = 0) -> list[dict[str, Any]]:
 def test_the_mounted_dashboard_shows_what_another_process_writes(database: Database, projection: Projection) -> None:
     evaluations, lease = EvaluationStore(database), new_job(database, "one")
     app = FastAPI()
-    app.mount("/", dashboard_app(optuna_url_beside(database.url)))
+    app.mount("/", Dashboard(optuna_url_beside(database.url)))
     with TestClient(app) as client:
         assert client.get("/dashboard").status_code == 200
         assert client.get("/api/studies").json() == {"study_summaries": []}
@@ -69,7 +69,7 @@ def test_large_answers_are_compressed(database: Database, projection: Projection
     lease = new_job(database, "one")
     record_search(database, lease, 64)
     projection.project(lease.job_id, 0)
-    with TestClient(dashboard_app(optuna_url_beside(database.url))) as client:
+    with TestClient(Dashboard(optuna_url_beside(database.url))) as client:
         answer = client.get("/api/studies/1", params={"after": 0})
         assert answer.headers["content-encoding"] == "gzip"
         assert len(answer.json()["trials"]) == 64

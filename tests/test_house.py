@@ -2,8 +2,11 @@
 
 import re
 import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 from api.cli.commands import COMMANDS
@@ -45,3 +48,59 @@ def test_nothing_of_the_machine_it_was_made_on() -> None:
     for file in tracked("*"):
         if file.suffix in (".py", ".md", ".toml", ".txt", "") and file.name != "LICENSE":
             assert not re.search(r"(?<![\w.*])/(work|farm|opt|home)/", file.read_text()), file
+
+
+GROUND_FLOOR = "factor_search"
+LIGHT = (
+    "storage.jobs",
+    "storage.dashboard.projector",
+    "api.app",
+    "factor_search.plan.spec",
+    "factor_search.report.document",
+)
+"""Values, records and interfaces: what is imported where a server starts, or a notebook looks at results."""
+
+
+@pytest.fixture(scope="module")
+def imports() -> grimp.ImportGraph:
+    return grimp.build_graph("factor_search", "storage", "workers", "api", cache_dir=None)
+
+
+def rooms(graph: grimp.ImportGraph) -> set[tuple[str, str]]:
+    """Which files and folders directly in ``factor_search`` import which others."""
+    inside = [module for module in graph.modules if module.startswith(f"{GROUND_FLOOR}.")]
+    edges = {
+        (one, other) for one in inside for other in graph.find_modules_directly_imported_by(one) if other in inside
+    }
+    return {(a, b) for one, other in edges if (a := one.split(".")[1]) != (b := other.split(".")[1])}
+
+
+def test_the_ground_floor_has_few_rooms_and_few_imports_between_them(imports: grimp.ImportGraph) -> None:
+    edges = rooms(imports)
+    assert len({module.split(".")[1] for module in imports.modules if module.startswith(f"{GROUND_FLOOR}.")}) <= 20
+    assert len(edges) <= 90
+    assert not circle(edges)
+
+
+def test_no_circle_of_files(imports: grimp.ImportGraph) -> None:
+    edges = {(one, other) for one in imports.modules for other in imports.find_modules_directly_imported_by(one)}
+    assert not circle(edges)
+
+
+def circle(edges: set[tuple[str, str]]) -> list[str]:
+    """Members of circles, or what leads from one to the next; empty if there is none."""
+    try:
+        tuple(TopologicalSorter({one: {b for a, b in edges if a == one} for one, _ in edges}).static_order())
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_a_circle_is_found() -> None:
+    assert set(circle({("a", "b"), ("b", "c"), ("c", "a"), ("d", "a")})) == {"a", "b", "c"}
+
+
+def test_values_records_and_interfaces_load_no_torch() -> None:
+    code = f"import sys, {LIGHT}; print(*{{'torch', 'transformers', 'ray'}} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""

@@ -43,8 +43,8 @@ def backend() -> Iterator[ThreadBackend]:
 @pytest.fixture
 def pool(backend: ThreadBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
     monkeypatch.setattr("workers.pool.TICK_SECONDS", 0.02)
-    monkeypatch.setattr("workers.pool.WATCH_AFTER_SECONDS", 0.0)
-    monkeypatch.setattr("workers.pool.WATCH_EVERY_SECONDS", 0.02)
+    monkeypatch.setattr("workers.pool.POLL_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("workers.pool.POLL_EVERY_SECONDS", 0.02)
     pool = Pool(backend)
     yield pool
     pool.close()
@@ -91,7 +91,7 @@ def test_one_that_cannot_be_done_is_given_up_with_its_reason(
         begun.append(1)
         raise error
 
-    with pytest.raises(LongTaskError, match=rf"after {attempts} attempts, the last ended as {outcome}: {error}"):
+    with pytest.raises(LongTaskError, match=rf"after {attempts} attempts, the last one ended as {outcome}: {error}"):
         begin(pool, call).result.result(20)
     assert len(begun) == attempts
 
@@ -154,7 +154,7 @@ def test_it_may_take_long_if_only_something_is_heard(pool: Pool, monkeypatch: py
         return "done"
 
     assert begin(pool, talking).result.result(10) == "done"
-    with pytest.raises(LongTaskError, match=r"timed out: nothing was heard of it for 0\.4 s"):
+    with pytest.raises(LongTaskError, match=r"timed out: no progress report for 0\.4 s"):
         begin(pool, lambda tell: time.sleep(1.5)).result.result(20)
 
 
@@ -212,7 +212,7 @@ def test_steps_are_heard_with_the_phase_that_they_belong_to() -> None:
 
 
 def test_one_that_no_worker_comes_up_for_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.pool.FAILED_STARTS", 2)
+    monkeypatch.setattr("workers.worker_slots.FAILED_STARTS", 2)
 
     class StillBorn(StubWorker):
         def name(self) -> str:
@@ -221,7 +221,7 @@ def test_one_that_no_worker_comes_up_for_is_given_up(monkeypatch: pytest.MonkeyP
     backend = ThreadBackend(StillBorn, 1)
     pool = Pool(backend)
     try:
-        with pytest.raises(LongTaskError, match="no worker comes up: its process died"):
+        with pytest.raises(LongTaskError, match="no worker could be started: its process died"):
             begin(pool, lambda tell: None).result.result(20)
     finally:
         pool.close()

@@ -14,7 +14,7 @@ from factor_search.job import run_job
 from factor_search.report.document import build_factors_file, build_report, table
 from factor_search.report.page import render
 from factor_search.spec import MEASURES, JobSpec, NeedleSpec, parse_spec
-from storage.dashboard.optuna_tables import optuna_url_beside
+from storage.dashboard.address import optuna_url_beside
 from storage.dashboard.projection import Projection
 from storage.evaluations import EvaluationStore
 from tests.processes import one_thread

@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 
 from factor_search.errors import DataError
 from factor_search.finetune.spec import FinetuneSpec
-from factor_search.job import distinct_tokens
 from factor_search.plan.training_documents import training_documents
 from factor_search.spec import DataSpec
 from factor_search.testbed.byte_tokenizer import byte_tokenizer
-from factor_search.text.samples import PARTS, Samples, load_samples
+from factor_search.text.samples import PARTS, Samples, distinct_tokens, load_samples
 from factor_search.text.tokens import CachedTokenizer, TokenIds
 from tests.synthetic import geometry
 
@@ -42,7 +41,7 @@ def training(data: DataSpec, seed: int, length: int, files: list[str] | None = N
 
 
 def dealt_at(data: DataSpec, length: int, seed: int) -> Samples:
-    return load_samples(data, TOKENIZE, length, seed=seed, distinct=distinct_tokens(data, GEOMETRY))
+    return load_samples(data, TOKENIZE, length, seed=seed, distinct=distinct_tokens(data, GEOMETRY.original_length))
 
 
 documents = st.tuples(st.integers(0, 15), st.integers(20, 700), st.booleans())

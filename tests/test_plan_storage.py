@@ -23,7 +23,7 @@ from tests.test_storage import SPEC
 STAGES = [("search-1", "search"), ("tuned", "await_checkpoint"), ("export-1", "export")]
 OUTCOME: dict[str, Any] = {"model": None, "factors": {"a": 1}, "report": {}}
 TUNED: dict[str, Any] = {"model": {"id": "m"}, "factors": None, "report": {}}
-HANDED = {"kind": "await_checkpoint", "checkpoint": "m"}
+SUPPLIED = {"kind": "await_checkpoint", "checkpoint": "m"}
 
 
 class TestPlanContract:
@@ -74,7 +74,7 @@ class TestPlanContract:
 
     def test_an_unknown_plan_is_not_found(self, plans: PlanStore) -> None:
         actions: list[Callable[[str], Any]] = [plans.get, plans.pause, plans.resume, plans.cancel, plans.retry]
-        actions.append(lambda plan: plans.hand_in(plan, HANDED))
+        actions.append(lambda plan: plans.supply_checkpoint(plan, SUPPLIED))
         for action in actions:
             with pytest.raises(NotFoundError, match="nothing"):
                 action("nothing")
@@ -102,12 +102,12 @@ class TestPlanContract:
         assert (plan.state, plan.stage, plan.stages[0].outcome) == ("running", 1, OUTCOME)
         assert steps.wait(plan, {"kind": "await_checkpoint"})
         assert (plans.get(plan.id).state, steps.due()) == ("waiting", [])
-        assert plans.hand_in(plan.id, HANDED | {"checkpoint": "broken"}).state == "running"
+        assert plans.supply_checkpoint(plan.id, SUPPLIED | {"checkpoint": "broken"}).state == "running"
         jobs.end(claim(jobs), "failed", error="it is broken")
         assert steps.conclude(*steps.due())
         plan = plans.get(plan.id)
         assert (plan.state, plan.stage, plan.job, plan.error) == ("waiting", 1, None, "it is broken")
-        plans.hand_in(plan.id, HANDED)
+        plans.supply_checkpoint(plan.id, SUPPLIED)
         jobs.end(claim(jobs), "finished", outcome=TUNED)
         assert steps.conclude(*steps.due())
         plan = plans.get(plan.id)
@@ -219,17 +219,17 @@ class TestPlanContract:
     def test_only_a_plan_that_waits_takes_a_checkpoint(self, plans: PlanStore, steps: PlanSteps) -> None:
         plan, _ = submit(plans, stages=STAGES[1:])
         with pytest.raises(ConflictError, match="queued: it does not wait"):
-            plans.hand_in(plan.id, HANDED)
+            plans.supply_checkpoint(plan.id, SUPPLIED)
         steps.wait(plan, {})
         assert plans.pause(plan.id).state == "paused"
         with pytest.raises(ConflictError, match="paused"):
-            plans.hand_in(plan.id, HANDED)
+            plans.supply_checkpoint(plan.id, SUPPLIED)
         plans.resume(plan.id)
         assert steps.due() == [plans.get(plan.id)]
         steps.wait(plans.get(plan.id), {})
-        plans.hand_in(plan.id, HANDED)
+        plans.supply_checkpoint(plan.id, SUPPLIED)
         with pytest.raises(ConflictError, match="does not wait"):
-            plans.hand_in(plan.id, HANDED)
+            plans.supply_checkpoint(plan.id, SUPPLIED)
 
     def test_finished_twins_are_found_by_their_work(self, plans: PlanStore, steps: PlanSteps, jobs: JobStore) -> None:
         plan, _ = submit(plans)

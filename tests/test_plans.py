@@ -225,7 +225,10 @@ def test_a_checkpoint_that_was_taken_away_is_made_again_from_its_stage(
     shutil.rmtree(service.policy.require_work_folder())
     service.plans.retry(plan.id, "export-1")
     plan = service.until(plan.id)
-    assert plan.error == f"export-1: {made.id}, of finetune-1, is gone: bring it back, or retry from finetune-1"
+    assert (
+        plan.error
+        == f"export-1: the checkpoint {made.id} of finetune-1 is missing: restore it, or retry from finetune-1"
+    )
     service.plans.retry(plan.id, "finetune-1")
     plan = service.until(plan.id)
     assert plan.state == "finished", plan.error
@@ -273,11 +276,11 @@ def test_a_checkpoint_is_refused_or_taken_by_a_worker(
     for folder in (broken, whole):
         shutil.copytree(checkpoint, folder)
     (broken / "model.safetensors").write_bytes(b"nothing")
-    assert service.plans.hand_in(plan_id, work | {"checkpoint": str(broken)}).state == "running"
+    assert service.plans.supply_checkpoint(plan_id, work | {"checkpoint": str(broken)}).state == "running"
     plan = service.until(plan_id, "waiting")
     assert "cannot load" in str(plan.error)
     assert "checkpoint_refused" in service.history(plan_id)
-    assert service.plans.hand_in(plan_id, work | {"checkpoint": str(whole)}).error is None
+    assert service.plans.supply_checkpoint(plan_id, work | {"checkpoint": str(whole)}).error is None
     plan = service.until(plan_id)
     made = outcomes(plan)[1].model
     assert made is not None

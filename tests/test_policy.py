@@ -182,7 +182,7 @@ def test_a_policy_passes_through_a_command_line(hub: bool, code: bool, root: Pat
 def test_by_default_the_current_folder_is_the_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
     assert Policy.from_arguments(parsed(), hub=True) == Policy((root.resolve(),), True, False)
-    with pytest.raises(SpecError, match="--root nothing is no folder"):
+    with pytest.raises(SpecError, match="--root nothing is not a folder"):
         Policy.from_arguments(parsed("--root", "nothing"), hub=True)
 
 

@@ -1,4 +1,4 @@
-"""Curves over turns: what candidates they stand for, on any model."""
+"""Curves over rotations: what candidates they stand for, on any model."""
 
 import math
 
@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from factor_search.factors import Factors
 from factor_search.search.space import Genome, SearchSpace
-from factor_search.search.strategies.profile import BOUNDS, FIRST, Profile, Steps, with_lower_foot
+from factor_search.search.strategies.profile import BOUNDS, FIRST, Profile, Steps, scaled_before_step
+from tests.synthetic import is_monotone
 
 
 def space_of(pairs: int, base: float, original: float, scale: float, step: float = 0.01) -> SearchSpace:
-    turns = tuple(original / (2 * math.pi) * base ** (-i / pairs) for i in range(pairs))
+    rotations = tuple(original / (2 * math.pi) * base ** (-i / pairs) for i in range(pairs))
     return SearchSpace(
-        pairs, step, math.floor((8 * scale - 1) / step), True, (0, 4), (1.0, 1.1), turns=turns, scale=scale
+        pairs, step, math.floor((8 * scale - 1) / step), True, (0, 4), (1.0, 1.1), rotations=rotations, scale=scale
     )
 
 
@@ -28,7 +29,7 @@ spaces = st.builds(
     scale=st.sampled_from([1.1, 2.0, 8.0, 64.0]),
     step=st.sampled_from([0.01, 0.25]),
 )
-"""Models of one pair or two, and those whose pairs all make many turns, or none, among them."""
+"""Models of one pair or two, and those whose pairs all make many rotations, or none, among them."""
 
 
 @st.composite
@@ -43,21 +44,21 @@ def test_every_profile_is_a_candidate_in_the_space(space: SearchSpace, values: t
     for profile in (Profile(*values), *FIRST):
         factors = profile.factors(space, 4, 1.1)
         assert space.contains(factors)
-        assert factors.is_monotone
+        assert is_monotone(factors)
         assert (factors.initial_tokens, factors.attention_factor) == (4, 1.1)
 
 
 def test_the_first_profiles_are_within_the_bounds() -> None:
     for profile in FIRST:
-        values = [profile.step, profile.foot, profile.level, profile.start]
+        values = [profile.step, profile.before_step, profile.level, profile.start]
         assert all(low <= value <= high for value, (low, high) in zip(values, BOUNDS, strict=True))
 
 
 @pytest.mark.parametrize("level", [0.8, 1.0, 1.3])
 def test_a_profile_by_its_numbers(level: float) -> None:
-    factors = Profile(step=-0.5, foot=0.3, level=level, start=3.0).factors(LLAMA, 0, 1.0)
-    for turns, factor in zip(LLAMA.turns, factors.rescale_factors, strict=True):
-        octaves = math.log2(turns)
+    factors = Profile(step=-0.5, before_step=0.3, level=level, start=3.0).factors(LLAMA, 0, 1.0)
+    for rotations, factor in zip(LLAMA.rotations, factors.rescale_factors, strict=True):
+        octaves = math.log2(rotations)
         if octaves >= 3.0:
             assert factor == 1.0
         elif octaves >= -0.25:  # the step is half an octave wide
@@ -67,9 +68,9 @@ def test_a_profile_by_its_numbers(level: float) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_lower_foot_keeps_the_level(share: float) -> None:
-    base = Profile(step=-0.5, foot=0.3, level=0.9, start=3.0).factors(LLAMA, 4, 1.1)
-    lower = with_lower_foot(LLAMA, base, share)
+def test_scaling_down_before_the_step_keeps_the_level(share: float) -> None:
+    base = Profile(step=-0.5, before_step=0.3, level=0.9, start=3.0).factors(LLAMA, 4, 1.1)
+    lower = scaled_before_step(LLAMA, base, share)
     assert (lower.initial_tokens, lower.attention_factor) == (4, 1.1)
     steepest = max(range(1, 64), key=lambda i: math.log(base.rescale_factors[i] / base.rescale_factors[i - 1]))
     assert lower.rescale_factors[steepest:] == base.rescale_factors[steepest:]
@@ -81,22 +82,22 @@ def test_a_lower_foot_keeps_the_level(share: float) -> None:
 
 @settings(deadline=None)
 @given(st.data(), spaces, st.floats(0, 1))
-def test_a_lower_foot_of_whatever_is_in_the_space_is_too(data: st.DataObject, space: SearchSpace, share: float) -> None:
+def test_scaling_down_before_the_step_stays_in_the_space(data: st.DataObject, space: SearchSpace, share: float) -> None:
     base = data.draw(bases(space))
-    lower = with_lower_foot(space, base, share)
+    lower = scaled_before_step(space, base, share)
     assert space.contains(lower)
-    assert lower.is_monotone
+    assert is_monotone(lower)
     assert all(one <= other for one, other in zip(lower.rescale_factors, base.rescale_factors, strict=True))
 
 
 def test_a_profile_means_the_same_on_another_model() -> None:
-    """Twice the length at which pairs make as many turns: the same factors."""
-    slower = SearchSpace(64, 0.01, 6300, True, (0,), (1.0,), turns=LLAMA.turns, scale=8.0)
+    """Twice the length at which pairs make as many rotations: the same factors."""
+    slower = SearchSpace(64, 0.01, 6300, True, (0,), (1.0,), rotations=LLAMA.rotations, scale=8.0)
     longer = space_of(64, 10_000.0, 2 * 4096.0, 8.0)
     for profile in FIRST:
         one = profile.factors(LLAMA, 0, 1.0).rescale_factors
         assert profile.factors(slower, 0, 1.0).rescale_factors == one
-        shifted = np.interp(-np.log2(longer.turns), -np.log2(LLAMA.turns), one)
+        shifted = np.interp(-np.log2(longer.rotations), -np.log2(LLAMA.rotations), one)
         assert profile.factors(longer, 0, 1.0).rescale_factors == pytest.approx(shifted, rel=0.15)
 
 
@@ -126,7 +127,7 @@ def test_any_rises_are_a_candidate_in_the_space(
     rises = data.draw(st.lists(st.floats(-size, size), min_size=count, max_size=count))
     factors = steps.factors(np.array(rises))
     assert space.contains(factors)
-    assert factors.is_monotone
+    assert is_monotone(factors)
 
 
 def test_a_rise_lifts_what_comes_after_it_and_nothing_before() -> None:
@@ -143,15 +144,15 @@ def test_a_rise_lifts_what_comes_after_it_and_nothing_before() -> None:
         assert change[-1] == pytest.approx(before[-1] * (8**0.1 - 1), abs=0.02)
         untouched.append(int(lifted[0]))
     assert untouched == sorted(set(untouched))
-    assert LLAMA.turns[untouched[0]] <= 2**4.0
+    assert LLAMA.rotations[untouched[0]] <= 2**4.0
 
 
-def test_knots_stand_where_pairs_make_few_turns() -> None:
-    """Eight turns to a fifth of one, and the last pair: on a model of 64 pairs nearly all of them."""
+def test_knots_stand_where_pairs_make_few_rotations() -> None:
+    """Eight rotations to a fifth of one, and the last pair: on a model of 64 pairs nearly all of them."""
     steps = Steps(LLAMA, Factors.of([1.0] * 64), 7)
     assert len(steps.start) == 8
     rises = np.zeros(8)
     rises[7] = 0.5
     last = np.array(steps.factors(rises).rescale_factors)
-    assert np.all(last[np.array(LLAMA.turns) > 0.21] == 1.0)
+    assert np.all(last[np.array(LLAMA.rotations) > 0.21] == 1.0)
     assert last[-1] == pytest.approx(8**0.5, abs=0.006)

@@ -14,7 +14,7 @@ from optuna_dashboard import get_note
 from factor_search.measure.evaluation import DIVERGED
 from storage.coordinators import CoordinatorStore
 from storage.dashboard import projector as projector_module
-from storage.dashboard.optuna_tables import optuna_url_beside
+from storage.dashboard.address import optuna_url_beside
 from storage.dashboard.projection import Projection
 from storage.dashboard.projector import Projector
 from storage.dashboard.unprojected import catch_up

@@ -206,9 +206,9 @@ def test_a_coordinator_process_starts_a_ray_of_its_own_and_goes_with_its_parent(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--database", "nonsense"], "no database URL"),
+        (["--database", "nonsense"], "database URL (sqlite://"),
         (["--ray-address", "127.0.0.1:1"], "cannot join the Ray cluster at 127.0.0.1:1"),
-        (["--root", "/no/such/folder"], "no folder"),
+        (["--root", "/no/such/folder"], "is not a folder"),
     ],
 )
 def test_a_coordinator_that_cannot_start_says_why_in_one_line(

@@ -95,11 +95,11 @@ def test_the_page_is_well_formed_self_contained_and_escaped() -> None:
 @pytest.mark.parametrize(
     ("ended_by", "words"),
     [
-        ("strategy", "nothing more to propose"),
+        ("strategy", "no more candidates to propose"),
         ("candidates", "budget of 4,000 candidates"),
         ("tokens", "budget of 5,000 tokens"),
         ("seconds", "budget of 6.5 seconds"),
-        ("no_improvement", "last 70 candidates brought nothing better"),
+        ("no_improvement", "last 70 candidates brought no improvement"),
         ("interrupt", "interruption"),
     ],
 )
@@ -138,7 +138,7 @@ def test_a_partial_result_is_a_valid_report() -> None:
 def test_a_closed_form_that_wins_is_named() -> None:
     report = build_report(result(winner="yarn"))
     assert report["results"][0]["is"] == "yarn"
-    assert "nothing found was better on the validation documents than yarn" in table(report)
+    assert "no candidate was better than yarn on the validation documents: it is reported" in table(report)
 
 
 def test_a_diverged_closed_form_is_shown_as_such() -> None:

@@ -127,7 +127,7 @@ def test_held_out_files_of_their_own(texts: Path, tmp_path: Path) -> None:
     st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 5)),
     st.integers(0, 5),
 )
-def test_pieces_of_a_document_never_play_two_parts(count: int, counts: tuple[int, int, int], seed: int) -> None:
+def test_pieces_of_a_document_stay_in_one_part(count: int, counts: tuple[int, int, int], seed: int) -> None:
     lines = [json.dumps({"text": " ".join(f"{n}-{k}" for k in range(150))}) for n in range(count)]
     from tempfile import TemporaryDirectory
 

@@ -121,7 +121,7 @@ def test_thinning_keeps_the_marks_and_the_last() -> None:
     assert thinned([5, 6, 7], [1], most=3) == [0, 1, 2]
 
 
-def test_documents_are_dealt_to_disjoint_parts() -> None:
+def test_documents_are_split_into_disjoint_parts() -> None:
     documents = [np.full(8, n % 9, dtype=np.int64) for n in range(12)]
     samples = deal(documents, 4, 2, 3)
     every = [one.sha256 for part in (samples.search, samples.validation, samples.held_out) for one in part.samples]

@@ -238,7 +238,7 @@ def test_what_a_job_has_seen_stays_what_others_find_later(tmp_path: Path) -> Non
     pruned = evaluator.evaluate(factors, samples, race=stops)
     with Database(f"sqlite:///{tmp_path / 'x.db'}") as database:
         store, jobs = EvaluationStore(database), JobStore(database)
-        place = Candidate(part="search", number=0, generation=0, key=whole.key, factors=factors)
+        proposal = Candidate(part="search", number=0, generation=0, key=whole.key, factors=factors)
 
         def claimed() -> Lease:
             jobs.submit(stub_spec())
@@ -248,16 +248,16 @@ def test_what_a_job_has_seen_stays_what_others_find_later(tmp_path: Path) -> Non
             return claim[1]
 
         def record(lease: Lease, evaluation: Evaluation) -> None:
-            done = (replace(place, key=evaluation.key), evaluation.outcome, False)
+            done = (replace(proposal, key=evaluation.key), evaluation.outcome, False)
             store.record(
                 {lease: Batch(computed=[Computed(evaluation=evaluation, worker="w", attempts=1)], done=[done])}
             )
 
         def stands(lease: Lease, race: Race | None) -> Any:
-            def key_of(place: Candidate, documents: int) -> str:
-                return evaluator.key(place.factors, samples, documents)
+            def key_of(proposal: Candidate, documents: int) -> str:
+                return evaluator.key(proposal.factors, samples, documents)
 
-            return known_results(store, lease.job_id, [place], samples, race, key_of)
+            return known_results(store, lease.job_id, [proposal], samples, race, key_of)
 
         ours, others, third = claimed(), claimed(), claimed()
         record(ours, diverged)

@@ -57,7 +57,7 @@ def test_a_child_that_dies_again_and_again_is_waited_for_longer_each_time(
         Supervisor(command(DIES, marks), name="mayfly", first_delay_seconds=0.05, longest_delay_seconds=0.2),
     ):
         wait_for(lambda: len(caplog.records) >= 4)
-    waits = [record.getMessage().rpartition("again in ")[2] for record in caplog.records]
+    waits = [record.getMessage().rpartition("restarting it in ")[2] for record in caplog.records]
     assert waits[:4] == ["0.05 s", "0.1 s", "0.2 s", "0.2 s"]
     assert "mayfly exited with status 3" in caplog.text
 
@@ -67,7 +67,7 @@ def test_one_that_lived_long_is_started_again_soon(tmp_path: Path, caplog: pytes
     options = {"first_delay_seconds": 0.01, "longest_delay_seconds": 10.0, "settled_seconds": 0.0}
     with caplog.at_level(logging.ERROR), Supervisor(command(DIES, marks), name="m", **options):  # type: ignore[arg-type]
         wait_for(lambda: len(caplog.records) >= 4)
-    assert {record.getMessage().rpartition("again in ")[2] for record in caplog.records} == {"0.01 s"}
+    assert {record.getMessage().rpartition("restarting it in ")[2] for record in caplog.records} == {"0.01 s"}
 
 
 def test_a_child_that_does_not_listen_is_killed_with_its_children(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``python -m workers``: a coordinator of its own process, started and watched over by ``factor-search serve``."""
+"""``python -m workers``: a coordinator in its own process, started and supervised by ``factor-search serve``."""
 
 import argparse
 import contextlib
@@ -22,11 +22,11 @@ from workers.ray_environment import prepare_environment
 from workers.supervisor import Supervisor
 
 SWITCH_SECONDS = 0.0005
-"""Threads here work for microseconds and wait for each other; Python's own five milliseconds would be felt."""
+"""Threads of a coordinator run for microseconds between waits; Python's default of 5 ms would delay them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a coordinator until a signal, or the end of the process that holds the other end of standard input."""
+    """Run a coordinator until a signal, or until the process at the other end of standard input ends."""
     parsed = build_parser().parse_args(arguments)
     logging.basicConfig(
         level=parsed.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
@@ -82,9 +82,9 @@ def _run(parsed: argparse.Namespace) -> None:
 
 
 def projector(database_url: str, dashboard_url: str, owner: str) -> Supervisor:
-    """The process that keeps the dashboard's tables up to date, kept running.
+    """The supervised process that keeps the dashboard's tables up to date.
 
-    The addresses go by its environment, since others can read a process's arguments.
+    It receives the URLs in its environment, because other users can read a process's arguments.
     """
     environment = projector_environment(database_url, dashboard_url)
     return Supervisor(projector_command(owner), name="projector", environment=environment)
@@ -99,10 +99,10 @@ def _stop_when(stop: threading.Event, shut_down: Callable[[], None]) -> None:
 
 
 def _stop_at_end_of_input(stop: threading.Event) -> None:
-    """Whoever started us holds the other end of the pipe; its end means that it has died."""
+    """Stop at the end of standard input, a pipe whose other end is closed when the parent process dies."""
 
     def wait() -> None:
-        while os.read(0, 1024):  # unbuffered: a thread that waits in a buffered read breaks the end of Python
+        while os.read(0, 1024):  # unbuffered: a thread waiting in a buffered read breaks the exit of Python
             pass
         stop.set()
 
@@ -110,22 +110,34 @@ def _stop_at_end_of_input(stop: threading.Event) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all settings of a coordinator."""
-    parser = argparse.ArgumentParser(prog="python -m workers", description="A coordinator: drives jobs of a database.")
-    for name, purpose in (("DATABASE", "where jobs are"), ("DASHBOARD_DATABASE", "where Optuna's tables are, if any")):
-        variable = f"FACTOR_SEARCH_{name}"  # others can read a process's arguments, and a URL may hold a password
+    """The parser of a coordinator's command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workers", description="Run a coordinator for the jobs of a database."
+    )
+    databases = {"DATABASE": "database of the jobs", "DASHBOARD_DATABASE": "database of Optuna's tables, if any"}
+    for name, purpose in databases.items():
+        variable = f"FACTOR_SEARCH_{name}"  # other users can read a process's arguments, and a URL may have a password
         given = os.environ.get(variable)
-        option = f"--{name.lower().replace('_', '-')}"
+        flag = f"--{name.lower().replace('_', '-')}"
         needed = name == "DATABASE" and given is None
-        parser.add_argument(option, default=given, required=needed, metavar="URL", help=f"{purpose}; or ${variable}")
-    parser.add_argument("--ray-address", metavar="HOST:PORT", help="join this cluster; default: a Ray of our own")
-    parser.add_argument("--workers", type=int, metavar="N", help="at most so many; default: as many as fit")
-    parser.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="X")
-    parser.add_argument("--gpus-per-worker", type=float, metavar="X", help="default: one, where there are GPUs")
-    parser.add_argument("--jobs", type=int, default=4, metavar="N", help="at most so many at once")
-    parser.add_argument("--evaluation-timeout", type=float, metavar="SECONDS")
-    parser.add_argument("--lease-seconds", type=float, default=10.0, metavar="SECONDS")
-    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+        parser.add_argument(
+            flag, default=given, required=needed, metavar="URL", help=f"{purpose} (default: ${variable})"
+        )
+    option = parser.add_argument
+    option("--ray-address", metavar="HOST:PORT", help="Ray cluster to join (default: start a private one)")
+    option("--workers", type=int, metavar="N", help="maximum number of workers (default: as many as fit)")
+    option("--cpus-per-worker", type=float, default=1.0, metavar="X", help="CPU cores of each worker (default: 1)")
+    option(
+        "--gpus-per-worker", type=float, metavar="X", help="GPUs of each worker (default: 1 if there are GPUs, else 0)"
+    )
+    option("--jobs", type=int, default=4, metavar="N", help="maximum number of jobs that run at once (default: 4)")
+    option(
+        "--evaluation-timeout", type=float, metavar="SECONDS", help="end an evaluation after this time (default: never)"
+    )
+    lease_help = "how long jobs stay claimed if this coordinator stops renewing them (default: 10)"
+    option("--lease-seconds", type=float, default=10.0, metavar="SECONDS", help=lease_help)
+    levels = ["debug", "info", "warning", "error"]
+    option("--log-level", default="info", choices=levels, help="least severe messages to log (default: info)")
     add_policy_arguments(parser)
     return parser
 

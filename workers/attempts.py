@@ -1,4 +1,4 @@
-"""What the end of a worker means for what it worked on: a named outcome, and how often it is tried again."""
+"""What a lost worker means for its work: a named outcome, and how many attempts follow."""
 
 from factor_search.errors import FactorSearchError
 from factor_search.measure.evaluation import FAILED, OUT_OF_MEMORY, TIMED_OUT, WORKER_LOST, Evaluation
@@ -6,12 +6,13 @@ from workers.backend import WorkerGoneError, WorkerOutOfMemoryError
 from workers.tasks import LongTask, Preparation, Task, WorkerSlot
 
 ATTEMPTS: dict[str, int] = {WORKER_LOST: 3, OUT_OF_MEMORY: 2, TIMED_OUT: 2, FAILED: 2}
-"""After so many attempts, the outcome of the last one is the candidate's."""
+"""After this many attempts, the outcome of the last one is the candidate's."""
 ABANDON_SECONDS = 5.0
-"""A worker that still evaluates for a cancelled job after so long is ended."""
-COMING_UP_SECONDS = 300.0
+"""A worker that still works on something withdrawn after this time is ended."""
+START_SECONDS = 300.0
+"""A worker that has not started after this time is replaced."""
 LOAD_SECONDS = 4 * 3600.0
-"""Loading a model may mean to download it first."""
+"""Limit for loading a model, which may include downloading it."""
 
 
 class PrepareError(FactorSearchError):
@@ -19,7 +20,7 @@ class PrepareError(FactorSearchError):
 
 
 class LongTaskError(FactorSearchError):
-    """A long work could not be brought to its end on any worker."""
+    """A long-running task could not be completed on any worker."""
 
 
 def outcome_of(error: BaseException) -> str:
@@ -32,7 +33,7 @@ def outcome_of(error: BaseException) -> str:
 
 
 def without_result(task: Task, outcome: str) -> Evaluation:
-    """The evaluation of a candidate that has none."""
+    """The evaluation of a candidate that has no losses, only an outcome."""
     return Evaluation(
         key=task.key,
         factors=task.factors,
@@ -45,31 +46,32 @@ def without_result(task: Task, outcome: str) -> Evaluation:
     )
 
 
-def given_up(work: Preparation | LongTask, outcome: str, reason: str) -> FactorSearchError:
-    """What is said of a work that is not tried again."""
-    times = f"after {work.attempts} attempts" if work.attempts > 1 else "at once"
+def final_error(work: Preparation | LongTask, outcome: str, reason: str) -> FactorSearchError:
+    """The error of work that is not tried again."""
+    times = f"{work.attempts} attempt{'s' * (work.attempts != 1)}"
     if isinstance(work, Preparation):
-        return PrepareError(f"the job could not be prepared, {times}: {reason}")
-    return LongTaskError(f"it was given up {times}, the last ended as {outcome.replace('_', ' ')}: {reason}")
+        return PrepareError(f"the job could not be prepared after {times}: {reason}")
+    return LongTaskError(f"the task failed after {times}, the last one ended as {outcome.replace('_', ' ')}: {reason}")
 
 
 def overdue(slot: WorkerSlot, now: float, evaluation_timeout: float | None) -> BaseException | None:
-    """Why a worker is to be ended for what it has not done in time, if so.
+    """Why a worker must be ended because it exceeded a time limit; None if it did not.
 
-    An long_task may take as long as it likes, if only something is heard of it now and then.
+    A long-running task may take any time as long as it reports progress.
     """
-    if slot.name is None:
-        return WorkerGoneError("it did not come up") if now - slot.started_at > COMING_UP_SECONDS else None
-    if not slot.given:
+    if not slot.is_up:
+        too_late = now - slot.started_at > START_SECONDS
+        return WorkerGoneError(f"it did not start within {START_SECONDS:g} s") if too_late else None
+    if not slot.assigned:
         return None
-    work, elapsed = slot.given[0], now - slot.since
+    work, elapsed = slot.assigned[0], now - slot.since
     if work.withdrawn and elapsed > ABANDON_SECONDS:
-        return WorkerGoneError("it was ended, since what it worked on is not wanted any more")
+        return WorkerGoneError("it was ended because the result of its work is no longer needed")
     if isinstance(work, LongTask):
         silent = now - max(slot.since, work.reported_at)
-        return TimeoutError(f"nothing was heard of it for {LOAD_SECONDS:g} s") if silent > LOAD_SECONDS else None
+        return TimeoutError(f"no progress report for {LOAD_SECONDS:g} s") if silent > LOAD_SECONDS else None
     if not slot.loaded or isinstance(work, Preparation):
-        return TimeoutError(f"nothing was loaded within {LOAD_SECONDS:g} s") if elapsed > LOAD_SECONDS else None
+        return TimeoutError(f"loading took longer than {LOAD_SECONDS:g} s") if elapsed > LOAD_SECONDS else None
     if evaluation_timeout is not None and elapsed > evaluation_timeout:
         return TimeoutError(f"no result within {evaluation_timeout:g} s")
     return None

@@ -1,4 +1,4 @@
-"""The seam between the pool and whatever runs workers: Ray, or threads of this process."""
+"""The interface between the pool and what runs workers: Ray, or threads of this process."""
 
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -13,40 +13,40 @@ from workers.model_worker import LongTaskCall, Prepared, Setting
 
 
 class WorkerGoneError(Exception):
-    """The worker's process or machine is gone; says what is known of why."""
+    """The worker's process or machine is gone; the message says why, as far as it is known."""
 
 
 class WorkerOutOfMemoryError(WorkerGoneError):
-    """The engine ended the worker because its machine ran out of memory."""
+    """The backend ended the worker because its machine ran out of memory."""
 
 
 @dataclass(frozen=True)
 class SharedSamples:
-    """Samples that were handed to the engine once, for all workers."""
+    """Samples that were sent to the backend once, for all workers."""
 
     sha256: str
     samples: SampleSet
     reference: Any
-    """The engine's."""
+    """The backend's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """What there is to work with."""
+    """The resources of a backend."""
 
     workers: int
     """How many workers fit."""
     cpus: float
     gpus: float
     gpus_each: float
-    """That a worker has."""
+    """GPUs of each worker."""
     nodes: int
 
 
 class Worker(Protocol):
-    """A worker somewhere; calls are carried out in their order, one at a time.
+    """A worker somewhere; it executes its calls in order, one at a time.
 
-    The futures fail with WorkerGoneError if the worker is lost, and with what the work raised otherwise.
+    A future fails with WorkerGoneError if the worker is lost, and otherwise with what the call raised.
     """
 
     def name(self) -> "Future[str]":
@@ -74,7 +74,7 @@ class Worker(Protocol):
         ...
 
     def losses_so_far(self) -> "Future[list[float]]":
-        """Answered while a candidate is being evaluated."""
+        """The losses of the candidate in progress; answers while it is evaluated."""
         ...
 
     def run_long_task(self, call: LongTaskCall) -> "Future[Any]":
@@ -82,28 +82,26 @@ class Worker(Protocol):
         ...
 
     def progress(self) -> "Future[dict[str, Any] | None]":
-        """What was last heard of the long_task; answered while it is being done."""
+        """The last progress report of the long-running task; answers while the task runs."""
         ...
 
     def kill(self) -> None:
-        """End it at once, whatever it does."""
+        """End the worker at once, whatever it is doing."""
         ...
 
 
 class WorkerBackend(Protocol):
-    """An engine that runs workers."""
+    """Runs workers."""
 
-    threads: int
-    """Processor threads of each worker."""
     grows: bool
     """Whether machines may join later."""
 
     def capacity(self) -> Capacity:
-        """What there is now."""
+        """The resources that exist now."""
         ...
 
     def start_worker(self) -> Worker:
-        """A new worker; it may take a while to come up."""
+        """Start a worker, which may take a while to come up."""
         ...
 
     def share(self, samples: SampleSet) -> SharedSamples:

@@ -1,4 +1,4 @@
-"""Whether a job can run on what there is, asked before anything is loaded."""
+"""Whether a job fits into the cluster, checked before anything is loaded."""
 
 from factor_search.errors import FactorSearchError
 from factor_search.spec import JobSpec
@@ -6,11 +6,11 @@ from workers.backend import Capacity
 
 
 class CapacityError(FactorSearchError):
-    """The job needs more than this machine has."""
+    """The job needs more workers or GPUs than there are."""
 
 
 def missing_capacity(spec: JobSpec, capacity: Capacity) -> str | None:
-    """What a job needs and the cluster has not, in one line; None if it can start."""
+    """What a job needs and the cluster does not have, in one line; None if the job can start."""
     workers, gpus = spec.resources.workers, spec.resources.gpus
     if workers * gpus > capacity.gpus:
         return f"needs {_count(workers * gpus, 'GPU')}, the cluster has {capacity.gpus:g}"
@@ -21,7 +21,7 @@ def missing_capacity(spec: JobSpec, capacity: Capacity) -> str | None:
     if workers > capacity.workers:
         return (
             f"needs {_count(workers, 'worker')}, the cluster has room for {capacity.workers} "
-            f"({_count(capacity.cpus, 'processor')}, {_count(capacity.gpus, 'GPU')}, {_count(capacity.nodes, 'node')})"
+            f"({_count(capacity.cpus, 'CPU core')}, {_count(capacity.gpus, 'GPU')}, {_count(capacity.nodes, 'node')})"
         )
     return None
 

@@ -1,4 +1,4 @@
-"""The coordinator: claims jobs, keeps their leases, hears what is asked of them, drives several at once."""
+"""The coordinator: claims jobs, renews their leases, applies requests to them, runs several at once."""
 
 import logging
 import os
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class Coordinator:
-    """Drives jobs of one database with one backend; any number of coordinators may share the database."""
+    """Runs jobs of one database on one worker backend; any number of coordinators may share the database."""
 
     def __init__(
         self,
@@ -50,13 +50,13 @@ class Coordinator:
         """Get ready.
 
         Args:
-            database: where jobs come from and results go.
-            backend: what evaluates.
+            database: holds the jobs and receives the results.
+            backend: runs the workers.
             policy: what the operator allows jobs to read.
-            jobs: at most so many at once.
-            lease_seconds: after so long without a sign of life, another coordinator takes a job over.
+            jobs: how many jobs run at once at most.
+            lease_seconds: without a renewal for this long, another coordinator takes over a job.
             evaluation_timeout: seconds after which the evaluation of a candidate is ended.
-            unprojected: waits a moment for the dashboard to show all candidates of a job; how many it does not.
+            unprojected: waits briefly for the dashboard and returns how many candidates of a job it does not show yet.
             owner: this coordinator's id.
         """
         self.owner = owner or new_owner()
@@ -82,22 +82,22 @@ class Coordinator:
         self._plans = PlanScheduler(PlanSteps(database), policy)
         self._drivers: dict[Lease, Driver] = {}
         self._reported_at = -1e9
-        self._said_no_room = False
+        self._logged_no_room = False
         self._shutdown = threading.Event()
 
     def shut_down(self) -> None:
-        """Have :meth:`run` end; called from any thread, or a signal handler."""
+        """Make :meth:`run` return; may be called from any thread or a signal handler."""
         self._shutdown.set()
 
     def run(self) -> None:
-        """Work until told to shut down; then put the jobs back into the queue."""
-        keeper = threading.Thread(target=self._keep, args=(self._plans.round,), name="plans", daemon=True)
-        keeper.start()
-        self._keep(lambda: self._round())
+        """Work until :meth:`shut_down` is called; then return the jobs to the queue."""
+        plans = threading.Thread(target=self._repeat, args=(self._plans.round,), name="plans", daemon=True)
+        plans.start()
+        self._repeat(lambda: self._round())
         self._end()
-        keeper.join(SHUTDOWN_SECONDS)
+        plans.join(SHUTDOWN_SECONDS)
 
-    def _keep(self, a_round: Callable[[], None]) -> None:
+    def _repeat(self, a_round: Callable[[], None]) -> None:
         while not self._shutdown.is_set():
             try:
                 a_round()
@@ -105,13 +105,13 @@ class Coordinator:
                 logger.warning("%s; trying again", error)
                 self._shutdown.wait(1.0)
             except Exception:
-                logger.exception("the coordinator met with an error and goes on")
+                logger.exception("internal error in the coordinator, which continues")
                 self._shutdown.wait(1.0)
             self._shutdown.wait(ROUND_SECONDS)
 
     def _round(self) -> None:
         self._drivers = {lease: driver for lease, driver in self._drivers.items() if driver.alive}
-        self._keep_leases()
+        self._renew_leases()
         while len(self._drivers) < self._jobs and self._has_room() and not self._shutdown.is_set():
             claim = self._store.claim(self.owner, self._lease_seconds)
             if claim is None:
@@ -125,12 +125,14 @@ class Coordinator:
             self._report()
 
     def _has_room(self) -> bool:
-        """A coordinator that can run no worker leaves jobs to those that can."""
+        """Whether a worker fits; a coordinator without workers leaves jobs to the others."""
         if self._backend.capacity().workers > 0:
             return True
-        if not self._said_no_room:
-            logger.error("no worker fits into this cluster, so no job is claimed here: %s", self._backend.capacity())
-        self._said_no_room = True
+        if not self._logged_no_room:
+            logger.error(
+                "no worker fits into this cluster, so this coordinator claims no jobs: %s", self._backend.capacity()
+            )
+        self._logged_no_room = True
         return False
 
     def _alone(self) -> bool:
@@ -138,7 +140,7 @@ class Coordinator:
         others = (other for other in self._coordinators.list() if other.id != self.owner)
         return all(other.silent_seconds > SILENT_SECONDS for other in others)
 
-    def _keep_leases(self) -> None:
+    def _renew_leases(self) -> None:
         if not self._drivers:
             return
         held = self._store.renew(self._drivers.keys(), self._lease_seconds)
@@ -169,7 +171,7 @@ class Coordinator:
         )
 
     def _end(self) -> None:
-        """Jobs go back into the queue at once, so that nobody has to wait for their leases to run out."""
+        """Return the jobs to the queue at once, so that others need not wait until their leases expire."""
         for driver in self._drivers.values():
             driver.stop(SHUTDOWN)
         until = time.monotonic() + SHUTDOWN_SECONDS
@@ -184,5 +186,5 @@ class Coordinator:
 
 
 def new_owner() -> str:
-    """An id that no other coordinator has, not even a later one with this process's number."""
+    """A unique id, also among coordinators that have the same process id later."""
     return f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"

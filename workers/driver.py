@@ -1,4 +1,4 @@
-"""One job from its claim to its end, on a thread of its own."""
+"""Running one job from its claim to its end, in its own thread."""
 
 import logging
 import threading
@@ -16,8 +16,8 @@ from workers.long_task_run import drive_long_task
 from workers.search_run import drive_search
 
 CLAIMS_IN_VAIN = 10
-"""A job whose coordinator died so often before anything was recorded is not tried again."""
-WAYS: dict[Execution, Callable[[JobRun], End | None]] = {
+"""A job fails after this many claims whose coordinators died before they recorded anything."""
+RUNNERS: dict[Execution, Callable[[JobRun], End | None]] = {
     Execution.SEARCH: drive_search,
     Execution.WORKER: drive_long_task,
     Execution.CHECKPOINT: drive_long_task,
@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 class Driver:
-    """Drives one job; ends in a state of the job that says how."""
+    """Runs one job and records the state in which it ends."""
 
     def __init__(self, job: Job, lease: Lease, tools: Tools) -> None:
-        """Start driving."""
+        """Start the thread."""
         self.lease = lease
         self._job = job
         self._tools = tools
@@ -40,22 +40,22 @@ class Driver:
 
     @property
     def alive(self) -> bool:
-        """Whether it is still at work."""
+        """Whether the thread is running."""
         return self._thread.is_alive()
 
     def apply_request(self, request: str | None) -> None:
-        """Obey what was asked of the job: pause, cancel, or None to go on."""
+        """Apply what users requested of the job: pause, cancel, or None to continue."""
         if request is None:
             self._run.evaluator.resume()
         else:
             self._run.evaluator.stop(request)
 
     def stop(self, reason: str) -> None:
-        """End driving: the lease is lost, or this coordinator shuts down."""
+        """Stop running the job, because the lease is lost or this coordinator shuts down."""
         self._run.evaluator.stop(reason)
 
     def join(self, seconds: float) -> None:
-        """Wait for the end."""
+        """Wait for the thread to end."""
         self._thread.join(seconds)
 
     def _drive(self) -> None:
@@ -66,24 +66,24 @@ class Driver:
         except LeaseLostError as error:
             logger.warning("%s", error)
         except DatabaseError as error:
-            logger.error("job %s is left as it is: %s", self.lease.job_id, error)
+            logger.error("the end of job %s could not be recorded: %s", self.lease.job_id, error)
         except Exception:
-            logger.exception("job %s is left as it is", self.lease.job_id)
+            logger.exception("the end of job %s could not be recorded", self.lease.job_id)
         finally:
             self._tools.pool.leave(self._run.evaluator.pool_id)
 
     def _outcome(self) -> End | None:
-        """The state in which the job ends, with what belongs to it; None if it was given back.
+        """The state in which the job ends, with its details; None if it was returned to the queue.
 
         Raises:
-            LeaseLostError: it is somebody else's.
-            DatabaseError: the database is away, and this coordinator shuts down.
+            LeaseLostError: another coordinator has taken over the job.
+            DatabaseError: the database does not answer while this coordinator shuts down.
         """
         try:
-            return self._by_kind()
+            return self._run_by_kind()
         except JobStopped as stop:
             if stop.reason == SHUTDOWN:
-                self._tools.jobs.give_back(self.lease, reason="its coordinator shuts down")
+                self._tools.jobs.give_back(self.lease, reason="its coordinator is shutting down")
             ends: dict[str, JobState] = {StateRequest.PAUSE: JobState.PAUSED, StateRequest.CANCEL: JobState.CANCELLED}
             return End(ends[stop.reason], {}) if stop.reason in ends else None
         except (LeaseLostError, DatabaseError):
@@ -92,15 +92,13 @@ class Driver:
             logger.info("job %s failed: %s", self.lease.job_id, error)
             return End(JobState.FAILED, {"error": str(error)})
         except Exception as error:
-            logger.exception("job %s met with an internal error", self.lease.job_id)
+            logger.exception("job %s failed with an internal error", self.lease.job_id)
             return End(JobState.FAILED, {"error": f"internal error: {type(error).__name__}: {one_line(error)}"})
 
-    def _by_kind(self) -> End | None:
+    def _run_by_kind(self) -> End | None:
         self.apply_request(self._job.request)
         self._run.evaluator.check()
         if self._job.claims_in_vain > CLAIMS_IN_VAIN:
             times = self._job.claims_in_vain - 1
-            return End(
-                JobState.FAILED, {"error": f"its coordinator died {times} times before anything of it was recorded"}
-            )
-        return WAYS[KINDS[self._job.kind].execution](self._run)
+            return End(JobState.FAILED, {"error": f"its coordinator died {times} times before it recorded anything"})
+        return RUNNERS[KINDS[self._job.kind].execution](self._run)

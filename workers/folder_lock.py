@@ -1,4 +1,4 @@
-"""A folder that one process works in at a time, whichever machine it is on."""
+"""A lock on a folder that holds between processes and machines."""
 
 import contextlib
 import fcntl
@@ -14,14 +14,14 @@ POLL_SECONDS = 0.2
 
 @contextlib.contextmanager
 def locked_folder(folder: Path, waiting: Callable[[float], None]) -> Iterator[None]:
-    """Within this context nobody else who asks for it works in the folder, which is made if need be.
+    """Hold the lock of a folder, which is created if necessary, within this context.
 
-    The lock ends with the process. On a network file system it holds between machines if that has locks. Whoever works
-    there may do the same for another plan, and take days: there is no end to the waiting but that which is made.
+    The lock ends with the process. It holds between machines if the network file system supports locks. There is no
+    time limit, because another worker may legitimately hold the lock for days while it does the same for another plan.
 
     Args:
-        folder: to work in.
-        waiting: called with the seconds so far while somebody else works there; may raise to give up.
+        folder: the folder to lock.
+        waiting: receives the seconds waited so far while another process holds the lock; may raise to give up.
 
     Raises:
         OutputError: the folder cannot be used.

@@ -1,4 +1,4 @@
-"""The evaluator of a job in the service: what is stored is reused, the rest goes through the pool and is recorded."""
+"""The evaluator of a job in the service: reuses stored evaluations, computes the others on the pool, records all."""
 
 import contextlib
 import itertools
@@ -30,25 +30,25 @@ from workers.tasks import Task
 
 LEASE_LOST, SHUTDOWN = "lease_lost", "shutdown"
 RECORDING_SECONDS = 5.0
-"""So long a shutdown waits for what is still to be recorded."""
+"""How long a shutdown waits for results that are still to be recorded."""
 FAILURES_IN_A_ROW = 5
-"""After so many candidates without a result, each tried more than once, it is not the candidates' fault."""
+"""After this many candidates in a row without a result, each tried more than once, the cause is not the candidates."""
 
 
 @dataclass(frozen=True)
 class _Result:
-    """A candidate has come to its end."""
+    """The outcome of a candidate."""
 
     key: str
-    """That it was proposed with."""
+    """The key of its evaluation on all documents."""
     evaluation: Evaluation | None
-    """As recorded; None if it was dropped on the way to a stop."""
+    """As recorded; None if it was dropped while the job was stopping."""
     error: str | None = None
-    """What a failed attempt said."""
+    """The message of a failed attempt."""
 
 
 class JobStopped(Exception):  # noqa: N818 - not an error
-    """A job is not driven any further here; ``reason`` is pause, cancel, lease_lost or shutdown."""
+    """This coordinator stops running the job; ``reason`` is pause, cancel, lease_lost or shutdown."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -56,18 +56,18 @@ class JobStopped(Exception):  # noqa: N818 - not an error
 
 
 class EvaluationsFailError(FactorSearchError):
-    """One candidate after the other fails in a way that says nothing about the candidates."""
+    """Candidate after candidate fails for a reason that does not lie in the candidates."""
 
 
 class RecordingError(FactorSearchError):
-    """What the job found cannot be written into the database."""
+    """The job's results cannot be written into the database."""
 
 
 class JobEvaluator:
     """Evaluates generations of one job on the pool.
 
-    An evaluation is given to the search only when it is in the database, so whatever the search has seen is found there
-    by a later run, which then takes the same way. It also is the job's port to the pool.
+    The search receives an evaluation only after it is stored. So a later run of the job finds everything that the
+    search has seen, and repeats it exactly. The evaluator also receives what the pool reports to the job.
     """
 
     def __init__(
@@ -79,40 +79,40 @@ class JobEvaluator:
         self._pool = pool
         self._backend = backend
         self.pool_id = f"{lease.job_id}:{lease.attempt}"
-        """What the pool knows the job by: an earlier driver of it may not have left yet."""
+        """The job's id in the pool, which an earlier run of the job may not have left yet."""
         self._stopped: str | None = None
         self._unrecordable: str | None = None
         self._inbox: queue.SimpleQueue[_Result | None] = queue.SimpleQueue()
-        """None to look whether the job was stopped."""
-        self._places: dict[str, list[Candidate]] = {}
-        """Of the present generation, by key of the whole evaluation."""
-        self._begun: set[str] = set()
+        """None asks to check whether the job was stopped."""
+        self._proposals: dict[str, list[Candidate]] = {}
+        """The current generation, by key of the evaluation on all documents."""
+        self._started: set[str] = set()
         self._shared: dict[str, SharedSamples] = {}
         self._failures = 0
         self._calls: Counter[str] = Counter()
         self._numbers: Counter[str] = Counter()
 
     def use(self, prepared: Prepared, setting: Setting) -> None:
-        """Say what is evaluated, once that is known."""
+        """Set what is evaluated, once the job is prepared."""
         self._prepared = prepared
         self._setting = setting
 
     def stop(self, reason: str) -> None:
-        """Have the search end soon; called from any thread. The first reason counts, unless it was to pause."""
+        """Stop the search soon; may be called from any thread. The first reason counts, unless it was a pause."""
         if self._stopped in (None, StateRequest.PAUSE):
             self._stopped = reason
         self._inbox.put(None)
 
     def resume(self) -> None:
-        """Take back a pause."""
+        """Withdraw a pause."""
         if self._stopped == StateRequest.PAUSE:
             self._stopped = None
 
     def check(self) -> None:
-        """Go on only if the job was not stopped.
+        """Check that the job was not stopped.
 
         Raises:
-            JobStopped: it was.
+            JobStopped: it was stopped.
             RecordingError: its results cannot be recorded.
         """
         if self._unrecordable is not None:
@@ -122,7 +122,7 @@ class JobEvaluator:
 
     @property
     def is_released(self) -> bool:
-        """Whether nothing may or need be written for the job any more."""
+        """Whether this coordinator may no longer, or need no longer, write results of the job."""
         return self._stopped in (LEASE_LOST, SHUTDOWN)
 
     def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
@@ -134,25 +134,25 @@ class JobEvaluator:
     def evaluate_all(
         self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None
     ) -> Iterator[Evaluation]:
-        """In the order given; all of them are with the pool at once.
+        """Evaluate candidates at the same time and yield the evaluations in the order of the candidates.
 
         Raises:
-            JobStopped: a stop was asked for; with pause, when the candidates begun are recorded.
+            JobStopped: the job was stopped; after a pause, once the started candidates are recorded.
         """
         self.check()
-        places = self._place(candidates, samples)
-        known = self._known(places, samples, race)
+        proposals = self._propose(candidates, samples)
+        known = self._known(proposals, samples, race)
         results = known.stored
-        tasks = self._submit(places, known, samples, race)
+        tasks = self._submit(proposals, known, samples, race)
         try:
-            for place in places:
-                while place.key not in results:
+            for proposal in proposals:
+                while proposal.key not in results:
                     self._await_result(results)
                 self.check()
-                yield results[place.key]
+                yield results[proposal.key]
         except GeneratorExit:
             self._withdraw(tasks, results, wait=False)
-            unwanted = [self._places[key][0] for key in self._begun if key not in results]
+            unwanted = [self._proposals[key][0] for key in self._started if key not in results]
             self._record(lambda batch: batch.withdrawn.extend(unwanted))
             raise
         except JobStopped as stop:
@@ -162,7 +162,7 @@ class JobEvaluator:
             self._withdraw(tasks, results, wait=False)
             raise
 
-    def _place(self, candidates: Sequence[Factors], samples: SampleSet) -> list[Candidate]:
+    def _propose(self, candidates: Sequence[Factors], samples: SampleSet) -> list[Candidate]:
         part = samples.part
         first, generation = self._numbers[part], self._calls[part]
         self._numbers[part] += len(candidates)
@@ -172,16 +172,18 @@ class JobEvaluator:
             for number, factors in enumerate(candidates, start=first)
         ]
 
-    def _known(self, places: list[Candidate], samples: SampleSet, race: Race | None) -> KnownResults:
-        """What is stored; what that settles is recorded as candidates of this job."""
+    def _known(self, proposals: list[Candidate], samples: SampleSet, race: Race | None) -> KnownResults:
+        """What is stored; candidates that need no worker are recorded as reused."""
 
-        def key_of(place: Candidate, documents: int) -> str:
-            return self.key(place.factors, samples, documents)
+        def key_of(proposal: Candidate, documents: int) -> str:
+            return self.key(proposal.factors, samples, documents)
 
-        look_up = partial(known_results, self._store, self._lease.job_id, places, samples, race, key_of)
+        look_up = partial(known_results, self._store, self._lease.job_id, proposals, samples, race, key_of)
         known = retry_while_away(look_up, lambda: self.is_released)
         outcomes = known.stored | known.cut
-        reused = [_done(place, outcomes[place.key], reused=True) for place in places if place.key in outcomes]
+        reused = [
+            _done(proposal, outcomes[proposal.key], reused=True) for proposal in proposals if proposal.key in outcomes
+        ]
         cut = [Computed(evaluation=evaluation, worker="", attempts=0) for evaluation in known.cut.values()]
 
         def add(batch: Batch) -> None:
@@ -195,12 +197,12 @@ class JobEvaluator:
         return known
 
     def _submit(
-        self, places: list[Candidate], known: KnownResults, samples: SampleSet, race: Race | None
+        self, proposals: list[Candidate], known: KnownResults, samples: SampleSet, race: Race | None
     ) -> dict[str, Task]:
-        """Hand over what has to be computed, each key once."""
-        self._places, self._begun = {}, set()
-        for place in places:
-            self._places.setdefault(place.key, []).append(place)
+        """Submit what has to be computed to the pool, each key once."""
+        self._proposals, self._started = {}, set()
+        for proposal in proposals:
+            self._proposals.setdefault(proposal.key, []).append(proposal)
         if samples.sha256 not in self._shared:
             self._shared[samples.sha256] = self._backend.share(samples)
         shared = self._shared[samples.sha256]
@@ -209,19 +211,19 @@ class JobEvaluator:
                 job_id=self.pool_id,
                 key=key,
                 setting=self._setting,
-                factors=places[0].factors,
+                factors=proposals[0].factors,
                 samples=shared,
                 race=race,
-                known=known.begun.get(key),
+                known=known.partial.get(key),
             )
-            for key, places in self._places.items()
+            for key, proposals in self._proposals.items()
             if key not in known.stored and key not in known.cut
         }
         self._pool.submit(list(tasks.values()))
         return tasks
 
     def _await_result(self, results: dict[str, Evaluation]) -> None:
-        """Wait for the next recorded evaluation."""
+        """Wait for the next recorded evaluation, or a stop."""
         self.check()
         result = self._inbox.get()
         if result is None or result.evaluation is None:
@@ -233,7 +235,7 @@ class JobEvaluator:
         self._failures += 1
         if self._failures >= FAILURES_IN_A_ROW:
             raise EvaluationsFailError(
-                f"{self._failures} candidates in a row could not be evaluated, the last because of: {result.error}"
+                f"{self._failures} candidates in a row could not be evaluated; reason of the last one: {result.error}"
             )
 
     def _withdraw(self, tasks: dict[str, Task], results: dict[str, Evaluation], *, wait: bool) -> None:
@@ -245,10 +247,10 @@ class JobEvaluator:
         self._await_recorder()
 
     def _await_recorder(self) -> None:
-        """What has come to its end is recorded before the job is let go: afterwards it could not be any more."""
+        """Wait until finished evaluations are recorded, which is impossible once the job is released."""
         everything, since = self._record(lambda batch: None), time.monotonic()
         while not self.is_released or time.monotonic() - since < RECORDING_SECONDS:
-            with contextlib.suppress(Exception):  # whatever it is, it is said elsewhere
+            with contextlib.suppress(Exception):  # an error is reported elsewhere
                 everything.result(timeout=0.5)
             if everything.done():
                 return
@@ -256,27 +258,27 @@ class JobEvaluator:
     def _record(self, add: Callable[[Batch], Any]) -> Written:
         return self._recorder.put(self._lease, add)
 
-    # The job's port to the pool: these are called from the pool's thread.
+    # What the pool reports; called from the pool's thread.
 
     def started(self, task: Task) -> None:
-        """Record that a worker has the candidate."""
-        if (places := self._places.get(task.key)) is not None:
-            self._begun.add(task.key)
-            self._record(lambda batch: batch.started.append(places[0]))
+        """Record that a worker has started the candidate."""
+        if (proposals := self._proposals.get(task.key)) is not None:
+            self._started.add(task.key)
+            self._record(lambda batch: batch.started.append(proposals[0]))
             if task.known is not None:
                 self.losses_so_far(task, list(task.known.losses))
 
     def losses_so_far(self, task: Task, losses: list[float]) -> None:
-        """Record how far a candidate is; what diverges on the way has no figure that a database could hold."""
+        """Record the losses so far, up to the first that is not finite, which a database cannot store."""
         finite = list(itertools.takewhile(math.isfinite, losses))
-        if finite and (places := self._places.get(task.key)) is not None:
-            self._record(lambda batch: batch.losses_so_far.update({places[0]: finite}))
+        if finite and (proposals := self._proposals.get(task.key)) is not None:
+            self._record(lambda batch: batch.losses_so_far.update({proposals[0]: finite}))
 
     def done(self, task: Task, evaluation: Evaluation, worker: str, error: str | None) -> None:
-        """Record the outcome, and only then tell the search."""
+        """Record the outcome, and only then pass it to the search."""
         computed = Computed(evaluation=evaluation, worker=worker, attempts=task.attempts, error=error)
-        places = self._places.get(task.key, ())
-        done = [_done(place, evaluation, reused=number > 0) for number, place in enumerate(places)]
+        proposals = self._proposals.get(task.key, ())
+        done = [_done(proposal, evaluation, reused=number > 0) for number, proposal in enumerate(proposals)]
 
         def add(batch: Batch) -> None:
             batch.computed.append(computed)
@@ -285,17 +287,17 @@ class JobEvaluator:
         self._record(add).add_done_callback(partial(self._written, task.key, evaluation, error))
 
     def dropped(self, task: Task) -> None:
-        """The job comes to a stop, and the candidate's worker was lost: it will be evaluated when the job goes on."""
+        """Stop waiting for a candidate whose worker was lost while the job stops; it is evaluated after a resume."""
         self._inbox.put(_Result(task.key, None))
 
     def event(self, kind: str, data: dict[str, Any]) -> None:
-        """Record what happened."""
+        """Record an event."""
         self._record(lambda batch: batch.events.append((kind, data)))
 
     def _written(self, key: str, evaluation: Evaluation, error: str | None, written: Written) -> None:
         failure = written.exception()
         if failure is None:
-            recorded = written.result().get(evaluation.key, evaluation)  # a replay will see what is in the database
+            recorded = written.result().get(evaluation.key, evaluation)  # a replay reads what is stored
             self._inbox.put(_Result(key, recorded, error))
         elif isinstance(failure, LeaseLostError | DatabaseError):
             self.stop(LEASE_LOST)
@@ -304,6 +306,6 @@ class JobEvaluator:
             self._inbox.put(None)
 
 
-def _done(place: Candidate, evaluation: Evaluation, *, reused: bool) -> tuple[Candidate, str, bool]:
-    """A candidate with its outcome; one that was pruned points at the evaluation on the documents it has seen."""
-    return replace(place, key=evaluation.key), evaluation.outcome, reused
+def _done(proposal: Candidate, evaluation: Evaluation, *, reused: bool) -> tuple[Candidate, str, bool]:
+    """A candidate with its outcome; a pruned one refers to its evaluation on the documents it has seen."""
+    return replace(proposal, key=evaluation.key), evaluation.outcome, reused

@@ -1,4 +1,4 @@
-"""What the ways of driving a job have in common: what they share with other jobs, and how they wait and write."""
+"""What all kinds of jobs need while they run: shared services, waiting, writing."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Tools:
-    """What all jobs of a coordinator share."""
+    """What the jobs of a coordinator share."""
 
     jobs: JobStore
     evaluations: EvaluationStore
@@ -36,14 +36,14 @@ class Tools:
     backend: WorkerBackend
     policy: Policy
     unprojected: Callable[[str], int] = lambda job_id: 0
-    """Waits a moment for the dashboard to show all candidates of a job; how many it does not."""
+    """Waits briefly for the dashboard and returns how many candidates of a job it does not show yet."""
     alone: Callable[[], bool] = lambda: True
-    """Whether there is no other coordinator, which might have more room."""
+    """Whether there is no other coordinator, which could have more room."""
 
 
 @dataclass(frozen=True)
 class End:
-    """The state in which a job ends, with what belongs to it."""
+    """The state in which a job ends, with its details."""
 
     state: str
     details: Mapping[str, Any]
@@ -60,14 +60,14 @@ class JobRun:
         self.evaluator = JobEvaluator(lease, tools.evaluations, tools.recorder, tools.pool, tools.backend)
 
     def persist(self, call: Callable[[], T]) -> T:
-        """Read or write, however long the database is away."""
+        """Read or write, repeating the call until the database answers."""
         return retry_while_away(call, lambda: self.evaluator.is_released)
 
     def wait(self, future: "Future[T]") -> T:
-        """The result of a future, unless the job is stopped.
+        """The result of a future, unless the job is stopped meanwhile.
 
         Raises:
-            JobStopped: it is.
+            JobStopped: the job was stopped.
         """
         while True:
             self.evaluator.check()
@@ -78,23 +78,23 @@ class JobRun:
                     raise
 
     def progress(self, budget: BudgetSpec) -> ProgressWriter:
-        """What tells people of a search."""
+        """The recorder of a search's progress."""
         return ProgressWriter(self.lease, budget, self.tools.recorder, self.tools.pool, self.job.progress)
 
-    def prepare(self, spec: JobSpec, say: Callable[[str], Any]) -> Prepared:
-        """Have a worker load the model and read the documents; from now on candidates can be evaluated."""
+    def prepare(self, spec: JobSpec, on_phase: Callable[[str], Any]) -> Prepared:
+        """Have a worker load the model and read the documents, so that candidates can be evaluated."""
         pool, pool_id = self.tools.pool, self.evaluator.pool_id
         pool.join(pool_id, spec.model, self.evaluator)
-        say(f"loading {spec.model.id} and reading documents")
+        on_phase(f"loading {spec.model.id} and reading documents")
         prepared = self.wait(pool.prepare(pool_id, spec))
         self.evaluator.use(prepared, Setting.of(spec))
         return prepared
 
     def has_room(self, spec: JobSpec) -> bool:
-        """Whether the job fits into what there is; if not, it is given back, to be claimed again later.
+        """Whether the job fits into the cluster; if not, it is returned to the queue and claimed again later.
 
         Raises:
-            CapacityError: this Ray does not grow, and there is no other coordinator.
+            CapacityError: this cluster cannot grow, and there is no other coordinator.
         """
         missing = missing_capacity(spec, self.tools.backend.capacity())
         if missing is not None:
@@ -102,7 +102,7 @@ class JobRun:
         return missing is None
 
     def has_workers(self, spec: JobSpec, progress: ProgressWriter) -> bool:
-        """Wait for workers that may still be coming up; as :meth:`has_room` if they do not fit any more."""
+        """Wait for workers that are starting; like :meth:`has_room` if they no longer fit."""
         least, pool = spec.resources.workers, self.tools.pool
         if pool.status()["alive"] < least:
             progress.phase(f"waiting for {least} worker{'s' * (least > 1)}")
@@ -114,10 +114,10 @@ class JobRun:
         return True
 
     def _wait_for_capacity(self, spec: JobSpec, missing: str) -> None:
-        """Back into the queue, until machines join or another coordinator has room; where neither can be, it fails."""
+        """Return the job to the queue until machines join or another coordinator has room; fail if neither can be."""
         if not self.tools.backend.grows and self.persist(self.tools.alone):
             raise CapacityError(missing)
-        reason = None if self.job.progress.get("phase") == missing else missing  # said once, not every time it is tried
+        reason = None if self.job.progress.get("phase") == missing else missing  # reported once, not with every attempt
         if reason is not None:
             self.progress(spec.budget).phase(missing).result()
         give_back = self.tools.jobs.give_back

@@ -1,4 +1,4 @@
-"""What is stored of a generation's candidates: those that need no worker, and how far the others are."""
+"""What is already stored of a generation's candidates: which need no worker, and where the others continue."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,68 +13,68 @@ from storage.evaluations import Candidate, EvaluationStore
 
 @dataclass
 class KnownResults:
-    """Evaluations by the candidates' keys."""
+    """Stored evaluations of a generation's candidates, by key of the complete evaluation."""
 
     stored: dict[str, Evaluation] = field(default_factory=dict)
-    """Settled."""
+    """The outcome, stored."""
     cut: dict[str, Evaluation] = field(default_factory=dict)
-    """Settled, but a part of a longer evaluation: itself not stored yet."""
-    begun: dict[str, Evaluation] = field(default_factory=dict)
-    """On the first documents, to go on from."""
+    """The outcome, cut from a longer stored evaluation and not yet stored itself."""
+    partial: dict[str, Evaluation] = field(default_factory=dict)
+    """An evaluation on the first documents, to continue from."""
 
 
 def known_results(
     store: EvaluationStore,
     job_id: str,
-    places: Sequence[Candidate],
+    proposals: Sequence[Candidate],
     samples: SampleSet,
     race: Race | None,
     key_of: Callable[[Candidate, int], str],
 ) -> KnownResults:
-    """How the candidates of a generation stand.
+    """What is known of the candidates of a generation.
 
     Args:
-        store: of all jobs.
-        job_id: whose candidates they are.
-        places: the candidates, with the keys of their evaluations on all documents.
+        store: the evaluations of all jobs.
+        job_id: the job of the candidates.
+        proposals: the candidates, with the keys of their evaluations on all documents.
         samples: all documents.
-        race: in which they are evaluated.
-        key_of: of a candidate that was stopped after so many documents.
+        race: decides when a candidate is stopped; None if all see all documents.
+        key_of: gives the key of a candidate's evaluation on a number of documents.
 
     Raises:
         DatabaseError: the database cannot be reached.
     """
     total = len(samples.samples)
     keys = {
-        place.key: {count: key_of(place, count) for count in rungs(total) if race} | {total: place.key}
-        for place in places
+        proposal.key: {count: key_of(proposal, count) for count in rungs(total) if race} | {total: proposal.key}
+        for proposal in proposals
     }
     known = store.lookup([key for by_count in keys.values() for key in by_count.values()], job_id)
-    earlier = _earlier(store, job_id, places) if race else {}
+    earlier = _earlier(store, job_id, proposals) if race else {}
     result = KnownResults()
-    for place in places:
-        if place.key in earlier:
-            result.stored[place.key] = earlier[place.key]
+    for proposal in proposals:
+        if proposal.key in earlier:
+            result.stored[proposal.key] = earlier[proposal.key]
             continue
-        evaluations = {count: known[key] for count, key in keys[place.key].items() if key in known}
-        outcome, on_the_way = settled(race, evaluations, total, partial(key_of, place))
+        evaluations = {count: known[key] for count, key in keys[proposal.key].items() if key in known}
+        outcome, on_the_way = settled(race, evaluations, total, partial(key_of, proposal))
         if outcome is not None:
-            (result.stored if outcome.key in known else result.cut)[place.key] = outcome
+            (result.stored if outcome.key in known else result.cut)[proposal.key] = outcome
         elif on_the_way is not None:
-            result.begun[place.key] = on_the_way
+            result.partial[proposal.key] = on_the_way
     return result
 
 
-def _earlier(store: EvaluationStore, job_id: str, places: Sequence[Candidate]) -> dict[str, Evaluation]:
-    """What the candidates came to when their job was driven before.
+def _earlier(store: EvaluationStore, job_id: str, proposals: Sequence[Candidate]) -> dict[str, Evaluation]:
+    """The outcomes that the candidates had in an earlier run of their job.
 
-    In a race that does not follow from what is stored now: other jobs may have gone on with a candidate since.
+    In a race they do not follow from what is stored now, because other jobs may have continued a candidate since.
     """
-    if not places:
+    if not proposals:
         return {}
-    first = places[0]
-    rows = store.of_job(job_id, part=first.part, stage=first.stage, after=first.number - 1, limit=len(places))
-    by_number = {place.number: place for place in places}
+    first = proposals[0]
+    rows = store.of_job(job_id, part=first.part, stage=first.stage, after=first.number - 1, limit=len(proposals))
+    by_number = {proposal.number: proposal for proposal in proposals}
     return {
         by_number[row.number].key: row.evaluation
         for row in rows

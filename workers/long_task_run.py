@@ -1,4 +1,4 @@
-"""A job that one worker does whole: a fine-tuning, an export, the check of a checkpoint that was handed in."""
+"""Running a job that a single worker does: a fine-tuning, an evaluation, an export, the check of a checkpoint."""
 
 import contextlib
 import time
@@ -15,6 +15,7 @@ from factor_search.plan.work import parse_work
 from factor_search.search.problem import SearchProblem
 from factor_search.spec import JobSpec
 from storage.evaluations import Batch
+from storage.plans import CHECKPOINT
 from storage.states import JobState
 from workers.job_run import End, JobRun
 from workers.model_worker import LongTaskCall
@@ -24,16 +25,14 @@ from workers.stage_task import CheckpointCheck, StageTask
 from workers.tasks import LongTask
 
 END_SECONDS = 10.0
-CHECKPOINT = "checkpoint"
-"""Beside the work of a stage that waits: the folder that was handed in."""
 
 
 def drive_long_task(run: JobRun) -> End | None:
-    """Evaluate the stage's candidates, if it has any, and have a worker do the rest. None if the job was given back.
+    """Evaluate the stage's candidates and have a worker do the rest; None if the job was returned to the queue.
 
     Raises:
-        FactorSearchError: the job fails, saying why.
-        JobStopped: it is not to be driven any further; nothing works for it any more.
+        FactorSearchError: the job fails for this reason.
+        JobStopped: the job was stopped, and no worker works for it any more.
     """
     document = dict(run.job.spec)
     checkpoint = document.pop(CHECKPOINT, None)
@@ -54,7 +53,7 @@ def drive_long_task(run: JobRun) -> End | None:
 
 
 def evaluate_candidates(run: JobRun, work: Work, job: JobSpec) -> dict[str, Any]:
-    """Evaluate the candidates of a stage on all workers; every evaluation is kept in the database."""
+    """Evaluate the candidates of a stage on all workers and store every evaluation."""
     progress = LongTaskProgress(run)
     prepared = run.prepare(job, progress.phase)
     start_stage(run, SearchProblem.of(job, prepared.geometry), prepared)
@@ -65,7 +64,7 @@ def evaluate_candidates(run: JobRun, work: Work, job: JobSpec) -> dict[str, Any]
 
 
 def folder_of(run: JobRun) -> Path:
-    """Where what a job makes is kept: a job that does the same has the same."""
+    """The folder of a job's files; jobs with identical work share it."""
     return run.tools.policy.require_work_folder() / f"{run.job.kind}-{run.job.spec_sha256[:24]}"
 
 
@@ -83,12 +82,12 @@ def run_long_task(run: JobRun, work: Work, call: LongTaskCall) -> Outcome:
         return run.wait(result)
     finally:
         if not result.done():
-            with contextlib.suppress(FutureTimeoutError):  # a slow pool must not make a failure of a pause
+            with contextlib.suppress(FutureTimeoutError):  # a slow pool must not turn a pause into a failure
                 pool.end(long_task).result(END_SECONDS)
 
 
 class LongTaskProgress:
-    """What people see of a long work: its progress as stored, and events at a pace that they can read."""
+    """The progress of a long-running task: stored with each report, published as events at a readable rate."""
 
     def __init__(self, run: JobRun) -> None:
         self._run = run
@@ -96,11 +95,11 @@ class LongTaskProgress:
         self._progress: dict[str, Any] = dict(run.job.progress) | {"phase": "", "workers": 0}
 
     def phase(self, text: str) -> None:
-        """A new phase begins."""
+        """Record a new phase."""
         self.update({"phase": text})
 
     def update(self, progress: dict[str, Any]) -> None:
-        """Record what is new; called from the pool's thread."""
+        """Record a progress report; called from the pool's thread."""
         now, step = time.monotonic(), self._progress.get("step") or 0
         phase = progress.get("phase", self._progress["phase"])
         new_phase = phase != self._progress["phase"]

@@ -1,4 +1,4 @@
-"""What runs in a worker's process: one model in memory, candidates evaluated on it; or a long-running task."""
+"""What runs in a worker's process: one model in memory that evaluates candidates, or a long-running task."""
 
 import gc
 import os
@@ -22,11 +22,11 @@ from factor_search.spec import JobSpec, ModelSpec
 from factor_search.text.samples import Samples, SampleSet
 
 SAMPLE_SETS_KEPT = 6
-"""Two jobs' three parts."""
+"""The three parts of two jobs."""
 ReportProgress: TypeAlias = Callable[[dict[str, Any]], None]
-"""Hears how far a long work is; may raise to end it."""
+"""Receives the progress of a long-running task; may raise to end it."""
 LongTaskCall: TypeAlias = Callable[[ReportProgress], Any]
-"""A long work as a picklable function of who is told how far it is."""
+"""A long-running task: a picklable function that reports its progress."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Setting:
 
     model: ModelSpec
     length: int
-    """Tokens of the window."""
+    """Tokens in a window."""
     stride: int | None
-    """Of the sliding window; None scores the first window only."""
+    """Tokens that the sliding window advances; None scores the first window only."""
 
     @classmethod
     def of(cls, spec: JobSpec) -> "Setting":
@@ -50,19 +50,19 @@ class Prepared:
     """What a job needs to know before its search begins."""
 
     identity: dict[str, str]
-    """Of the loaded model, for keys of evaluations."""
+    """Identity of the loaded model, for the keys of evaluations."""
     geometry: Geometry
     samples: Samples
 
 
 class ModelWorker:
-    """Keeps the last model it was asked for; a class of its own, that knows nothing of the engine it runs under."""
+    """Keeps the last model in memory; independent of the backend that runs it."""
 
     def __init__(self, threads: int | None = None) -> None:
         """Start without a model.
 
         Args:
-            threads: processor threads to compute with; None leaves torch's choice.
+            threads: CPU threads to compute with; None leaves torch's choice.
         """
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         keep_freed_memory()
@@ -79,34 +79,34 @@ class ModelWorker:
         return f"{socket.gethostname()}:{os.getpid()}"
 
     def prepare(self, spec: JobSpec) -> Prepared:
-        """Load a job's model, prove that factors reach it, read the job's documents.
+        """Load a job's model, verify that factors take effect in it, and read the job's documents.
 
         Raises:
-            FactorSearchError: the model or the documents will not do.
+            FactorSearchError: the model or the documents cannot be used.
         """
         loaded = self._load(spec.model)
         return Prepared(loaded.identity, loaded.geometry, read_samples(spec, loaded))
 
     def load(self, setting: Setting) -> None:
-        """Get ready to evaluate; does nothing if it is.
+        """Get ready to evaluate with a setting; does nothing if it is ready.
 
         Raises:
-            ModelError: the model cannot be loaded here, although it could elsewhere.
+            ModelError: the model cannot be loaded here, although another worker could load it.
         """
         if self._evaluator is not None and self._evaluator[0] == setting:
             return
         loaded = self._load(setting.model)
-        self._let_go_of_evaluator()
+        self._close_evaluator()
         evaluator = LocalEvaluator(loaded, setting.length, setting.stride)
         evaluator.__enter__()
         self._evaluator = (setting, evaluator)
 
     def knows(self, samples_sha256: str) -> bool:
-        """Whether samples need not be sent again."""
+        """Whether the worker has samples already."""
         return samples_sha256 in self._samples
 
     def learn(self, samples_sha256: str, samples: SampleSet) -> None:
-        """Keep samples for candidates to come."""
+        """Keep samples for later candidates."""
         while len(self._samples) >= SAMPLE_SETS_KEPT:
             del self._samples[next(iter(self._samples))]
         self._samples[samples_sha256] = samples
@@ -120,7 +120,7 @@ class ModelWorker:
         race: Race | None = None,
         known: Evaluation | None = None,
     ) -> Evaluation:
-        """Evaluate a candidate on samples that were learnt; see :meth:`LocalEvaluator.evaluate`."""
+        """Evaluate a candidate on samples that the worker has; see :meth:`LocalEvaluator.evaluate`."""
         self.load(setting)
         assert self._evaluator is not None
         self._losses = list(known.losses) if known else []
@@ -128,11 +128,11 @@ class ModelWorker:
         return self._evaluator[1].evaluate(factors, samples, on_document, race=race, known=known)
 
     def losses_so_far(self) -> list[float]:
-        """Of the candidate being evaluated, the mean loss of each document that is done."""
+        """The mean loss of each finished document of the candidate in progress."""
         return list(self._losses)
 
     def run_long_task(self, call: LongTaskCall) -> Any:
-        """Do a long work that loads for itself what it needs; no model is in memory before it, nor left after it."""
+        """Run a task that loads what it needs; no other model is in memory before or after it."""
         self._forget_model()
         try:
             return call(self._report_progress)
@@ -141,16 +141,16 @@ class ModelWorker:
             self._forget_model()
 
     def progress(self) -> dict[str, Any] | None:
-        """What was last heard of the long_task that is being done."""
+        """The last progress report of the long-running task in progress."""
         return self._progress
 
     def _report_progress(self, progress: dict[str, Any]) -> None:
-        """Keep what is new, with the phase that it belongs to: not all of it is asked for before the next comes."""
+        """Keep a report together with its phase, because the pool polls too seldom to see every report."""
         phase = {key: value for key, value in (self._progress or {}).items() if key == "phase"}
         self._progress = phase | progress
 
     def _forget_model(self) -> None:
-        self._let_go_of_evaluator()
+        self._close_evaluator()
         self._loaded = None
         gc.collect()
         if torch.cuda.is_available():
@@ -158,16 +158,16 @@ class ModelWorker:
 
     def _load(self, model: ModelSpec) -> LoadedModel:
         if self._loaded is None or self._loaded.spec != model:
-            self._let_go_of_evaluator()
+            self._close_evaluator()
             self._loaded = None  # two models may not fit
             loaded = load_model(model)
             probe(loaded.model, loaded.geometry)
             self._loaded = loaded
         elif self._evaluator is not None:
-            self._let_go_of_evaluator()
+            self._close_evaluator()
         return self._loaded
 
-    def _let_go_of_evaluator(self) -> None:
+    def _close_evaluator(self) -> None:
         if self._evaluator is not None:
             self._evaluator[1].__exit__(None, None, None)
             self._evaluator = None

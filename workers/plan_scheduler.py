@@ -1,4 +1,4 @@
-"""Brings plans on: a stage that has ended hands its result to the next, whose job is queued, or known already."""
+"""Advancing plans: when a stage ends, the job of the next one is queued, or an identical finished job is reused."""
 
 import itertools
 import logging
@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 
 
 class PlanScheduler:
-    """What a coordinator does for plans; others on the same database do the same, and each step is taken once."""
+    """Advances the plans of a database; any number of schedulers may run, and each step is taken once."""
 
     def __init__(self, steps: PlanSteps, policy: Policy) -> None:
         self._steps = steps
         self._policy = policy
 
     def round(self) -> None:
-        """Bring on all plans that are due, as far as they can come now.
+        """Advance all plans that are due as far as possible now.
 
         Raises:
             StorageError: the database cannot be reached.
@@ -40,7 +40,7 @@ class PlanScheduler:
                 return
 
     def _advance(self, plan: Plan) -> bool:
-        """One step of a plan, which fails if that is not possible; whether it was taken here."""
+        """Take one step of a plan, or let the plan fail; true if the step was taken here."""
         try:
             return self._steps.conclude(plan) if plan.job is not None else self._begin(plan)
         except StorageError:
@@ -49,11 +49,11 @@ class PlanScheduler:
             logger.info("plan %s failed: %s", plan.id, error)
             return self._steps.fail(plan, str(error))
         except Exception as error:
-            logger.exception("plan %s met with an internal error", plan.id)
+            logger.exception("plan %s failed with an internal error", plan.id)
             return self._steps.fail(plan, f"internal error: {type(error).__name__}: {one_line(error)}")
 
     def _begin(self, plan: Plan) -> bool:
-        """Begin with the present stage, unless what it would make is there."""
+        """Start the current stage, unless an identical finished job has its result."""
         before = [parse_outcome(stage.outcome) for stage in plan.stages[: plan.stage]]
         work = work_of(parse_plan(plan.spec), plan.stage, before)
         _check_there(work, plan)
@@ -70,17 +70,17 @@ class PlanScheduler:
 
 
 def identity(work: Work) -> str:
-    """What a work's result depends on: two with the same have the same result.
+    """A hash of everything that the result of a stage depends on: stages with equal hashes have equal results.
 
-    Beside the work itself that is the budget of a search, and which version of local files it reads, by their sizes and
-    times of modification.
+    Besides the work itself it covers the budget of a search and the versions of local files, given by their sizes and
+    modification times.
     """
     budget = [] if work.budget is None else [work.budget]
     return sha256_of([work.sha256, *budget, _version_of(work.access())])
 
 
 def _version_of(access: Access) -> list[Any]:
-    """Names, sizes and times of modification of the files that are read: documents, then the model."""
+    """Names, sizes and modification times of the files that are read: documents, then the model."""
     data, model = access.data, Path(access.models[0].id)
     patterns = [] if data is None else [*(data.files or ()), *(data.held_out_files or ())]
     patterns += itertools.chain.from_iterable(access.files.values())
@@ -91,15 +91,17 @@ def _version_of(access: Access) -> list[Any]:
 
 
 def _check_there(work: Work, plan: Plan) -> None:
-    """Refuse to work with a checkpoint that was taken away, naming the stage that can make it again."""
+    """Refuse a stage whose model was deleted, and name the stage that can make it again."""
     needed = work.access().models[0].id
     for stage in plan.stages[: plan.stage]:
         model = (stage.outcome or {}).get("model")
         if model is not None and model["id"] == needed and not _is_there({"model": model}):
-            raise ModelLoadError(f"{needed}, of {stage.name}, is gone: bring it back, or retry from {stage.name}")
+            raise ModelLoadError(
+                f"the checkpoint {needed} of {stage.name} is missing: restore it, or retry from {stage.name}"
+            )
 
 
 def _is_there(outcome: dict[str, Any]) -> bool:
-    """Whether what a finished job has made was not taken away since."""
+    """Whether the checkpoint of a finished job, if it has one, still exists."""
     model = outcome["model"]
     return model is None or (Path(model["id"]) / "config.json").is_file()

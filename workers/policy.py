@@ -1,4 +1,4 @@
-"""What a submitted job may touch on this machine: whose files, the hub or not, foreign code or not."""
+"""What a submitted job may use: which files, the Hugging Face hub or not, remote code or not."""
 
 import argparse
 import glob
@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from factor_search.errors import SpecError
-from factor_search.model.loading import looks_local
 from factor_search.plan.kinds.contract import Access, Work
 from factor_search.plan.kinds.search import access_of_job
 from factor_search.plan.spec import PlanSpec
-from factor_search.spec import DataSpec, JobSpec, ModelSpec
+from factor_search.spec import DataSpec, JobSpec, ModelSpec, looks_local
 from factor_search.testbed import CHECKPOINT
 from factor_search.testbed.corpus import held_out_files
 
@@ -28,32 +27,32 @@ class Policy:
     """What the operator of a service allows. The shipped model and the demo's documents are always allowed."""
 
     roots: tuple[Path, ...]
-    """Folders under which models and documents may lie, links followed."""
+    """Folders that may contain models and documents, after following links."""
     allow_hub: bool
     """Whether models and data sets may come from the Hugging Face hub."""
     allow_remote_code: bool
     """Whether a checkpoint's own Python code, or an attention kernel of the hub, may be run."""
     work_folder: Path | None = None
-    """Folder of what plans make, whose checkpoints may be used as models; without one there are no plans."""
+    """Folder for the files that plans make, whose checkpoints may be used as models; without it plans are refused."""
 
     def check(self, spec: JobSpec) -> None:
-        """Refuse a job that asks for more than is allowed.
+        """Refuse a job that uses more than is allowed.
 
         Raises:
-            SpecError: naming what is not allowed and how the operator can allow it.
+            SpecError: says what is not allowed and how the operator can allow it.
         """
         self._check_access(access_of_job(spec))
 
     def check_plan(self, plan: PlanSpec) -> None:
-        """Refuse a plan that asks for more than is allowed.
+        """Refuse a plan that uses more than is allowed.
 
         Raises:
-            SpecError: see :meth:`check`; or there is no folder for what the plan makes.
+            SpecError: see :meth:`check`; or there is no work folder.
         """
         self._check_access(plan.access())
 
     def check_work(self, work: Work) -> None:
-        """Refuse the work of a stage that asks for more than is allowed now.
+        """Refuse the work of a stage that uses more than is allowed now.
 
         Raises:
             SpecError: see :meth:`check`.
@@ -61,7 +60,7 @@ class Policy:
         self._check_access(work.access())
 
     def check_supplied_checkpoint(self, checkpoint: str) -> None:
-        """Refuse a checkpoint that does not lie under a root.
+        """Refuse a checkpoint outside the roots.
 
         Raises:
             SpecError: see :meth:`check`.
@@ -69,17 +68,17 @@ class Policy:
         self._check_path(checkpoint, "model")
 
     def require_work_folder(self) -> Path:
-        """The folder of what plans make.
+        """The folder for the files that plans make.
 
         Raises:
             SpecError: there is none.
         """
         if self.work_folder is None:
-            raise SpecError("plans need a folder for what they make: the operator can name one with serve --work DIR")
+            raise SpecError("plans need a work folder: the operator can set one with serve --work DIR")
         return self.work_folder
 
     def check_model(self, model: ModelSpec) -> None:
-        """Refuse a model that is not allowed, or may not run as asked.
+        """Refuse a model that is not allowed, or that may not run as specified.
 
         Raises:
             SpecError: see :meth:`check`.
@@ -88,31 +87,31 @@ class Policy:
         self._check_origin(model)
 
     def as_arguments(self) -> list[str]:
-        """The same policy for another process's command line; see :func:`add_policy_arguments`."""
+        """The policy as arguments for another process's command line; see :func:`add_policy_arguments`."""
         roots = [argument for root in self.roots for argument in ("--root", str(root))]
         code = ["--allow-remote-code"] if self.allow_remote_code else []
-        made = ["--work", str(self.work_folder)] if self.work_folder is not None else []
-        return [*roots, "--hub" if self.allow_hub else "--no-hub", *code, *made]
+        work = ["--work", str(self.work_folder)] if self.work_folder is not None else []
+        return [*roots, "--hub" if self.allow_hub else "--no-hub", *code, *work]
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace, *, hub: bool) -> "Policy":
-        """What the arguments of :func:`add_policy_arguments` say.
+        """The policy that the arguments of :func:`add_policy_arguments` describe.
 
         Args:
             arguments: the parsed command line.
-            hub: what holds where neither ``--hub`` nor ``--no-hub`` is given.
+            hub: whether the hub is allowed if neither ``--hub`` nor ``--no-hub`` is given.
 
         Raises:
-            SpecError: a root is no folder.
+            SpecError: a root is not a folder.
         """
         roots = []
         for root in arguments.root or [Path.cwd()]:
             if not root.is_dir():
-                raise SpecError(f"--root {root} is no folder")
+                raise SpecError(f"--root {root} is not a folder")
             roots.append(root.resolve())
         allow_hub = hub if arguments.hub is None else arguments.hub
-        made = None if arguments.work is None else arguments.work.resolve()
-        return cls(tuple(dict.fromkeys(roots)), allow_hub, arguments.allow_remote_code, made)
+        work_folder = None if arguments.work is None else arguments.work.resolve()
+        return cls(tuple(dict.fromkeys(roots)), allow_hub, arguments.allow_remote_code, work_folder)
 
     def _check_access(self, access: Access) -> None:
         if access.writes:
@@ -131,8 +130,10 @@ class Policy:
         remedy = "the operator must start the service with --allow-remote-code"
         if model.trust_remote_code:
             raise SpecError(f"model.trust_remote_code is not allowed here: {remedy}")
-        if "/" in model.attention:  # transformers takes such a name for a kernel on the hub, which is code
-            raise SpecError(f"model.attention {model.attention!r} names code on the hub, not allowed here: {remedy}")
+        if "/" in model.attention:  # transformers loads such a name as a kernel from the hub, which is code
+            raise SpecError(
+                f"model.attention {model.attention!r} names code on the hub, which is not allowed here: {remedy}"
+            )
 
     def _check_origin(self, model: ModelSpec) -> None:
         if looks_local(model.id) or _exists(model.id, "model.id"):
@@ -141,10 +142,10 @@ class Policy:
             ):
                 self._check_path(model.id, "model.id")
             return
-        self._check_hub(f"model {model.id!r} is no folder here, and")
+        self._check_hub(f"model {model.id!r} is not a folder here, and")
         revision = model.revision
         if revision is not None and (".." in revision or not re.fullmatch(r"[\w.\-/]+", revision)):
-            raise SpecError(f"model.revision {revision!r} is no branch, tag or commit")
+            raise SpecError(f"model.revision {revision!r} is not a branch, tag or commit")
 
     def _check_data(self, data: DataSpec) -> None:
         for pattern in data.files or ():
@@ -163,7 +164,7 @@ class Policy:
             raise SpecError(f"{what} the hub is not allowed here: use a local path, or start the service with --hub")
 
     def _check_pattern(self, pattern: str, key: str) -> None:
-        """Refuse a glob that begins, or at present matches anything, outside the roots."""
+        """Refuse a glob that starts outside the roots, or currently matches anything outside them."""
         parts = Path(pattern).parts
         fixed = list(itertools.takewhile(lambda part: not WILDCARD.search(part), parts))
         if _exists(pattern, key) or len(fixed) == len(parts):
@@ -171,13 +172,13 @@ class Policy:
             if len(fixed) == len(parts):
                 return
         if ".." in parts[len(fixed) :]:
-            raise SpecError(f"{key}: {pattern} has '..' behind a wildcard: write the path without")
+            raise SpecError(f"{key}: {pattern} has '..' after a wildcard: write the path without it")
         self._check_path(str(Path(*fixed)), key, shown=pattern, whole=False)
         for match in itertools.islice(glob.iglob(pattern, recursive=True), MATCHES_CHECKED):
             self._check_path(match, key)
 
     def _check_path(self, path: str, key: str, *, shown: str | None = None, whole: bool = True) -> None:
-        """Refuse what does not lie under a root; of a folder (if ``whole``) also what links in it lead to."""
+        """Refuse a path outside the roots, and with ``whole`` a folder with links that lead outside them."""
         resolved = _resolved(path, key)
         if resolved in _always_allowed():
             return
@@ -200,20 +201,22 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=Path,
         metavar="DIR",
-        help="a folder under which jobs' models and documents may lie; may be repeated; default: the current folder",
+        help="a folder that may contain models and documents of jobs; may be repeated (default: the current folder)",
     )
     parser.add_argument(
-        "--hub", action=argparse.BooleanOptionalAction, help="whether models and data sets may come from the hub"
+        "--hub",
+        action=argparse.BooleanOptionalAction,
+        help="allow or refuse models and data sets from the Hugging Face hub",
     )
     parser.add_argument(
-        "--allow-remote-code", action="store_true", help="let jobs run Python code that comes with a checkpoint"
+        "--allow-remote-code", action="store_true", help="allow jobs to run Python code that comes with a checkpoint"
     )
     parser.add_argument(
         "--work",
         type=Path,
         metavar="DIR",
-        help="where checkpoints that plans make are kept, seen by all machines that evaluate; default: NAME.work "
-        "beside an SQLite database, none for PostgreSQL",
+        help="folder for the checkpoints that plans make, visible to all machines with workers (default: NAME.work "
+        "beside an SQLite database, none for PostgreSQL)",
     )
 
 
@@ -231,7 +234,7 @@ def _links(folder: Path) -> Iterator[Path]:
 def _resolved(path: str, key: str) -> Path:
     try:
         return Path(path).resolve()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL character, or a loop of links
         raise _unusable(path, key, error) from None
 
 
@@ -244,4 +247,4 @@ def _exists(path: str, key: str) -> bool:
 
 def _unusable(path: str, key: str, error: Exception) -> SpecError:
     reason = getattr(error, "strerror", None) or error
-    return SpecError(f"{key}: {path[:100]!r} cannot be a path: {reason}")
+    return SpecError(f"{key}: {path[:100]!r} is not a valid path: {reason}")

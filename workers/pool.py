@@ -1,7 +1,5 @@
-"""The pool: whichever worker is free gets the next candidate of whichever job is next; nobody waits for anybody."""
+"""The pool: whichever worker is idle gets the next candidate of whichever job is next; no worker waits for another."""
 
-import contextlib
-import itertools
 import logging
 import queue
 import threading
@@ -14,48 +12,40 @@ from typing import Any
 from factor_search.errors import FactorSearchError, one_line
 from factor_search.measure.evaluation import OUT_OF_MEMORY, Evaluation
 from factor_search.spec import JobSpec, ModelSpec
-from workers.attempts import ATTEMPTS, LongTaskError, PrepareError, given_up, outcome_of, overdue, without_result
+from workers.attempts import ATTEMPTS, LongTaskError, PrepareError, final_error, outcome_of, overdue, without_result
 from workers.backend import WorkerBackend
 from workers.model_worker import Prepared, Setting
-from workers.tasks import JobPort, LongTask, Preparation, Task, Work, WorkerSlot
+from workers.tasks import JobListener, LongTask, Preparation, Task, Work, WorkerSlot
 from workers.work_queue import WorkQueue
+from workers.worker_slots import WorkerSlots
 
 TICK_SECONDS = 0.25
-CAPACITY_SECONDS = 2.0
-WATCH_AFTER_SECONDS, WATCH_EVERY_SECONDS, WATCH_SELDOM_SECONDS = 2.0, 1.0, 30.0
-"""A work that takes longer is asked how far it is, the less often the longer it takes."""
+POLL_AFTER_SECONDS, POLL_EVERY_SECONDS, POLL_SELDOM_SECONDS = 2.0, 1.0, 30.0
+"""Work that takes longer is asked for its progress, the less often the longer it takes."""
 SHORT_SECONDS = 1.0
-"""Evaluations that take less are handed out one ahead, since the way to a worker and back would be felt."""
+"""Shorter evaluations are assigned one ahead, because the way to a worker and back would leave it idle."""
 IDLE_SECONDS = 120.0
-"""Workers of a pool without jobs are dismissed, so that others can have their memory."""
-FAILED_STARTS = 5
-"""After so many workers in a row that did not come up, with none that did, jobs are not begun."""
+"""A pool without jobs ends its workers after this time, so that others can use their memory."""
 
 logger = logging.getLogger(__name__)
 
 
 class Pool:
-    """Workers that are hired as they fit, replaced when they die, dismissed when there is nothing to do."""
+    """Workers that are started as they fit, replaced when they die, and ended when there is nothing to do."""
 
     def __init__(self, backend: WorkerBackend, *, evaluation_timeout: float | None = None) -> None:
-        """Start the thread that hands out work.
+        """Start the thread that assigns work.
 
         Args:
-            backend: the engine.
+            backend: runs the workers.
             evaluation_timeout: seconds after which a candidate's evaluation is ended.
         """
-        self._backend = backend
         self._timeout = evaluation_timeout
         self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._slots: dict[int, WorkerSlot] = {}
-        self._numbers = itertools.count()
-        self._ports: dict[str, JobPort] = {}
+        self._slots = WorkerSlots(backend, lambda slot, name: self._messages.put(partial(self._started, slot, name)))
+        self._listeners: dict[str, JobListener] = {}
         self._queue = WorkQueue()
-        self._wanted = 0
-        self._looked_at = -1e9
-        self._busy_until_idle = time.monotonic()
-        self._start_not_before = 0.0
-        self._failed_starts = 0
+        self._last_job_at = time.monotonic()
         self._seconds = 0.0
         """Exponential mean of an evaluation's duration."""
         self._closed = False
@@ -64,33 +54,33 @@ class Pool:
 
     # Called from any thread.
 
-    def join(self, job_id: str, model: ModelSpec, port: JobPort) -> None:
+    def join(self, job_id: str, model: ModelSpec, listener: JobListener) -> None:
         """Register a job."""
-        self._messages.put(partial(self._join, job_id, model, port))
+        self._messages.put(partial(self._join, job_id, model, listener))
 
     def leave(self, job_id: str) -> None:
-        """Forget a job; what it still has in the pool is abandoned."""
+        """Remove a job and abandon the work it still has in the pool."""
         self._messages.put(partial(self._leave, job_id))
 
-    def submit(self, works: Sequence[Task] | Sequence[LongTask]) -> None:
-        """Queue candidates, or an long_task, of a job that has joined."""
-        self._messages.put(partial(self._queue.add, works))
+    def submit(self, items: Sequence[Task] | Sequence[LongTask]) -> None:
+        """Queue candidates or a long-running task of a job that has joined."""
+        self._messages.put(partial(self._queue.add, items))
 
     def end(self, long_task: LongTask) -> "Future[None]":
-        """End an long_task at once, with the worker that does it; resolves when that is done."""
+        """End a long-running task at once, together with its worker; resolves when that is done."""
         ended: Future[None] = Future()
         self._messages.put(partial(self._end, long_task, ended))
         return ended
 
     def withdraw(self, tasks: Sequence[Task], *, abandon: bool) -> "Future[set[Task]]":
-        """Take back candidates that no worker was given; with ``abandon``, also stop waiting for those that were.
+        """Take back candidates that are not assigned to a worker; with ``abandon``, also ignore those that are.
 
         Returns:
-            Those that will still be told of: given to workers, and not abandoned.
+            The candidates whose outcomes will still be reported: assigned and not abandoned.
         """
-        staying: Future[set[Task]] = Future()
-        self._messages.put(partial(self._withdraw, tasks, abandon, staying))
-        return staying
+        remaining: Future[set[Task]] = Future()
+        self._messages.put(partial(self._withdraw, tasks, abandon, remaining))
+        return remaining
 
     def prepare(self, job_id: str, spec: JobSpec) -> "Future[Prepared]":
         """Have a worker load a job's model and read its documents."""
@@ -99,11 +89,11 @@ class Pool:
         return preparation.result
 
     def status(self) -> dict[str, int]:
-        """Workers alive and busy, candidates waiting; for metrics."""
-        slots = list(self._slots.values())
+        """The number of workers alive and busy, and of waiting items; for metrics."""
+        slots = list(self._slots)
         return {
-            "alive": sum(slot.name is not None for slot in slots),
-            "busy": sum(bool(slot.given) for slot in slots),
+            "alive": sum(slot.is_up for slot in slots),
+            "busy": sum(bool(slot.assigned) for slot in slots),
             "waiting": len(self._queue),
         }
 
@@ -129,190 +119,169 @@ class Pool:
                 if time.monotonic() - ticked >= TICK_SECONDS:
                     ticked = time.monotonic()
                     self._tick(ticked)
-                self._hand_out()
+                self._dispatch()
             except Exception:
-                logger.exception("the pool met with an error and goes on")
+                logger.exception("internal error in the pool, which continues")
                 time.sleep(TICK_SECONDS)
-        for slot in self._slots.values():
-            slot.worker.kill()
-        self._slots.clear()
+        self._slots.end_all()
 
-    def _join(self, job_id: str, model: ModelSpec, port: JobPort) -> None:
-        self._ports[job_id] = port
+    def _join(self, job_id: str, model: ModelSpec, listener: JobListener) -> None:
+        self._listeners[job_id] = listener
         self._queue.join(job_id, model)
 
     def _leave(self, job_id: str) -> None:
-        self._ports.pop(job_id, None)
+        self._listeners.pop(job_id, None)
         self._queue.leave(job_id)
-        for slot in self._slots.values():
-            for work in slot.given:
+        for slot in self._slots:
+            for work in slot.assigned:
                 work.withdrawn = work.withdrawn or work.job_id == job_id
 
-    def _withdraw(self, tasks: Sequence[Task], abandon: bool, staying: "Future[set[Task]]") -> None:
-        begun = {work for slot in self._slots.values() for work in slot.given}
-        stay = set() if abandon else {task for task in tasks if task in begun}
+    def _withdraw(self, tasks: Sequence[Task], abandon: bool, remaining: "Future[set[Task]]") -> None:
+        assigned = {work for slot in self._slots for work in slot.assigned}
+        kept = set() if abandon else {task for task in tasks if task in assigned}
         for task in tasks:
-            task.withdrawn, task.last_attempt = task not in stay, True
-        self._queue.remove({task for task in tasks if task not in stay})
-        staying.set_result(stay)
+            task.withdrawn, task.last_attempt = task not in kept, True
+        self._queue.remove({task for task in tasks if task not in kept})
+        remaining.set_result(kept)
 
     def _end(self, long_task: LongTask, ended: "Future[None]") -> None:
         long_task.withdrawn = True
         self._queue.remove({long_task})
-        for slot in list(self._slots.values()):
-            if long_task in slot.given:
-                self._dismiss(slot)
+        for slot in self._slots:
+            if long_task in slot.assigned:
+                self._slots.end(slot)
         ended.set_result(None)
 
     def _tick(self, now: float) -> None:
-        for slot in list(self._slots.values()):
-            self._look_after(slot, now)
-        if self._ports:
-            self._busy_until_idle = now
-        elif now - self._busy_until_idle > IDLE_SECONDS:
-            for slot in list(self._slots.values()):
-                self._dismiss(slot)
-            return
-        if self._ports and now - self._looked_at > CAPACITY_SECONDS:
-            self._looked_at = now
-            with contextlib.suppress(FactorSearchError):  # a cluster that does not answer may do so later
-                self._wanted = self._backend.capacity().workers
-        if self._ports and now >= self._start_not_before:
-            while len(self._slots) < self._wanted:
-                self._start_worker(now)
+        for slot in self._slots:
+            error = overdue(slot, now, self._timeout)
+            if error is None:
+                self._poll(slot, now)
+            else:
+                self._lose(slot, error)
+        if self._listeners:
+            self._last_job_at = now
+            self._slots.fill(now)
+        elif now - self._last_job_at > IDLE_SECONDS:
+            self._slots.end_all()
 
-    def _look_after(self, slot: WorkerSlot, now: float) -> None:
-        error = overdue(slot, now, self._timeout)
-        if error is not None:
-            self._lose(slot, error)
-            return
-        work = slot.given[0] if slot.name is not None and slot.given else None
+    # Progress of work that takes long.
+
+    def _poll(self, slot: WorkerSlot, now: float) -> None:
+        work = slot.assigned[0] if slot.is_up and slot.assigned else None
         if work is None or isinstance(work, Preparation) or not (slot.loaded or isinstance(work, LongTask)):
             return
         elapsed = now - slot.since
-        is_long = elapsed > WATCH_AFTER_SECONDS or isinstance(work, LongTask)
-        if is_long and now - slot.watched_at > min(max(WATCH_EVERY_SECONDS, elapsed / 20), WATCH_SELDOM_SECONDS):
-            slot.watched_at = now
-            asked = slot.worker.progress() if isinstance(work, LongTask) else slot.worker.losses_so_far()
-            asked.add_done_callback(partial(self._receive_progress, slot, work))
+        is_long = elapsed > POLL_AFTER_SECONDS or isinstance(work, LongTask)
+        if is_long and now - slot.polled_at > min(max(POLL_EVERY_SECONDS, elapsed / 20), POLL_SELDOM_SECONDS):
+            slot.polled_at = now
+            answer = slot.worker.progress() if isinstance(work, LongTask) else slot.worker.losses_so_far()
+            answer.add_done_callback(partial(self._polled, slot, work))
 
-    def _receive_progress(self, slot: WorkerSlot, work: Task | LongTask, future: "Future[Any]") -> None:
-        if future.exception() is None:
-            self._messages.put(partial(self._pass_on_progress, slot, work, future.result()))
+    def _polled(self, slot: WorkerSlot, work: Task | LongTask, answer: "Future[Any]") -> None:
+        """Called from any thread."""
+        if answer.exception() is None:
+            self._messages.put(partial(self._report_progress, slot, work, answer.result()))
 
-    def _pass_on_progress(self, slot: WorkerSlot, work: Task | LongTask, progress: Any) -> None:
-        port = self._ports.get(work.job_id)
-        if port is None or not slot.given or slot.given[0] is not work or work.withdrawn:
+    def _report_progress(self, slot: WorkerSlot, work: Task | LongTask, progress: Any) -> None:
+        listener = self._listeners.get(work.job_id)
+        if listener is None or not slot.assigned or slot.assigned[0] is not work or work.withdrawn:
             return
         if isinstance(work, LongTask):
             work.report_progress(progress, time.monotonic())
         elif progress:
-            port.losses_so_far(work, progress)
+            listener.losses_so_far(work, progress)
 
-    # Hiring and losing workers.
+    # Workers that start and workers that are lost.
 
-    def _start_worker(self, now: float) -> None:
-        slot = WorkerSlot(next(self._numbers), self._backend.start_worker(), now)
-        self._slots[slot.number] = slot
-        slot.worker.name().add_done_callback(lambda future: self._messages.put(partial(self._came_up, slot, future)))
-
-    def _came_up(self, slot: WorkerSlot, future: "Future[str]") -> None:
-        if self._slots.get(slot.number) is not slot:
+    def _started(self, slot: WorkerSlot, name: "Future[str]") -> None:
+        if slot not in self._slots:
             return
-        error = future.exception()
+        error = name.exception()
         if error is not None:
             self._lose(slot, error)
             return
-        slot.name = future.result()
-        self._failed_starts = 0
-        self._announce()
+        self._slots.mark_up(slot, name.result())
+        self._announce("workers", {"alive": len(self._slots.up())})
 
-    def _announce(self) -> None:
-        alive = sum(slot.name is not None for slot in self._slots.values())
-        for port in self._ports.values():
-            port.event("workers", {"alive": alive})
-
-    def _dismiss(self, slot: WorkerSlot) -> None:
-        del self._slots[slot.number]
-        slot.worker.kill()
+    def _announce(self, kind: str, data: dict[str, Any]) -> None:
+        for listener in self._listeners.values():
+            listener.event(kind, data)
 
     def _lose(self, slot: WorkerSlot, error: BaseException) -> None:
-        """End a worker; what it worked on counts an attempt, what lay behind that goes to others."""
-        if self._slots.pop(slot.number, None) is None:
+        """End a worker: the item in progress counts as an attempt, those assigned ahead return to the queue."""
+        if slot not in self._slots:
             return
-        slot.worker.kill()
-        now = time.monotonic()
-        if slot.name is None:
-            self._failed_starts += 1
-            self._start_not_before = now + min(30.0, 0.5 * 2.0 ** min(self._failed_starts, 6))
-        given = [work for work in slot.given if not work.withdrawn]
+        self._slots.end_lost(slot, time.monotonic())
         reason = one_line(error)
-        logger.warning("worker %s lost: %s", slot.name or "coming up", reason)
-        for port in self._ports.values():
-            port.event("worker_lost", {"worker": slot.name, "reason": reason, "outcome": outcome_of(error)})
-        if given and given[0] is slot.given[0]:
-            self._attempt_failed(given.pop(0), error, slot)
-        for work in reversed(given):
+        logger.warning("lost worker %s: %s", slot.name or "that was starting", reason)
+        self._announce("worker_lost", {"worker": slot.name, "reason": reason, "outcome": outcome_of(error)})
+        wanted = [work for work in slot.assigned if not work.withdrawn]
+        if wanted and wanted[0] is slot.assigned[0]:
+            self._attempt_failed(wanted.pop(0), error, slot)
+        for work in reversed(wanted):
             self._queue.put_back(work)
-        if self._failed_starts >= FAILED_STARTS and not any(slot.name for slot in self._slots.values()):
-            for work in self._queue.take_all_but_candidates():
-                error_of = LongTaskError if isinstance(work, LongTask) else PrepareError
-                work.result.set_exception(error_of(f"no worker comes up: {reason}"))
+        if self._slots.cannot_start:
+            for item in self._queue.take_all_but_candidates():
+                error_class = LongTaskError if isinstance(item, LongTask) else PrepareError
+                item.result.set_exception(error_class(f"no worker could be started: {reason}"))
 
     def _attempt_failed(self, work: Work, error: BaseException, slot: WorkerSlot) -> None:
         outcome, reason = outcome_of(error), one_line(error)
-        last = work.attempts >= ATTEMPTS[outcome]
-        port = self._ports.get(work.job_id)
+        is_last = work.attempts >= ATTEMPTS[outcome]
+        retried = {"attempt": work.attempts + 1, "outcome": outcome, "reason": reason}
+        listener = self._listeners.get(work.job_id)
         if not isinstance(work, Task):
             if isinstance(error, FactorSearchError):
                 work.result.set_exception(error)
-            elif last:
-                work.result.set_exception(given_up(work, outcome, reason))
+            elif is_last:
+                work.result.set_exception(final_error(work, outcome, reason))
             else:
-                if port is not None and isinstance(work, LongTask):
-                    port.event("retried", {"attempt": work.attempts + 1, "outcome": outcome, "reason": reason})
+                if listener is not None and isinstance(work, LongTask):
+                    listener.event("retried", retried)
                 self._queue.put_back(work)
-        elif port is not None and work.last_attempt:
-            port.dropped(work)
-        elif last and port is not None:
-            port.done(work, without_result(work, outcome), slot.name or "", reason)
-        elif port is not None:
-            again = {"key": work.key, "attempt": work.attempts + 1, "outcome": outcome, "reason": reason}
-            port.event("retried", again)
+        elif listener is not None and work.last_attempt:
+            listener.dropped(work)
+        elif listener is not None and is_last:
+            listener.done(work, without_result(work, outcome), slot.name or "", reason)
+        elif listener is not None:
+            listener.event("retried", {"key": work.key} | retried)
             self._queue.put_back(work)
 
-    # Handing out work, and taking it back done.
+    # Assigning work, and receiving results.
 
-    def _hand_out(self) -> None:
+    def _dispatch(self) -> None:
         if not len(self._queue):
             return
         now = time.monotonic()
-        up = [slot for slot in self._slots.values() if slot.name is not None]
-        idle = [slot for slot in up if not slot.given]
+        up = self._slots.up()
+        idle = [slot for slot in up if not slot.assigned]
         while idle and (chosen := self._queue.choose(idle, up, now)) is not None:
             slot, work = chosen
             idle.remove(slot)
-            self._give(slot, work)
-        if idle or self._seconds > SHORT_SECONDS:
-            return
+            self._assign(slot, work)
+        if not idle and self._seconds <= SHORT_SECONDS:
+            self._assign_ahead(up)
+
+    def _assign_ahead(self, up: list[WorkerSlot]) -> None:
+        """Give busy workers a second candidate, unless that could leave others idle at the end of a generation."""
         for slot in up:
-            # one ahead, unless that could leave somebody idle at the end of a generation
             if len(self._queue) <= len(up) // 4:
                 break
-            if len(slot.given) == 1 and slot.loaded and isinstance(slot.given[0], Task):
+            if len(slot.assigned) == 1 and slot.loaded and isinstance(slot.assigned[0], Task):
                 ahead = self._queue.ahead(slot)
                 if ahead is not None:
-                    self._give(slot, ahead)
+                    self._assign(slot, ahead)
 
-    def _give(self, slot: WorkerSlot, work: Work) -> None:
+    def _assign(self, slot: WorkerSlot, work: Work) -> None:
         if slot.model != work.model:
             slot.model, slot.model_since = work.model, time.monotonic()
-        slot.given.append(work)
+        slot.assigned.append(work)
         if isinstance(work, Task) and slot.setting != work.setting:
             slot.setting, slot.loaded = work.setting, False
             loaded = partial(self._loaded, slot, work.setting)
             slot.worker.load(work.setting).add_done_callback(lambda future: self._messages.put(partial(loaded, future)))
-        if len(slot.given) == 1:
+        if len(slot.assigned) == 1:
             self._begin(slot)
         if isinstance(work, Preparation):
             slot.setting = None
@@ -325,16 +294,16 @@ class Pool:
         future.add_done_callback(lambda future: self._messages.put(partial(self._returned, slot, work, future)))
 
     def _begin(self, slot: WorkerSlot) -> None:
-        """The first of what a worker was given is now what it works on."""
-        slot.since = slot.watched_at = time.monotonic()
-        work = slot.given[0]
+        """The first item assigned to a worker is now in progress."""
+        slot.since = slot.polled_at = time.monotonic()
+        work = slot.assigned[0]
         work.attempts += 1
-        port = self._ports.get(work.job_id)
-        if isinstance(work, Task) and port is not None and not work.withdrawn:
-            port.started(work)
+        listener = self._listeners.get(work.job_id)
+        if isinstance(work, Task) and listener is not None and not work.withdrawn:
+            listener.started(work)
 
     def _loaded(self, slot: WorkerSlot, setting: Setting, future: "Future[None]") -> None:
-        if self._slots.get(slot.number) is not slot or slot.setting != setting:
+        if slot not in self._slots or slot.setting != setting:
             return
         error = future.exception()
         if error is None:
@@ -344,16 +313,16 @@ class Pool:
             self._lose(slot, error)
 
     def _returned(self, slot: WorkerSlot, work: Work, future: "Future[Any]") -> None:
-        if self._slots.get(slot.number) is not slot:
-            return  # it was lost before; its work is with others
+        if slot not in self._slots:
+            return  # the worker was lost before, so its work is already elsewhere
         error = future.exception()
         if error is not None and (isinstance(work, Task) or not isinstance(error, FactorSearchError)):
-            self._lose(slot, error)  # a process in which something went wrong is not trusted with the next candidate
+            self._lose(slot, error)  # a process after an unexpected error is not used for another candidate
             return
         seconds = time.monotonic() - slot.since
-        slot.given.remove(work)
+        slot.assigned.remove(work)
         slot.since = time.monotonic()
-        if slot.given:
+        if slot.assigned:
             self._begin(slot)
         if work.withdrawn:
             return
@@ -369,10 +338,10 @@ class Pool:
         self._evaluated(slot, work, future.result())
 
     def _evaluated(self, slot: WorkerSlot, task: Task, evaluation: Evaluation) -> None:
-        port = self._ports.get(task.job_id)
-        if port is None:
+        listener = self._listeners.get(task.job_id)
+        if listener is None:
             return
         if evaluation.outcome == OUT_OF_MEMORY and task.attempts < ATTEMPTS[OUT_OF_MEMORY] and not task.last_attempt:
             self._attempt_failed(task, MemoryError("the evaluation ran out of memory"), slot)
             return
-        port.done(task, evaluation, slot.name or "", None)
+        listener.done(task, evaluation, slot.name or "", None)

@@ -1,4 +1,4 @@
-"""What people see of a running job: its progress as stored, and events at a pace that they can read."""
+"""The progress of a running job: stored often, published as events at a readable rate."""
 
 import time
 from collections.abc import Mapping
@@ -23,17 +23,17 @@ REACHED = (
 
 
 class ProgressWriter:
-    """Follows one job; called from its thread."""
+    """Records the progress of one search job; called from the job's thread."""
 
     def __init__(
         self, lease: Lease, budget: BudgetSpec, recorder: Recorder, pool: Pool, earlier: Mapping[str, Any]
     ) -> None:
-        """Follow a job from where an earlier driver of it left off: its figures hold until they are reached again."""
+        """Continue from the figures of an earlier run of the job, which hold until they are reached again."""
         self._lease = lease
         self._problem: SearchProblem | None = None
         self._recorder = recorder
         self._pool = pool
-        self._stored_at = self._told_at = -1e9
+        self._stored_at = self._event_at = -1e9
         self._generation = 0
         self._progress: dict[str, Any] = {
             "phase": "",
@@ -54,11 +54,11 @@ class ProgressWriter:
         self._progress |= {name: earlier[name] for name in REACHED if name in earlier}
 
     def watcher(self) -> JobWatcher:
-        """The callbacks to hand to the job."""
+        """The callbacks for the search."""
         return JobWatcher(phase=self._phase, problem=self._begin, candidate=self._candidate, scored=self._scored)
 
     def phase(self, text: str) -> Written:
-        """A new phase begins."""
+        """Record a new phase."""
         self._progress |= {"phase": text, "scored": None, "to_score": None}
         return self._write([("phase", {"phase": text}), ("progress", self._now())])
 
@@ -66,7 +66,7 @@ class ProgressWriter:
         self.phase(text)
 
     def finish(self) -> Written:
-        """Everything is done but the last write of the job."""
+        """Record that only the job's final write is left."""
         self._progress |= {"phase": "finished", "share": 1.0, "scored": None, "to_score": None}
         return self._write([("progress", self._now())])
 
@@ -83,10 +83,10 @@ class ProgressWriter:
         if not new_generation and now - self._stored_at < STORE_SECONDS:
             return
         self._generation = state.generation
-        told = now - self._told_at >= EVENT_SECONDS
+        publish = now - self._event_at >= EVENT_SECONDS
         self._stored_at = now
-        self._told_at = now if told else self._told_at
-        self._write([("progress", self._now())] if told else [])
+        self._event_at = now if publish else self._event_at
+        self._write([("progress", self._now())] if publish else [])
 
     def _scored(self, part: str, done: int, total: int) -> None:
         self._progress |= {"scored": done, "to_score": total}

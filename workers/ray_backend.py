@@ -1,4 +1,4 @@
-"""Workers as Ray actors, on a Ray of our own on this machine or on a cluster that is joined by its address."""
+"""Workers as Ray actors, on a private Ray instance or on a cluster that is joined by its address."""
 
 import contextlib
 import logging
@@ -23,7 +23,7 @@ WATCH = "watch"
 
 
 class ActorMethods:
-    """What makes a worker an actor: samples come from Ray's object store when first needed."""
+    """The methods that an actor adds to a worker; samples come from Ray's object store on first use."""
 
     def evaluate_shared(
         self: Any,
@@ -34,7 +34,7 @@ class ActorMethods:
         race: Race | None,
         known: Evaluation | None,
     ) -> Evaluation:
-        """Evaluate; the reference comes in a list, so that Ray does not resolve it with every call."""
+        """Evaluate a candidate; the reference is in a list so that Ray does not resolve it with each call."""
         if not self.knows(sha256):
             self.learn(sha256, ray.get(reference[0]))
         evaluation: Evaluation = self.evaluate(setting, factors, sha256, race=race, known=known)
@@ -42,13 +42,13 @@ class ActorMethods:
 
     @ray.method(concurrency_group=WATCH)
     def watch_long_task(self: Any) -> dict[str, Any] | None:
-        """What was last heard of a long-running task, answered beside it."""
+        """The last progress report of a long-running task, answered while the task runs."""
         progress: dict[str, Any] | None = self.progress()
         return progress
 
     @ray.method(concurrency_group=WATCH)
     def watch(self: Any) -> list[float]:
-        """Losses so far, answered beside the candidate that is being evaluated."""
+        """The losses so far, answered while a candidate is evaluated."""
         losses: list[float] = self.losses_so_far()
         return losses
 
@@ -58,7 +58,7 @@ class RayModelWorker(ActorMethods, ModelWorker):
 
 
 class RayWorker:
-    """A handle of one actor. It lives once: a dead one is replaced by the pool, which knows what it was doing."""
+    """The handle of one actor. Ray never restarts it: the pool replaces it, because it knows the actor's work."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
@@ -121,11 +121,11 @@ class RayBackend:
         """Start Ray on this machine, or join a cluster.
 
         Args:
-            address: ``host:port`` of a cluster's head; None starts a Ray of our own, which ends with this process.
-            workers: at most so many; None takes what fits.
-            cpus_per_worker: processors a worker occupies, and computes with (rounded down, at least one).
-            gpus_per_worker: whole or a fraction; None is one GPU where there are any, else none.
-            worker_class: what the actors are made of.
+            address: ``host:port`` of a cluster's head; None starts a private Ray instance that ends with this process.
+            workers: at most this many; None means as many as fit.
+            cpus_per_worker: CPU cores that a worker reserves and computes with (rounded down, at least one).
+            gpus_per_worker: GPUs that a worker reserves, possibly a fraction; None means one if there are GPUs.
+            worker_class: the class of the actors.
 
         Raises:
             ClusterError: Ray cannot be started, or there is no cluster at the address.
@@ -139,15 +139,15 @@ class RayBackend:
             where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
             raise ClusterError(f"cannot {where}: {one_line(error)}") from None
         self.grows = address is not None
-        self.threads = max(1, int(cpus_per_worker))
+        self._threads = max(1, int(cpus_per_worker))
         self._limit = workers
         self._cpus = cpus_per_worker
         self._gpus = gpus_per_worker
-        lives_once: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {WATCH: 1}}
-        self._actor_class = ray.remote(**lives_once)(worker_class)
+        actor_options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {WATCH: 1}}
+        self._actor_class = ray.remote(**actor_options)(worker_class)
 
     def capacity(self) -> Capacity:
-        """Workers that fit into the nodes that are alive, node by node."""
+        """The resources of the nodes that are alive; workers are counted node by node."""
         try:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         except (RayError, RuntimeError, OSError) as error:
@@ -166,16 +166,16 @@ class RayBackend:
         )
 
     def start_worker(self) -> RayWorker:
-        """A new actor, placed by Ray."""
+        """Start an actor, which Ray places."""
         gpus = self._gpus_each(self.capacity().gpus)
-        return RayWorker(self._actor_class.options(num_cpus=self._cpus, num_gpus=gpus).remote(self.threads))
+        return RayWorker(self._actor_class.options(num_cpus=self._cpus, num_gpus=gpus).remote(self._threads))
 
     def share(self, samples: SampleSet) -> SharedSamples:
         """Put samples into the object store, owned by this process."""
         return SharedSamples(samples.sha256, samples, [ray.put(samples)])
 
     def close(self) -> None:
-        """Leave the cluster, which ends our actors; a Ray of our own stops."""
+        """Leave the cluster, which ends our actors; a private Ray instance stops."""
         ray.shutdown()
 
     def _gpus_each(self, gpus: float) -> float:
@@ -186,7 +186,7 @@ _LOCAL: dict[str, Any] = {"address": "local", "include_dashboard": False, "_node
 
 
 def _future(reference: Any) -> "Future[Any]":
-    """A future of a Ray call that fails with our own errors."""
+    """The future of a Ray call, with Ray's errors translated."""
     result: Future[Any] = Future()
 
     def resolve(inner: "Future[Any]") -> None:
@@ -209,15 +209,15 @@ def _translated(error: BaseException) -> BaseException:
             return MemoryError(one_line(cause))
         return cause if isinstance(cause, FactorSearchError | MemoryError) else RuntimeError(one_line(cause or error))
     if isinstance(error, RayActorError):
-        return WorkerGoneError(_why(error))
+        return WorkerGoneError(_death_reason(error))
     return WorkerGoneError(one_line(error)) if isinstance(error, RayError) else error
 
 
-def _why(error: RayActorError) -> str:
-    """What Ray's account of an actor's death, several paragraphs long, comes to."""
-    account = str(error)
-    if "its node has died" in account or "node was terminated" in account:
+def _death_reason(error: RayActorError) -> str:
+    """Ray's explanation of an actor's death, which has several paragraphs, in a few words."""
+    explanation = str(error)
+    if "its node has died" in explanation or "node was terminated" in explanation:
         return "its node is gone"
-    if "process has died" in account or "process died" in account:
+    if "process has died" in explanation or "process died" in explanation:
         return "its process died"
     return one_line(error)

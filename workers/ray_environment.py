@@ -1,4 +1,4 @@
-"""What is to be done before Ray is imported, which takes seconds and reads the environment."""
+"""Preparation of the environment, which Ray reads when it is imported."""
 
 import os
 import secrets
@@ -11,20 +11,20 @@ CONNECT_SECONDS = 5.0
 
 
 class ClusterError(FactorSearchError):
-    """Ray cannot be started or joined."""
+    """Ray cannot be started, or the cluster cannot be joined."""
 
 
 def prepare_environment(address: str | None) -> None:
-    """Set what is not set: no usage statistics, and authentication by token.
+    """Disable usage statistics and enable token authentication, unless the environment says otherwise.
 
-    A Ray of our own gets a token of its own that is written nowhere. A cluster that is joined has one if
-    ``RAY_AUTH_TOKEN`` says so, or ``ray start`` has left one in the home folder.
+    A private Ray instance gets a random token that is never written to disk. A cluster uses a token if
+    ``RAY_AUTH_TOKEN`` is set or ``ray start`` has stored one in the home folder.
 
     Args:
-        address: of the cluster to join; None if Ray is to be started.
+        address: of the cluster to join; None to start a private Ray instance.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # workers without a GPU must not see any
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # workers without a GPU must not see one
     if "RAY_AUTH_MODE" in os.environ:
         return
     given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
@@ -35,10 +35,10 @@ def prepare_environment(address: str | None) -> None:
 
 
 def check_reachable(address: str) -> None:
-    """Find out in seconds what Ray would try for minutes.
+    """Check within seconds whether a cluster answers, which Ray would try for minutes.
 
     Raises:
-        ClusterError: nobody answers there.
+        ClusterError: nothing answers at the address.
     """
     host, _, port = address.rpartition(":")
     try:

@@ -1,4 +1,4 @@
-"""Writes what jobs have to record, all of them in one transaction at a time, for as long as it takes."""
+"""Writing the records of all jobs, one transaction at a time, and repeating it until the database answers."""
 
 import logging
 import threading
@@ -16,7 +16,7 @@ from storage.jobs import Lease
 from workers.retrying import LONGEST_PAUSE_SECONDS, retry_while_away
 
 LINGER_SECONDS = 0.004
-"""After the first thing to write: a transaction for one costs nearly as much as for a dozen."""
+"""Wait after the first record: a transaction with one record costs nearly as much as one with a dozen."""
 
 Written: TypeAlias = "Future[Mapping[str, Evaluation]]"
 
@@ -30,7 +30,7 @@ class _Pending:
 
 
 class Recorder:
-    """One thread that writes; whatever comes while a transaction is on its way goes into the next."""
+    """One thread that writes; records that arrive during a transaction go into the next one."""
 
     def __init__(self, store: EvaluationStore) -> None:
         self._store = store
@@ -41,11 +41,11 @@ class Recorder:
         self._thread.start()
 
     def put(self, lease: Lease, add: Callable[[Batch], Any]) -> Written:
-        """Add to what is written next.
+        """Add to the next transaction.
 
         Returns:
-            A future that resolves when it is in the database, to the evaluations that others had recorded before; with
-            LeaseLostError if the job is not ours any more.
+            A future that resolves after the commit, to the evaluations that were already stored. It fails with
+            LeaseLostError if another coordinator has taken over the job.
         """
         written: Written = Future()
         with self._changed:
@@ -56,7 +56,7 @@ class Recorder:
         return written
 
     def close(self) -> None:
-        """Write what there is and stop; gives up if the database does not answer."""
+        """Write what is left and stop, without waiting for a database that does not answer."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -74,21 +74,21 @@ class Recorder:
                 pending, self._pending = self._pending, {}
             self._write(pending)
 
-    def _tell_back(self, leases: list[Lease], seconds: float) -> None:
+    def _report_back(self, leases: list[Lease], seconds: float) -> None:
         for lease in leases:
             self.put(lease, lambda batch: batch.events.append(("database_back", {"seconds_away": round(seconds, 1)})))
 
     def _write(self, pending: dict[Lease, _Pending]) -> None:
         try:
             batches = {lease: item.batch for lease, item in pending.items()}
-            back = partial(self._tell_back, list(batches))
+            back = partial(self._report_back, list(batches))
             recorded = retry_while_away(lambda: self._store.record(batches), lambda: self._closed, back)
         except Exception as error:
             if len(pending) > 1 and not isinstance(error, DatabaseError):
-                for lease, item in pending.items():  # one job's records must not be the others' undoing
+                for lease, item in pending.items():  # one job's invalid record must not affect the others
                     self._write({lease: item})
                 return
-            logger.exception("cannot record")
+            logger.exception("results cannot be recorded")
             for item in pending.values():
                 for written in item.written:
                     written.set_exception(error)
@@ -96,6 +96,6 @@ class Recorder:
         for lease, item in pending.items():
             for written in item.written:
                 if lease in recorded.lost:
-                    written.set_exception(LeaseLostError(f"job {lease.job_id} is not ours any more"))
+                    written.set_exception(LeaseLostError(f"job {lease.job_id} is driven by another coordinator now"))
                 else:
                     written.set_result(recorded.known_before)

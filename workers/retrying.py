@@ -1,4 +1,4 @@
-"""Waiting for a database that is away: results are not thrown away because of a restart."""
+"""Waiting for a database that does not answer, so that its restart loses no results."""
 
 import logging
 import time
@@ -19,15 +19,15 @@ def retry_while_away(
     give_up: Callable[[], bool] = lambda: False,
     on_back: Callable[[float], None] = lambda seconds: None,
 ) -> T:
-    """Call until the database answers.
+    """Repeat a call until the database answers.
 
     Args:
-        call: what reads or writes; it may be carried out twice if the connection broke in a commit.
-        give_up: asked after each failure; if true, the failure is raised.
-        on_back: hears how many seconds the database was away, if it was.
+        call: reads or writes; it may take effect twice if the connection breaks during a commit.
+        give_up: called after each failure; if true, the failure is raised.
+        on_back: receives the seconds that the database was away, if it was.
 
     Raises:
-        DatabaseError: it does not answer, and ``give_up`` says not to wait for it.
+        DatabaseError: it does not answer, and ``give_up`` is true.
     """
     pause, since = FIRST_PAUSE_SECONDS, time.monotonic()
     while True:
@@ -42,6 +42,6 @@ def retry_while_away(
             continue
         if pause > FIRST_PAUSE_SECONDS:
             seconds = time.monotonic() - since
-            logger.warning("the database is back after %.1f s", seconds)
+            logger.warning("the database answers again after %.1f s", seconds)
             on_back(seconds)
         return result

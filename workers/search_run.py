@@ -1,4 +1,4 @@
-"""A search, or a readjusting, from its claim to its end."""
+"""Running a search or a readjustment from its claim to its end."""
 
 import time
 from typing import Any
@@ -14,15 +14,15 @@ from workers.model_worker import Prepared
 from workers.progress import ProgressWriter
 
 PROJECTION_SECONDS = 300.0
-"""The end of a job waits for the dashboard's study to be complete, but not longer."""
+"""A job waits at most this long for the dashboard's study to be complete."""
 
 
 def drive_search(run: JobRun) -> End | None:
-    """Search and measure; None if the job was given back.
+    """Search and measure; None if the job was returned to the queue.
 
     Raises:
-        FactorSearchError: the job fails, saying why.
-        JobStopped: it is not to be driven any further.
+        FactorSearchError: the job fails for this reason.
+        JobStopped: the job was stopped.
     """
     spec = run.job.parse_spec()
     run.tools.policy.check(spec)
@@ -39,7 +39,7 @@ def drive_search(run: JobRun) -> End | None:
 
 
 def start_stage(run: JobRun, problem: SearchProblem, prepared: Prepared) -> None:
-    """Say that candidates come, and what figures of them are drawn of."""
+    """Record the stage, with what the dashboard needs to draw its candidates."""
     spec, document = problem.spec, _describe(problem, prepared)
     study = f"{spec.name} · {run.lease.job_id}"
     start = run.tools.evaluations.start_stage
@@ -57,7 +57,7 @@ def _conclude(run: JobRun, result: JobResult, progress: ProgressWriter) -> dict[
 
 
 def _await_projection(run: JobRun) -> None:
-    """The dashboard's study is complete when the job says it is finished."""
+    """Wait until the dashboard's study is complete, so that a finished job shows all its candidates."""
     until = time.monotonic() + PROJECTION_SECONDS
     while (left := run.tools.unprojected(run.lease.job_id)) != 0:
         run.evaluator.check()
@@ -67,7 +67,7 @@ def _await_projection(run: JobRun) -> None:
 
 
 def _describe(problem: SearchProblem, prepared: Prepared) -> dict[str, Any]:
-    """What figures of a stage are drawn of."""
+    """What the dashboard needs to draw a stage."""
     samples, space = prepared.samples, problem.space
     return {
         "geometry": _geometry(problem.geometry),

@@ -1,4 +1,4 @@
-"""The works that one worker does whole, as it does them; imports nothing that a worker does not need."""
+"""Long-running tasks as a worker runs them; imports only what a worker needs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,36 +11,36 @@ from workers.folder_lock import locked_folder
 from workers.model_worker import ReportProgress
 
 REPORT_EVERY_SECONDS = 1800.0
-"""A worker that waits says so anew after so long: one of which nothing is heard for hours counts as stuck."""
+"""A waiting worker repeats its report after this time, because one without reports for hours counts as stuck."""
 
 
 @dataclass(frozen=True)
 class StageTask:
-    """The work of a stage as a worker does it, in a folder of its own."""
+    """The work of a stage, in its own folder."""
 
     work: Work
     folder: Path
 
     def __call__(self, report_progress: ReportProgress) -> Outcome:
-        """Do it, or go on with it."""
+        """Do the work, or continue it."""
         with locked_folder(self.folder, lambda seconds: report_progress({"phase": waiting(seconds)})):
             return perform(self.work, self.folder, report_progress)
 
 
 @dataclass(frozen=True)
 class CheckpointCheck:
-    """The check of a checkpoint that a user hands in."""
+    """The check of a checkpoint that a user supplies."""
 
     work: AwaitWork
     checkpoint: Path
 
     def __call__(self, report_progress: ReportProgress) -> Outcome:
-        """Load it, and prove that factors reach it."""
+        """Load the checkpoint and verify that factors take effect in it."""
         report_progress({"phase": f"loading {self.checkpoint}"})
         return accept_checkpoint(self.work, self.checkpoint)
 
 
 def waiting(seconds: float) -> str:
-    """What is said of a worker that waits for another, which does the same for another plan or was given up."""
+    """The phase of a worker that waits for another one with identical work, for another plan or already abandoned."""
     hours = seconds // REPORT_EVERY_SECONDS * REPORT_EVERY_SECONDS / 3600
     return "waiting for another worker that does the same" + (f", since {hours:g} h" if hours else "")

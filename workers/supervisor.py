@@ -1,4 +1,4 @@
-"""A child process that is kept running: started again when it dies, ended with us, even if we are killed."""
+"""A child process that is restarted when it dies, and ends with this process even if that is killed."""
 
 import contextlib
 import logging
@@ -7,19 +7,18 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
-
-import psutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Runs a command until stopped; a context manager.
+    """A context manager that keeps a command running.
 
-    The command is given a pipe as standard input that nothing is ever written to. Its other end is closed by the
-    kernel when this process ends in whatever way, so a command that exits at the end of its input never outlives us.
-    It has a session of its own: Ctrl-C on our terminal is ours to pass on.
+    Its standard input is a pipe to which nothing is written. The kernel closes the other end when this process ends
+    for whatever reason, so a command that exits at the end of its input never outlives this process. The command runs
+    in its own session, so Ctrl-C on the terminal does not reach it directly.
     """
 
     def __init__(
@@ -33,16 +32,16 @@ class Supervisor:
         settled_seconds: float = 60.0,
         stop_timeout_seconds: float = 10.0,
     ) -> None:
-        """Prepare; nothing runs before the context is entered.
+        """Prepare; the command starts when the context is entered.
 
         Args:
             command: program and arguments.
-            name: what log lines call it.
-            environment: of the command, default ours.
-            first_delay_seconds: before it is started again the first time; doubled each time it dies young.
-            longest_delay_seconds: where the doubling ends.
-            settled_seconds: who lived this long did not die young.
-            stop_timeout_seconds: between the polite request to stop and the kill.
+            name: its name in log lines.
+            environment: of the command; by default that of this process.
+            first_delay_seconds: delay before the first restart; doubled after each early exit.
+            longest_delay_seconds: upper limit of the delay.
+            settled_seconds: an exit after this time is not early, and resets the delay.
+            stop_timeout_seconds: between SIGTERM and SIGKILL when stopping.
         """
         self._command = list(command)
         self._name = name
@@ -65,19 +64,19 @@ class Supervisor:
 
     @property
     def process_id(self) -> int | None:
-        """Of the running child, None while there is none."""
+        """The running child's process id; None while there is none."""
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 
     def ask_to_stop(self) -> None:
-        """Send SIGTERM and start it no more; returns at once."""
+        """Send SIGTERM and do not restart the command; returns at once."""
         with self._lock:
             self._stopping.set()
             if self._process is not None and self._process.poll() is None:
                 self._process.terminate()
 
     def stop(self) -> None:
-        """Ask the child to stop, wait, and kill it with all of its group if it does not."""
+        """Ask the child to stop, and kill its session if it does not stop in time."""
         self.ask_to_stop()
         process = self._process
         if process is not None:
@@ -98,12 +97,12 @@ class Supervisor:
             lived = time.monotonic() - started
             if lived >= self._settled:
                 delay = self._first_delay
-            logger.error("%s %s after %.0f s; it is started again in %g s", self._name, ended, lived, delay)
+            logger.error("%s %s after %.0f s; restarting it in %g s", self._name, ended, lived, delay)
             self._stopping.wait(delay)
             delay = min(2 * delay, self._longest_delay)
 
     def _run_once(self) -> str:
-        """Start the command, wait for its end, and say what that was."""
+        """Start the command, wait for its end, and return a description of how it ended."""
         with self._lock:
             if self._stopping.is_set():
                 return "was not started"
@@ -121,8 +120,15 @@ class Supervisor:
 
 
 def _kill_session(session: int) -> None:
-    """Kill what a dead leader left of its session: some of Ray's processes linger for minutes."""
-    for process_id in psutil.pids():
+    """Kill the processes that a dead leader left in its session; some of Ray's would run for minutes."""
+    for process_id in _process_ids():
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if os.getsid(process_id) == session:
                 os.kill(process_id, signal.SIGKILL)
+
+
+def _process_ids() -> Iterator[int]:
+    if Path("/proc/self").exists():
+        return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    listing = subprocess.run(["ps", "-A", "-o", "pid="], capture_output=True, text=True, check=True)  # on macOS
+    return map(int, listing.stdout.split())

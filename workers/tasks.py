@@ -1,4 +1,4 @@
-"""What the pool moves about: candidates, preparations of jobs, long_tasks, and the slots they are worked on."""
+"""The work that the pool distributes (candidates, preparations, long-running tasks) and the slots that do it."""
 
 from collections import deque
 from collections.abc import Callable
@@ -16,33 +16,33 @@ from workers.model_worker import LongTaskCall, Prepared, Setting
 
 @dataclass(eq=False, kw_only=True)
 class Task:
-    """A candidate on its way through the pool."""
+    """The evaluation of one candidate."""
 
     job_id: str
     key: str
-    """Of its evaluation on all documents, also where it may be stopped before the last."""
+    """Key of the evaluation on all documents, also when a race may stop it earlier."""
     setting: Setting
     factors: Factors
     samples: SharedSamples
     race: Race | None = None
     known: Evaluation | None = None
-    """On the first documents, to go on from."""
+    """A stored evaluation on the first documents, to continue from."""
     attempts: int = 0
-    """Begun so far."""
+    """Attempts started so far."""
     withdrawn: bool = False
-    """Nobody wants it any more."""
+    """The result is no longer wanted."""
     last_attempt: bool = False
-    """It may come to its end, but is not to be tried again."""
+    """A running attempt may finish, but no further one is started."""
 
     @property
     def model(self) -> ModelSpec:
-        """What a worker needs in memory."""
+        """The model that a worker needs in memory."""
         return self.setting.model
 
 
 @dataclass(eq=False, kw_only=True)
 class Preparation:
-    """A job's model to load and documents to read, before there are candidates."""
+    """Loading a job's model and reading its documents, before it has candidates."""
 
     job_id: str
     spec: JobSpec
@@ -52,30 +52,30 @@ class Preparation:
 
     @property
     def model(self) -> ModelSpec:
-        """What a worker needs in memory."""
+        """The model that a worker needs in memory."""
         return self.spec.model
 
 
 @dataclass(eq=False, kw_only=True)
 class LongTask:
-    """A long work that one worker does from its beginning to its end: a fine-tuning, passkeys, an export."""
+    """Work that a single worker does from start to end: a fine-tuning, a passkey measurement, an export."""
 
     job_id: str
     model: ModelSpec
-    """That it loads for itself."""
+    """The model, which the task loads itself."""
     call: LongTaskCall
     on_progress: Callable[[dict[str, Any]], None]
-    """Receives each progress report, in the pool's thread, so it must return at once."""
+    """Receives each new progress report in the pool's thread, so it must return at once."""
     result: "Future[Any]"
     attempts: int = 0
-    """Since it last came further than ever before."""
+    """Attempts started since the task last reached a new furthest step."""
     withdrawn: bool = False
     step: int = 0
-    """The furthest reported."""
+    """The furthest step reported."""
     progress: dict[str, Any] | None = None
-    """The last report."""
+    """The last progress report."""
     reported_at: float = 0.0
-    """When it arrived, if it differed from the one before."""
+    """When the last new report arrived."""
 
     def report_progress(self, progress: dict[str, Any] | None, now: float) -> None:
         """Pass on a report that differs from the last one; a new furthest step resets the count of attempts."""
@@ -92,37 +92,43 @@ Work = Task | Preparation | LongTask
 
 @dataclass(eq=False)
 class WorkerSlot:
-    """A worker and what it was given. Times are seconds of the monotonic clock."""
+    """A worker and the work assigned to it. Times are seconds of the monotonic clock."""
 
     number: int
     worker: Worker
     started_at: float
     name: str | None = None
-    """Known when it is up."""
+    """Known once the worker is up."""
     model: ModelSpec | None = None
-    """That it was last given work for."""
+    """The model of the work that it was last assigned."""
     model_since: float = 0.0
     setting: Setting | None = None
     loaded: bool = True
     """Whether what the setting needs is in memory."""
     load_seconds: float = 0.0
     """How long the last load took."""
-    given: deque[Work] = field(default_factory=deque)
-    """The first is being worked on."""
+    assigned: deque[Work] = field(default_factory=deque)
+    """The first is in progress."""
     since: float = 0.0
-    """When the first became the first, or when it fell idle."""
-    watched_at: float = 0.0
+    """When the first item was started, or when the worker became idle."""
+    polled_at: float = 0.0
+    """When it was last asked for progress."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the worker has started."""
+        return self.name is not None
 
 
-class JobPort(Protocol):
-    """What the pool tells a job; called from the pool's thread, so it must return at once."""
+class JobListener(Protocol):
+    """What the pool reports to a job, in the pool's thread; each method must return at once."""
 
     def started(self, task: Task) -> None:
-        """A worker has the candidate."""
+        """A worker has started the candidate."""
         ...
 
     def losses_so_far(self, task: Task, losses: list[float]) -> None:
-        """Documents that are done of a candidate that takes long."""
+        """The losses of the documents finished so far, of a candidate that takes long."""
         ...
 
     def done(self, task: Task, evaluation: Evaluation, worker: str, error: str | None) -> None:
@@ -130,9 +136,9 @@ class JobPort(Protocol):
         ...
 
     def dropped(self, task: Task) -> None:
-        """The candidate was not to be tried again, and its worker was lost."""
+        """The worker was lost during the candidate's last allowed attempt, while the job is stopping."""
         ...
 
     def event(self, kind: str, data: dict[str, Any]) -> None:
-        """Something happened that people want to know."""
+        """Something happened that users may want to see."""
         ...

@@ -16,7 +16,7 @@ from api.cli.arguments import add_json_argument
 from api.cli.download import save
 from api.cli.watch import watch
 from api.client import Client, Job, Plan, Plans
-from api.resources import Item, Resource, Spec
+from api.client_resources import Item, Resource, Spec
 from factor_search.errors import FactorSearchError, OutputError, SpecError
 from factor_search.files.canonical_json import sha256_of
 from factor_search.plan import report as plan_report

@@ -5,9 +5,8 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
-
-from starlette.types import ASGIApp
 
 from api.app import create_app
 from api.cli.environment import (
@@ -18,10 +17,12 @@ from api.cli.environment import (
     truth_from,
     variable_of,
 )
+from api.dashboard import Dashboard
 from api.server import ServeError, Server, listen, url_of
 from api.settings import Settings, is_loopback
-from storage.dashboard.optuna_tables import optuna_url_beside
+from storage.dashboard.address import optuna_url_beside
 from storage.database import Database, sqlite_file
+from storage.errors import DatabaseError
 from storage.keys import KeyStore
 from workers.policy import Policy, add_policy_arguments
 from workers.supervisor import Supervisor
@@ -36,6 +37,7 @@ COORDINATOR_FLAGS = (
     "--log-level",
 )
 """Passed on to the coordinator unchanged."""
+logger = logging.getLogger(__name__)
 LOG_LEVELS = ["debug", "info", "warning", "error"]
 
 
@@ -85,26 +87,42 @@ def run(arguments: argparse.Namespace) -> int:
     policy = read_policy(arguments, hub=loopback)
     check_keys(arguments.database, loopback=loopback, host=arguments.host)
     optuna_url = arguments.dashboard_database or optuna_url_beside(arguments.database)
+    if not arguments.no_dashboard:
+        check_reachable(optuna_url)
     settings = Settings(database_url=arguments.database, policy=policy, loopback=loopback)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(arguments.host, arguments.port))
-        app = create_app(settings, None if arguments.no_dashboard else _dashboard(optuna_url))
+        dashboard = None if arguments.no_dashboard else Dashboard(optuna_url)
         supervisor = None
         if not arguments.no_coordinator:
             command = coordinator_command(arguments, policy)
-            shown = None if arguments.no_dashboard else optuna_url
-            environment = coordinator_environment(arguments.database, shown)
-            supervisor = stack.enter_context(Supervisor(command, name="coordinator", environment=environment))
-        url = url_of(listener)
-        pages = "" if arguments.no_dashboard else f", dashboard at {url}/dashboard"
+            environment = coordinator_environment(arguments.database, optuna_url if dashboard else None)
+            supervisor = Supervisor(command, name="coordinator", environment=environment)
+
+        def on_ready() -> None:
+            """Start what takes seconds to import only now, since it would delay the first answer."""
+            url = url_of(listener)
+            pages = f", dashboard at {url}/dashboard" if dashboard else ""
+            print(f"serving at {url} (REST interface described at {url}/docs{pages})", flush=True)
+            if supervisor:
+                stack.enter_context(supervisor)
+            if dashboard:
+                threading.Thread(target=_open, args=(dashboard,), daemon=True).start()
+
+        on_stop = supervisor.ask_to_stop if supervisor else lambda: None
         server = Server(
-            app,
-            log_level=arguments.log_level,
-            on_ready=lambda: print(f"serving at {url} (REST interface described at {url}/docs{pages})", flush=True),
-            on_stop=supervisor.ask_to_stop if supervisor else lambda: None,
+            create_app(settings, dashboard), log_level=arguments.log_level, on_ready=on_ready, on_stop=on_stop
         )
         server.run(sockets=[listener])
     return 0
+
+
+def _open(dashboard: Dashboard) -> None:
+    """Open the dashboard before its first request; a failure is logged, and requests try again."""
+    try:
+        dashboard.open()
+    except DatabaseError as error:
+        logger.error("dashboard: %s", error)
 
 
 def read_policy(arguments: argparse.Namespace, *, hub: bool) -> Policy:
@@ -147,6 +165,16 @@ def check_keys(database_url: str, *, loopback: bool, host: str) -> None:
         )
 
 
+def check_reachable(url: str) -> None:
+    """Refuse an address of Optuna's tables that is wrong, without loading Optuna.
+
+    Raises:
+        DatabaseError: no database can be opened there.
+    """
+    with Database(url, migrate=False) as database, database.reading():
+        pass
+
+
 def coordinator_environment(database_url: str, optuna_url: str | None) -> dict[str, str]:
     """The coordinator's environment, which holds the addresses: they may have passwords, and arguments are public."""
     urls = {"--database": database_url, "--dashboard-database": optuna_url}
@@ -162,12 +190,6 @@ def coordinator_command(arguments: argparse.Namespace, policy: Policy) -> list[s
         if value is not None:
             command += [flag, str(value)]
     return [*command, *policy.as_arguments()]
-
-
-def _dashboard(optuna_url: str) -> ASGIApp:
-    from api.dashboard import dashboard_app  # imports Optuna's own server
-
-    return dashboard_app(optuna_url)
 
 
 def _port(text: str) -> int:

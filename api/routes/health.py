@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.problems import documented
-from api.routes.jobs import Stores
+from api.routes.resource import Stores
 from api.schemas import Health, Readiness
 from factor_search.version import __version__
 

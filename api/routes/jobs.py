@@ -1,110 +1,122 @@
-"""Submitting, listing and steering jobs."""
+"""The routes of jobs: those that plans have too, evaluations and factors."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Path, Query
-from starlette.requests import Request
-from starlette.responses import Response
+from fastapi import Query
+from starlette.responses import JSONResponse, Response
 
-from api.cursors import decode_cursor, encode_cursor
-from api.problems import documented
-from api.records import Records, records
-from api.schemas import EXAMPLE_ID, Job, JobPage, inline
-from api.submission import checked_idempotency_key, submitted_spec, with_warm_start
-from factor_search.job import check_possible
+from api import deferred
+from api.cursors import JOB_ID
+from api.problems import RefusedError, documented
+from api.records import Records
+from api.routes.resource import LARGEST_NUMBER, Resource, Stores, routes_of
+from api.schemas import EXAMPLE_ID, EvaluationPage, Job, JobPage, finite
+from api.shown import shown_evaluation
+from api.submission import submitted_spec, with_warm_start
+from factor_search.factors_file import parse_factors
 from factor_search.spec import JobSpec
+from storage.events import JOB
+from storage.jobs import SEARCHES
+from storage.jobs import Job as StoredJob
 from storage.states import JobState
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=documented(401, 403, 422, 503))
-JobId = Annotated[str, Path(description="Id of a job.", examples=[EXAMPLE_ID])]
-Stores = Annotated[Records, Depends(records)]
 
-
-@router.post(
-    "",
-    status_code=201,
-    response_model=Job,
-    summary="Submit a job",
-    responses=documented(
-        400,
-        409,
-        413,
-        415,
-        ok={"description": "The job of an earlier request with the same idempotency key", "model": Job},
-        created={
-            "description": "The new job",
-            "headers": {"Location": {"description": "Path of the job.", "schema": {"type": "string"}}},
-        },
-    ),
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobSpec"}}},
-        }
-    },
-)
-def submit(
-    request: Request,
-    response: Response,
-    stores: Stores,
-    spec: Annotated[JobSpec, Depends(submitted_spec)],
-    idempotency_key: Annotated[
-        str | None,
-        Header(description="Any text of up to 200 characters; the same key never makes a second job.", examples=["k1"]),
-    ] = None,
-) -> Job:
-    """Queue a search. Sent again with the same Idempotency-Key, it answers with the job of the first time.
-
-    What `warm_start` names in `files` and `jobs` is read now and kept with the job, in `warm_start.factors`.
-    """
-    key = checked_idempotency_key(idempotency_key)
+def submit(stores: Records, spec: JobSpec, key: str | None, by: str | None) -> tuple[StoredJob, bool]:
+    """Queue a search that the policy allows and that can end well, as far as this is known without the model."""
     stores.settings.policy.check(spec)
     spec = with_warm_start(spec, stores)
-    check_possible(spec)
-    by = request.scope["state"].get("key")
-    job, new = stores.jobs.submit(spec, idempotency_key=key, submitted_by=by.id if by else None)
-    response.status_code = 201 if new else 200
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return stores.show(job)[0]
+    deferred.check_possible(spec)
+    return stores.jobs.submit(spec, idempotency_key=key, submitted_by=by)
 
 
-@router.get("", response_model=JobPage, summary="List jobs")
-def list_jobs(
+def document_of(stores: Records, job: StoredJob, name: str) -> dict[str, Any]:
+    """``factors`` or ``report`` of a job.
+
+    Raises:
+        RefusedError: it is not a search, or has not finished.
+    """
+    if job.kind not in SEARCHES:
+        raise RefusedError(
+            409, f"job {job.id} is not a search, so it has no {name} document: see /v1/plans/{job.plan_id}/report"
+        )
+    document = stores.jobs.document(job.id, name) if job.state == JobState.FINISHED else None
+    if document is None:
+        because = f": {job.error}" if job.error else ""
+        raise RefusedError(409, f"job {job.id} is {job.state}, so there is no {name} document{because}")
+    return document
+
+
+JOBS = Resource(
+    history=JOB,
+    ids=JOB_ID,
+    example_id=EXAMPLE_ID,
+    states=JobState,
+    shown=Job,
+    page=JobPage,
+    spec_schema="JobSpec",
+    report_schema="Report",
+    parse=submitted_spec,
+    submit=submit,
+    on_submit="Queue a search. Sent again with the same Idempotency-Key, it answers with the job of the first time.\n\n"
+    "What `warm_start` names in `files` and `jobs` is read now and kept with the job, in `warm_start.factors`.",
+    report=lambda stores, job: document_of(stores, job, "report"),
+    render=deferred.job_page,
+)
+router = routes_of(JOBS)
+JobId = Annotated[str, JOBS.id_parameter()]
+
+
+@router.get(
+    "/{job_id}/evaluations",
+    response_model=EvaluationPage,
+    summary="Evaluations of a job",
+    responses=documented(404),
+)
+def evaluations(
+    job_id: JobId,
     stores: Stores,
-    state: Annotated[
-        Annotated[JobState, inline(JobState)] | None,
-        Query(description="Only jobs in this state."),
-    ] = None,
-    limit: Annotated[int, Query(ge=1, le=200, description="At most so many.")] = 50,
-    cursor: Annotated[str | None, Query(max_length=200, description="`next` of the page before.")] = None,
-) -> JobPage:
-    """Jobs, newest first."""
-    before = None if cursor is None else decode_cursor(cursor)
-    found = stores.jobs.list(state=state, limit=limit + 1, before=before)
-    page = found[:limit]
-    following = encode_cursor(page[-1].submitted_at, page[-1].id) if len(found) > limit else None
-    return JobPage(jobs=stores.show(*page), next=following)
+    part: Annotated[
+        Literal["search", "validation", "held_out", "held_out_text"],
+        Query(description="Which documents they were measured on."),
+    ] = "search",
+    after: Annotated[int, Query(ge=-1, le=LARGEST_NUMBER, description="Only candidates after this number.")] = -1,
+    limit: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 100,
+) -> EvaluationPage:
+    """Candidates in the order proposed, whether evaluated already or not."""
+    rows = stores.evaluations.of_job(stores.find_job(job_id).id, part=part, after=after, limit=limit + 1)
+    page = [shown_evaluation(row) for row in rows[:limit]]
+    return EvaluationPage(evaluations=page, next=page[-1].number if len(rows) > limit else None)
 
 
-@router.get("/{job_id}", response_model=Job, summary="One job", responses=documented(404))
-def get_job(job_id: JobId, stores: Stores) -> Job:
-    """A job as it is now."""
-    return stores.show(stores.job(job_id))[0]
-
-
-@router.post("/{job_id}/pause", response_model=Job, summary="Pause a job", responses=documented(404, 409))
-def pause(job_id: JobId, stores: Stores) -> Job:
-    """Stop a job so that it can be resumed; a driven job is paused as soon as its coordinator hears of it."""
-    return stores.show(stores.jobs.pause(stores.job(job_id).id))[0]
-
-
-@router.post("/{job_id}/resume", response_model=Job, summary="Resume a job", responses=documented(404, 409))
-def resume(job_id: JobId, stores: Stores) -> Job:
-    """Queue a paused job again; it goes on where it was."""
-    return stores.show(stores.jobs.resume(stores.job(job_id).id))[0]
-
-
-@router.post("/{job_id}/cancel", response_model=Job, summary="Cancel a job", responses=documented(404, 409))
-def cancel(job_id: JobId, stores: Stores) -> Job:
-    """End a job for good; its evaluations are kept."""
-    return stores.show(stores.jobs.cancel(stores.job(job_id).id))[0]
+@router.get(
+    "/{job_id}/factors",
+    summary="The factors that a job found",
+    response_class=JSONResponse,
+    responses=documented(
+        *(404, 409),
+        ok={
+            "description": "A factors file, or the model's config.json with the factors in it",
+            "content": {
+                "application/json": {
+                    "schema": {"anyOf": [{"$ref": "#/components/schemas/FactorsFile"}, {"type": "object"}]}
+                }
+            },
+        },
+    ),
+)
+def factors(
+    job_id: JobId,
+    stores: Stores,
+    wanted: Annotated[
+        Literal["factors", "huggingface"],
+        Query(alias="format", description="factors: the factors file. huggingface: a config.json."),
+    ] = "factors",
+) -> Response:
+    """The factors as a file, once the job is finished."""
+    job = stores.find_job(job_id)
+    document = document_of(stores, job, "factors")
+    if wanted == "huggingface":
+        model = job.parse_spec().model
+        stores.settings.policy.check_model(model)
+        document = deferred.huggingface_configuration(parse_factors(document), model)
+    return JSONResponse(finite(document))

@@ -1,1 +1,1 @@
-"""Files: where caches are, written whole or not at all, JSON read with errors that say what to do."""
+"""Reads and writes files: atomic writes, the cache folder, canonical JSON, JSON with one-line errors."""

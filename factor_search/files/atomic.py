@@ -1,21 +1,35 @@
-"""Files that a reader never sees half of: written beside their place, and renamed over it."""
+"""Writes files atomically: a reader sees the old content or the new one, never a part."""
 
 import contextlib
 import os
 import tempfile
 from pathlib import Path
 
+from factor_search.errors import OutputError
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file as UTF-8, atomically.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        write_atomically(file, text.encode(), required=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {file}: {error.strerror or error}") from None
+
 
 def write_atomically(file: Path, content: bytes, *, required: bool = False) -> None:
-    """Write beside the file and rename over it.
+    """Write a temporary file in the same folder, then rename it to its final name.
 
     Args:
         file: the destination; its folder must exist.
-        content: all of the bytes.
-        required: whether a failure is raised (a result) or ignored (a cache, which can be derived again).
+        content: all bytes of the file.
+        required: True raises when the file cannot be written (a result); False ignores it (a cache).
 
     Raises:
-        OSError: the file cannot be written, if ``required``.
+        OSError: the file cannot be written, and ``required`` is True.
     """
     try:
         descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")

@@ -1,4 +1,4 @@
-"""Where derived data lives between runs."""
+"""Locates the cache, which keeps derived data between runs."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def cache_folder(kind: str) -> Path:
-    """``$FACTOR_SEARCH_CACHE`` or ``~/.cache/factor-search``, and a folder in it; created if it can be."""
+    """Return a folder inside ``$FACTOR_SEARCH_CACHE`` (default ``~/.cache/factor-search``), and try to create it."""
     root = os.environ.get("FACTOR_SEARCH_CACHE") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "factor-search"
     )

@@ -1,4 +1,4 @@
-"""One byte string for one value: sorted keys, no white space, shortest exact floats, no NaN."""
+"""Serialises equal values to equal text: sorted keys, no white space, shortest exact floats, no NaN."""
 
 import hashlib
 import json
@@ -7,19 +7,19 @@ from typing import Any
 
 
 def canonical_json(value: Any) -> str:
-    """Serialise so that equal values give equal text, and floats survive a round trip bit for bit.
+    """Serialise a value so that equal values give equal text and floats survive a round trip bit for bit.
 
     Raises:
-        ValueError: the value holds NaN or an infinity, which JSON cannot express.
+        ValueError: the value contains NaN or an infinity, which JSON cannot express.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def sha256_of(value: Any) -> str:
-    """SHA-256 (hex) of the canonical JSON of a value."""
+    """Return the SHA-256 (hex) of a value's canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def finite(value: float) -> float | None:
-    """None for a number that JSON cannot express."""
+    """Replace NaN and infinities, which JSON cannot express, by None."""
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""JSON documents: read with errors of one line, written whole or not at all."""
+"""Reads JSON documents with one-line errors, and writes them atomically."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from factor_search.errors import OutputError
-from factor_search.files.atomic import write_atomically
+from factor_search.files.atomic import write_text
 
 
 def read_json(file: Path, error_type: type[Exception]) -> Any:
-    """Parse a JSON file; any failure becomes one line naming the file."""
+    """Parse a JSON file.
+
+    Raises:
+        error_type: the file cannot be read or is not JSON; the message is one line and names the file.
+    """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -23,7 +26,7 @@ def read_json(file: Path, error_type: type[Exception]) -> Any:
 
 
 def explain(error: ValidationError) -> str:
-    """All of pydantic's complaints on one line, each with its place."""
+    """Join pydantic's validation errors into one line, each with the key it is about."""
     complaints = []
     for item in error.errors(include_url=False):
         place = ".".join(str(part) for part in item["loc"]) or "top level"
@@ -33,13 +36,9 @@ def explain(error: ValidationError) -> str:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write JSON for people and machines, atomically.
+    """Write indented JSON atomically.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
-    try:
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        write_atomically(file, text.encode(), required=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {file}: {error.strerror or error}") from None
+    write_text(file, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -7,7 +7,6 @@ from typing import Any, Literal, TypeAlias
 from factor_search.errors import SearchFailedError
 from factor_search.factors import Factors
 from factor_search.factors_file import check_belongs
-from factor_search.job import distinct_tokens
 from factor_search.measure import passkey
 from factor_search.measure.evaluation import OK
 from factor_search.measure.evaluator import LocalEvaluator
@@ -20,7 +19,7 @@ from factor_search.model.loading import LoadedModel, load_model
 from factor_search.spec import MEASURES, NeedleSpec
 from factor_search.text.documents import documents_from_files
 from factor_search.text.needle import needle_samples
-from factor_search.text.samples import Sample, SampleSet, check_vocabulary, first_samples, load_samples
+from factor_search.text.samples import Sample, SampleSet, check_vocabulary, distinct_tokens, first_samples, load_samples
 from factor_search.text.tokens import CachedTokenizer
 
 
@@ -148,7 +147,7 @@ def _samples(request: MeasurementRequest, loaded: LoadedModel) -> SampleSet:
         spec.target_length,
         seed=spec.seed,
         whole=stride is not None,
-        distinct=distinct_tokens(spec.data, loaded.geometry),
+        distinct=distinct_tokens(spec.data, loaded.geometry.original_length),
     )
     if stride is not None and spec.tokens_scored is not None:
         samples = samples.cut(spec.tokens_scored)

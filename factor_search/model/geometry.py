@@ -1,4 +1,4 @@
-"""A model's rotary geometry: a value that is stored and sent without torch, which only its tensors need."""
+"""A model's rotary geometry: a value that can be stored and sent without loading torch."""
 
 import math
 from collections.abc import Sequence
@@ -14,36 +14,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """What the formulas need to know of a model's RoPE."""
+    """The properties of a model's RoPE that the formulas need."""
 
     architecture: str
-    """The model class named in the configuration, for messages and records."""
+    """The model class named in the configuration, for messages and stored results."""
     rope_theta: float
     """Base of the geometric series theta_i = rope_theta^(-2i/d)."""
     rotary_dim: int
-    """d: rotary dimensions of a head; d / 2 pairs."""
+    """d: rotary dimensions of a head, which form d / 2 pairs."""
     original_length: int
     """L: tokens of context the model was trained for, before any scaling."""
     configured_length: int
-    """Tokens of context the configuration promises, scaling included."""
+    """Tokens of context that the configuration allows, including its scaling."""
     base_rope_type: str
-    """RoPE type the configuration already has (``default``, ``llama3``, ``yarn``, ...)."""
+    """RoPE type of the configuration (``default``, ``llama3``, ``yarn``, ...)."""
     layer_type: str | None = None
-    """The layer type whose RoPE is meant, for models with several."""
+    """The layer type whose RoPE is rescaled, for models with several."""
     rotated_pairs: int | None = None
-    """How many leading pairs rotate at all, where the RoPE type leaves some fixed; None means all of them."""
+    """How many leading pairs rotate, where the RoPE type leaves the others fixed; None means all of them."""
     config: "PretrainedConfig" = field(repr=False, compare=False)
-    """The text configuration all this was read from."""
+    """The text configuration from which the geometry was read."""
 
     @property
     def pairs(self) -> int:
-        """d / 2: the number of rescale factors."""
+        """The number of rotary pairs, d / 2, and of rescale factors."""
         return self.rotary_dim // 2
 
     def inverse_frequencies(self, rescale_factors: Sequence[float] | None = None) -> "Tensor":
-        """theta_i / lambda_i as float32 of shape (pairs,), in transformers' own order of operations for longrope.
+        """Return theta_i / lambda_i as float32 of shape (pairs,).
 
-        That order makes an exported configuration bit-identical to the candidate that was evaluated.
+        The order of operations is that of longrope in transformers, so a model with the exported configuration computes
+        bit for bit what was evaluated.
         """
         import torch
 
@@ -56,22 +57,22 @@ class Geometry:
 
     @property
     def wavelengths(self) -> list[float]:
-        """2 pi / theta_i in tokens, one for each pair."""
+        """The wavelength 2 pi / theta_i of each pair, in tokens."""
         return [2 * math.pi * self.rope_theta ** (2 * i / self.rotary_dim) for i in range(self.pairs)]
 
     @property
     def critical_dimension(self) -> int:
-        """d_tcd = 2 ceil((d/2) log_base(L / 2 pi)): dimensions from here on never completed a period in training.
+        """The first dimension whose pair never completed a rotation in training, clipped to [0, d].
 
-        LongRoPE2, 2502.20082, eq. 3. Clipped to [0, d].
+        d_tcd = 2 ceil((d/2) log_base(L / 2 pi)) (LongRoPE2, 2502.20082, eq. 3).
         """
-        turns = math.log(self.original_length / (2 * math.pi), self.rope_theta)
-        return min(max(2 * math.ceil(self.pairs * turns), 0), self.rotary_dim)
+        share = math.log(self.original_length / (2 * math.pi), self.rope_theta)
+        return min(max(2 * math.ceil(self.pairs * share), 0), self.rotary_dim)
 
     def configured_factors(self, target_length: int) -> Factors | None:
-        """The scaling the configuration already has, as factors relative to the plain theta_i; None if it has none.
+        """Return the scaling of the configuration as factors relative to the plain theta_i, or None if it has none.
 
-        For models with a llama3, yarn or longrope type this is the model as it is.
+        A model with RoPE type llama3, yarn or longrope computes with these factors already.
         """
         if self.base_rope_type in ("default", "proportional"):
             return None

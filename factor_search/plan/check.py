@@ -6,12 +6,13 @@ from pathlib import Path
 from factor_search.errors import DataError
 from factor_search.job import check_possible
 from factor_search.model.configuration import read_geometry
-from factor_search.model.loading import load_config, looks_local
+from factor_search.model.loading import load_config
 from factor_search.plan.kinds import kind_of
 from factor_search.plan.kinds.contract import LocalModel, Outcome
 from factor_search.plan.kinds.search import SearchStage, SearchWork
 from factor_search.plan.spec import PlanSpec
 from factor_search.plan.work import work_of
+from factor_search.spec import looks_local
 from factor_search.text.documents import matching_files
 
 

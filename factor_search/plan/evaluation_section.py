@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from factor_search.report.page import figure, html_table, number
+from factor_search.report.document import number
+from factor_search.report.page import figure, html_table
 from factor_search.report.plots import draw_ladder, draw_passkey
 
 _PERPLEXITY = ("perplexity", "standard_error")

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from factor_search.errors import DataError, OutputError, SpecError
+from factor_search.errors import DataError, SpecError
+from factor_search.files.atomic import write_text
 from factor_search.files.json_documents import write_json
 from factor_search.job import run_job
 from factor_search.plan.check import check_documents, check_plan
@@ -147,10 +148,7 @@ def _write(result: PlanResult, out: Path) -> None:
     """The report and the factors so far."""
     report: dict[str, Any] = plan_report(result.plan, result.works, result.outcomes)
     write_json(out / "report.json", report)
-    try:
-        (out / "report.html").write_text(render(report), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {out / 'report.html'}: {error.strerror or error}") from None
+    write_text(out / "report.html", render(report))
     pair = last_factors(result.plan, result.works, result.outcomes)
     for name, factors in zip((LONG_FILE, SHORT_FILE), pair, strict=True):
         if factors is not None:

@@ -2,11 +2,10 @@
 
 from factor_search.errors import DataError
 from factor_search.finetune.spec import FinetuneSpec
-from factor_search.job import distinct_tokens
 from factor_search.model.geometry import Geometry
 from factor_search.spec import DataSpec
 from factor_search.text.documents import documents_from_files
-from factor_search.text.samples import Tokenize, documents_of, load_samples
+from factor_search.text.samples import Tokenize, distinct_tokens, documents_of, load_samples
 from factor_search.text.tokens import TokenIds
 
 ENOUGH = 4
@@ -42,7 +41,7 @@ def training_documents(
         SpecError: the training's lengths do not fit.
     """
     original = geometry.original_length
-    distinct = distinct_tokens(data, geometry) or original
+    distinct = distinct_tokens(data, geometry.original_length) or original
     split = load_samples(data, tokenize, distinct, seed=seed, distinct=distinct)
     parts = (split.search, split.validation, split.held_out)
     # In another document, the first tokens may be joined with the text before them.

@@ -1,4 +1,4 @@
-"""What a job found, as one JSON document; every figure in the HTML page is read from it."""
+"""Builds the report of a job: one JSON document, from which the HTML page and the terminal table are made."""
 
 from typing import Any
 
@@ -14,27 +14,27 @@ from factor_search.version import versions
 
 SCHEMA = "factor-search/report@1"
 FOUND = "found"
-"""The name under which reports show the winner, whatever it was called in the search."""
+"""The name under which reports show the winner, whatever its name in the search."""
 ENDINGS = {
-    "strategy": "ended by the strategy, which had nothing more to propose",
+    "strategy": "ended by the strategy, which had no more candidates to propose",
     "candidates": "ended by the budget of {limit:,} candidates",
     "tokens": "ended by the budget of {limit:,} tokens",
     "seconds": "ended by the budget of {limit:,} seconds of evaluation",
-    "no_improvement": "ended by no_improvement: the last {limit:,} candidates brought nothing better beyond the noise",
+    "no_improvement": "ended by no_improvement: the last {limit:,} candidates brought no improvement beyond the noise",
     "interrupt": "ended by an interruption",
 }
-"""What can end a search, in words."""
+"""Why a search ended, in words, by ``ended_by``."""
 
 
 def build_factors_file(result: JobResult) -> FactorsFile:
-    """The factors file of the winner; of a partial result, of the best candidate so far.
+    """Build the factors file of the winner, or of the best candidate so far if the result is partial.
 
-    Whatever the objective was, its perplexities are of plain text, or null.
+    Its perplexities are always those of plain text; they are null where the objective did not measure them.
     """
     spec, state = result.problem.spec, result.state
     factors = result.winning_factors
     plain = spec.objective.kind == "perplexity"
-    on_search = state.candidates.get(factors) if plain else None  # the file has perplexities of text, and no others
+    on_search = state.candidates.get(factors) if plain else None  # the file holds perplexities of plain text only
     held_out = result.held_out if plain else result.held_out_text
     baselines = {name: _perplexity(e) for name, e in held_out.items() if name in result.problem.methods}
     return factors_file(
@@ -60,7 +60,7 @@ def build_factors_file(result: JobResult) -> FactorsFile:
 
 
 def build_report(result: JobResult) -> dict[str, Any]:
-    """Everything measured, with its uncertainty."""
+    """Build the report: everything measured, with its uncertainty."""
     spec, geometry, state = result.problem.spec, result.problem.geometry, result.state
     assert state.best is not None
     parts = [getattr(result.samples, part) for part in PARTS]
@@ -99,7 +99,7 @@ def build_report(result: JobResult) -> dict[str, Any]:
 
 
 def _objective(result: JobResult) -> dict[str, Any]:
-    """What the figures of the report are, and for needles at which depth each sample has its own."""
+    """Describe the objective: what it measures, and for needles the depth in each sample."""
     objective = result.problem.spec.objective
     described: dict[str, Any] = {"kind": objective.kind, "measures": MEASURES[objective.kind]}
     if isinstance(objective, NeedleSpec):
@@ -109,12 +109,12 @@ def _objective(result: JobResult) -> dict[str, Any]:
 
 
 def measures(report: dict[str, Any]) -> str:
-    """What the figures of a report are, in words; reports from before there were objectives have perplexities."""
+    """Name what a report measures; reports written before objectives existed measure perplexity."""
     return str(report.get("objective", {}).get("measures", MEASURES["perplexity"]))
 
 
 def columns(report: dict[str, Any]) -> dict[str, str]:
-    """Titles of the figures in the table of results, by key of a row."""
+    """Return the column titles of the table of results, by the key of a row."""
     shown = {"validation": "validation", "held_out": "held-out", "standard_error": "std. error"}
     if "text_perplexity" in report["results"][0]:
         shown |= {"text_perplexity": "plain text", "text_standard_error": "std. error"}
@@ -122,13 +122,13 @@ def columns(report: dict[str, Any]) -> dict[str, str]:
 
 
 def _others(result: JobResult) -> list[str]:
-    """The closed forms, best on held-out documents first."""
+    """List the closed forms, the best on held-out documents first."""
     names = [name for name in result.held_out if name != result.winner]
     return sorted(names, key=lambda name: result.held_out[name].loss)
 
 
 def _row(result: JobResult, name: str) -> dict[str, Any]:
-    """One line of the table: a method, or the winner."""
+    """Build one row of the table: a closed form or the winner."""
     evaluation, winner = result.held_out[name], result.held_out[result.winner]
     row: dict[str, Any] = {
         "name": FOUND if name == result.winner else name,
@@ -157,7 +157,7 @@ def _row(result: JobResult, name: str) -> dict[str, Any]:
 
 
 def _comparison(result: JobResult) -> dict[str, Any] | None:
-    """The found factors against the closed form that is best on the held-out documents."""
+    """Compare the winner with the closed form that is best on the held-out documents."""
     others = _others(result)
     if not result.winner or not others:
         return None
@@ -172,20 +172,20 @@ def _comparison(result: JobResult) -> dict[str, Any] | None:
 
 
 def ending(report: dict[str, Any]) -> str:
-    """Why the search was over, in words."""
+    """Say in words why the search ended."""
     ended_by = report["search"]["ended_by"]
     return ENDINGS[ended_by].format(limit=report["spec"]["budget"].get(ended_by))
 
 
 def _perplexity(evaluation: Evaluation | None) -> float | None:
-    """On all documents, or those a pruned candidate was evaluated on."""
+    """Return the perplexity over the documents evaluated; None unless the outcome is ok or pruned."""
     if evaluation is None or evaluation.outcome not in (OK, PRUNED):
         return None
     return finite(evaluation.summary.perplexity)
 
 
 def table(report: dict[str, Any]) -> str:
-    """The result for a terminal."""
+    """Format the result for a terminal."""
     if not report["results"]:
         made = report["search"]
         on = f"{made['best_documents']} search document{'s' * (made['best_documents'] != 1)}"
@@ -200,7 +200,7 @@ def table(report: dict[str, Any]) -> str:
         if row["difference"] is not None:
             error = row["difference_standard_error"]
             difference = f"{row['difference']:+.4f}" + (f" ± {error:.4f}" if error is not None else "")
-        cells = [_number(row[key]) for key in shown]
+        cells = [number(row[key]) for key in shown]
         lines.append(f"{row['name']:14}" + "".join(f"{cell:>12}" for cell in cells) + f"{difference:>28}")
     comparison = report["comparison"]
     if comparison and comparison["standard_errors"] is not None:
@@ -209,12 +209,13 @@ def table(report: dict[str, Any]) -> str:
             f"{comparison['standard_errors']:+.1f} standard errors of the paired difference"
         )
     if report["winner"] and not report["winner"].startswith("found"):
-        lines.append(f"nothing found was better on the validation documents than {report['winner']}, which is reported")
+        lines.append(f"no candidate was better than {report['winner']} on the validation documents: it is reported")
     lines.append(f"search of {report['search']['candidates']:,} candidates, {ending(report)}")
     return "\n".join(lines)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Format a number, or a dash where there is none."""
     if value is None:
         return "-"
     return f"{value:.4f}" if value < 1e5 else f"{value:.3g}"

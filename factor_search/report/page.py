@@ -1,7 +1,7 @@
-"""The report as one self-contained page: no script, no network, plots as inline SVG."""
+"""Renders a report as one self-contained HTML page: no script, no network, plots as inline SVG."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from factor_search.report.document import columns, ending, measures
+from factor_search.report.document import FOUND, columns, ending, measures, number
 from factor_search.report.plots import draw_factors, draw_lengths, draw_search
 
 STYLE = """
@@ -22,8 +22,12 @@ code{overflow-wrap:anywhere}details{margin:.5rem 0}figcaption{color:#555;font-si
 """
 
 
+HIGHLIGHTED = (FOUND, "short")
+"""Names of the table rows that stand out: the winner, and the factors for short inputs."""
+
+
 def render(report: dict[str, Any]) -> str:
-    """The HTML page of a report (see :func:`factor_search.report.document.build_report`)."""
+    """Render the HTML page of a report (see :func:`factor_search.report.document.build_report`)."""
     model, spec = report["model"], report["spec"]
     scale = spec["target_length"] / model["original_length"]
     plots = [
@@ -52,7 +56,7 @@ RoPE type {escape(model["base_rope_type"])}, critical dimension {model["critical
 
 
 def page(title: str, body: str) -> str:
-    """A whole page around its content; the title is escaped."""
+    """Wrap HTML content into a complete page; the title is escaped."""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>{body}</body></html>\n'
@@ -62,7 +66,7 @@ def page(title: str, body: str) -> str:
 def _search_caption(search: dict[str, Any]) -> str:
     caption = "Every candidate in the order evaluated, and the best so far."
     if search.get("pruned"):
-        caption += " Open marks were stopped early: they are of fewer documents, and do not compare with the others."
+        caption += " Open marks were stopped early, on fewer documents; they are not comparable with the others."
     return caption
 
 
@@ -71,7 +75,7 @@ def _kind_of_tokens(report: dict[str, Any]) -> str:
 
 
 def _early(search: dict[str, Any]) -> str:
-    """How many evaluations there were beside the candidates, where these are not the same."""
+    """Count the evaluations, where candidates were stopped early and evaluated again."""
     if not search.get("pruned"):
         return ""
     return f" in {search['evaluations']} evaluations, {search['pruned']} of them stopped before the last document"
@@ -93,7 +97,7 @@ def _headline(report: dict[str, Any]) -> str:
             "difference"
         )
     if not report["winner"].startswith("found"):
-        text += f". Nothing found was better on the validation documents than {report['winner']}, which is reported"
+        text += f". No candidate was better than {report['winner']} on the validation documents: it is reported"
     return f"<p class=big>{escape(text)}.</p>"
 
 
@@ -105,21 +109,27 @@ def _results_table(report: dict[str, Any]) -> str:
         difference = "" if row["difference"] is None else f"{row['difference']:+.4f}"
         if row["difference_standard_error"] is not None:
             difference += f" ± {row['difference_standard_error']:.4f}"
-        cells = [number(row[key]) for key in shown]
-        kind = " class=found" if row["name"] == "found" else ""
-        figures = "".join(f"<td>{cell}</td>" for cell in [*cells, difference])
-        rows.append(f"<tr{kind}><td>{escape(row['name'])}</td>{figures}</tr>")
+        rows.append([row["name"], *(number(row[key]) for key in shown), difference])
     found, title = report["results"][0], measures(report)
-    titles = "".join(f"<th>{name.replace('std.', 'standard')}</th>" for name in shown.values())
-    plain = " Plain text: perplexity of all tokens of the held-out documents, as they are." * (
+    titles = ["", *(name.replace("std.", "standard") for name in shown.values()), "minus found (nats, paired)"]
+    plain = " Plain text: perplexity of all tokens of the held-out documents, without needles." * (
         "text_perplexity" in shown
     )
     return (
-        f"<h2>{title[0].upper()}{title[1:]} at {report['spec']['target_length']} tokens</h2><table><tr><th></th>"
-        f"{titles}<th>minus found (nats, paired)</th></tr>{''.join(rows)}</table>"
-        f"<p>Held-out: {found['documents']} documents, {found['tokens']:,} tokens that neither the search nor the "
-        f"choice of the winner saw. Standard errors are over documents.{plain}</p>"
+        f"<h2>{title[0].upper()}{title[1:]} at {report['spec']['target_length']} tokens</h2>{html_table(titles, rows)}"
+        f"<p>Held-out: {found['documents']} documents, {found['tokens']:,} tokens. Neither the search nor the choice "
+        f"of the winner used them. Standard errors are over documents.{plain}</p>"
     )
+
+
+def html_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Format a table; all cells are escaped, and rows named ``found`` or ``short`` are highlighted."""
+    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+    lines = []
+    for row in rows:
+        kind = " class=found" if row[0] in HIGHLIGHTED else ""
+        lines.append(f"<tr{kind}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>")
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
 
 
 def _warm_starts(spec: dict[str, Any]) -> str:
@@ -141,7 +151,7 @@ def _documents(report: dict[str, Any]) -> str:
 
 
 def figure(draw: Callable[[Axes, dict[str, Any]], None], report: dict[str, Any], caption: str) -> str:
-    """A plot as inline SVG, with a caption."""
+    """Draw a plot as inline SVG with a caption."""
     drawing = Figure(figsize=(8, 3.8), layout="constrained")
     draw(drawing.add_subplot(), report)
     stream = io.StringIO()
@@ -149,20 +159,3 @@ def figure(draw: Callable[[Axes, dict[str, Any]], None], report: dict[str, Any],
         drawing.savefig(stream, format="svg", metadata={"Date": None})
     svg = stream.getvalue()
     return f"<figure>{svg[svg.index('<svg') :]}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def number(value: float | None) -> str:
-    """A figure, or a dash where there is none."""
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if value < 1e5 else f"{value:.3g}"
-
-
-def html_table(titles: list[str], rows: list[list[str]]) -> str:
-    """A table; cells are escaped, and the rows of what was found stand out."""
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    lines = []
-    for row in rows:
-        kind = " class=found" if row[0] in ("found", "short") else ""
-        lines.append(f"<tr{kind}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>")
-    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"

@@ -1,5 +1,5 @@
-"""Colours of the plots: Okabe and Ito's, distinguishable with any colour vision."""
+"""Colours of the plots: the Okabe-Ito palette, which readers with any colour vision can distinguish."""
 
 METHOD_COLOURS = {"yarn": "#0072B2", "ntk": "#009E73", "pi": "#CC79A7", "ntk-critical": "#E69F00", "llama3": "#56B4E9"}
-"""The closed forms that are plotted."""
+"""The closed forms that plots show."""
 FOUND_COLOUR = "#D55E00"

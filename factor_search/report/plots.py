@@ -1,4 +1,4 @@
-"""Plots, each drawn on axes that it is given: three of a report, a ladder of lengths, passkeys by length and depth."""
+"""Draws the plots of reports: factors, perplexity by length, the course of the search, ladders and passkeys."""
 
 import itertools
 from typing import Any
@@ -12,7 +12,7 @@ from factor_search.report.palette import FOUND_COLOUR, METHOD_COLOURS
 
 
 def draw_factors(axes: Axes, report: dict[str, Any]) -> None:
-    """Rescale factors of the closed forms and of what was found, over the rotary pairs."""
+    """Plot the rescale factors of the closed forms and of the winner over the rotary pairs."""
     critical = report["model"]["critical_dimension"] / 2
     for name, colour in METHOD_COLOURS.items():
         axes.plot(report["closed_forms"][name]["rescale_factors"], color=colour, linewidth=1.3, label=name)
@@ -25,7 +25,7 @@ def draw_factors(axes: Axes, report: dict[str, Any]) -> None:
 
 
 def draw_lengths(axes: Axes, report: dict[str, Any]) -> None:
-    """Held-out perplexity of the first n tokens, for a ladder of lengths n."""
+    """Plot the held-out perplexity of the first n tokens, for a ladder of lengths n."""
     axes.set_xscale("log", base=2)
     for row in reversed(report["results"]):
         found = row["name"] == "found"
@@ -48,7 +48,7 @@ def draw_lengths(axes: Axes, report: dict[str, Any]) -> None:
 
 
 def draw_search(axes: Axes, report: dict[str, Any]) -> None:
-    """The perplexity of every evaluation on the search documents, and the best so far of those on all of them."""
+    """Plot the perplexity of every evaluation on the search documents, and the best so far on all of them."""
     complete, pruned = _evaluations(report)
     if pruned:
         marks = axes.scatter(list(pruned), list(pruned.values()), s=9, label="stopped early")
@@ -67,9 +67,9 @@ def draw_search(axes: Axes, report: dict[str, Any]) -> None:
 
 
 def draw_ladder(axes: Axes, ladder: dict[str, Any]) -> None:
-    """Perplexity with its standard error at each length (see :meth:`factor_search.measure.ladder.Ladder.as_json`).
+    """Plot perplexity with its standard error by length (see :meth:`factor_search.measure.ladder.Ladder.as_json`).
 
-    Of the closed forms, those that have a colour and the one that is best at the largest length.
+    The plot shows all candidates, the closed forms that have a colour, and the one that is best at the largest length.
     """
     axes.set_xscale("log", base=2)
     lengths, best = ladder["lengths"], ladder["best_closed_forms"]
@@ -95,7 +95,7 @@ def draw_ladder(axes: Axes, ladder: dict[str, Any]) -> None:
 
 
 def draw_passkey(axes: Axes, passkey: dict[str, Any]) -> None:
-    """Accuracy by length and depth as a heat map (see :func:`factor_search.measure.passkey.as_json`)."""
+    """Plot accuracy by length and depth as a heat map (see :func:`factor_search.measure.passkey.as_json`)."""
     lengths, depths = passkey["lengths"], passkey["depths"]
     accuracy = {(cell["length"], cell["depth"]): cell["accuracy"] for cell in passkey["cells"]}
     rows = [[accuracy[length, depth] for length in lengths] for depth in depths]
@@ -116,9 +116,9 @@ def draw_passkey(axes: Axes, passkey: dict[str, Any]) -> None:
 
 
 def _evaluations(report: dict[str, Any]) -> tuple[dict[int, float], dict[int, float]]:
-    """Perplexities by number of the evaluation: on all search documents, and on the first of them."""
+    """Return perplexities by evaluation number: first those on all search documents, then those of pruned ones."""
     perplexities, total = report["search"]["perplexities"], len(report["documents"]["search"])
-    documents = report["search"].get("documents") or [total] * len(perplexities)  # reports from before there were races
+    documents = report["search"].get("documents") or [total] * len(perplexities)  # reports written before racing
     complete: dict[int, float] = {}
     pruned: dict[int, float] = {}
     for number, (value, count) in enumerate(zip(perplexities, documents, strict=True), start=1):
@@ -128,7 +128,7 @@ def _evaluations(report: dict[str, Any]) -> tuple[dict[int, float], dict[int, fl
 
 
 def label(axes: Axes, x: str, y: str, *, log: bool = False) -> None:
-    """Name the axes, and make them plain."""
+    """Label the axes and remove what distracts from the data."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if log:

@@ -1,9 +1,10 @@
-"""What is written into the folder of a job: the factors file, the report and its page."""
+"""Writes the results of a job into its folder: the factors file, the report and its HTML page."""
 
 from pathlib import Path
 from typing import Any
 
 from factor_search.errors import OutputError
+from factor_search.files.atomic import write_text
 from factor_search.files.json_documents import read_json, write_json
 from factor_search.report.document import build_factors_file, build_report
 from factor_search.report.page import render
@@ -11,27 +12,24 @@ from factor_search.search.selection import JobResult
 
 
 def write_results(result: JobResult, out: Path) -> dict[str, Any]:
-    """Write ``factors.json``, ``report.json`` and ``report.html`` into the output folder; returns the report.
+    """Write ``factors.json``, ``report.json`` and ``report.html`` into a folder, and return the report.
 
-    A partial result does not replace the finished one of an earlier, shorter search.
+    A partial result does not replace the finished result of an earlier, shorter search.
 
     Raises:
-        OutputError: one of them cannot be written.
+        OutputError: one of the files cannot be written.
     """
     report = build_report(result)
     if result.interrupted and holds_finished(out):
         return report
     build_factors_file(result).write(out / "factors.json")
     write_json(out / "report.json", report)
-    try:
-        (out / "report.html").write_text(render(report), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {out / 'report.html'}: {error.strerror or error}") from None
+    write_text(out / "report.html", render(report))
     return report
 
 
 def holds_finished(out: Path) -> bool:
-    """Whether a folder has the report of a finished search."""
+    """Return whether a folder contains the report of a finished search."""
     try:
         return bool(read_json(out / "report.json", OutputError)["status"] == "finished")
     except (OutputError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""The set of candidates a search may propose: bounds and grid of lambda, initial tokens, attention factor."""
+"""The search space: bounds and grid of lambda, choices of initial tokens and attention factors."""
 
 import math
 from collections.abc import Sequence
@@ -13,48 +13,48 @@ from factor_search.model.geometry import Geometry
 from factor_search.spec import JobSpec, SpaceSpec
 
 UPPER_BOUND = 1.25
-"""Of lambda as a multiple of the scale, in the LongRoPE paper (2402.13753, table 4)."""
+"""Upper bound of lambda as a multiple of the scale, in the LongRoPE paper (2402.13753, table 4)."""
 UPPER_BOUND_BEYOND = 8.0
-"""The same for strategies that move along smooth curves; the best factors are often beyond the paper's bound."""
+"""Upper bound for strategies that search smooth curves; the best factors often exceed the paper's bound."""
 
 
 @dataclass(frozen=True)
 class Genome:
-    """A candidate in grid units, which compare and hash exactly."""
+    """A candidate in grid units, which can be compared and hashed exactly."""
 
     levels: tuple[int, ...]
     """lambda_i = 1 + step * level_i."""
     initial_tokens: int
-    """Index into the space's choices."""
+    """Index into the space's choices of initial tokens."""
     attention: int
     """Index into the space's attention factors."""
     critical: int = field(default=0, compare=False)
-    """Index into the space's critical pairs: how the levels came about, not what they are."""
+    """Index into the space's critical pairs; it says how the levels were made, so it is not part of the identity."""
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """LongRoPE's space (2402.13753, table 4): lambda_i in [1, upper_bound * s] on a grid, not decreasing with i."""
+    """LongRoPE's space (2402.13753, table 4): lambda_i in [1, upper_bound * s] on a grid, non-decreasing in i."""
 
     pairs: int
     step: float
     top_level: int
-    """Largest level, so lambda never exceeds its bound."""
+    """Largest level; lambda never exceeds its bound."""
     monotone: bool
     initial_tokens: tuple[int, ...]
-    """Choices, ascending."""
+    """Choices of the number of initial tokens, ascending."""
     attention_factors: tuple[float, ...]
     """Choices, ascending; a single one unless the attention factor is searched."""
     critical_pairs: tuple[int, ...] = (0,)
-    """Choices, ascending, of the first free pair; those before it follow NTK (LongRoPE2, 2502.20082, sec. 3)."""
-    turns: tuple[float, ...] = ()
-    """How often each pair goes round within the original length."""
+    """Choices of the first free pair, ascending. Earlier pairs follow NTK (LongRoPE2, 2502.20082, sec. 3)."""
+    rotations: tuple[float, ...] = ()
+    """Rotations of each pair within the original length."""
     scale: float = 1.0
-    """Target length / original length, unless the specification says otherwise."""
+    """Target length / original length, unless the specification gives another scale."""
 
     @classmethod
     def of(cls, spec: JobSpec, geometry: Geometry) -> "SearchSpace":
-        """The space of a job.
+        """Build the space of a job; the strategies auto and cma have a larger default for the upper bound.
 
         Raises:
             SpecError: see :meth:`build`.
@@ -65,11 +65,11 @@ class SearchSpace:
 
     @classmethod
     def build(cls, spec: SpaceSpec, geometry: Geometry, target_length: int) -> "SearchSpace":
-        """The space for one model and target length; initial-token choices beyond the original length are left out.
+        """Build the space for one model and target length, without choices of initial tokens above the original length.
 
         Raises:
-            SpecError: the target is not above the original length and no scale is given, or all initial-token choices
-                are, or the critical dimension is not one of the model's.
+            SpecError: the target length is not above the original length and the specification gives no scale; or all
+                choices of initial tokens are above the original length; or the critical dimension leaves no pair free.
         """
         original = geometry.original_length
         if target_length <= original and spec.scale is None:
@@ -89,12 +89,12 @@ class SearchSpace:
             initial_tokens=tuple(initial_tokens),
             attention_factors=_attention_factors(spec, scale, original),
             critical_pairs=_critical_pairs(spec, geometry),
-            turns=tuple(original / wavelength for wavelength in geometry.wavelengths),
+            rotations=tuple(original / wavelength for wavelength in geometry.wavelengths),
             scale=scale,
         )
 
     def factors(self, genome: Genome) -> Factors:
-        """The candidate that a genome stands for."""
+        """Return the candidate that a genome represents."""
         return Factors(
             tuple(round(1 + self.step * level, 10) for level in genome.levels),
             self.initial_tokens[genome.initial_tokens],
@@ -102,9 +102,9 @@ class SearchSpace:
         )
 
     def project(self, factors: Factors) -> Genome:
-        """The nearest genome: snapped to the grid, clipped to the bounds, made non-decreasing by a running maximum.
+        """Return the nearest genome: rounded to the grid, clipped to the bounds, non-decreasing by a running maximum.
 
-        Of several critical pairs the one that changes the curve least, in log lambda; the first of equals.
+        If the space has several critical pairs, the one that changes log lambda least is chosen.
         """
         raw = np.rint((np.asarray(factors.rescale_factors) - 1) / self.step)
         levels = np.clip(raw, 0, self.top_level).astype(int)
@@ -119,7 +119,7 @@ class SearchSpace:
         return min(restricted, key=lambda one: self._distance(one.levels, genome.levels))
 
     def restrict(self, genome: Genome) -> Genome:
-        """Have the pairs before the critical one follow NTK: lambda_i = lambda_rcd^(i / i_rcd), snapped to the grid."""
+        """Let the pairs before the critical pair follow NTK, rounded to the grid: lambda_i = lambda_rcd^(i / i_rcd)."""
         critical = self.critical_pairs[genome.critical]
         if critical == 0:
             return genome
@@ -128,13 +128,13 @@ class SearchSpace:
         return replace(genome, levels=(*before.tolist(), *genome.levels[critical:]))
 
     def gene_bounds(self, levels: Sequence[int], i: int, critical: int = 0) -> tuple[int, int]:
-        """The levels gene i may take given its neighbours, both ends included; from the critical pair on."""
+        """Return the lowest and the highest level that gene i, at or behind the critical pair, may take."""
         if not self.monotone:
             return 0, self.top_level
         return levels[i - 1] if i > critical else 0, levels[i + 1] if i + 1 < self.pairs else self.top_level
 
     def contains(self, factors: Factors) -> bool:
-        """Whether a candidate lies in the space exactly."""
+        """Return whether a candidate lies in the space exactly."""
         return len(factors.rescale_factors) == self.pairs and self.factors(self.project(factors)) == factors
 
     def _distance(self, one: Sequence[int], other: Sequence[int]) -> float:
@@ -161,7 +161,7 @@ def _attention_factors(spec: SpaceSpec, scale: float, original_length: int) -> t
     if spec.attention_factor == "formula":
         return (longrope_attention_factor(scale, original_length),)
     if spec.attention_factor == "search":
-        # From no correction to twice YaRN's, in steps of 0.01; both formulas lie well inside.
+        # From 1 (no correction) to twice YaRN's correction in steps of 0.01; both formulas lie well inside.
         steps = max(1, round(200 * (yarn_attention_factor(scale) - 1)))
         return tuple(round(1 + 0.01 * n, 10) for n in range(steps + 1))
     return (float(spec.attention_factor),)

@@ -1,1 +1,1 @@
-"""Documents to tokens to samples, and needles hidden in them."""
+"""Turns documents into tokens and samples, and inserts needles."""

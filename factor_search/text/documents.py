@@ -1,4 +1,4 @@
-"""Where documents come from: text files, JSON lines, parquet, saved or named Hugging Face data sets."""
+"""Reads documents from text files, JSON lines, parquet files, and saved or named Hugging Face data sets."""
 
 import glob
 import json
@@ -16,18 +16,18 @@ NEEDS_EXTRA = "reading {what} needs the package {package}: pip install 'factor-s
 
 @dataclass(frozen=True)
 class Document:
-    """One text and where it stands."""
+    """One text and its source."""
 
     source: str
-    """A path, with ``#n`` behind it where a file holds several documents."""
+    """A path, followed by ``#n`` where a file contains several documents."""
     text: str
 
 
 def matching_files(pattern: str) -> list[str]:
-    """The files, and folders of saved data sets, that a path or glob names, sorted.
+    """Return the files and folders that a path or glob matches, sorted.
 
     Raises:
-        DataError: there are none.
+        DataError: it matches nothing.
     """
     matches = sorted(glob.glob(pattern, recursive=True)) or ([pattern] if Path(pattern).exists() else [])
     if not matches:
@@ -38,23 +38,23 @@ def matching_files(pattern: str) -> list[str]:
 def documents_from_files(
     patterns: Sequence[str], column: str = "text", split: str = "validation"
 ) -> Iterator[Document]:
-    """Documents of all files that the paths and globs name: in the order given, each glob's matches sorted.
+    """Iterate over the documents of all paths and globs, in the order given; the matches of a glob are sorted.
 
     Raises:
-        DataError: a path or glob matches nothing, or a file cannot be read as what its name says.
+        DataError: a path or glob matches nothing, or a file cannot be read in the format of its file extension.
     """
     for pattern in patterns:
         for match in matching_files(pattern):
             for document in _documents_of(Path(match), column, split, from_glob=match != pattern):
-                name = os.fsencode(document.source).decode("utf-8", "backslashreplace")  # any bytes can be a file name
+                name = os.fsencode(document.source).decode("utf-8", "backslashreplace")  # a file name may be any bytes
                 yield Document(name, document.text)
 
 
 def documents_from_hub(dataset: str, name: str | None, split: str, column: str) -> Iterator[Document]:
-    """Documents of a data set on the hub, streamed.
+    """Stream the documents of a data set on the Hugging Face hub.
 
     Raises:
-        DataError: the data set, its split or its column does not exist or cannot be reached.
+        DataError: the data set, its split or its column does not exist, or the hub cannot be reached.
     """
     datasets = _datasets(f"data set {dataset}")
     try:

@@ -1,8 +1,8 @@
-"""Needles in documents: a sentence with a number, and at the end a question that only this sentence answers.
+"""Inserts needles into documents: a sentence with a number, and at the end a question that only it answers.
 
-Of such a sample only the tokens of the answer are scored (LongRoPE2, 2502.20082): nearly all tokens of a
-plain text can be predicted from the few before them, the answer cannot. What is around the needle is the user's own
-document. All is put together from token ids, so where the answer is need not be searched for.
+Only the tokens of the answer are scored (LongRoPE2, 2502.20082). Nearly all tokens of a plain text can be predicted
+from the few before them, but the answer cannot. The text around the needle is the user's own document. Samples are
+built from token ids, so the position of the answer is known exactly.
 """
 
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ from factor_search.text.samples import Sample, SampleSet, sample_of
 from factor_search.text.tokens import TokenIds
 
 NUMBER = " {number}"
-"""Stands in a prompt for the number and the space before it."""
+"""Placeholder in a prompt for the number and the space before it."""
 FARTHEST_TOKENS = 128
-"""A needle is moved by at most so many tokens, and by at most a twentieth of the document, to the end of a sentence."""
+"""A needle is moved to the end of a sentence by at most this many tokens and at most 1/20 of the document."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """The texts that are put into a document."""
+    """The texts that are added to a document."""
 
     opening: str
-    """Before the document; may be empty."""
+    """Text before the document; may be empty."""
     needle: str
-    """Within the document; holds :data:`NUMBER` once or more."""
+    """Text within the document; contains :data:`NUMBER` at least once."""
     question: str
-    """After the document; the answer, :data:`NUMBER`, follows it and ends the sample."""
+    """Text after the document; the answer, :data:`NUMBER`, follows it and ends the sample."""
 
 
 MAGIC_NUMBER = Prompt(
@@ -39,57 +39,57 @@ MAGIC_NUMBER = Prompt(
     needle="\nThe magic number is {number}. Remember it.\n",
     question="\nWhat is the magic number in this text? The magic number is",
 )
-"""For needle perplexity: the paper's magic number, in words of our own, and short for tokenizers over bytes."""
+"""The prompt of needle perplexity: the task of the paper, worded briefly to suit byte tokenizers."""
 
 
 class Tokenizer(Protocol):
-    """What is needed of a tokenizer; :class:`factor_search.text.tokens.CachedTokenizer` has it."""
+    """The interface of a tokenizer, which :class:`factor_search.text.tokens.CachedTokenizer` implements."""
 
     prefix: list[int]
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a piece of text."""
+        """Return the token ids of a piece of text."""
         ...
 
     def text(self, ids: TokenIds) -> str:
-        """The text of token ids."""
+        """Return the text of token ids."""
         ...
 
 
 @dataclass(frozen=True)
 class Needle:
-    """A document with a needle in it."""
+    """A document with an inserted needle."""
 
     sample: Sample
-    """Exactly as long as asked; its scored tokens are those of the answer, its last ones."""
+    """A sample of exactly the requested length; its scored tokens are the answer, which ends it."""
     number: int
     depth: float
-    """As asked: 0 puts the needle before the document, 1 behind it."""
+    """The requested depth: 0 puts the needle before the document, 1 behind it."""
     start: int
-    """Position of the needle's first token."""
+    """Position of the first token of the needle."""
     stop: int
-    """Position after its last."""
+    """Position behind the last token of the needle."""
 
 
 def place_needle(
     document: Sample, tokenizer: Tokenizer, prompt: Prompt, *, length: int, depth: float, digits: int, seed: int
 ) -> Needle:
-    """Put a needle into the beginning of a document, and a question with its answer behind that.
+    """Insert a needle into the first tokens of a document, and append a question with its answer.
 
-    The needle stands at the end of a sentence where there is one near the depth, else between any two tokens (of a
-    tokenizer over bytes even within a character).
+    The needle is placed at the end of a sentence near the depth. If there is none, it is placed between two tokens,
+    which for a byte tokenizer may be within a character.
 
     Args:
-        document: with as many tokens as are needed; the rest is not used.
-        tokenizer: that the document was tokenised with.
-        prompt: the texts to put in.
+        document: a document that is long enough; tokens that are not needed are ignored.
+        tokenizer: the tokenizer of the document.
+        prompt: the texts to insert.
         length: tokens of the sample.
         depth: share of the document before the needle, 0 to 1.
-        digits: of the number.
-        seed: of the number, which depends on the document, the length and the depth as well.
+        digits: digits of the number.
+        seed: determines the number, together with the document, the length and the depth.
 
     Raises:
-        DataError: the document is too short, or the length is for what is put in; says what is needed.
+        DataError: the document or the length is too short; the message gives the tokens needed.
     """
     number = magic_number(document, length=length, depth=depth, digits=digits, seed=seed)
     answer = continued(tokenizer, prompt.question, NUMBER.format(number=number))
@@ -104,7 +104,7 @@ def place_needle(
     if room < 1:
         raise DataError(
             f"{length} tokens are too few for a needle, its question and its answer, which take {added}: the length "
-            f"must be at least {added + 1}"
+            f"must be at least {added + 1} tokens"
         )
     body = document.tokens[beginning : beginning + room]
     if len(body) < room:
@@ -123,7 +123,7 @@ def place_needle(
 def needle_samples(
     documents: SampleSet, tokenizer: Tokenizer, *, length: int, digits: int, repeats: int, seed: int
 ) -> SampleSet:
-    """Samples for needle perplexity: every document once with a depth of its own, then all again for each repeat.
+    """Build the samples of needle perplexity: all documents once per repeat, each sample with another depth.
 
     Raises:
         DataError: see :func:`place_needle`.
@@ -137,9 +137,9 @@ def needle_samples(
 
 
 def spread_depths(count: int) -> list[float]:
-    """Depths (k + 1/2) / count, in van der Corput's order, so that the first few are spread as well: races see these.
+    """Return the depths (k + 1/2) / count in the order of the van der Corput sequence (1/2, 1/4, 3/4, 1/8, ...).
 
-    (Numbers whose bits are mirrored at the point, 1/2, 1/4, 3/4, 1/8, ..., by rank.)
+    In this order the first few depths are spread too. A race stops candidates on the first few samples.
     """
     bits = max(count - 1, 1).bit_length()
     mirrored = [int(f"{number:0{bits}b}"[::-1], 2) for number in range(count)]
@@ -148,7 +148,7 @@ def spread_depths(count: int) -> list[float]:
 
 
 def magic_number(document: Sample, *, length: int, depth: float, digits: int, seed: int) -> int:
-    """A number with so many digits that is a function of the seed, the first ``length`` tokens, depth and length."""
+    """Derive a number with so many digits from the seed, the first ``length`` tokens, the depth and the length."""
     content = sample_of(document.source, document.tokens[:length]).sha256
     drawn = int(sha256_of(["needle", seed, content, float(depth), length]), 16)
     least = int(10 ** (digits - 1))
@@ -156,17 +156,17 @@ def magic_number(document: Sample, *, length: int, depth: float, digits: int, se
 
 
 def continued(tokenizer: Tokenizer, before: str, text: str) -> list[int]:
-    """Token ids of a text as it continues another.
+    """Return the token ids of a text that continues another text.
 
-    Some tokenizers put a space of their own before whatever they are given. It falls away with the ids of the text
-    before, unless the tokenizer joins the two.
+    Some tokenizers add a space before every input. Tokenising both texts and removing the ids of the first one removes
+    that space, unless the tokenizer joins the two texts.
     """
     head, whole = tokenizer.ids(before), tokenizer.ids(before + text)
     return whole[len(head) :] if whole[: len(head)] == head else tokenizer.ids(text)
 
 
 def _needle_ids(tokenizer: Tokenizer, needle: str, number: list[int]) -> list[int]:
-    """A needle's token ids; its numbers have those of the answer, which can be copied from it."""
+    """Return a needle's token ids; its numbers have the same ids as the answer, so that the model can copy them."""
     first, *others = needle.split(NUMBER)
     ids = continued(tokenizer, ".", first)
     for text in others:
@@ -175,7 +175,7 @@ def _needle_ids(tokenizer: Tokenizer, needle: str, number: list[int]) -> list[in
 
 
 def _end_of_sentence_near(tokenizer: Tokenizer, body: TokenIds, wanted: int) -> int:
-    """The end of a sentence closest to a number of tokens, or that number if none is near."""
+    """Return the end of a sentence that is closest to a number of tokens, or that number if none is near."""
     farthest = min(FARTHEST_TOKENS, len(body) // 20)
     for distance in range(farthest + 1):
         for at in (wanted - distance, wanted + distance):
@@ -185,7 +185,7 @@ def _end_of_sentence_near(tokenizer: Tokenizer, body: TokenIds, wanted: int) -> 
 
 
 def _ends_sentence(tokenizer: Tokenizer, body: TokenIds, at: int) -> bool:
-    """Whether a sentence, or a paragraph, ends before the token at a position."""
+    """Return whether a sentence or a paragraph ends before the token at a position."""
     if at in (0, len(body)):
         return True
     before = tokenizer.text(body[at - 1 : at])

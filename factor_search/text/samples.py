@@ -1,4 +1,4 @@
-"""Documents to token samples, in three parts that share no document: search, validation, held-out."""
+"""Splits documents into token samples for search, validation and held-out measurement, without overlap."""
 
 import hashlib
 import itertools
@@ -20,15 +20,15 @@ PARTS = ("search", "validation", "held_out")
 
 @dataclass(frozen=True)
 class Sample:
-    """Tokens of one document (or of one piece of it)."""
+    """The tokens of one document, or of one piece of it."""
 
     source: str
     tokens: TokenIds = field(repr=False, compare=False)
     """Token ids, int64 of shape (tokens,)."""
     sha256: str
-    """Hash of the token ids."""
+    """SHA-256 of the token ids."""
     scored: tuple[int, ...] | None = field(default=None, repr=False)
-    """Ascending positions, from 1 on, of the tokens whose loss counts; None for all but the first."""
+    """Positions of the tokens that are scored, ascending from 1 on; None for all but the first token."""
 
     def __post_init__(self) -> None:
         scored = self.scored
@@ -40,44 +40,44 @@ class Sample:
 
     @property
     def address(self) -> str:
-        """Hash of all that losses depend on: the token ids, and which of them are scored if that is not all."""
+        """The hash of what losses depend on: the token ids, and the scored positions if these are not all."""
         return self.sha256 if self.scored is None else sha256_of({"tokens": self.sha256, "scored": self.scored})
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """The samples of one part."""
+    """The samples of one part: search, validation or held_out."""
 
     part: str
     samples: tuple[Sample, ...]
 
     @property
     def sha256(self) -> str:
-        """Hash of the samples' addresses, in order."""
+        """The hash of the samples' addresses, in order."""
         return sha256_of([sample.address for sample in self.samples])
 
     def cut(self, length: int) -> "SampleSet":
-        """At most the first tokens of each document; all tokens of these are scored."""
+        """Cut each document to its first ``length`` tokens, all of which are scored."""
         return SampleSet(self.part, tuple(sample_of(one.source, one.tokens[:length]) for one in self.samples))
 
 
 @dataclass(frozen=True)
 class Samples:
-    """All three parts."""
+    """The samples of the three parts."""
 
     search: SampleSet
     validation: SampleSet
     held_out: SampleSet
     held_out_text: SampleSet | None = None
-    """Where the other parts score something else than plain text: the held-out documents as they are."""
+    """The plain text of the held-out documents, where the other parts score needles."""
 
     @property
     def sha256(self) -> str:
-        """Hash over the three parts."""
+        """The hash over the three parts."""
         return sha256_of([self.search.sha256, self.validation.sha256, self.held_out.sha256])
 
     def cut(self, length: int) -> "Samples":
-        """The three parts with at most the first tokens of each plain document."""
+        """Cut each document of the three parts to its first ``length`` tokens."""
         return Samples(*(getattr(self, part).cut(length) for part in PARTS))
 
 
@@ -91,23 +91,22 @@ def load_samples(
     distinct: int | None = None,
     watch: "Watch | None" = None,
 ) -> Samples:
-    """Read, tokenise and divide documents.
+    """Read and tokenise documents, and split them into search, validation and held-out samples.
 
-    The first long enough distinct documents in the order of their source are taken, and dealt to the three parts in an
-    order drawn from the seed.
+    The first distinct documents that are long enough are used, and split in an order that the seed determines.
 
     Args:
-        data: where documents are and how many of them play which part.
-        tokenize: text to token ids.
-        length: tokens a sample needs; a sample is the first ``length`` tokens of its document.
-        seed: of the deal.
-        whole: keep all tokens of a document (for sliding windows).
+        data: where the documents are, and how many to use for what.
+        tokenize: converts text to token ids.
+        length: tokens of a sample, which are the first tokens of its document.
+        seed: determines the split.
+        whole: keep all tokens of each document (for sliding windows).
         distinct: documents with the same first so many tokens count once; None is ``length``. Jobs of different lengths
-            have the same documents where they agree on it and on ``data.least_tokens``.
+            use the same documents if they agree on this and on ``data.least_tokens``.
         watch: wraps the iteration over documents, to show progress.
 
     Raises:
-        DataError: documents cannot be read, or too few of them are long enough; says which lengths there are.
+        DataError: documents cannot be read, or too few of them are long enough; the message gives their lengths.
     """
     least, distinct = data.least_tokens or length, distinct or length
     if least < length:
@@ -119,38 +118,51 @@ def load_samples(
     long_enough = partial(_long_enough, distinct=distinct, whole=whole, cut=data.cut_long_documents)
     pool = long_enough(watch(documents_of(data)), tokenize, least, sum(wanted.values()))
     order = np.random.default_rng([seed, len(pool)]).permutation(len(pool))
-    parts = _deal([pool[i] for i in order], wanted)
+    parts = _split([pool[i] for i in order], wanted)
     if data.held_out_files is not None:
         elsewhere = documents_from_files(data.held_out_files, data.column, data.split)
         known = {_hash(sample.tokens[:distinct]) for samples in parts.values() for sample in samples}
         fresh = long_enough(watch(elsewhere), tokenize, least, data.held_out_documents, known=known)
-        parts |= _deal(fresh, {"held_out": data.held_out_documents})
+        parts |= _split(fresh, {"held_out": data.held_out_documents})
     samples = Samples(*(SampleSet(part, tuple(parts[part])) for part in PARTS))
     return samples.cut(length) if least > length and not whole else samples
+
+
+def distinct_tokens(data: DataSpec, original_length: int) -> int | None:
+    """Return the number of first tokens in which documents must differ to be distinct; None is the target length.
+
+    Jobs of different target lengths on the same documents need the same number, at most the original length.
+
+    Args:
+        data: where the documents are, and how many tokens they need.
+        original_length: original length of the model in tokens.
+    """
+    return None if data.least_tokens is None else min(original_length, data.least_tokens)
 
 
 def first_samples(
     documents: Iterable[Document], tokenize: Tokenize, length: int, count: int | None, *, whole: bool = False
 ) -> SampleSet:
-    """The first ``count`` documents that are long enough (all of them if None), as one part.
+    """Return the first ``count`` documents that are long enough, or all of them if None, as one set of samples.
 
     Raises:
-        DataError: there are fewer, or none.
+        DataError: there are fewer than ``count``, or none.
     """
     pool = _long_enough(documents, tokenize, length, count, distinct=length, whole=whole)
     return SampleSet("evaluation", tuple(pieces[0] for pieces in pool))
 
 
 def check_vocabulary(samples: SampleSet, vocabulary: int) -> None:
-    """Refuse token ids that a model has no embedding for.
+    """Check that a model has an embedding for every token id.
 
     Raises:
-        DataError: the tokenizer is another model's.
+        DataError: it has not, so the tokenizer belongs to another model.
     """
     largest = max(int(sample.tokens.max()) for sample in samples.samples)
     if largest >= vocabulary:
         raise DataError(
-            f"the tokenizer gives token id {largest}, but the model knows only {vocabulary}: it is another's"
+            f"the tokenizer gives token id {largest}, but the model knows only {vocabulary}: use the model's own "
+            "tokenizer"
         )
 
 
@@ -158,10 +170,10 @@ Watch = Callable[[Iterable[Document]], Iterable[Document]]
 
 
 def documents_of(data: DataSpec) -> Iterator[Document]:
-    """All documents of a specification's source, in its order; those held out from elsewhere are not among them.
+    """Iterate over the documents of ``data.files`` or ``data.dataset`` in order, without those of ``held_out_files``.
 
     Raises:
-        DataError: they cannot be read.
+        DataError: a document cannot be read.
     """
     if data.files:
         return documents_from_files(data.files, data.column, data.split)
@@ -180,7 +192,7 @@ def _long_enough(
     cut: bool = False,
     known: Iterable[str] = (),
 ) -> list[list[Sample]]:
-    """The first ``count`` documents with at least ``length`` tokens, none twice; each as a list of its samples."""
+    """Return the first ``count`` distinct documents with at least ``length`` tokens, each as a list of its samples."""
     found: list[list[Sample]] = []
     seen, lengths, repeated = set(known), [], 0
     for document in documents:
@@ -190,7 +202,7 @@ def _long_enough(
             continue
         pieces = []
         for piece in _pieces(document.source, tokens, length, whole=whole, cut=cut):
-            # What differs only later is the same to a model for too long.
+            # Documents that differ only behind these tokens are the same text to a search.
             identity = _hash(piece.tokens[:distinct])
             if identity not in seen:
                 seen.add(identity)
@@ -214,10 +226,10 @@ def _pieces(source: str, tokens: TokenIds, length: int, *, whole: bool, cut: boo
 
 
 def sample_of(source: str, tokens: TokenIds, scored: tuple[int, ...] | None = None) -> Sample:
-    """A sample with its hash.
+    """Build a sample with its hash.
 
     Raises:
-        ValueError: the scored positions do not ascend, or one is not that of a token with another before it.
+        ValueError: the scored positions do not ascend, or are not within 1 and the number of tokens.
     """
     tokens = np.ascontiguousarray(tokens)
     return Sample(source, tokens, _hash(tokens), scored)
@@ -227,23 +239,23 @@ def _hash(tokens: TokenIds) -> str:
     return hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()
 
 
-def _deal(documents: Sequence[list[Sample]], wanted: dict[str, int]) -> dict[str, list[Sample]]:
-    """Give each document to the part that is furthest from full; then each part takes its documents' pieces in turn."""
-    hands: dict[str, list[list[Sample]]] = {part: [] for part in wanted}
+def _split(documents: Sequence[list[Sample]], wanted: dict[str, int]) -> dict[str, list[Sample]]:
+    """Assign each document to the part that is furthest from complete; a part alternates between its documents."""
+    assigned: dict[str, list[list[Sample]]] = {part: [] for part in wanted}
 
     def fullness(part: str) -> tuple[float, int]:
-        return sum(len(pieces) for pieces in hands[part]) / wanted[part], -wanted[part]
+        return sum(len(pieces) for pieces in assigned[part]) / wanted[part], -wanted[part]
 
     for pieces in documents:
-        hands[min(wanted, key=fullness)].append(pieces)
+        assigned[min(wanted, key=fullness)].append(pieces)
     parts = {}
     for part, count in wanted.items():
-        in_turn = itertools.chain.from_iterable(itertools.zip_longest(*hands[part]))
+        in_turn = itertools.chain.from_iterable(itertools.zip_longest(*assigned[part]))
         parts[part] = [sample for sample in in_turn if sample is not None][:count]
         if len(parts[part]) < count:
             raise DataError(
-                f"{len(documents)} documents give the {part} part {len(parts[part])} of {count} samples: pieces of one "
-                "document never play different parts, so give more documents or ask for fewer samples"
+                f"{len(documents)} documents give {len(parts[part])} of {count} {part} samples. All pieces of one "
+                "document are used for the same purpose: give more documents, or ask for fewer samples"
             )
     return parts
 
@@ -259,4 +271,6 @@ def _too_few(found: int, count: int, length: int, lengths: list[int], repeated: 
         message += f"; {repeated} repeat another and do not count"
     if found and not cut and sizes[0] >= 2 * length:
         message += "; lower the *_documents, add documents, or set data.cut_long_documents to true"
+    else:
+        message += "; give more or longer documents"
     return message

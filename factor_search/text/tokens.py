@@ -1,4 +1,4 @@
-"""Text to token ids, each document once; the result is kept on disk."""
+"""Converts text to token ids, and caches the result on disk."""
 
 import hashlib
 import io
@@ -16,17 +16,17 @@ TokenIds = NDArray[np.int64]
 
 
 class CachedTokenizer:
-    """Turns a document into token ids, beginning with the token that the tokenizer itself puts at a beginning."""
+    """Converts documents to token ids, which begin with the special tokens that the tokenizer puts before a text."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.prefix: list[int] = _beginning(tokenizer)
-        """What it puts at a beginning; empty for many."""
+        """Special tokens that the tokenizer puts before a text; empty for many tokenizers."""
         self._identity = _identity(tokenizer, self.prefix)
         self._folder = cache_folder("tokens")
 
     def __call__(self, text: str) -> TokenIds:
-        """Token ids of shape (tokens,).
+        """Return the token ids of a document, int64 of shape (tokens,).
 
         Raises:
             DataError: the tokenizer fails on this text.
@@ -37,7 +37,7 @@ class CachedTokenizer:
             stored: TokenIds = np.load(file, allow_pickle=False).astype(np.int64)
             return stored
         except (OSError, ValueError, EOFError):
-            pass  # not there, or not whole: derive it
+            pass  # it is not cached, or the file is damaged
         tokens = np.array([*self.prefix, *self.ids(text)], dtype=np.int32)
         content = io.BytesIO()
         np.save(content, tokens, allow_pickle=False)
@@ -45,23 +45,23 @@ class CachedTokenizer:
         return tokens.astype(np.int64)
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a piece of text, without what belongs at a beginning; not kept.
+        """Return the token ids of a piece of text, without special tokens and without the cache.
 
         Raises:
             DataError: the tokenizer fails on this text.
         """
         try:
             return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        except Exception as error:  # a tokenizer of any make
+        except Exception as error:  # tokenizers raise errors of any type
             raise DataError(f"the tokenizer fails on a document: {one_line(error)}") from error
 
     def text(self, ids: TokenIds) -> str:
-        """The text of token ids."""
+        """Return the text of token ids."""
         return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _beginning(tokenizer: Any) -> list[int]:
-    """The special tokens that the tokenizer by itself puts before a text."""
+    """Return the special tokens that the tokenizer puts before a text."""
     with_special = list(tokenizer("a", add_special_tokens=True)["input_ids"])
     without = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     for start in range(len(with_special) - len(without) + 1):
@@ -71,7 +71,7 @@ def _beginning(tokenizer: Any) -> list[int]:
 
 
 def _identity(tokenizer: Any, prefix: list[int]) -> bytes:
-    """What token ids depend on besides the text."""
+    """Return a hash of what token ids depend on besides the text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         content = backend.to_str()

@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -32,20 +31,6 @@ CREATION_LOCK = 0x0FAC7026
 CONNECT_SECONDS = 10
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def optuna_url_beside(database_url: str) -> str:
-    """Where Optuna's tables are unless somebody says otherwise: the same PostgreSQL, or an SQLite file beside ours.
-
-    Optuna commits often, and an SQLite file has one writer at a time: recording must not wait for the projection.
-    """
-    url = make_url(database_url)
-    if url.get_backend_name() != "sqlite" or not url.database:
-        return database_url
-    file = Path(url.database)
-    return url.set(database=str(file.with_name(f"{file.stem}.dashboard{file.suffix}"))).render_as_string(
-        hide_password=False
-    )
 
 
 def open_optuna(url: str, kind: type[QuickStorage] = QuickStorage) -> QuickStorage:

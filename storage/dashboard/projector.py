@@ -20,8 +20,9 @@ from factor_search.errors import one_line
 from storage.dashboard.projection import Projection
 from storage.database import Database
 from storage.errors import DatabaseError
+from storage.jobs import SEARCHES
 from storage.schema import coordinators, jobs, now, stages
-from storage.states import ENDED, SEARCHES, JobState
+from storage.states import ENDED, JobState
 
 NICENESS = 10
 IDLE_SECONDS = 0.5

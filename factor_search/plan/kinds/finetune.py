@@ -116,10 +116,9 @@ class FinetuneKind(StageKind[FinetuneStage, FinetuneWork]):
     def perform(self, work: FinetuneWork, folder: Path, on_progress: OnProgress) -> Outcome:
         """Fine-tune, and measure held-out documents with the factors in force before and after."""
         from factor_search.finetune.run import finetune
-        from factor_search.job import distinct_tokens
         from factor_search.model.loading import load_model
         from factor_search.plan.training_documents import training_documents
-        from factor_search.text.samples import load_samples
+        from factor_search.text.samples import distinct_tokens, load_samples
         from factor_search.text.tokens import CachedTokenizer
 
         file = parse_factors(work.factors)
@@ -127,7 +126,7 @@ class FinetuneKind(StageKind[FinetuneStage, FinetuneWork]):
         loaded = load_model(work.model)
         geometry, tokenizer = loaded.geometry, CachedTokenizer(loaded.tokenizer)
         on_progress({"phase": "reading documents"})
-        distinct = distinct_tokens(work.data, geometry)
+        distinct = distinct_tokens(work.data, geometry.original_length)
         held_out = load_samples(work.data, tokenizer, target, seed=work.seed, distinct=distinct).held_out
         documents = training_documents(
             work.data, work.training_files, tokenizer, geometry, target, work.settings, seed=work.seed
@@ -183,7 +182,8 @@ class FinetuneKind(StageKind[FinetuneStage, FinetuneWork]):
     def section(self, entry: dict[str, Any]) -> str:
         """The loss curve, and perplexity by length before and after."""
         from factor_search.plan.plots import draw_losses
-        from factor_search.report.page import figure, html_table, number
+        from factor_search.report.document import number
+        from factor_search.report.page import figure, html_table
 
         shown = [(when, key) for when in ("before", "after") for key in ("perplexity", "standard_error")]
         rows = [

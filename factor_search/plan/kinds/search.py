@@ -242,7 +242,8 @@ def search_figures(work: JobWork, outcome: Outcome) -> dict[str, Any]:
 
 def results_table(entry: dict[str, Any]) -> str:
     """The found factors beside the closed forms, on held-out documents."""
-    from factor_search.report.page import html_table, number
+    from factor_search.report.document import number
+    from factor_search.report.page import html_table
 
     shown = ("held_out", "standard_error", "difference", "difference_standard_error")
     rows = [[row["name"], *(number(row[key]) for key in shown)] for row in entry["results"]]

@@ -1,4 +1,4 @@
-"""Search strategies behind one ask/tell contract."""
+"""Search strategies, all with the same ask/tell interface."""
 
 from collections.abc import Sequence
 
@@ -17,26 +17,25 @@ __all__ = ["Generation", "Result", "Strategy", "build_strategy"]
 
 
 def build_strategy(
-    spec: StrategySpec, space: SearchSpace, seeds: Sequence[Factors], seed: int, *, documents: int, stage: int = 0
+    spec: StrategySpec, space: SearchSpace, seeds: Sequence[Factors], seed: int, *, documents: int
 ) -> Strategy:
-    """The strategy a specification asks for.
+    """Build the strategy that a specification names.
 
     Args:
         spec: kind and settings.
         space: the candidates allowed.
-        seeds: good starting points (closed forms), best guess first; projected into the space.
-        seed: of all randomness, with the stage and the generation.
-        documents: to search on.
-        stage: position in a chain of searches.
+        seeds: starting points such as closed forms, the best guess first; they are projected into the space.
+        seed: determines all random numbers, together with the number of the generation.
+        documents: number of search documents.
     """
     if isinstance(spec, AutoSpec):
-        return Auto(space, seeds, documents, seed=seed, stage=stage)
+        return Auto(space, seeds, documents, seed=seed)
     if isinstance(spec, EvolutionSpec):
-        return Evolution(spec, space, seeds, seed=seed, stage=stage)
+        return Evolution(spec, space, seeds, seed=seed)
     if isinstance(spec, CmaSpec):
-        return Cma(spec, space, seeds, seed=seed, stage=stage)
+        return Cma(spec, space, seeds, seed=seed)
     if isinstance(spec, TpeSpec):
-        return tpe(spec, space, seeds, seed=seed, stage=stage)
+        return tpe(spec, space, seeds, seed=seed)
     if isinstance(spec, Nsga2Spec):
-        return nsga2(spec, space, seeds, seed=seed, stage=stage)
-    return RandomSearch(spec, space, seeds, seed=seed, stage=stage)
+        return nsga2(spec, space, seeds, seed=seed)
+    return RandomSearch(spec, space, seeds, seed=seed)

@@ -1,15 +1,16 @@
-"""The default strategy: few numbers first, few documents first, then more of both.
+"""The default strategy: it starts with few parameters on few documents, and increases both.
 
-1. closed forms, known factors and a few profiles (see :mod:`factor_search.search.strategies.profile`), on one document;
-2. profiles of four numbers guided by a Gaussian process, on two documents;
-3. the initial tokens and the attention factor, where the space has a choice, for the best so far;
-4. profiles again, on four documents;
-5. lower feet (less rescaling of all pairs before the steepest rise) for the best so far;
-6. curves of up to eight numbers around the best so far, guided likewise by all that is known, on four documents and
-   then on all;
-7. lower feet and the initial tokens again;
-8. CMA-ES over nearly every pair with small steps, in rounds, for as long as the budget lasts; after the first, 3 again,
-   after the first two lower feet.
+1. Evaluate closed forms, known factors and twelve profiles (:mod:`factor_search.search.strategies.profile`) on one
+   document.
+2. Search profiles of four numbers with a Gaussian process, on two documents.
+3. Vary the initial tokens and the attention factor of the best candidate, where the space has choices.
+4. Search profiles again, on four documents.
+5. Scale down the pairs before the step of the best candidate.
+6. Search curves of up to eight numbers around the best candidate with the Gaussian process, on four documents and then
+   on all.
+7. Repeat 5 and the variation of the initial tokens.
+8. Run CMA-ES over nearly every pair with small step sizes, in rounds, until the budget ends. Repeat 5 after the first
+   two rounds, and 3 after the first.
 """
 
 import math
@@ -25,50 +26,53 @@ from factor_search.factors import Factors
 from factor_search.measure.race import mean_difference, rungs
 from factor_search.methods import yarn_attention_factor
 from factor_search.search.space import SearchSpace
-from factor_search.search.strategies.contract import Generation, Result
-from factor_search.search.strategies.profile import BOUNDS, FIRST, WIDTHS, Profile, Steps, with_lower_foot
+from factor_search.search.strategies.contract import Generation, Result, entropy
+from factor_search.search.strategies.profile import BOUNDS, FIRST, WIDTHS, Profile, Steps, scaled_before_step
 from factor_search.search.strategies.surrogate import propose
 
 Vector = NDArray[np.float64]
-Script = Generator[Generation, Sequence[Result], None]
+Phase = Generator[Generation, Sequence[Result], None]
+"""A part of the search: it yields generations and is sent their results."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What ``auto`` does, fixed for every model."""
+    """The settings of ``auto``, the same for every model."""
 
     generation: int = 4
-    """Candidates that the Gaussian process proposes at a time."""
+    """Candidates that the Gaussian process proposes per generation."""
     promoted: int = 4
-    """The best candidates that go on to more documents."""
+    """How many of the best candidates are evaluated on more documents."""
     profile_documents: tuple[int, int] = (2, 4)
-    """Of the first and the second search among profiles."""
+    """Documents of the first and the second search of profiles."""
     profile_generations: tuple[int, int] = (3, 2)
     profile_radius: tuple[float, float] = (1.0, 0.5)
-    """First radius, in the widths of each number."""
+    """First radius of the trust region, in the widths of each number."""
     sweep_documents: int = 2
-    """That every choice of initial tokens and attention factors near by is tried on."""
-    foot_shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
-    """Of log lambda before the steepest rise of the best so far."""
-    foot_rounds: int = 2
-    """Of CMA-ES after which they are tried once more."""
+    """Documents on which all variants of the best candidate are evaluated first."""
+    before_step_shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
+    """Factors of log lambda at the pairs before the step of the best candidate."""
+    before_step_rounds: int = 2
+    """After how many rounds of CMA-ES these factors are tried again."""
     curve_knots: int = 7
     curve_width: float = 0.1
-    """How far a rise has to move to matter, in log lambda / log s."""
+    """Change of a rise that has a noticeable effect, in log lambda / log s."""
     curve_radius: tuple[float, float, float] = (0.3, 0.7, 1.4)
-    """Smallest, first and largest, in widths."""
+    """Smallest, first and largest radius of the trust region, in widths."""
     curve_generations_on_fewer: int = 2
-    """On each number of documents between those of the first profiles and all of them."""
+    """Generations on each number of documents between those of the first profiles and all of them."""
     patience: int = 6
-    """Generations without improvement after which the curve is left."""
+    """Generations without improvement that end the search of curves."""
     known_points: int = 120
-    worst: float = 0.3
-    """Nats above the best; what is worse counts as no worse, so that it does not bend the guess."""
-    visible: float = 2e-4
+    """Points with the lowest losses that the Gaussian process uses."""
+    largest_excess: float = 0.3
+    """Nats above the best loss at which losses are clipped, so that outliers do not distort the Gaussian process."""
+    least_improvement: float = 2e-4
     """Nats that count as an improvement."""
     polish_knots: tuple[int, int] = (16, 8)
+    """Knots of the rounds of CMA-ES, alternating."""
     polish_sigma: tuple[float, float] = (0.03, 0.08)
-    """First step of CMA-ES in log lambda / log s, in turn with the knots."""
+    """First step size of CMA-ES in log lambda / log s, alternating with the knots."""
     polish_population: int = 8
     polish_patience: int = 6
     """Populations without improvement that end a round."""
@@ -80,7 +84,7 @@ SETTINGS = Settings()
 
 
 class Auto:
-    """See the module; a function of its seed and what it is told, and independent of the budget."""
+    """The default strategy, described in the module's docstring; it does not depend on the budget."""
 
     def __init__(
         self,
@@ -89,37 +93,35 @@ class Auto:
         documents: int,
         *,
         seed: int,
-        stage: int = 0,
         settings: Settings = SETTINGS,
     ) -> None:
-        """Set out.
+        """Prepare the search.
 
         Args:
             space: the candidates allowed.
-            seeds: known good factors, closed forms among them.
-            documents: how many there are to search on.
-            seed: of all randomness, with the stage and the generation.
-            stage: position in a chain of searches.
-            settings: what to do; the same for every model unless an experiment says otherwise.
+            seeds: closed forms and known factors.
+            documents: number of search documents.
+            seed: determines all random numbers, together with the number of the generation.
+            settings: the same for every model; experiments may change them.
         """
         self._space = space
         self._seeds = [space.factors(space.project(factors)) for factors in seeds]
         self._documents = documents
-        self._randomness = (seed, stage)
+        self._seed = seed
         self._settings = settings
         self._generation = 0
         self._known: dict[Factors, tuple[float, ...]] = {}
-        """Losses of each candidate on the first documents; none if it failed."""
-        self._script = self._search()
+        """Losses of each candidate on the first documents; empty if it failed."""
+        self._phases = self._search()
         self._profiles: dict[tuple[float, ...], Vector] = {}
-        """The numbers of each profile, by its rescale factors."""
+        """The four numbers of each profile, by its rescale factors."""
         self._results: list[Result] | None = None
         self._asked: list[Factors] = []
 
     def ask(self) -> Generation:
-        """What comes next; a generation that brings nothing new is passed over."""
+        """Return the next generation that has a new candidate or more documents."""
         try:
-            generation = next(self._script) if self._results is None else self._script.send(self._results)
+            generation = next(self._phases) if self._results is None else self._phases.send(self._results)
         except StopIteration:
             return Generation()
         self._generation += 1
@@ -128,15 +130,15 @@ class Auto:
         return generation
 
     def tell(self, results: Sequence[Result]) -> None:
-        """Remember the losses of the last generation."""
+        """Store the losses of the last generation."""
         self._results = list(results)
         for factors, result in zip(self._asked, results, strict=False):
             if not result.losses or len(result.losses) >= len(self._known.get(factors, ())):
-                self._known[factors] = result.losses  # none, too, of one that fails only on a later document
+                self._known[factors] = result.losses  # empty also for a candidate that fails on a later document
         for factors in self._asked[len(results) :]:
             self._known.setdefault(factors, ())
 
-    def _search(self) -> Script:
+    def _search(self) -> Phase:
         first, second = (min(count, self._documents) for count in self._settings.profile_documents)
         generations, radius = self._settings.profile_generations, self._settings.profile_radius
         yield from self._evaluate([*self._seeds, *self._first_profiles()], 1)
@@ -144,9 +146,9 @@ class Auto:
         yield from self._sweep_initial_tokens(first)
         yield from self._sweep_attention(first)
         yield from self._search_profiles(second, generations[1], radius[1])
-        yield from self._sweep_feet(second)
+        yield from self._sweep_before_step(second)
         yield from self._search_curves()
-        yield from self._sweep_feet(self._documents)
+        yield from self._sweep_before_step(self._documents)
         yield from self._sweep_initial_tokens(self._documents)
         yield from self._polish()
 
@@ -161,8 +163,8 @@ class Auto:
         self._profiles[factors.rescale_factors] = np.array(astuple(profile))
         return factors
 
-    def _search_profiles(self, documents: int, generations: int, radius: float) -> Script:
-        """Generations of profiles, with the initial tokens and the attention factor of the best so far."""
+    def _search_profiles(self, documents: int, generations: int, radius: float) -> Phase:
+        """Search profiles with the initial tokens and the attention factor of the best candidate."""
         yield from self._promote(documents)
         for _ in range(generations):
             best = self._best(documents)
@@ -174,9 +176,10 @@ class Auto:
             radius = min(1.3 * radius, 1.5) if improved else 0.7 * radius
 
     def _losses_like(self, best: Factors, documents: int) -> dict[tuple[float, ...], float]:
-        """The loss of all rescale factors known, as it would be with the best's initial tokens and attention factor.
+        """Estimate the loss of all known rescale factors with the initial tokens and attention factor of the best.
 
-        What is known with others is moved by what the change made of the best; where that is not known, it is left out.
+        A loss that is known with other settings is corrected by the change in loss of the best candidate between the
+        two settings. It is left out where that change is not known.
         """
         losses: dict[tuple[float, ...], tuple[bool, float]] = {}
         estimate = self._estimator(documents)
@@ -189,7 +192,7 @@ class Auto:
                 losses[factors.rescale_factors] = min(known, (before != best, loss))
         return {shape: loss for shape, (_, loss) in losses.items()}
 
-    def _search_curves(self) -> Script:
+    def _search_curves(self) -> Phase:
         settings = self._settings
         smallest, radius, largest = settings.curve_radius
         least = min(settings.profile_documents[0], self._documents)
@@ -214,12 +217,12 @@ class Auto:
                 radius = min(1.3 * radius, largest) if improved else max(0.8 * radius, smallest)
                 done, without = done + 1, 0 if improved else without + 1
 
-    def _sweep_initial_tokens(self, documents: int) -> Script:
+    def _sweep_initial_tokens(self, documents: int) -> Phase:
         best = self._best(documents)
         others = [Factors(best.rescale_factors, n, best.attention_factor) for n in self._space.initial_tokens]
         yield from self._sweep([factors for factors in others if factors != best], documents)
 
-    def _sweep_attention(self, documents: int) -> Script:
+    def _sweep_attention(self, documents: int) -> Phase:
         choices, best = self._space.attention_factors, self._best(documents)
         at = min(range(len(choices)), key=lambda index: abs(choices[index] - best.attention_factor))
         near = [at + step for step in (-8, -4, -2, -1, 1, 2, 4, 8) if 0 <= at + step < len(choices)]
@@ -227,15 +230,15 @@ class Auto:
             [Factors(best.rescale_factors, best.initial_tokens, choices[i]) for i in near], documents
         )
 
-    def _sweep_feet(self, documents: int) -> Script:
+    def _sweep_before_step(self, documents: int) -> Phase:
         best = self._best(documents)
-        lower = [with_lower_foot(self._space, best, share) for share in self._settings.foot_shares]
-        yield from self._sweep([factors for factors in lower if factors != best], documents)
+        scaled = [scaled_before_step(self._space, best, share) for share in self._settings.before_step_shares]
+        yield from self._sweep([factors for factors in scaled if factors != best], documents)
 
-    def _sweep(self, others: list[Factors], documents: int) -> Script:
-        """Try variants of the best on few documents, and on more the best of those that are not behind it there.
+    def _sweep(self, others: list[Factors], documents: int) -> Phase:
+        """Evaluate variants of the best candidate on few documents, and those that are not worse on more documents.
 
-        Not on one alone: what they gain is less than what a candidate's loss is rugged by on a single document.
+        One document would be too few: the gain is smaller than the ruggedness of the loss on a single document.
         """
         if not others:
             return
@@ -245,21 +248,21 @@ class Auto:
         ahead = sorted((factors for factors in others if estimate(factors) <= estimate(best)), key=estimate)
         yield from self._evaluate([best, *ahead[: self._settings.promoted]], documents)
 
-    def _polish(self) -> Script:
-        """Rounds of CMA-ES, each around the best so far; the choices of the space after the first."""
+    def _polish(self) -> Phase:
+        """Run rounds of CMA-ES, each around the best candidate so far."""
         fruitless, round_ = 0, 0
         while fruitless < self._settings.fruitless:
             found_new = yield from self._polish_once(round_)
             fruitless = 0 if found_new else fruitless + 1
-            if round_ < self._settings.foot_rounds:
-                yield from self._sweep_feet(self._documents)
+            if round_ < self._settings.before_step_rounds:
+                yield from self._sweep_before_step(self._documents)
             if round_ == 0:
                 yield from self._sweep_initial_tokens(self._documents)
                 yield from self._sweep_attention(self._documents)
             round_ += 1
 
     def _polish_once(self, round_: int) -> Generator[Generation, Sequence[Result], bool]:
-        """Until the distribution has narrowed or stopped improving; whether there was any new candidate."""
+        """Run CMA-ES until it converges or stops improving, and return whether any candidate was new."""
         settings, found_new, without = self._settings, False, 0
         best = self._best(self._documents)
         yield from self._evaluate([best], self._documents)
@@ -282,8 +285,8 @@ class Auto:
             cma.tell([(vector, min(loss, worst)) for (vector, _), loss in zip(drawn, losses, strict=True)])
         return found_new
 
-    def _evaluate(self, candidates: Iterable[Factors], documents: int) -> Script:
-        """Ask for those that are not known on as many documents and have not failed."""
+    def _evaluate(self, candidates: Iterable[Factors], documents: int) -> Phase:
+        """Ask for the candidates that were not evaluated on so many documents and have not failed."""
         wanted = [factors for factors in dict.fromkeys(candidates) if self._wanting(factors, documents)]
         if wanted:
             yield Generation(tuple(wanted), documents if documents < self._documents else None)
@@ -295,16 +298,16 @@ class Auto:
     def _improve(self, candidates: Sequence[Factors], documents: int) -> Generator[Generation, Sequence[Result], bool]:
         before = self._lowest(documents)
         yield from self._evaluate([factors for factors in candidates if factors not in self._known], documents)
-        return self._lowest(documents) < before - self._settings.visible
+        return self._lowest(documents) < before - self._settings.least_improvement
 
-    def _promote(self, documents: int) -> Script:
-        """Take the best on to more documents."""
+    def _promote(self, documents: int) -> Phase:
+        """Evaluate the best candidates on more documents."""
         most = max(len(losses) for losses in self._known.values())
         ranked = sorted((f for f, losses in self._known.items() if losses), key=lambda f: self._rank(f, most))
         yield from self._evaluate(ranked[: self._settings.promoted], documents)
 
     def _best(self, documents: int) -> Factors:
-        """The candidate with the lowest loss on so many documents, or as many as any has been evaluated on."""
+        """Return the candidate with the lowest loss on so many documents, or on the most that any was evaluated on."""
         most = min(max(len(losses) for losses in self._known.values()), documents)
         return min(self._known, key=lambda factors: self._rank(factors, most))
 
@@ -316,9 +319,10 @@ class Auto:
         return self._estimator(documents)(self._best(documents))
 
     def _estimator(self, documents: int) -> Callable[[Factors], float]:
-        """Gives a candidate's mean loss on so many documents.
+        """Return a function that estimates a candidate's mean loss on so many documents.
 
-        By its paired difference to the best where it was not evaluated on all of them; infinite if on none.
+        If the candidate was not evaluated on all of them, the estimate uses its paired difference to the best. It is
+        infinite if the candidate was evaluated on none.
         """
         best = self._known[self._best(documents)][:documents]
 
@@ -337,7 +341,7 @@ class Auto:
         known = known[: self._settings.known_points]
         if not known:
             return []
-        ceiling = known[0][1] + self._settings.worst
+        ceiling = known[0][1] + self._settings.largest_excess
         return propose(
             np.array([vector for vector, _ in known]),
             [min(loss, ceiling) for _, loss in known],
@@ -349,4 +353,4 @@ class Auto:
         )
 
     def _rng(self) -> np.random.Generator:
-        return np.random.default_rng([*self._randomness, self._generation])
+        return np.random.default_rng(entropy(self._seed, self._generation))

@@ -1,4 +1,4 @@
-"""CMA-ES over a curve of log lambda (Hansen, 1604.00772), with restarts in growing populations."""
+"""CMA-ES over a curve of log lambda (Hansen, 1604.00772), restarted with growing populations."""
 
 import math
 from collections.abc import Sequence
@@ -9,48 +9,46 @@ import numpy as np
 
 from factor_search.factors import Factors
 from factor_search.search.space import SearchSpace
-from factor_search.search.strategies.contract import Generation, Result
+from factor_search.search.strategies.contract import Generation, Result, entropy
 from factor_search.search.strategies.curve import Curve, Vector
 from factor_search.spec import CmaSpec
 
 FRUITLESS = 6
-"""Populations in a row without a new candidate after which the space counts as exhausted."""
+"""Populations in a row without a new candidate that end the search."""
 LARGEST = 16
-"""Multiple of its first size to which a population grows."""
+"""Largest size of a population, as a multiple of its first size."""
 
 
 class Cma:
-    """First the closed forms as they are; then CMA-ES from the best of them.
+    """Proposes the closed forms first, then runs CMA-ES from the best of them.
 
-    A population is drawn from (seed, stage, generation) and from what was told before. Drawn vectors that the grid
-    makes equal are evaluated once, and their loss counts for each. A population that brings nothing new has converged:
-    the next one starts at the best candidate, twice as large and with the first step size again.
+    A population depends only on the seed, the number of the generation and the results told so far. Vectors that become
+    equal on the grid are evaluated once, and the loss counts for each of them. If a population has no new candidate,
+    CMA-ES has converged: it restarts at the best candidate with the first step size and twice the population.
     """
 
-    def __init__(
-        self, spec: CmaSpec, space: SearchSpace, seeds: Sequence[Factors], *, seed: int, stage: int = 0
-    ) -> None:
+    def __init__(self, spec: CmaSpec, space: SearchSpace, seeds: Sequence[Factors], *, seed: int) -> None:
         self._curve = Curve(space, spec.knots)
         self._seeds = list(dict.fromkeys(space.factors(space.project(factors)) for factors in seeds))
         self._sigma = spec.sigma
         self._population = spec.population
         self._largest = LARGEST * spec.population
-        self._randomness = (seed, stage)
+        self._seed = seed
         self._generation = 0
         self._losses: dict[Factors, float] = {}
-        """Of every candidate proposed; infinite if it failed or was not evaluated."""
+        """Loss of every candidate proposed; infinite if it failed or was not evaluated."""
         self._drawn: list[tuple[Vector, Factors]] = []
         self._proposed: tuple[Factors, ...] = ()
         self._cma: cmaes.CMA | None = None
 
     def ask(self) -> Generation:
-        """The closed forms, then whatever is new of the next population."""
+        """Return the closed forms first, then the new candidates of the next population."""
         self._proposed = tuple(self._seeds) if self._generation == 0 else self._next_population()
         self._generation += 1
         return Generation(self._proposed)
 
     def tell(self, results: Sequence[Result]) -> None:
-        """Remember the losses, and move the distribution."""
+        """Store the losses and update the distribution."""
         for factors, result in zip_longest(self._proposed, results):
             self._losses[factors] = result.loss if result is not None else math.inf
         self._learn()
@@ -60,7 +58,7 @@ class Cma:
             if self._cma is None or self._cma.should_stop():
                 self._restart()
             assert self._cma is not None
-            state = np.random.SeedSequence([*self._randomness, self._generation, attempt]).generate_state(1)
+            state = np.random.SeedSequence(entropy(self._seed, self._generation, attempt)).generate_state(1)
             self._cma.reseed_rng(int(state[0]))
             vectors = [self._cma.ask() for _ in range(self._cma.population_size)]
             self._drawn = [(vector, self._curve.factors(vector)) for vector in vectors]
@@ -71,10 +69,10 @@ class Cma:
         return ()
 
     def _restart(self) -> None:
-        """A new distribution around the best candidate so far.
+        """Start a new distribution around the best candidate so far.
 
-        It knows no bounds: the curve clips what lies beyond, and redrawing inside them, where the closed forms sit on
-        the edge in many dimensions, took twice as many candidates to a known optimum.
+        CMA-ES runs without bounds, and the curve clips its vectors. The closed forms lie on the bounds in many
+        dimensions: redrawing vectors inside them took twice as many candidates to reach a known optimum.
         """
         start = min(self._losses, key=lambda factors: self._losses[factors])
         self._cma = cmaes.CMA(mean=self._curve.vector(start), sigma=self._sigma, population_size=self._population)
@@ -85,6 +83,6 @@ class Cma:
         known = [loss for _, factors in drawn if math.isfinite(loss := self._losses[factors])]
         if self._cma is None or not known:
             return
-        failed = max(known) + 1.0  # only the order counts; infinities would spoil the test for convergence
+        failed = max(known) + 1.0  # CMA-ES uses the order only; infinities would break its convergence test
         losses = [min(self._losses[factors], failed) for _, factors in drawn]
         self._cma.tell([(vector, loss) for (vector, _), loss in zip(drawn, losses, strict=True)])

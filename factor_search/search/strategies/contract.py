@@ -1,4 +1,4 @@
-"""The ask/tell contract that every strategy fulfils."""
+"""The ask/tell interface of every strategy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,38 +9,47 @@ from factor_search.factors import Factors
 
 @dataclass(frozen=True)
 class Generation:
-    """Candidates to be evaluated side by side."""
+    """Candidates that can be evaluated in parallel."""
 
     candidates: tuple[Factors, ...] = ()
-    """None of them means that the search is over."""
+    """An empty tuple ends the search."""
     documents: int | None = None
-    """Evaluate only the first so many search documents, 1, 2, 4, ...; None for all. A candidate that was asked for on
-    fewer documents before is continued from there."""
+    """How many of the first search documents to evaluate: 1, 2, 4, ..., or None for all. A candidate that was evaluated
+    on fewer documents continues from there."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a candidate."""
+    """The result of one candidate."""
 
     loss: float
-    """Mean loss over all search documents, nats per token; estimated from paired differences where the candidate was
-    not evaluated on all of them. Infinite if it failed."""
+    """Mean loss over all search documents, nats per token. It is estimated from paired differences if the candidate was
+    not evaluated on all of them, and infinite if the candidate failed."""
     losses: tuple[float, ...] = ()
-    """Of each document evaluated; empty if it failed."""
+    """Loss of each document evaluated; empty if the candidate failed."""
     short_loss: float | None = None
-    """Mean loss within the model's original length on the documents evaluated, where the target is longer."""
+    """Mean loss within the model's original length on the documents evaluated; None where it was not measured."""
 
 
 class Strategy(Protocol):
-    """Proposes candidates generation by generation; does no I/O, and is a function of its seed and what it is told."""
+    """Proposes candidates, one generation after another.
+
+    A strategy does no I/O. What it proposes depends only on its seed and on the results it is told.
+    """
 
     def ask(self) -> Generation:
-        """The next generation."""
+        """Return the next generation."""
         ...
 
     def tell(self, results: Sequence[Result]) -> None:
-        """The results of the last generation, in the order proposed.
+        """Take the results of the last generation, in the order proposed.
 
-        Fewer than proposed may be told, if the budget ended first.
+        There are fewer results than candidates if the budget ended within the generation.
         """
         ...
+
+
+def entropy(seed: int, *counters: int) -> list[int]:
+    """Return the entropy of a random generator, for example of (seed, generation)."""
+    # Earlier versions put a stage number, always 0, behind the seed. It stays here to keep their random streams.
+    return [seed, 0, *counters]

@@ -1,4 +1,4 @@
-"""Few numbers for a whole vector: log lambda as a curve over the rotary pairs, drawn through knots."""
+"""Describes rescale factors by a few numbers: log lambda as a curve through knots over the rotary pairs."""
 
 import math
 from dataclasses import dataclass
@@ -14,30 +14,30 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curve:
-    """The map between candidates and short vectors.
+    """Converts between candidates and short vectors.
 
-    A vector is log lambda at knots placed evenly over the pairs, joined by straight lines, which the space snaps to its
-    grid and makes non-decreasing; then, where the space has a choice, the number of initial tokens and the attention
-    factor, each as a share of the way through its choices.
+    The first numbers of a vector are log lambda at knots placed evenly over the pairs and joined by straight lines. The
+    space snaps the curve to its grid and makes it non-decreasing. Where the space has more than one choice, the number
+    of initial tokens and the attention factor follow, each as a share (0 to 1) of the way through its choices.
     """
 
     space: SearchSpace
     knots: int
-    """Wanted; a model with fewer pairs has a knot at each."""
+    """Number of knots; a model with fewer pairs has one knot at each pair."""
 
     @property
     def shape_size(self) -> int:
-        """How many numbers of a vector are knots."""
+        """Return how many numbers of a vector are knots."""
         return min(self.knots, self.space.pairs)
 
     @property
     def bounds(self) -> Vector:
-        """Lowest and highest value of each number; shape (size, 2)."""
+        """Return the lowest and highest value of each number: shape (size, 2)."""
         highest = math.log(1 + self.space.step * self.space.top_level)
         return np.array([[0.0, highest]] * self.shape_size + [[0.0, 1.0]] * len(self._choices))
 
     def vector(self, factors: Factors) -> Vector:
-        """The numbers whose curve is closest to a candidate, by least squares in log lambda."""
+        """Return the vector whose curve is closest to a candidate, by least squares in log lambda."""
         wanted = np.log(factors.rescale_factors)
         shape, *_ = np.linalg.lstsq(self._basis(), wanted, rcond=None)
         genome = self.space.project(factors)
@@ -47,7 +47,7 @@ class Curve:
         return np.asarray(np.clip([*shape, *rest], low, high))
 
     def factors(self, vector: Vector) -> Factors:
-        """The candidate in the space that a vector stands for; any finite vector stands for one."""
+        """Return the candidate of a vector; every finite vector has one."""
         size = self.shape_size
         low, high = self.bounds.T
         inside = np.clip(vector, low, high)
@@ -72,7 +72,7 @@ class Curve:
         return {name: count for name, count in counts.items() if count > 1}
 
     def _basis(self) -> Vector:
-        """Each knot's weight at each pair; shape (pairs, knots)."""
+        """Return the weight of each knot at each pair: shape (pairs, knots)."""
         places = np.linspace(0, self.space.pairs - 1, self.shape_size)
         pairs = np.arange(self.space.pairs)
         return np.stack([np.interp(pairs, places, unit) for unit in np.eye(self.shape_size)], axis=1)

@@ -1,4 +1,4 @@
-"""Optuna's samplers behind the ask/tell contract: an in-memory study over a curve of log lambda."""
+"""Runs Optuna's samplers as strategies: an in-memory study over a curve of log lambda."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,17 +12,17 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from factor_search.factors import Factors
-from factor_search.search.strategies.contract import Generation, Result
+from factor_search.search.strategies.contract import Generation, Result, entropy
 from factor_search.search.strategies.curve import Curve
 
 ATTEMPTS = 50
-"""Tries for each new candidate before a generation is left smaller."""
+"""Draws for each new candidate; a generation stays smaller if none of them is new."""
 
 
 class CurveStudy:
-    """The closed forms as they are, then a population after the other from a sampler.
+    """Proposes the closed forms first, then one population after another from an Optuna sampler.
 
-    The study knows a closed form by the vector whose curve is closest to it.
+    In the study, a closed form is represented by the vector whose curve is closest to it.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class CurveStudy:
         population: int,
         objectives: int = 1,
     ) -> None:
-        """Two objectives are the loss and the loss within the original length."""
+        """Create the study; with two objectives, the second is the loss within the original length."""
         self._curve = curve
         self._population = population
         self._objectives = objectives
@@ -47,14 +47,14 @@ class CurveStudy:
             self._study = optuna.create_study(sampler=sampler, directions=["minimize"] * objectives)
 
     def ask(self) -> Generation:
-        """The closed forms, then whatever new candidates the sampler gives."""
+        """Return the closed forms first, then the new candidates that the sampler draws."""
         if self._first:
             self._first = False
             for factors in self._seeds:
                 self._study.enqueue_trial(self._params(factors))
             self._trials = [self._study.ask(self._distributions) for _ in self._seeds]
             for trial in self._trials:
-                trial.relative_params  # noqa: B018  NSGA-II counts a trial as of its population when it samples it
+                trial.relative_params  # noqa: B018  NSGA-II adds a trial to its population when it samples it
             return Generation(tuple(self._seeds))
         self._trials, proposed = [], list[Factors]()
         for _ in range(self._population * ATTEMPTS):
@@ -71,7 +71,7 @@ class CurveStudy:
         return Generation(tuple(proposed))
 
     def tell(self, results: Sequence[Result]) -> None:
-        """Complete the trials; one that failed or was not evaluated teaches nothing."""
+        """Complete the trials; those that failed or were not evaluated count as failed."""
         for trial, result in zip_longest(self._trials, results):
             if result is None or not math.isfinite(result.loss):
                 self._study.tell(trial, state=TrialState.FAIL)
@@ -84,13 +84,13 @@ class CurveStudy:
 
 
 def distributions(curve: Curve) -> dict[str, BaseDistribution]:
-    """One parameter for each number of a vector, in its order."""
+    """Return one Optuna parameter for each number of a vector, in the same order."""
     return {f"x{n}": FloatDistribution(low, high) for n, (low, high) in enumerate(curve.bounds.tolist())}
 
 
-def derived_seed(seed: int, stage: int) -> int:
-    """A seed for a sampler that takes 32 bits of it."""
-    return int(np.random.SeedSequence([seed, stage]).generate_state(1)[0])
+def derived_seed(seed: int) -> int:
+    """Derive a seed of 32 bits, which is what Optuna's samplers take."""
+    return int(np.random.SeedSequence(entropy(seed)).generate_state(1)[0])
 
 
 @contextmanager

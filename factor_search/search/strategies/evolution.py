@@ -8,43 +8,41 @@ import numpy as np
 
 from factor_search.factors import Factors
 from factor_search.search.space import Genome, SearchSpace
-from factor_search.search.strategies.contract import Generation, Result
+from factor_search.search.strategies.contract import Generation, Result, entropy
 from factor_search.spec import EvolutionSpec
 
 ATTEMPTS = 50
-"""Tries for each new candidate before a generation is left smaller."""
+"""Draws for each new candidate; a generation stays smaller if none of them is new."""
 
 
 @dataclass(frozen=True)
 class _Scored:
     loss: float
     order: int
-    """Of proposal; breaks ties so that results do not depend on sorting."""
+    """Order of proposal; it breaks ties between equal losses."""
     genome: Genome
 
 
 class Evolution:
-    """A population seeded with closed forms and mutants of them, bred by mutation and crossover.
+    """Evolves a population of closed forms and their mutants by mutation and crossover.
 
-    Each generation breeds only from the best parents found so far. Every proposed candidate is new, lies in the space,
-    and is drawn from a generator that depends on (seed, stage, generation) alone.
+    The parents of a generation are the best candidates found so far. Every candidate proposed is new and lies in the
+    space. The random numbers of a generation depend only on the seed and the number of the generation.
     """
 
-    def __init__(
-        self, spec: EvolutionSpec, space: SearchSpace, seeds: Sequence[Factors], *, seed: int, stage: int = 0
-    ) -> None:
+    def __init__(self, spec: EvolutionSpec, space: SearchSpace, seeds: Sequence[Factors], *, seed: int) -> None:
         self._spec = spec
         self._space = space
         self._seeds = [space.project(factors) for factors in seeds]
-        self._randomness = (seed, stage)
+        self._seed = seed
         self._generation = 0
         self._proposed: list[Genome] = []
         self._seen: set[Genome] = set()
         self._scored: list[_Scored] = []
 
     def ask(self) -> Generation:
-        """Seeds and mutants of seeds first; then mutants and crossovers of the best."""
-        self._rng = np.random.default_rng([*self._randomness, self._generation])
+        """Return the seeds and their mutants first, then mutants and crossovers of the best candidates."""
+        self._rng = np.random.default_rng(entropy(self._seed, self._generation))
         self._proposed = []
         if self._generation == 0:
             for genome in self._seeds[: self._spec.population]:
@@ -55,13 +53,13 @@ class Evolution:
             parents = [scored.genome for scored in self._best()] or self._seeds
             for _ in range(self._spec.mutants):
                 self._propose_mutant(parents)
-            for _ in range(self._spec.crossovers):  # parents grown alike have no new children; then mutants fill in
+            for _ in range(self._spec.crossovers):  # a mutant takes the place of a crossover that is not new
                 self._propose_crossover(parents) or self._propose_mutant(parents)
         self._generation += 1
         return Generation(tuple(self._space.factors(genome) for genome in self._proposed))
 
     def tell(self, results: Sequence[Result]) -> None:
-        """Remember the losses of the last generation."""
+        """Store the losses of the last generation."""
         for genome, result in zip(self._proposed, results, strict=False):
             self._scored.append(_Scored(result.loss, len(self._scored), genome))
 
@@ -92,7 +90,7 @@ class Evolution:
 
 
 def mutate(genome: Genome, space: SearchSpace, rate: float, rng: np.random.Generator) -> Genome:
-    """Redraw each gene with the given chance; a lambda between its neighbours, so the order survives."""
+    """Redraw each gene with probability ``rate``; a lambda is drawn between its neighbours, which keeps the order."""
 
     def redraw(index: int, choices: int) -> int:
         return int(rng.integers(choices)) if rng.random() < rate else index
@@ -114,10 +112,10 @@ def mutate(genome: Genome, space: SearchSpace, rate: float, rng: np.random.Gener
 
 
 def cross(first: Genome, second: Genome, space: SearchSpace, rng: np.random.Generator) -> Genome:
-    """Take every gene from either parent by a coin toss.
+    """Take each gene from one of two parents at random.
 
-    Where the toss would break the order, the gene comes from the other parent: the previous gene came from one of the
-    two, and that parent's next gene is never smaller, so one of them always fits.
+    If that gene would break the order, the gene of the other parent is taken. One of the two always fits: the previous
+    gene came from one of the parents, and the next gene of the same parent is never smaller.
     """
     coins = rng.random(space.pairs + 2) < 0.5
     levels: list[int] = []

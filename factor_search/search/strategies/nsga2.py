@@ -1,4 +1,4 @@
-"""NSGA-II over a curve of log lambda, for the loss at the target length and the loss within the original one."""
+"""Optuna's NSGA-II over a curve of log lambda: it minimises the losses at the target and within the original length."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from factor_search.search.strategies.curve_study import CurveStudy, derived_seed
 from factor_search.spec import Nsga2Spec
 
 
-def nsga2(spec: Nsga2Spec, space: SearchSpace, seeds: Sequence[Factors], *, seed: int, stage: int = 0) -> CurveStudy:
-    """Optuna's NSGA-II; without a loss within the original length, the two objectives are one."""
-    sampler = NSGAIISampler(seed=derived_seed(seed, stage), population_size=spec.population)
+def nsga2(spec: Nsga2Spec, space: SearchSpace, seeds: Sequence[Factors], *, seed: int) -> CurveStudy:
+    """Build a strategy from Optuna's NSGA-II; without a loss within the original length both objectives are equal."""
+    sampler = NSGAIISampler(seed=derived_seed(seed), population_size=spec.population)
     return CurveStudy(sampler, Curve(space, spec.knots), seeds, spec.population, objectives=2)

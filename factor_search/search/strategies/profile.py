@@ -1,9 +1,9 @@
-"""Curves of log lambda over turns: how often a rotary pair goes round within the model's original length.
+"""Curves of log lambda over the rotations that a rotary pair makes within the model's original length.
 
-A pair that completed at least one turn in training has met every angle; one that did not meets angles beyond those it
-was trained for as soon as the text is longer. On the models tried the best factors tell the two apart: nearly 1 for
-many turns, a gentle foot down to one turn, a steep step below it, and about the scale from there on. So a curve over
-turns means the same for any base, head size and original length.
+A pair that completed at least one rotation in training has seen every angle. A pair that did not sees new angles as
+soon as the text is longer. On all models tried, the best factors follow this distinction: they are nearly 1 for pairs
+with many rotations, rise slowly towards one rotation, rise steeply just below it (the step), and are about the scale
+for the slower pairs. A curve over rotations therefore means the same for any base, head size and original length.
 """
 
 import math
@@ -18,28 +18,33 @@ from factor_search.search.space import SearchSpace
 
 Vector = NDArray[np.float64]
 STEP_WIDTH = 0.5
-"""Of the step, in octaves of turns."""
+"""Width of the step, in octaves of rotations."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """log lambda / log s against log2 of turns: 0, then a line up to the foot, then the step up to the level."""
+    """A curve of the height log lambda / log s over log2 of the rotations.
+
+    From many rotations to few, the height is 0, rises linearly to the beginning of the step, and rises in the step to
+    the level.
+    """
 
     step: float
-    """log2 of the turns in the middle of the step."""
-    foot: float
+    """log2 of the rotations in the middle of the step."""
+    before_step: float
     """Height at which the step begins."""
     level: float
-    """Height at which it ends, and which all slower pairs have; 1 is lambda = s."""
+    """Height at which the step ends, and which all slower pairs have; 1 is lambda = s."""
     start: float
-    """log2 of the turns where the foot leaves 0."""
+    """log2 of the rotations at which the height begins to rise from 0."""
 
     def factors(self, space: SearchSpace, initial_tokens: int, attention_factor: float) -> Factors:
-        """The candidate in the space that is closest to the curve."""
+        """Return the candidate in the space that is closest to the curve."""
         half = STEP_WIDTH / 2
         start = max(self.start, self.step + half + 0.1)
         nodes = [-start, -self.step - half, -self.step + half]
-        heights = np.interp(-np.log2(space.turns), nodes, [0.0, self.foot, max(self.level, self.foot)])
+        node_heights = [0.0, self.before_step, max(self.level, self.before_step)]
+        heights = np.interp(-np.log2(space.rotations), nodes, node_heights)
         return in_space(space, heights, initial_tokens, attention_factor)
 
 
@@ -57,47 +62,48 @@ FIRST = (
     Profile(-1.5, 0.15, 0.15, 4.0),
     Profile(-1.5, 0.15, 0.5, 4.0),
 )
-"""Where a search begins, beside the closed forms. Of a grid of 112 profiles one of the first seven was the best on each
-of five models; the others are for models that do not agree, the last two for those that want hardly any rescaling."""
+"""The first profiles of a search, evaluated with the closed forms. On each of five models, the best of a grid of 112
+profiles was one of the first seven. The others are for models that differ, the last two for models that need hardly any
+rescaling."""
 BOUNDS = np.array([[-3.0, 2.5], [0.0, 0.9], [0.1, 1.4], [0.5, 5.0]])
 """Lowest and highest value of each number of a profile."""
 WIDTHS = np.array([0.5, 0.15, 0.12, 1.0])
-"""How far each has to move to make about as much of a difference."""
+"""Distance in each number that changes the loss by about the same amount."""
 
 
-def with_lower_foot(space: SearchSpace, factors: Factors, share: float) -> Factors:
-    """A candidate with log lambda times a share at every pair before its steepest rise; the level behind it stays.
+def scaled_before_step(space: SearchSpace, factors: Factors, share: float) -> Factors:
+    """Scale down log lambda at every pair before the steepest rise; the pairs behind it keep their factors.
 
-    For the rises of :class:`Steps` this is many moves at once, one of them against the others, and half of the way may
-    be worse than either end.
+    In terms of :class:`Steps` this changes many rises at once, one of them in the opposite direction, and a point half
+    way may be worse than both ends.
 
     Args:
-        space: that the result is of.
-        factors: lambda not decreasing with the pair.
-        share: 0 (no rescaling there) to 1 (as it is).
+        space: space of the result.
+        factors: factors that do not decrease with the pair.
+        share: multiplies log lambda: 0 is no rescaling before the step, 1 is no change.
     """
     logs = np.log(factors.rescale_factors)
-    foot = int(np.argmax(np.diff(logs, prepend=0.0)))
-    logs[:foot] *= share
+    step = int(np.argmax(np.diff(logs, prepend=0.0)))
+    logs[:step] *= share
     return in_space(space, logs / math.log(space.scale), factors.initial_tokens, factors.attention_factor)
 
 
 class Steps:
     """Non-decreasing curves through knots around a base curve: each number is the rise to the next knot, at least 0.
 
-    Knots stand close together where pairs make between 8 turns and a fifth of one, and one at the last pair. Rises
-    rather than heights, so that moving one does not run into the order that its neighbours must keep.
+    The knots lie close together where pairs make between 8 and 0.2 rotations; one more lies at the last pair. A rise
+    can change without breaking the order of the heights.
     """
 
     def __init__(self, space: SearchSpace, base: Factors, knots: int) -> None:
         self._space = space
         self._initial_tokens = base.initial_tokens
         self._attention_factor = base.attention_factor
-        turns, last = np.log2(space.turns), space.pairs - 1
+        rotations, last = np.log2(space.rotations), space.pairs - 1
         pairs = np.arange(space.pairs, dtype=float)
 
-        def pair_of(log_turns: float) -> float:
-            return float(np.interp(-log_turns, -turns, pairs))
+        def pair_of(log_rotations: float) -> float:
+            return float(np.interp(-log_rotations, -rotations, pairs))
 
         first, end = pair_of(3.0), pair_of(math.log2(0.2))
         places = list(np.linspace(first, end, max(2, min(knots, round(end - first) + 1))))
@@ -108,21 +114,21 @@ class Steps:
         self._origin = [origin] if origin < self._places[0] - 1e-9 else []
         self._pairs = pairs
         self.start = self.vector(base.rescale_factors)
-        """The base curve."""
+        """The rises of the base curve."""
         self._rest = self._heights(base.rescale_factors) - self._curve(self.start)
 
     @property
     def bounds(self) -> Vector:
-        """Lowest and highest value of each number."""
+        """Return the lowest and highest value of each number: shape (size, 2)."""
         return np.array([[0.0, 1.5]] * len(self.start))
 
     def vector(self, rescale_factors: Sequence[float]) -> Vector:
-        """The rises of the curve that meets other rescale factors at the knots."""
+        """Return the rises of the curve that agrees with other rescale factors at the knots."""
         at_knots = np.interp(self._places, self._pairs, self._heights(rescale_factors))
         return np.maximum(np.diff(np.concatenate([[0.0], at_knots])), 0.0)
 
     def factors(self, rises: Vector) -> Factors:
-        """The candidate in the space that is closest to the curve."""
+        """Return the candidate in the space that is closest to the curve."""
         heights = np.maximum.accumulate(self._curve(rises) + self._rest)
         return in_space(self._space, heights, self._initial_tokens, self._attention_factor)
 
@@ -136,7 +142,7 @@ class Steps:
 
 
 def in_space(space: SearchSpace, heights: Vector, initial_tokens: int, attention_factor: float) -> Factors:
-    """The candidate for log lambda / log s at each pair, snapped into the space."""
+    """Return the candidate with given heights log lambda / log s of shape (pairs,), projected into the space."""
     highest = math.log(1 + space.step * space.top_level)
     factors = np.exp(np.clip(heights * math.log(space.scale), 0.0, highest))
     return space.factors(space.project(Factors.of(factors.tolist(), initial_tokens, attention_factor)))

@@ -1,4 +1,4 @@
-"""Curves drawn at random: what any strategy must beat."""
+"""Random search over curves of log lambda: the baseline for every strategy."""
 
 from collections.abc import Sequence
 
@@ -6,30 +6,34 @@ import numpy as np
 
 from factor_search.factors import Factors
 from factor_search.search.space import SearchSpace
-from factor_search.search.strategies.contract import Generation, Result
+from factor_search.search.strategies.contract import Generation, Result, entropy
 from factor_search.search.strategies.curve import Curve, Vector
 from factor_search.spec import RandomSpec
 
 ATTEMPTS = 50
-"""Tries for each new candidate before a generation is left smaller."""
+"""Draws for each new candidate; a generation stays smaller if none of them is new."""
 
 
 class RandomSearch:
-    """The closed forms, then curves whose knots are uniform in log lambda, sorted where the space is monotone."""
+    """Proposes the closed forms first, then random curves.
 
-    def __init__(
-        self, spec: RandomSpec, space: SearchSpace, seeds: Sequence[Factors], *, seed: int, stage: int = 0
-    ) -> None:
+    The knots of a curve are uniform in log lambda, and sorted where the space is monotone.
+    """
+
+    def __init__(self, spec: RandomSpec, space: SearchSpace, seeds: Sequence[Factors], *, seed: int) -> None:
         self._curve = Curve(space, spec.knots)
         self._seeds = list(dict.fromkeys(space.factors(space.project(factors)) for factors in seeds))
         self._population = spec.population
-        self._randomness = (seed, stage)
+        self._seed = seed
         self._generation = 0
         self._seen = set(self._seeds)
 
     def ask(self) -> Generation:
-        """The closed forms with the first generation; every curve is drawn from (seed, stage, generation)."""
-        rng = np.random.default_rng([*self._randomness, self._generation])
+        """Return the next curves, in the first generation after the closed forms.
+
+        The curves of a generation depend only on the seed and the number of the generation.
+        """
+        rng = np.random.default_rng(entropy(self._seed, self._generation))
         proposed = list(self._seeds) if self._generation == 0 else []
         for _ in range(self._population * ATTEMPTS):
             if len(proposed) >= self._population:
@@ -42,11 +46,11 @@ class RandomSearch:
         return Generation(tuple(proposed))
 
     def tell(self, results: Sequence[Result]) -> None:
-        """Nothing is learnt."""
+        """Ignore the results."""
 
 
 def random_vector(curve: Curve, rng: np.random.Generator) -> Vector:
-    """A vector uniform within its bounds, its knots sorted where the space is monotone."""
+    """Draw a vector uniformly within its bounds; its knots are sorted where the space is monotone."""
     low, high = curve.bounds.T
     vector: Vector = rng.uniform(low, high)
     if curve.space.monotone:

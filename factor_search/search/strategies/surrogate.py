@@ -1,4 +1,4 @@
-"""A Gaussian process that guesses losses between known ones, and proposes where to look next (1807.02811)."""
+"""Bayesian optimisation: a Gaussian process predicts losses, and expected improvement proposes points (1807.02811)."""
 
 import math
 from collections.abc import Sequence
@@ -10,22 +10,22 @@ Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 LENGTHS = np.geomspace(0.2, 4.0, 9)
 NOISES = (1e-4, 1e-3, 1e-2, 5e-2, 2e-1)
-"""As a share of the variance: a loss is rugged on a small scale, since angles on a few documents are."""
+"""Noise as a share of the variance. The loss on a few documents is rugged on a small scale."""
 SPREAD, NEAR = 500, 160
-"""Points among which the most promising is taken: spread over the region, and close to its centre."""
+"""Number of points to choose from: spread over the region, and close to its centre."""
 _erf = np.vectorize(math.erf, otypes=[float])
 
 
 class GaussianProcess:
-    """Matern 5/2 with one length scale; length and noise by maximum a posteriori over a grid."""
+    """A Gaussian process with a Matern 5/2 kernel; length scale and noise maximise the posterior over a grid."""
 
     def __init__(self, points: Matrix, losses: Vector, fit: tuple[float, float] | None = None) -> None:
-        """Condition on known losses.
+        """Condition the process on known losses.
 
         Args:
-            points: of shape (n, dimensions), scaled so that a step of 1 matters about equally in each.
-            losses: of shape (n,).
-            fit: length and noise found before; None to find them.
+            points: shape (n, dimensions), scaled so that a step of 1 has about the same effect in each dimension.
+            losses: shape (n,), nats per token.
+            fit: length scale and noise, if they are known; None fits them.
         """
         self._points = points
         self._mean = float(np.median(losses))
@@ -46,7 +46,7 @@ class GaussianProcess:
                 self._lower, self._weights, self._variance = lower, weights, variance
 
     def predict(self, points: Matrix) -> tuple[Vector, Vector]:
-        """Expected loss and its standard deviation at each point."""
+        """Return the expected loss and its standard deviation at each point, both of shape (n,)."""
         covariance = _matern(points, self._points, self.fit[0])
         reduced = np.linalg.solve(self._lower, covariance.T)
         variance = np.maximum(self._variance * (1 - (reduced**2).sum(axis=0)), 1e-12)
@@ -63,17 +63,17 @@ def propose(
     count: int,
     rng: np.random.Generator,
 ) -> list[Vector]:
-    """Points with the highest expected improvement within a region around the best expected one.
+    """Propose points with the highest expected improvement within a trust region around the best expected point.
 
-    Each is chosen as if those before it had turned out as expected, and none is known already.
+    Each point is chosen as if the points before it had the expected loss. No proposed point is known already.
 
     Args:
-        points: known, of shape (n, dimensions).
-        losses: at these points.
-        widths: of each dimension; the unit of distance.
+        points: known points, shape (n, dimensions).
+        losses: losses at these points, nats per token.
+        widths: unit of distance in each dimension, shape (dimensions,).
         bounds: lowest and highest value of each dimension, shape (dimensions, 2).
-        radius: of the region, in widths.
-        count: of points to propose.
+        radius: radius of the trust region, in widths.
+        count: number of points to propose.
         rng: draws the points to choose from.
     """
     known, guesses, proposed = points / widths, list(losses), []

@@ -1,4 +1,4 @@
-"""Tree-structured Parzen estimators over a curve of log lambda."""
+"""Optuna's tree-structured Parzen estimator over a curve of log lambda."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from factor_search.search.strategies.curve_study import CurveStudy, derived_seed
 from factor_search.spec import TpeSpec
 
 
-def tpe(spec: TpeSpec, space: SearchSpace, seeds: Sequence[Factors], *, seed: int, stage: int = 0) -> CurveStudy:
-    """Optuna's multivariate TPE; the candidates of a generation keep away from each other."""
-    sampler = TPESampler(seed=derived_seed(seed, stage), multivariate=True, constant_liar=True, n_startup_trials=0)
+def tpe(spec: TpeSpec, space: SearchSpace, seeds: Sequence[Factors], *, seed: int) -> CurveStudy:
+    """Build a strategy from Optuna's multivariate TPE; the constant liar keeps a generation's candidates apart."""
+    sampler = TPESampler(seed=derived_seed(seed), multivariate=True, constant_liar=True, n_startup_trials=0)
     return CurveStudy(sampler, Curve(space, spec.knots), seeds, spec.population)

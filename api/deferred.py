@@ -1,0 +1,65 @@
+"""What routes need of torch, transformers and matplotlib: each is imported by the first request that needs it.
+
+Together they take seconds and hundreds of megabytes. Without them the server listens soon after its start, and stays
+small while it is only asked for states and results.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from factor_search.factors_file import FactorsFile
+from factor_search.plan.kinds.await_checkpoint import AwaitWork
+from factor_search.plan.kinds.contract import Outcome, Work
+from factor_search.plan.spec import PlanSpec
+from factor_search.spec import JobSpec, ModelSpec
+
+
+def check_possible(spec: JobSpec) -> None:
+    """Refuse a job that cannot succeed; see :func:`factor_search.job.check_possible`."""
+    from factor_search.job import check_possible
+
+    check_possible(spec)
+
+
+def check_plan(spec: PlanSpec) -> None:
+    """Refuse a plan that cannot succeed; see :func:`factor_search.plan.check.check_plan`."""
+    from factor_search.plan.check import check_plan
+
+    check_plan(spec)
+
+
+def check_checkpoint(work: AwaitWork, folder: Path) -> None:
+    """Refuse a checkpoint of another model; see :func:`factor_search.plan.checkpoint.check_checkpoint`."""
+    from factor_search.plan.checkpoint import check_checkpoint
+
+    check_checkpoint(work, folder)
+
+
+def huggingface_configuration(factors: FactorsFile, model: ModelSpec) -> dict[str, Any]:
+    """The configuration of a model with factors in it."""
+    from factor_search.export.huggingface import huggingface_config
+    from factor_search.model.loading import load_config
+
+    return huggingface_config(factors, load_config(model))
+
+
+def job_page(report: dict[str, Any]) -> str:
+    """The report of a job as a page."""
+    from factor_search.report.page import render
+
+    return render(report)
+
+
+def plan_report(plan: PlanSpec, works: Sequence[Work], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The report of a plan; see :func:`factor_search.plan.report.plan_report`."""
+    from factor_search.plan.report import plan_report
+
+    return plan_report(plan, works, outcomes)
+
+
+def plan_page(report: dict[str, Any]) -> str:
+    """The report of a plan as a page."""
+    from factor_search.plan.page import render
+
+    return render(report)

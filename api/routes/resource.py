@@ -1,0 +1,260 @@
+"""The routes that jobs and plans have in common, made from a description of each."""
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Path, Query
+from pydantic import AfterValidator, BaseModel, WithJsonSchema
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+
+from api.cursors import decode_cursor, encode_cursor
+from api.problems import RefusedError, documented
+from api.records import Records, records
+from api.schemas import finite
+from api.submission import checked_idempotency_key
+from storage.events import History
+from storage.states import ENDED
+
+LARGEST_NUMBER = 2**31 - 1
+STREAM_EXAMPLE = (
+    'id: 7\nevent: progress\ndata: {"number": 7, "at": "2026-01-31T12:00:00.250000Z", "kind": "progress", '
+    '"data": {"phase": "searching", "generation": 2}}\n\n'
+)
+Stores = Annotated[Records, Depends(records)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resource:
+    """What is particular to jobs or to plans."""
+
+    history: History
+    """Its events, and its name."""
+    ids: re.Pattern[str]
+    example_id: str
+    states: type[StrEnum]
+    shown: type[BaseModel]
+    """A job or plan in an answer."""
+    page: type[BaseModel]
+    spec_schema: str
+    """Name of the OpenAPI schema of what is submitted."""
+    report_schema: str
+    """Name of the OpenAPI schema of the report."""
+    parse: Callable[[Request], Awaitable[Any]]
+    """Reads what is submitted from a request."""
+    submit: Callable[[Records, Any, str | None, str | None], tuple[Any, bool]]
+    """Checks and stores what is submitted, with idempotency key and id of the API key; returns it, and if it is new."""
+    on_submit: str
+    """What the operation's description says of it."""
+    report: Callable[[Records, Any], dict[str, Any]]
+    """The report of a stored one; refuses before there is any."""
+    render: Callable[[dict[str, Any]], str]
+    """The report as a page."""
+
+    @property
+    def word(self) -> str:
+        """``job`` or ``plan``."""
+        return self.history.word
+
+    @property
+    def path(self) -> str:
+        """Of the list."""
+        return f"/v1/{self.word}s"
+
+    def id_parameter(self) -> Any:
+        """The parameter in the path of each route of one job or plan."""
+        return Path(alias=f"{self.word}_id", description=f"Id of a {self.word}.", examples=[self.example_id])
+
+
+def routes_of(resource: Resource) -> APIRouter:
+    """Submitting, listing, reading, pausing, resuming, cancelling, events and report of one resource."""
+    router = APIRouter(prefix=resource.path, tags=[f"{resource.word}s"], responses=documented(401, 403, 422, 503))
+    _add_submission(router, resource)
+    _add_list(router, resource)
+    _add_reading(router, resource)
+    for action, does in _actions(resource.word).items():
+        _add_action(router, resource, action, does)
+    _add_events(router, resource)
+    _add_report(router, resource)
+    return router
+
+
+def _add_submission(router: APIRouter, resource: Resource) -> None:
+    word = resource.word
+    earlier = f"The {word} of an earlier request with the same idempotency key"
+    location = {"Location": {"description": f"Path of the {word}.", "schema": {"type": "string"}}}
+    body = {"application/json": {"schema": {"$ref": f"#/components/schemas/{resource.spec_schema}"}}}
+    key_header = Header(
+        description=f"Any text of up to 200 characters; the same key never makes a second {word}.", examples=["k1"]
+    )
+
+    @router.post(
+        "",
+        status_code=201,
+        response_model=resource.shown,
+        summary=f"Submit a {word}",
+        description=resource.on_submit,
+        responses=documented(
+            *(400, 409, 413, 415),
+            ok={"description": earlier, "model": resource.shown},
+            created={"description": f"The new {word}", "headers": location},
+        ),
+        openapi_extra={"requestBody": {"required": True, "content": body}},
+    )
+    def submit(
+        request: Request,
+        response: Response,
+        stores: Stores,
+        spec: Annotated[Any, Depends(resource.parse)],
+        idempotency_key: Annotated[str | None, key_header] = None,
+    ) -> Any:
+        key, by = checked_idempotency_key(idempotency_key), request.scope["state"].get("key")
+        stored, new = resource.submit(stores, spec, key, by.id if by else None)
+        response.status_code = 201 if new else 200
+        response.headers["Location"] = f"{resource.path}/{stored.id}"
+        return stores.show(stored)[0]
+
+
+def _add_list(router: APIRouter, resource: Resource) -> None:
+    def known(state: str) -> str:
+        if state not in list(resource.states):
+            raise ValueError(f"must be one of {', '.join(resource.states)}")
+        return state
+
+    schema = WithJsonSchema({"type": "string", "enum": [*resource.states]})
+    state_query = Query(description=f"Only {resource.word}s in this state.")
+
+    @router.get("", response_model=resource.page, summary=f"List {resource.word}s")
+    def list_all(
+        stores: Stores,
+        state: Annotated[Annotated[str, AfterValidator(known), schema] | None, state_query] = None,
+        limit: Annotated[int, Query(ge=1, le=200, description="At most so many.")] = 50,
+        cursor: Annotated[str | None, Query(max_length=200, description="`next` of the page before.")] = None,
+    ) -> Any:
+        """Newest first."""
+        before = None if cursor is None else decode_cursor(cursor, resource.ids)
+        found = stores.store(resource.word).list(state=state, limit=limit + 1, before=before)
+        page = found[:limit]
+        following = encode_cursor(page[-1].submitted_at, page[-1].id) if len(found) > limit else None
+        return resource.page.model_validate({f"{resource.word}s": stores.show(*page), "next": following})
+
+
+def _add_reading(router: APIRouter, resource: Resource) -> None:
+    word = resource.word
+
+    @router.get(f"/{{{word}_id}}", response_model=resource.shown, summary=f"One {word}", responses=documented(404))
+    def get(id: Annotated[str, resource.id_parameter()], stores: Stores) -> Any:
+        """As it is now."""
+        return stores.show(stores.find(word, id))[0]
+
+
+def _actions(word: str) -> dict[str, str]:
+    """What each action does, for its description."""
+    return {
+        "pause": f"Stop a {word} so that it can be resumed; if it is running, at its coordinator's next look.",
+        "resume": f"Continue a paused {word} where it stopped; a fine-tuning continues from its last checkpoint.",
+        "cancel": f"End a {word} for good; what it has evaluated and made is kept.",
+    }
+
+
+def _add_action(router: APIRouter, resource: Resource, action: str, does: str) -> None:
+    @router.post(
+        f"/{{{resource.word}_id}}/{action}",
+        response_model=resource.shown,
+        name=action,
+        summary=f"{action.capitalize()} a {resource.word}",
+        description=does,
+        responses=documented(404, 409),
+    )
+    def act(id: Annotated[str, resource.id_parameter()], stores: Stores) -> Any:
+        steer = getattr(stores.store(resource.word), action)
+        return stores.show(steer(stores.find(resource.word, id).id))[0]
+
+
+def _add_events(router: APIRouter, resource: Resource) -> None:
+    word = resource.word
+
+    @router.get(
+        f"/{{{word}_id}}/events",
+        summary=f"Watch a {word}",
+        description=f"All events from the first, or after a number, and then each as it happens, until the {word} has "
+        "ended.",
+        response_class=StreamingResponse,
+        responses=documented(
+            404,
+            ok={
+                "description": "Server-sent events, each with its number as id, its kind as event and an Event as data",
+                "content": {"text/event-stream": {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}},
+            },
+            no_content={"description": f"The {word} has ended and there are no more events: do not reconnect"},
+        ),
+    )
+    def events(
+        id: Annotated[str, resource.id_parameter()],
+        stores: Stores,
+        request: Request,
+        after: Annotated[
+            int, Query(ge=0, le=LARGEST_NUMBER, description="Only events after this number; Last-Event-ID goes first.")
+        ] = 0,
+        last_event_id: Annotated[str | None, Header(description="Number of the last event that was seen.")] = None,
+    ) -> Response:
+        stored = stores.find(word, id)
+        start = _number_of(last_event_id) if last_event_id else after
+        if start > stored.events:
+            detail = f"{word} {stored.id} has {stored.events} events, so nobody can have seen number {start}"
+            raise RefusedError(422, detail)
+        if stored.state in ENDED and start == stored.events:
+            return Response(status_code=204)
+        return StreamingResponse(
+            request.app.state.streams.of(stored.id, start, resource.history),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+
+
+def _number_of(last_event_id: str) -> int:
+    if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 10):
+        raise RefusedError(422, "the Last-Event-ID header must be the number of an event")
+    return int(last_event_id)
+
+
+def _add_report(router: APIRouter, resource: Resource) -> None:
+    word = resource.word
+    schema = {"$ref": f"#/components/schemas/{resource.report_schema}"}
+
+    @router.get(
+        f"/{{{word}_id}}/report",
+        summary=f"The report of a {word}",
+        description="Everything measured, with its uncertainty, of a finished job or the finished stages of a plan.",
+        response_class=JSONResponse,
+        responses=documented(
+            *(404, 409),
+            ok={
+                "description": "The report, as JSON or as a page",
+                "content": {"application/json": {"schema": schema}, "text/html": {"schema": {"type": "string"}}},
+            },
+        ),
+    )
+    def report(
+        id: Annotated[str, resource.id_parameter()],
+        stores: Stores,
+        wanted: Annotated[
+            Literal["json", "html"] | None,
+            Query(alias="format", description="Default: what the Accept header prefers."),
+        ] = None,
+        accept: Annotated[str, Header(description="text/html asks for the page.")] = "",
+    ) -> Response:
+        document = finite(resource.report(stores, stores.find(word, id)))
+        if (wanted or preferred(accept)) == "json":
+            return JSONResponse(document, headers={"Vary": "Accept"})
+        return HTMLResponse(resource.render(document), headers={"Vary": "Accept"})
+
+
+def preferred(accept: str) -> str:
+    """``html`` or ``json``, whichever an Accept header names first; browsers begin with html."""
+    kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+    known = [kind for kind in kinds if kind in ("text/html", "application/json")]
+    return "html" if known[:1] == ["text/html"] else "json"

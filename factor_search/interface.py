@@ -1,0 +1,197 @@
+"""The functions that ``import factor_search`` gives to notebooks and scripts."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from factor_search.export.huggingface import export_huggingface
+from factor_search.factors import Factors
+from factor_search.factors_file import FactorsFile, check_belongs, read_factors
+from factor_search.job import run_job
+from factor_search.measure.measurement import PasskeyResult, PerplexityResult, measure
+from factor_search.measure.request import GivenDocuments, MeasurementRequest, Task
+from factor_search.model.configuration import read_geometry
+from factor_search.model.injection import Injector
+from factor_search.model.loading import checkpoint_folder, load_config
+from factor_search.report.document import build_factors_file, build_report, table
+from factor_search.report.results import write_results
+from factor_search.search.selection import JobResult, JobWatcher
+from factor_search.spec import ModelSpec, parse_spec
+
+Model = str | Mapping[str, Any]
+"""A local folder or hub id, or the fields of a specification's ``model``."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found."""
+
+    job: JobResult
+    """Every evaluation, the finalists and the samples."""
+
+    @property
+    def factors(self) -> FactorsFile:
+        """The best factors with their model, perplexities and provenance; of a partial result, the best so far."""
+        return build_factors_file(self.job)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Everything measured, as in ``report.json``."""
+        return build_report(self.job)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the search: the result is partial."""
+        return self.job.interrupted
+
+    def table(self) -> str:
+        """Perplexities of the found factors and of every closed form, for a terminal."""
+        return table(self.report)
+
+
+def search_factors(
+    model: Model,
+    data: str | Sequence[str] | Mapping[str, Any],
+    target_length: int,
+    *,
+    out: str | Path | None = None,
+    watcher: JobWatcher | None = None,
+    **fields: Any,
+) -> SearchResult:
+    """Search rescale factors for a longer context window, in this process (LongRoPE, 2402.13753).
+
+    Args:
+        model: folder or hub id of a causal language model, or the fields of a specification's ``model``.
+        data: files or globs of documents, or the fields of a specification's ``data``.
+        target_length: tokens of context wanted.
+        out: folder for the results and all evaluations; the same search continues there after an interruption. None
+            keeps nothing.
+        watcher: receives the progress.
+        fields: any other field of a job specification, such as ``strategy="cma"`` or ``budget=100``.
+
+    Raises:
+        FactorSearchError: the specification, the model or the documents do not allow the search; says why.
+        KeyboardInterrupt: before the first candidate; later ones give a partial result.
+    """
+    files = list(data) if isinstance(data, Sequence) and not isinstance(data, str) else data
+    spec = parse_spec({"model": model, "data": files, "target_length": target_length, **fields})
+    if out is not None:
+        result = run_job(spec, Path(out), watcher)
+        write_results(result, Path(out))
+        return SearchResult(result)
+    with tempfile.TemporaryDirectory() as folder:
+        return SearchResult(run_job(spec, Path(folder) / "results", watcher))
+
+
+def evaluate_factors(
+    model: Model,
+    data: str | Sequence[str],
+    length: int,
+    factors: FactorsFile | None = None,
+    *,
+    method: str | None = None,
+    task: Task = "perplexity",
+    documents: int | None = None,
+    stride: int | None = None,
+    seed: int = 0,
+) -> PerplexityResult | PasskeyResult:
+    """Measure factors, a closed form, or the model as it is configured.
+
+    Args:
+        model: as for :func:`search_factors`.
+        data: files or globs of documents.
+        length: context in tokens.
+        factors: of :func:`load_factors`; None is what ``method`` says.
+        method: name of a closed form (``yarn``, ``ntk``, ...); None is the model as configured.
+        task: ``perplexity`` of all tokens, of a ``needle``'s answer, or ``passkey`` accuracy.
+        documents: use the first so many that are long enough; None is all.
+        stride: slide a window of ``length`` tokens over whole documents by this many; None scores the first window.
+        seed: of the hidden numbers of needles and passkeys.
+
+    Raises:
+        FactorSearchError: the model, the documents or the factors do not fit together; says why.
+    """
+    files = [data] if isinstance(data, str) else list(data)
+    given = GivenDocuments(files=files, length=length, documents=documents, stride=stride)
+    asked = MeasurementRequest(
+        model=_model_spec(model), documents=given, task=task, factors=factors, method=method, seed=seed
+    )
+    return measure(asked)
+
+
+@contextmanager
+def apply_factors(model: PreTrainedModel, factors: FactorsFile | Factors) -> Iterator[PreTrainedModel]:
+    """Within this context a loaded transformers model computes with the given factors; afterwards it is as before.
+
+    Initial tokens and the attention factor are in force as well. One key-value cache must not be used both within and
+    outside the context: it would mix keys rotated with different factors.
+
+    Args:
+        model: a causal language model, on any device.
+        factors: of :func:`load_factors`, or a candidate.
+
+    Raises:
+        FactorsError: the factors belong to another rotary geometry.
+        UnsupportedModelError: the model has no rotary modules that factors can be put into.
+    """
+    if isinstance(factors, FactorsFile):
+        geometry = read_geometry(model.config, factors.model.original_length)
+        check_belongs(factors, geometry)
+        candidate = factors.factors
+    else:
+        geometry, candidate = read_geometry(model.config), factors
+    with Injector(model, geometry) as injector, injector.using([candidate]):
+        yield model
+
+
+def export_factors(
+    factors: FactorsFile,
+    out: str | Path,
+    *,
+    model: Model | None = None,
+    short: FactorsFile | None = None,
+) -> list[Path]:
+    """Write a Hugging Face model with the factors in its configuration, which plain transformers loads.
+
+    Args:
+        factors: for long inputs.
+        out: a new folder; or a file ending in ``.json`` for the configuration alone.
+        model: the checkpoint; None is the one that the factors file names.
+        short: readjusted factors for inputs up to the original length; None uses the same for all.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ExportError: a configuration cannot express the factors.
+        FactorSearchError: the model does not fit, or something cannot be written.
+    """
+    spec = _model_spec({"id": factors.model.id, "revision": factors.model.revision} if model is None else model)
+    return export_huggingface(factors, load_config(spec), lambda: checkpoint_folder(spec), Path(out), short)
+
+
+def load_factors(file: str | Path) -> FactorsFile:
+    """Read a factors file; its hash is checked.
+
+    Raises:
+        FactorsError: it cannot be read, or is not valid.
+    """
+    return read_factors(Path(file))
+
+
+def save_factors(factors: FactorsFile, file: str | Path) -> None:
+    """Write a factors file, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    factors.write(Path(file))
+
+
+def _model_spec(model: Model) -> ModelSpec:
+    return ModelSpec.model_validate({"id": model} if isinstance(model, str) else dict(model))

@@ -1,0 +1,164 @@
+"""The specification of a search job, its short forms, and its identity."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from factor_search.errors import SpecError
+from factor_search.files.canonical_json import sha256_of
+from factor_search.files.json_documents import explain, read_json
+from factor_search.spec.base import Int, PositiveFloat, PositiveInt, Strict
+from factor_search.spec.problem import DataSpec, ModelSpec, ObjectiveSpec, PerplexitySpec, SpaceSpec
+from factor_search.spec.strategies import AutoSpec, StrategySpec
+from factor_search.spec.warm_start import WarmStartSpec
+
+
+class RacingSpec(Strict):
+    """Stops candidates that fall behind before their last search document."""
+
+    error_rate: float = Field(
+        0.01,
+        strict=True,
+        gt=0,
+        lt=0.5,
+        description="Probability that a candidate is stopped although it would have beaten the best one so far.",
+    )
+
+
+class BudgetSpec(Strict):
+    """Limits of the search, which ends at the first that it reaches."""
+
+    candidates: PositiveInt | None = Field(200, description="Distinct candidates, including the closed forms.")
+    tokens: PositiveInt | None = Field(
+        None, description="Tokens scored during the search; with needles, these are answer tokens."
+    )
+    seconds: PositiveFloat | None = Field(None, description="Seconds of evaluation, including stored results.")
+    no_improvement: PositiveInt | None = Field(
+        None,
+        description="End after a generation if the last so many distinct candidates brought no improvement beyond "
+        "one standard error of the paired difference over the search documents.",
+    )
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "BudgetSpec":
+        if all(limit is None for limit in (self.candidates, self.tokens, self.seconds, self.no_improvement)):
+            raise ValueError("give at least one of 'candidates', 'tokens', 'seconds' and 'no_improvement'")
+        return self
+
+
+class ResourcesSpec(Strict):
+    """Resources that a service needs before the job starts; a search in one process ignores them."""
+
+    workers: PositiveInt = Field(1, description="Least number of workers.")
+    gpus: float = Field(0.0, strict=True, ge=0, le=1, description="GPUs, or share of a GPU, for each worker.")
+
+
+def _word(key: str) -> Callable[[Any], Any]:
+    """Accept a single word instead of an object with one key."""
+    return lambda value: {key: value} if isinstance(value, str) else value
+
+
+def _files(value: Any) -> Any:
+    return {"files": [value] if isinstance(value, str) else value} if isinstance(value, str | list) else value
+
+
+def _objective(value: Any) -> Any:
+    value = _word("kind")(value)
+    return {"kind": "perplexity"} | value if isinstance(value, dict) else value
+
+
+def _candidates(value: Any) -> Any:
+    return {"candidates": value} if isinstance(value, int) else value
+
+
+AnyModel = Annotated[ModelSpec, BeforeValidator(_word("id"), json_schema_input_type=ModelSpec | str)]
+AnyData = Annotated[DataSpec, BeforeValidator(_files, json_schema_input_type=DataSpec | str | list[str])]
+AnyObjective = Annotated[ObjectiveSpec, BeforeValidator(_objective, json_schema_input_type=ObjectiveSpec | str)]
+AnyStrategy = Annotated[StrategySpec, BeforeValidator(_word("kind"), json_schema_input_type=StrategySpec | str)]
+AnyBudget = Annotated[BudgetSpec, BeforeValidator(_candidates, json_schema_input_type=BudgetSpec | int)]
+"""The object, or a word, list or number where that is enough."""
+
+
+class JobSpec(Strict):
+    """One search: a model, documents and a target length."""
+
+    name: str = Field("search", min_length=1, max_length=200, description="A name for people; it has no effect.")
+    model: AnyModel
+    data: AnyData
+    target_length: PositiveInt = Field(description="Target context length in tokens.")
+    objective: AnyObjective = PerplexitySpec()
+    space: SpaceSpec = SpaceSpec()
+    strategy: AnyStrategy = AutoSpec()
+    budget: AnyBudget = BudgetSpec()
+    racing: RacingSpec | bool | None = Field(
+        None,
+        description="Stop candidates that fall behind. true uses an error rate of 0.01; null is true for auto only.",
+    )
+    warm_start: WarmStartSpec = WarmStartSpec()
+    resources: ResourcesSpec = ResourcesSpec()
+    seed: Int = Field(0, description="Seed of the search and of the split of the documents.")
+
+    @model_validator(mode="after")
+    def _stride_within_window(self) -> "JobSpec":
+        if self.stride is not None and self.stride > self.target_length:
+            raise ValueError(
+                f"objective.stride is {self.stride}, beyond the target length of {self.target_length} tokens"
+            )
+        if self.tokens_scored is not None and self.tokens_scored < self.target_length:
+            raise ValueError(
+                f"objective.tokens is {self.tokens_scored}, less than one window of {self.target_length} tokens"
+            )
+        return self
+
+    @property
+    def stride(self) -> int | None:
+        """The stride of the sliding window in tokens; None if only the first window is scored."""
+        return self.objective.stride if isinstance(self.objective, PerplexitySpec) else None
+
+    @property
+    def tokens_scored(self) -> int | None:
+        """The number of tokens of each document that a sliding window scores; None if it scores all."""
+        return self.objective.tokens if isinstance(self.objective, PerplexitySpec) else None
+
+    @property
+    def racing_error_rate(self) -> float | None:
+        """The error rate of racing; None if no candidate is stopped early."""
+        racing = self.strategy.kind == "auto" if self.racing is None else self.racing
+        if isinstance(racing, bool):
+            return RacingSpec().error_rate if racing else None
+        return racing.error_rate
+
+    @property
+    def sha256(self) -> str:
+        """The identity of the search: a hash of everything but names, resources and the budget, which may be raised."""
+        sources = {"factors": {"__all__": {"source"}}}
+        left_out: dict[str, Any] = {"name": True, "budget": True, "resources": True, "warm_start": sources}
+        content = self.model_dump(mode="json", exclude=left_out)
+        later = [(content["data"], "least_tokens"), (content["space"], "scale"), (content["objective"], "tokens")]
+        for holder, key in [*later, *((known, "compare_as") for known in content["warm_start"]["factors"])]:
+            if key in holder and holder[key] is None:  # keeps identities from before these keys existed
+                del holder[key]
+        return sha256_of(content)
+
+
+def parse_spec(document: Any) -> JobSpec:
+    """Validate a job specification given as a JSON object.
+
+    Raises:
+        SpecError: the specification is not valid; the message names every wrong key and the reason.
+    """
+    try:
+        return JobSpec.model_validate(document)
+    except ValidationError as error:
+        raise SpecError(f"the specification is not valid: {explain(error)}") from None
+
+
+def read_spec(file: Path) -> JobSpec:
+    """Read a job specification; relative paths in it are relative to the current folder.
+
+    Raises:
+        SpecError: the file cannot be read, is not JSON, or is not a valid specification.
+    """
+    return parse_spec(read_json(file, SpecError))

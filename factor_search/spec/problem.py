@@ -1,0 +1,140 @@
+"""What is searched: the model, the documents, the space of candidates and the objective."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from factor_search.spec.base import Int, PositiveFloat, PositiveInt, Strict
+
+INITIAL_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
+"""Choices for the number of initial tokens in the LongRoPE paper (2402.13753, table 4)."""
+
+
+class ModelSpec(Strict):
+    """Which model to search for, and how to run it."""
+
+    id: str = Field(min_length=1, description="A local folder with a Hugging Face checkpoint, or a hub id.")
+    revision: str | None = Field(None, description="Hub revision (branch, tag or commit).")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the weights and the computation; auto is the checkpoint's own."
+    )
+    attention: str = Field("auto", description="Attention implementation of transformers: auto, sdpa, eager, ...")
+    device: str = Field("auto", description="A torch device; auto is a GPU if there is one.")
+    trust_remote_code: bool = Field(
+        False, strict=True, description="Run Python code from the checkpoint; a service must allow it."
+    )
+    original_length: PositiveInt | None = Field(
+        None,
+        ge=8,
+        description="Tokens of context the model was trained for; overrides a wrong value in its configuration.",
+    )
+
+
+def looks_local(model_id: str) -> bool:
+    """Return whether an id can only be a path; ids on the hub are ``name`` or ``owner/name``."""
+    return model_id.startswith((".", "/", "~")) or model_id.count("/") > 1
+
+
+class DataSpec(Strict):
+    """Which documents to use, and how many for search, validation and the held-out measurement."""
+
+    files: list[str] | None = Field(None, description="Text, JSON-lines or parquet files, saved data sets, or globs.")
+    dataset: str | None = Field(None, description="A data set on the Hugging Face hub, instead of files.")
+    name: str | None = Field(None, description="Configuration name of the hub data set.")
+    split: str = Field("validation", description="Split of the hub or saved data set.")
+    column: str = Field("text", description="Column or JSON key with the text of a document.")
+    search_documents: PositiveInt = Field(8, description="Documents on which the search compares candidates.")
+    validation_documents: PositiveInt = Field(4, description="Documents on which the winner is chosen.")
+    held_out_documents: PositiveInt = Field(8, description="Documents on which only the final figures are measured.")
+    held_out_files: list[str] | None = Field(None, description="Take the held-out documents from these files instead.")
+    cut_long_documents: bool = Field(
+        False,
+        strict=True,
+        description="Cut documents into consecutive pieces of the target length and count each piece as a document. "
+        "All pieces of one document are used for the same purpose: search, validation or held-out.",
+    )
+    least_tokens: PositiveInt | None = Field(
+        None,
+        description="Least number of tokens of a document (or piece), of which only the first target_length are read; "
+        "null is the target length. Jobs of different target lengths with the same value use the same documents for "
+        "the same purposes.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataSpec":
+        if bool(self.files) == bool(self.dataset):
+            raise ValueError("give either 'files' or 'dataset'")
+        return self
+
+
+class SpaceSpec(Strict):
+    """Which candidates a search may propose."""
+
+    initial_tokens: list[Int] = Field(
+        default=list(INITIAL_TOKENS), min_length=1, description="Choices for the number of initial tokens."
+    )
+    attention_factor: Literal["formula", "search"] | PositiveFloat = Field(
+        "formula", description="formula is LongRoPE's, search includes it in the search, a number fixes it."
+    )
+    monotone: bool = Field(True, strict=True, description="Require lambda_i <= lambda_{i+1}.")
+    upper_bound: float | None = Field(
+        None,
+        strict=True,
+        ge=1.0,
+        le=1000.0,
+        description="Largest lambda as a multiple of the scale; null is the paper's 1.25, or 8 for auto and cma.",
+    )
+    step: float = Field(0.01, strict=True, ge=1e-4, le=1, description="Step of the grid of lambda.")
+    scale: PositiveFloat | None = Field(
+        None,
+        gt=1,
+        description="Scale for the bounds, curves and formulas; null is target_length / original length. It is needed "
+        "where target_length is not above the original length, to readjust factors of a longer window.",
+    )
+    critical_dimension: Literal["search"] | Annotated[int, Field(strict=True, ge=2, multiple_of=2)] | None = Field(
+        None,
+        description="d_rcd of LongRoPE2: an even dimension, whose pair is i = d_rcd / 2. The pairs before it follow "
+        "NTK, lambda_i = lambda_rcd^(2i / d_rcd), and the others are free. search tries every pair from half the "
+        "theoretical critical pair to that pair; null leaves all pairs free.",
+    )
+
+
+class PerplexitySpec(Strict):
+    """The perplexity of all tokens of the documents."""
+
+    kind: Literal["perplexity"] = "perplexity"
+    stride: PositiveInt | None = Field(
+        None,
+        description="Score whole documents with a sliding window of the target length, which moves by this many "
+        "tokens; null scores the first window only.",
+    )
+    tokens: PositiveInt | None = Field(
+        None, description="With a stride, the number of tokens to score in each document; null scores all."
+    )
+
+    @model_validator(mode="after")
+    def _tokens_with_stride(self) -> "PerplexitySpec":
+        if self.tokens is not None and self.stride is None:
+            raise ValueError("'tokens' goes with a 'stride': without one, only the first window is scored")
+        return self
+
+
+class NeedleSpec(Strict):
+    """The perplexity of answers (LongRoPE2, 2502.20082).
+
+    Each document contains a number and ends with a question for it.
+    """
+
+    kind: Literal["needle"] = "needle"
+    digits: PositiveInt = Field(7, ge=2, le=15, description="Digits of the numbers.")
+    repeats: PositiveInt = Field(
+        1,
+        le=64,
+        description="Samples per document, with different numbers at different depths. Each counts as a document, "
+        "also in standard errors.",
+    )
+
+
+ObjectiveSpec = Annotated[PerplexitySpec | NeedleSpec, Field(discriminator="kind")]
+MEASURES = {"perplexity": "perplexity", "needle": "perplexity of answer tokens"}
+"""What a search measures, in words, by the kind of objective."""

@@ -1,0 +1,57 @@
+"""Known factors from which a search starts."""
+
+from pydantic import Field, model_validator
+
+from factor_search.spec.base import Int, PositiveFloat, PositiveInt, Strict
+
+
+class KnownFactors(Strict):
+    """Known factors, with their scale and the RoPE that they belong to."""
+
+    source: str = Field(max_length=4096, description="Where the factors come from, for people.")
+    rescale_factors: list[PositiveFloat] = Field(min_length=1, description="lambda_i of each rotary pair.")
+    initial_tokens: Int = Field(0, description="Leading positions that keep the model's own RoPE.")
+    attention_factor: PositiveFloat | None = Field(None, description="Null is LongRoPE's formula.")
+    scale: PositiveFloat | None = Field(
+        None, description="Target length / original length of the factors; null is the scale of this job."
+    )
+    rotary_dim: PositiveInt | None = Field(None, description="Rotary dimensions of their model, if known.")
+    rope_theta: PositiveFloat | None = Field(None, description="RoPE base of their model, if known.")
+    compare_as: str | None = Field(
+        None,
+        min_length=1,
+        max_length=60,
+        description="Name under which the factors are measured together with the closed forms.",
+    )
+
+
+MOST_WARM_STARTS = 15
+"""So many warm starts and the closed forms fit into the first generation of ``auto``."""
+
+
+class WarmStartSpec(Strict):
+    """Known factors from which a search starts, besides the closed forms; they are rescaled to the scale of the job."""
+
+    files: list[str] = Field(
+        default=[],
+        description="factors.json files, JSON lists of rescale factors, or Hugging Face configurations with a "
+        "longrope long_factor. They are read once, and their content is stored in `factors`.",
+    )
+    jobs: list[str] = Field(
+        default=[],
+        description="Ids of finished jobs of the same service, on a model with the same RoPE. Their factors are stored "
+        "in `factors` when this job is submitted.",
+    )
+    rescale_factors: list[list[PositiveFloat]] = Field(
+        default=[], description="Vectors with one factor per rotary pair, for the target length of this job."
+    )
+    factors: list[KnownFactors] = Field(
+        default=[], description="Content of `files` and `jobs` at the time of submission; may also be given directly."
+    )
+
+    @model_validator(mode="after")
+    def _few(self) -> "WarmStartSpec":
+        count = len(self.files) + len(self.jobs) + len(self.rescale_factors) + len(self.factors)
+        if count > MOST_WARM_STARTS:
+            raise ValueError(f"{count} warm starts are too many: choose the best {MOST_WARM_STARTS}")
+        return self
