@@ -1,9 +1,11 @@
 """Every command and every snippet of the README and of docs/ runs, in a prepared folder and against a real server.
 
-```sh blocks: ``factor-search`` and ``curl`` lines run. Those in PARSED and in CHECKED need a server that stays up,
-Docker, a cluster or minutes, and are checked for existence and arguments. ```json blocks are validated by the model they are
-for, and written to the file that the text before them names. ```python blocks are executed. tests/documentation.py says
-what is replaced.
+* sh blocks: ``factor-search`` and ``curl`` lines run. Those in PARSED and in CHECKED need a server that stays up,
+  Docker, a cluster or minutes, and are checked for existence and arguments.
+* json blocks are validated by the model they are for, and written to the file that the text before them names.
+* python blocks are executed.
+
+tests/documentation.py says what is replaced.
 """
 
 import contextlib
