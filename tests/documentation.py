@@ -16,7 +16,6 @@ from tests.families import tiny_model
 from tests.rest_service import app_on, serving
 from tests.service import Service
 from workers.model_worker import ModelWorker
-from workers.policy import Policy
 
 ROOT = Path(__file__).parents[1]
 CANDIDATES = 6
@@ -107,7 +106,7 @@ class DocumentedService:
 
     def __init__(self, folder: Path, url: str) -> None:
         self.url = url
-        self._service = Service(f"sqlite:///{folder / 'jobs.db'}", made=folder / "made")
+        self._service = Service(f"sqlite:///{folder / 'jobs.db'}", work_folder=folder / "made")
 
     def drive(self) -> None:
         """Start the coordinator, if it does not run."""
@@ -123,8 +122,7 @@ class DocumentedService:
 def documented_service(folder: Path) -> Iterator[DocumentedService]:
     """A server that may read the prepared folder."""
     with ExitStack() as stack:
-        policy = Policy((folder, ROOT), allow_hub=False, allow_remote_code=False, made=folder / "made")
-        url = stack.enter_context(serving(app_on(folder, policy=policy)))
+        url = stack.enter_context(serving(app_on(folder)))
         service = DocumentedService(folder, url)
         stack.callback(service.close)
         yield service

@@ -1,9 +1,11 @@
 """Every command and every snippet of the README and of docs/ runs, in a prepared folder and against a real server.
 
-```sh blocks: ``factor-search`` and ``curl`` lines run. Those in PARSED and in CHECKED need a server that stays up,
-Docker, a cluster or minutes, and are checked for existence and arguments. ```json blocks are validated by the model they are
-for, and written to the file that the text before them names. ```python blocks are executed. tests/documentation.py says
-what is replaced.
+* sh blocks: ``factor-search`` and ``curl`` lines run. Those in PARSED and in CHECKED need a server that stays up,
+  Docker, a cluster or minutes, and are checked for existence and arguments.
+* json blocks are validated by the model they are for, and written to the file that the text before them names.
+* python blocks are executed.
+
+tests/documentation.py says what is replaced.
 """
 
 import contextlib
@@ -85,7 +87,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         options = ["--set", "space.initial_tokens=[0]", "--set", f"budget.candidates={CANDIDATES}"]
         assert main([*shlex.split(small(search)), *options]) == 0
         write_short_factors(Path("results/factors.json"), Path("short_factors.json"))
-        job = {"model": "path/or/hub-id", "data": "books/*.txt", "target_length": 192, "budget": CANDIDATES}
+        job = {"model": "path/or/hub-id", "data": "books/*.txt", "target_length": 256, "budget": CANDIDATES}
         Path("job.json").write_text(json.dumps(job | {"space": {"initial_tokens": [0]}}))
     return folder
 
