@@ -11,11 +11,10 @@ from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from factor_search.errors import SpecError
-from factor_search.files.json_documents import explain
-
 from factor_search.export.huggingface import export_huggingface
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, check_belongs, read_factors
+from factor_search.files.json_documents import explain
 from factor_search.job import run_job
 from factor_search.measure.measurement import PasskeyResult, PerplexityResult, measure
 from factor_search.measure.request import GivenDocuments, MeasurementRequest, Task
