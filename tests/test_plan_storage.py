@@ -269,7 +269,7 @@ def test_a_database_from_before_there_were_plans_keeps_its_jobs(
         job, _ = jobs.submit(SPEC, idempotency_key="k")
         claimed = jobs.claim("c", 60)
         assert claimed is not None
-        evaluations.start_stage(claimed[1], 0, 512, "study", {})
+        evaluations.start_search(claimed[1], 512, "study", {})
         jobs.end(claimed[1], "finished", factors={"a": 1}, report={"b": 2})
         known, events = jobs.get(job.id), read_events(database, job.id)
         migrate(database, "0001")
