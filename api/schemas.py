@@ -33,6 +33,10 @@ class Progress(_Value):
         None,
         description="Of the best candidate evaluated on all search documents; of answers, if these are the objective.",
     )
+    closed_form: str | None = Field(
+        None, description="The closed form with the lowest perplexity among those evaluated on all search documents."
+    )
+    closed_form_perplexity: float | None = Field(None, description="Of that closed form, on the same documents.")
     share: float = Field(0.0, description="Share of the work that is done, 0 to 1.")
     workers: int = Field(0, description="Workers evaluating for this job.")
     scored: int | None = Field(None, description="Candidates scored in the present phase after the search.")
@@ -41,7 +45,7 @@ class Progress(_Value):
     steps: int | None = Field(None, description="How many there are.")
     loss: float | None = Field(None, description="Of the last step of a fine-tuning, nats per token.")
 
-    @field_validator("best_perplexity", "loss", mode="before")
+    @field_validator("best_perplexity", "closed_form_perplexity", "loss", mode="before")
     @classmethod
     def _only_finite(cls, value: Any) -> Any:
         return None if isinstance(value, float) and not math.isfinite(value) else value

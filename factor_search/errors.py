@@ -1,25 +1,25 @@
-"""Everything that can go wrong for a reason a user can act on.
+"""All errors that a user can act on.
 
     FactorSearchError
-    ├── SpecError                 the request itself
+    ├── SpecError                 the specification is not valid
     ├── ModelError
     │   ├── ModelLoadError        the checkpoint cannot be read
-    │   └── UnsupportedModelError it can, but RoPE factors cannot be put into it
-    ├── DataError                 documents missing, unreadable, too short or too few
-    ├── FactorsError              a factors file or vector
+    │   └── UnsupportedModelError factors cannot be applied to the model
+    ├── DataError                 documents are missing, unreadable, too short or too few
+    ├── FactorsError              a factors file or vector is not valid
     ├── SearchFailedError         no candidate could be evaluated
-    ├── FinetuneError             fine-tuning cannot go on
+    ├── FinetuneError             fine-tuning cannot continue
     │   ├── LossNotFiniteError    a loss or its gradient is NaN or infinite
     │   └── CheckpointError       a training checkpoint is broken, or belongs to another fine-tuning
-    ├── ExportError               factors that an engine's format cannot express
-    └── OutputError               a result that cannot be written
+    ├── ExportError               an engine's format cannot express the factors
+    └── OutputError               a result cannot be written
 
 Each message is one line, names what was found, and says what to do next.
 """
 
 
 class FactorSearchError(Exception):
-    """Base of all errors with a one-line message for the user."""
+    """The base of all errors with a one-line message for the user."""
 
 
 class SpecError(FactorSearchError):
@@ -27,7 +27,7 @@ class SpecError(FactorSearchError):
 
 
 class ModelError(FactorSearchError):
-    """Something about the model."""
+    """The model cannot be used."""
 
 
 class ModelLoadError(ModelError):
@@ -35,7 +35,7 @@ class ModelLoadError(ModelError):
 
 
 class UnsupportedModelError(ModelError):
-    """The model loads, but rescale factors cannot act on it."""
+    """The model can be loaded, but rescale factors cannot be applied to it."""
 
 
 class DataError(FactorSearchError):
@@ -43,15 +43,15 @@ class DataError(FactorSearchError):
 
 
 class FactorsError(FactorSearchError):
-    """Rescale factors that are malformed or belong to another model."""
+    """Rescale factors are malformed or belong to another model."""
 
 
 class SearchFailedError(FactorSearchError):
-    """Not one candidate could be evaluated."""
+    """No candidate could be evaluated."""
 
 
 class FinetuneError(FactorSearchError):
-    """Fine-tuning cannot go on."""
+    """Fine-tuning cannot continue."""
 
 
 class LossNotFiniteError(FinetuneError):
@@ -67,11 +67,11 @@ class ExportError(FactorSearchError):
 
 
 class OutputError(FactorSearchError):
-    """Results cannot be written where asked."""
+    """Results cannot be written to the requested place."""
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message on one line and not too long, for embedding in our own; fit for any file or database."""
+    """Return an exception's message as one line of at most 300 characters, valid in any file or database."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = text.encode("utf-8", "replace").decode().replace("\0", "?")
     return text if len(text) <= 300 else f"{text[:297]}..."

@@ -48,11 +48,6 @@ class Factors:
         }
 
     @property
-    def is_monotone(self) -> bool:
-        """Whether lambda_i <= lambda_{i+1} holds for every i."""
-        return all(a <= b for a, b in zip(self.rescale_factors, self.rescale_factors[1:], strict=False))
-
-    @property
     def sha256(self) -> str:
         """The content hash of the three values."""
         return sha256_of(self.as_json())

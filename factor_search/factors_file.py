@@ -1,4 +1,4 @@
-"""``factors.json``: factors with the model they belong to, what they were measured to do, and where they come from."""
+"""The format of ``factors.json``: factors with their model, measured perplexities and provenance."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ class _Part(BaseModel):
 
 
 class FactorsModel(_Part):
-    """The model that factors belong to."""
+    """The model to which the factors belong."""
 
     id: str
     revision: str | None = None
@@ -33,7 +33,7 @@ class FactorsModel(_Part):
 
     @classmethod
     def of(cls, model_id: str, revision: str | None, geometry: Geometry) -> "FactorsModel":
-        """From a model's geometry."""
+        """Build the entry from a model's geometry."""
         return cls(
             id=model_id,
             revision=revision,
@@ -46,7 +46,7 @@ class FactorsModel(_Part):
 
 
 class MeasuredPerplexity(_Part):
-    """Perplexities of the factors, by part of the documents; null where not measured."""
+    """The perplexities of the factors by part of the documents; null where not measured."""
 
     search: Finite | None = None
     validation: Finite | None = None
@@ -55,7 +55,7 @@ class MeasuredPerplexity(_Part):
 
 
 class Provenance(_Part):
-    """Where factors come from."""
+    """The search that found the factors."""
 
     job: str
     strategy: str
@@ -67,7 +67,7 @@ class Provenance(_Part):
 
 
 class FactorsFile(_Part):
-    """The whole document; ``sha256`` covers everything else in it."""
+    """The document, in which ``sha256`` is the hash of everything else."""
 
     schema_: Literal["factor-search/factors@1"] = Field("factor-search/factors@1", alias="schema")
     model: FactorsModel
@@ -85,13 +85,13 @@ class FactorsFile(_Part):
         if len(self.rescale_factors) != pairs:
             raise ValueError(
                 f"rescale_factors has {len(self.rescale_factors)} numbers, but rotary_dim {self.model.rotary_dim} "
-                f"means {pairs}"
+                f"needs {pairs}"
             )
         try:
             factors = self.factors
         except FactorsError as error:
             raise ValueError(str(error)) from None
-        # A model's own scaling may hold a factor a little below 1 (published longrope vectors do).
+        # A model's own scaling may have a factor slightly below 1 (published longrope vectors do).
         extends = self.target_length >= self.model.original_length and self.model.base_rope_type == "default"
         for i, value in enumerate(factors.rescale_factors):
             if extends and value < 1:
@@ -108,28 +108,28 @@ class FactorsFile(_Part):
 
     @property
     def factors(self) -> Factors:
-        """The candidate in the file."""
+        """The factors in the file."""
         return Factors.of(self.rescale_factors, self.initial_tokens, self.attention_factor)
 
     def as_json(self) -> dict[str, Any]:
-        """The document with its hash."""
+        """Return the document with its hash."""
         content = self.model_dump(mode="json", by_alias=True)
         return content | {"sha256": sha256_of(content)}
 
     def write(self, file: Path) -> None:
-        """Write the document, indented for reading.
+        """Write the document as indented JSON.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         write_json(file, self.as_json())
 
 
 def parse_factors(document: Any) -> FactorsFile:
-    """Validate a factors document; ``sha256`` may be absent, but must fit if it is there.
+    """Validate a factors document; ``sha256`` may be missing, but must match if it is present.
 
     Raises:
-        FactorsError: naming what is wrong.
+        FactorsError: the document is not valid; the message names the reason.
     """
     if not isinstance(document, dict):
         raise FactorsError("a factors file must be a JSON object")
@@ -149,7 +149,7 @@ def read_factors(file: Path) -> FactorsFile:
     """Read and validate a factors file.
 
     Raises:
-        FactorsError: it cannot be read, is not JSON, or is not valid.
+        FactorsError: the file cannot be read, is not JSON, or is not a valid factors file.
     """
     try:
         return parse_factors(read_json(file, FactorsError))
@@ -164,10 +164,10 @@ def factors_file(
     perplexity: MeasuredPerplexity | None = None,
     provenance: Provenance | None = None,
 ) -> FactorsFile:
-    """Assemble a document.
+    """Build the document of ``factors.json``.
 
     Raises:
-        FactorsError: the factors cannot stand in a file for this model and length.
+        FactorsError: the factors are not valid for this model and length.
     """
     try:
         return FactorsFile(
@@ -185,7 +185,7 @@ def factors_file(
 
 
 def check_belongs(file: FactorsFile, geometry: Geometry) -> None:
-    """Refuse factors found for another rotary geometry.
+    """Check that factors belong to a model with this rotary geometry.
 
     Raises:
         FactorsError: rotary dimensions or base differ.
@@ -194,5 +194,6 @@ def check_belongs(file: FactorsFile, geometry: Geometry) -> None:
         theirs, ours = getattr(file.model, name), getattr(geometry, name)
         if theirs != ours:
             raise FactorsError(
-                f"the factors are for {name} {theirs:g} ({file.model.id}), but {geometry.architecture} has {ours:g}"
+                f"the factors are for {name} {theirs:g} ({file.model.id}), but {geometry.architecture} has {ours:g}: "
+                "they belong to another model"
             )

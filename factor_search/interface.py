@@ -9,7 +9,6 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from factor_search.errors import SpecError
 from factor_search.export.huggingface import export_huggingface
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, check_belongs, read_factors
@@ -140,11 +139,13 @@ def apply_factors(model: PreTrainedModel, factors: FactorsFile | Factors) -> Ite
         FactorsError: the factors belong to another rotary geometry.
         UnsupportedModelError: the model has no rotary modules that factors can be put into.
     """
-    file = factors if isinstance(factors, FactorsFile) else None
-    geometry = read_geometry(model.config, file.model.original_length if file else None)
-    if file is not None:
-        check_belongs(file, geometry)
-    with Injector(model, geometry) as injector, injector.using([file.factors if file else factors]):
+    if isinstance(factors, FactorsFile):
+        geometry = read_geometry(model.config, factors.model.original_length)
+        check_belongs(factors, geometry)
+        candidate = factors.factors
+    else:
+        geometry, candidate = read_geometry(model.config), factors
+    with Injector(model, geometry) as injector, injector.using([candidate]):
         yield model
 
 
@@ -153,27 +154,23 @@ def export_factors(
     out: str | Path,
     *,
     model: Model | None = None,
-    format: str = "huggingface",
     short: FactorsFile | None = None,
 ) -> list[Path]:
-    """Write a model with the factors in its configuration, for inference engines.
+    """Write a Hugging Face model with the factors in its configuration, which plain transformers loads.
 
     Args:
         factors: for long inputs.
         out: a new folder; or a file ending in ``.json`` for the configuration alone.
         model: the checkpoint; None is the one that the factors file names.
-        format: ``huggingface``.
         short: readjusted factors for inputs up to the original length; None uses the same for all.
 
     Returns:
         The files written.
 
     Raises:
-        ExportError: the format cannot express the factors.
+        ExportError: a configuration cannot express the factors.
         FactorSearchError: the model does not fit, or something cannot be written.
     """
-    if format != "huggingface":
-        raise SpecError(f"unknown export format {format!r}: choose huggingface")
     spec = _model_spec({"id": factors.model.id, "revision": factors.model.revision} if model is None else model)
     return export_huggingface(factors, load_config(spec), lambda: checkpoint_folder(spec), Path(out), short)
 

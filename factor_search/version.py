@@ -1,4 +1,4 @@
-"""The versions that a result depends on."""
+"""The versions on which a result depends."""
 
 import platform
 from importlib import metadata
@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package and of what computes its figures."""
+    """Return the versions of this package, Python, torch and transformers."""
     return {
         "factor_search": __version__,
         "python": platform.python_version(),

@@ -1,5 +1,6 @@
-"""Coordinators in this process, with workers that are threads and do as they are told."""
+"""Coordinators in this process, with threads as workers that fail where a test wants it."""
 
+import contextlib
 import random
 import threading
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from bench.stub import PREPARED, StubEvaluator, StubWorker
 from bench.thread_backend import ThreadBackend
@@ -27,10 +29,12 @@ from workers.policy import Policy
 
 ANYTHING = Policy((Path("/"),), allow_hub=True, allow_remote_code=True)
 LEASE_SECONDS = 1.5
+WAITS = {"workers.coordinator.ROUND_SECONDS": 0.1, "workers.pool.TICK_SECONDS": 0.05}
+"""Shorter than in a service, since tests wait for many rounds."""
 
 
 class Faults:
-    """What shall go wrong, by the count of evaluations begun; shared by all workers of a test."""
+    """Failures by the number of started evaluations; shared by all workers of a test."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -62,7 +66,7 @@ class FaultyWorker(StubWorker):
 
 
 class Service:
-    """Coordinators on one database, each with a backend of threads."""
+    """Coordinators on one database, each with threads as workers."""
 
     def __init__(self, url: str, work_folder: Path | None = None) -> None:
         self.policy = replace(ANYTHING, work_folder=work_folder)
@@ -70,15 +74,18 @@ class Service:
         self.jobs = JobStore(self.database)
         self.faults = Faults()
         self.running: list[tuple[Coordinator, threading.Thread, ThreadBackend]] = []
+        self._shorter_waits = contextlib.ExitStack()
 
     def start(self, workers: int = 4, make: Callable[[], StubWorker] | None = None, **options: float) -> Coordinator:
+        if not self.running:
+            for name, seconds in WAITS.items():
+                self._shorter_waits.enter_context(mock.patch(name, seconds))
         backend = ThreadBackend(make or (lambda: FaultyWorker(self.faults)), workers)
         coordinator = Coordinator(
             self.database,
             backend,
             policy=self.policy,
-            lease_seconds=LEASE_SECONDS,
-            **options,  # type: ignore[arg-type]
+            **{"lease_seconds": LEASE_SECONDS} | options,  # type: ignore[arg-type]
         )
         thread = threading.Thread(target=coordinator.run, daemon=True)
         thread.start()
@@ -92,6 +99,7 @@ class Service:
             assert not thread.is_alive()
             backend.close()
         self.running.clear()
+        self._shorter_waits.close()
 
     def wait(self, job_id: str, *states: str, seconds: float = 30.0) -> str:
         until = time.monotonic() + seconds

@@ -22,6 +22,11 @@ def geometry(pairs: int = 16, original: int = 256) -> Geometry:
     return read_geometry(config)
 
 
+def is_monotone(factors: Factors) -> bool:
+    """Whether lambda_i <= lambda_{i+1} holds for every i."""
+    return list(factors.rescale_factors) == sorted(factors.rescale_factors)
+
+
 class SyntheticEvaluator:
     """Loss 1 + mean squared distance in log lambda to an optimum; counts its calls."""
 

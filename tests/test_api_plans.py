@@ -148,21 +148,21 @@ def test_a_plan_on_the_command_line(
             service.begin()
             status, _, said = run(capsys, "watch", plan_id)
             assert status == 5, said
-            assert f"factor-search hand-in {plan_id} FOLDER" in said
+            assert f"factor-search supply-checkpoint {plan_id} FOLDER" in said
             assert "generation" in said
-            status, _, said = run(capsys, "hand-in", plan_id, str(other))
+            status, _, said = run(capsys, "supply-checkpoint", plan_id, str(other))
             assert (status, "is a Qwen2ForCausalLM, but the plan's model is a LlamaForCausalLM" in said) == (1, True)
             broken = tmp_path / "broken"
             shutil.copytree(checkpoint, broken)
             (broken / "model.safetensors").write_bytes(b"cut short")
-            assert run(capsys, "hand-in", plan_id, str(broken))[0] == 0, "only a worker loads its weights"
+            assert run(capsys, "supply-checkpoint", plan_id, str(broken))[0] == 0, "only a worker loads its weights"
             service.until(plan_id, "waiting")
             status, _, said = run(capsys, "watch", plan_id)
             assert (status, "checkpoint refused: " in said) == (5, True), said
             status, _, said = run(capsys, "retry", plan_id)
             assert (status, "only one that has ended" in said) == (1, True)
             assert plan_id in run(capsys, "plans", "--state", "waiting")[1]
-            assert run(capsys, "hand-in", plan_id, str(checkpoint))[1] == f"plan {plan_id} is running"
+            assert run(capsys, "supply-checkpoint", plan_id, str(checkpoint))[1] == f"plan {plan_id} is running"
             status, _, said = run(capsys, "watch", plan_id)
             assert status == 0, said
             with Client(url) as client:

@@ -95,7 +95,7 @@ def test_a_resume_while_the_job_comes_to_a_pause_counts(service: Service) -> Non
     job, _ = service.jobs.submit(spec)
     service.candidates(job.id, 1)
     service.jobs.pause(job.id)
-    time.sleep(0.6)
+    time.sleep(0.15)  # the pause is seen, while candidates are still in progress
     service.jobs.resume(job.id)
     service.faults.seconds = 0.002
     assert service.wait(job.id) == "finished"
@@ -122,7 +122,7 @@ def test_where_machines_may_join_such_a_job_waits(service: Service, monkeypatch:
     while "waiting" not in service.kinds(job.id):
         time.sleep(0.05)
     assert "room for 2" in service.jobs.get(job.id).progress["phase"]
-    time.sleep(1.0)
+    time.sleep(0.7)
     service.running[0][2]._workers = 3
     assert service.wait(job.id) == "finished"
     assert Counter(service.kinds(job.id))["waiting"] == 1  # said once, however often it was tried
@@ -273,7 +273,7 @@ def test_a_coordinator_without_room_leaves_jobs_to_others(service: Service) -> N
     service.start(workers=0)
     spec = stub_spec(budget=30, resources={"workers": 3})
     job, _ = service.jobs.submit(spec)
-    time.sleep(1.5)
+    time.sleep(0.5)
     assert service.jobs.get(job.id).state == "queued"
     service.start(workers=3)
     assert service.wait(job.id) == "finished"

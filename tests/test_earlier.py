@@ -2,6 +2,7 @@
 
 import json
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,26 @@ import pytest
 from factor_search.factors import Factors
 from factor_search.factors_file import parse_factors
 from factor_search.finetune.spec import FinetuneSpec
+from factor_search.job import run_job
 from factor_search.measure.evaluation import evaluation_key
 from factor_search.plan.kinds.contract import Outcome
+from factor_search.plan.report import plan_report
+from factor_search.plan.run import PlanWatcher, run_plan
 from factor_search.plan.spec import parse_plan
 from factor_search.plan.work import parse_work, work_of
+from factor_search.report.document import build_factors_file, build_report
 from factor_search.spec import ModelSpec, parse_spec
+from factor_search.testbed import CHECKPOINT
 from factor_search.text.samples import SampleSet, sample_of
+from storage.evaluations import EvaluationStore
+from storage.plans import PlanStore
+from tests.processes import wait_for
+from tests.service import Service
+from workers.model_worker import ModelWorker
 from workers.plan_scheduler import identity
 
 EARLIER = Path(__file__).parent / "earlier"
+STAGES_OF_PLAN = [("search-1", "search"), ("search-2", "search"), ("evaluate-1", "evaluate"), ("export-1", "export")]
 JOBS: dict[str, dict[str, Any]] = {
     "short": {"model": "m", "data": "books/*.txt", "target_length": 1024},
     "long": {
@@ -150,3 +162,81 @@ def write_texts() -> None:
         file = Path(f"t/{number}.txt")
         file.write_text("x" * (number + 1))
         os.utime(file, (1_700_000_000, 1_700_000_000))
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as an earlier version left it; the current one, since all paths in it are relative."""
+    with tarfile.open(EARLIER / "scene.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tmp_path / "model").symlink_to(CHECKPOINT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def without_versions(document: dict[str, Any]) -> dict[str, Any]:
+    """The content of a factors file or report, but for the versions of what computed it."""
+    kept = {key: value for key, value in document.items() if key not in ("sha256", "versions")}
+    if "provenance" in kept:
+        kept["provenance"] = {key: value for key, value in kept["provenance"].items() if key != "versions"}
+    return kept
+
+
+def test_a_folder_of_results_continues(scene: Path) -> None:
+    out = scene / "search"
+    before = (out / "evaluations.jsonl").read_bytes()
+    factors, report = (json.loads((out / name).read_text()) for name in ("factors.json", "report.json"))
+    job = json.loads((scene / "job.json").read_text())
+    result = run_job(parse_spec(job), out)
+    assert (out / "evaluations.jsonl").read_bytes() == before, "nothing is evaluated again"
+    assert without_versions(build_factors_file(result).as_json()) == without_versions(factors)
+    assert without_versions(build_report(result)) == without_versions(report)
+    more = run_job(parse_spec(job | {"budget": 16}), out)
+    after = (out / "evaluations.jsonl").read_bytes()
+    assert after.startswith(before)
+    assert len(after) > len(before)
+    assert len(more.state.candidates) == 16
+
+
+def test_a_folder_of_a_plan_continues(scene: Path) -> None:
+    out, done = scene / "plan", []
+    for file in out.glob(".stages/*/outcome.json"):  # the export's model lies elsewhere, and is not in the archive
+        outcome = json.loads(file.read_text())
+        if outcome["model"] is not None:
+            outcome["model"]["id"] = str(CHECKPOINT)
+            file.write_text(json.dumps(outcome))
+    watcher = PlanWatcher(stage=lambda number, work, known: done.append((work.stage, known)))
+    before = json.loads((out / "report.json").read_text())
+    result = run_plan(parse_plan(json.loads((scene / "plan.json").read_text())), out, watcher)
+    assert done == [("search-1", True), ("search-2", True), ("evaluate-1", True), ("export-1", True)]
+    after = plan_report(result.plan, result.works, result.outcomes)
+    for stage, earlier in zip(after["stages"], before["stages"], strict=True):
+        assert stage | {"model": None} == earlier | {"model": None}
+    assert after["comparisons"] == before["comparisons"]
+
+
+@pytest.mark.slow
+def test_jobs_and_plans_of_a_database_continue(scene: Path) -> None:
+    ids = json.loads((scene / "ids.json").read_text())
+    service = Service(f"sqlite:///{scene / 'jobs.db'}", work_folder=Path("made"))
+    plans, evaluations = PlanStore(service.database), EvaluationStore(service.database)
+    try:
+        known = {row.key: row.evaluation for row in evaluations.of_job(ids["paused"], limit=1000) if row.evaluation}
+        assert len(known) >= 8
+        service.start(workers=1, make=lambda: ModelWorker(threads=1))  # type: ignore[arg-type, return-value]
+        service.jobs.resume(ids["paused"])
+        plans.resume(ids["plan_paused"])
+        assert service.wait(ids["paused"], seconds=120) == "finished"
+        rows = {row.key: row for row in evaluations.of_job(ids["paused"], limit=1000)}
+        assert {key: rows[key].evaluation for key in known} == known
+        assert len({row.factors for row in rows.values()}) == 40
+        wait_for(lambda: plans.get(ids["plan_paused"]).state == "finished", 120)
+        again, _ = plans.submit(  # the same plan as one that the earlier version has finished
+            name="again", spec=plans.get(ids["plan_finished"]).spec, stages=STAGES_OF_PLAN
+        )
+        wait_for(lambda: plans.get(again.id).state == "finished", 120)
+        reused = {stage.name: stage.reused for stage in plans.get(again.id).stages}
+        assert reused == {"search-1": True, "search-2": True, "evaluate-1": True, "export-1": False}
+    finally:
+        service.stop()
+        service.database.close()

@@ -72,7 +72,7 @@ def test_a_file_without_hash_is_accepted() -> None:
 
 
 MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
-    "wrong length": ({"rescale_factors": [1.0, 2.0]}, "2 numbers, but rotary_dim 8 means 4"),
+    "wrong length": ({"rescale_factors": [1.0, 2.0]}, "2 numbers, but rotary_dim 8 needs 4"),
     "empty": ({"rescale_factors": []}, "0 numbers"),
     "NaN": ({"rescale_factors": [1.0, float("nan"), 2.0, 3.0]}, "finite"),
     "infinite": ({"rescale_factors": [1.0, 1.0, 2.0, float("inf")]}, "finite"),

@@ -220,13 +220,16 @@ def stop_postgresql(server: PostgresServer, mode: str) -> None:
 class Garbled(FaultyWorker):
     """Raises what no database can hold, and has losses that no JSON can."""
 
+    polled = threading.Event()
+
     def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str, **race: Any) -> Evaluation:
-        time.sleep(0.4)
+        time.sleep(0.1)
         if factors.initial_tokens:
             raise RuntimeError("nul \0 and \udce9")
         return super().evaluate(setting, factors, samples_sha256, **race)
 
     def losses_so_far(self) -> list[float]:
+        self.polled.set()
         return [1.0, float("nan")]
 
 
@@ -235,7 +238,8 @@ def test_what_no_database_can_hold_harms_no_job(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.pool.POLL_AFTER_SECONDS", 0.0)
-    monkeypatch.setattr("workers.pool.POLL_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr("workers.pool.POLL_EVERY_SECONDS", 0.03)
+    monkeypatch.setattr(Garbled, "polled", threading.Event())
     url = f"sqlite:///{tmp_path / 'x.db'}" if kind == "sqlite" else request.getfixturevalue("postgresql_database")
     service = Service(url)
     try:
@@ -246,6 +250,7 @@ def test_what_no_database_can_hold_harms_no_job(
         assert service.wait(failing.id, seconds=60) == "failed"
         assert service.jobs.get(job.id).attempt == service.jobs.get(failing.id).attempt == 1
         assert "nul ? and ?" in str(service.jobs.get(failing.id).error)
+        assert Garbled.polled.is_set()
     finally:
         service.stop()
         service.database.close()
@@ -305,12 +310,12 @@ def test_workers_that_never_come_up_end_the_job(service: Service, monkeypatch: p
 
 def test_a_long_candidate_is_seen_document_by_document(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.pool.POLL_AFTER_SECONDS", 0.0)
-    monkeypatch.setattr("workers.pool.POLL_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr("workers.pool.POLL_EVERY_SECONDS", 0.05)
     store, seen = EvaluationStore(service.database), []
 
     class Long(FaultyWorker):
         def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str, **race: Any) -> Evaluation:
-            time.sleep(1.0)
+            time.sleep(0.4)
             return super().evaluate(setting, factors, samples_sha256, **race)
 
         def losses_so_far(self) -> list[float]:

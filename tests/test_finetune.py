@@ -60,8 +60,8 @@ def test_a_model_learns_and_plain_transformers_loads_it(
     loaded = tiny_loaded(tmp_path / "source", model_type, **overrides)
     factors, spec = factors_for(loaded), quick(steps=16, **changes)
     before = losses_of(loaded, factors).mean()
-    told: list[TrainingStep] = []
-    result = finetune(loaded, cycles(), factors, TARGET, spec, tmp_path / "out", told.append)
+    reported: list[TrainingStep] = []
+    result = finetune(loaded, cycles(), factors, TARGET, spec, tmp_path / "out", reported.append)
     after = losses_of(loaded, factors)
     assert after.mean() < before - 0.5
     assert sum(loss for _, loss in result.losses[-4:]) < sum(loss for _, loss in result.losses[:4])
@@ -83,9 +83,9 @@ def test_a_model_learns_and_plain_transformers_loads_it(
     assert tokenizer("word")["input_ids"] == loaded.tokenizer("word")["input_ids"]
     assert tokenizer.model_max_length == TARGET
 
-    assert [(step.step, step.loss) for step in told] == list(result.losses)
-    assert told[-1].tokens == result.tokens
-    assert told[0].learning_rate == pytest.approx(1.5e-3)
+    assert [(step.step, step.loss) for step in reported] == list(result.losses)
+    assert reported[-1].tokens == result.tokens
+    assert reported[0].learning_rate == pytest.approx(1.5e-3)
     assert sorted(item.name for item in (tmp_path / "out").iterdir()) == ["finetune.json", "model"]
 
 
@@ -159,7 +159,7 @@ def test_norms_and_embeddings_beside_adapters(train_norms: bool, train_embedding
 
 
 def test_initial_tokens(tmp_path: Path) -> None:
-    """In force in training; refused before it, unless a configuration without them is asked for."""
+    """They are used in training, and refused before it unless drop_initial_tokens is set."""
     loaded = tiny_loaded(tmp_path / "source")
     factors = factors_for(loaded, initial_tokens=6)
     with pytest.raises(ExportError, match="6 initial tokens"):
@@ -231,7 +231,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     with pytest.raises(UnsupportedModelError, match="no gradient checkpointing"):
         finetune(loaded, cycles(), factors, TARGET, quick(gradient_checkpointing=True), out)
     assert not any(out.rglob("*.*"))
-    with pytest.raises(SpecError, match=r"'qproj' fits no linear layer .* k_proj"):
+    with pytest.raises(SpecError, match=r"'qproj' matches no linear layer .* k_proj"):
         finetune(loaded, cycles(), factors, TARGET, quick(method=LORA | {"targets": ["qproj"]}), out)
 
 

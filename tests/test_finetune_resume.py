@@ -30,11 +30,11 @@ class StopError(Exception):
 
 
 def stop_after(step: int) -> OnStep:
-    def hear(done: TrainingStep) -> None:
+    def on_step(done: TrainingStep) -> None:
         if done.step == step:
             raise StopError
 
-    return hear
+    return on_step
 
 
 def run(folder: Path, out: str, on_step: OnStep = lambda step: None, **changes: Any) -> FinetuneResult:
@@ -52,9 +52,9 @@ def test_interrupted_in_process(changes: dict[str, Any], tmp_path: Path) -> None
     for step in (2, 5, 6, 8):  # before the first checkpoint, between two, at one, at the end
         with pytest.raises(StopError):
             run(tmp_path, "interrupted", stop_after(step), **changes)
-    heard: list[int] = []
-    resumed = run(tmp_path, "interrupted", lambda step: heard.append(step.step), **changes)
-    assert heard == []
+    reported: list[int] = []
+    resumed = run(tmp_path, "interrupted", lambda step: reported.append(step.step), **changes)
+    assert reported == []
     assert resumed.losses == undisturbed.losses
     assert resumed.tokens == undisturbed.tokens
     assert content(resumed) == content(undisturbed)
@@ -64,10 +64,10 @@ def test_killed(tmp_path: Path) -> None:
     undisturbed = run(tmp_path, "undisturbed", **CASES["full"])
     program = (
         "import sys, time; from pathlib import Path; from tests.test_finetune_resume import CASES, run\n"
-        "def hear(step):\n"
+        "def on_step(step):\n"
         "    print(step.step, flush=True)\n"
         "    if step.step == 5: time.sleep(60)\n"
-        "run(Path(sys.argv[1]), 'killed', hear, **CASES['full'])\n"
+        "run(Path(sys.argv[1]), 'killed', on_step, **CASES['full'])\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=os.environ.copy()
@@ -78,9 +78,9 @@ def test_killed(tmp_path: Path) -> None:
     assert process.wait(10) == -signal.SIGKILL
     process.stdout.close()
     (tmp_path / "killed" / "checkpoints" / ".partial-x").mkdir()  # as if killed while writing
-    heard: list[int] = []
-    resumed = run(tmp_path, "killed", lambda step: heard.append(step.step), **CASES["full"])
-    assert heard == [4, 5, 6, 7, 8]
+    reported: list[int] = []
+    resumed = run(tmp_path, "killed", lambda step: reported.append(step.step), **CASES["full"])
+    assert reported == [4, 5, 6, 7, 8]
     assert resumed.losses == undisturbed.losses
     assert content(resumed) == content(undisturbed)
     assert resumed.seconds > 0
@@ -89,10 +89,10 @@ def test_killed(tmp_path: Path) -> None:
 def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
     seen: list[list[str]] = []
 
-    def hear(step: TrainingStep) -> None:
+    def on_step(step: TrainingStep) -> None:
         seen.append(sorted(item.name for item in (tmp_path / "out" / "checkpoints").iterdir()))
 
-    run(tmp_path, "out", hear, checkpoint_every=2)
+    run(tmp_path, "out", on_step, checkpoint_every=2)
     assert seen[:2] == [[], ["step-00000002"]]
     assert seen[-1] == ["step-00000006", "step-00000008"]
     assert not (tmp_path / "out" / "checkpoints").exists()
@@ -136,9 +136,9 @@ def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
     for file in last.iterdir():
         file.unlink()
     last.rmdir()
-    heard: list[int] = []
-    run(tmp_path, "out", lambda step: heard.append(step.step))
-    assert heard[0] == 4
+    reported: list[int] = []
+    run(tmp_path, "out", lambda step: reported.append(step.step))
+    assert reported[0] == 4
 
 
 def test_a_full_disk_leaves_the_checkpoints_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,9 +155,9 @@ def test_a_full_disk_leaves_the_checkpoints_before(tmp_path: Path, monkeypatch: 
     with pytest.raises(OutputError, match=r"cannot write a checkpoint .* No space left"):
         run(tmp_path, "out")
     monkeypatch.undo()
-    heard: list[int] = []
-    run(tmp_path, "out", lambda step: heard.append(step.step))
-    assert heard[0] == 4
+    reported: list[int] = []
+    run(tmp_path, "out", lambda step: reported.append(step.step))
+    assert reported[0] == 4
 
 
 def test_a_result_is_there_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,18 +4,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from factor_search.errors import DataError, SpecError
+from factor_search.files.json_documents import explain
 from factor_search.finetune.rate import learning_rate
 from factor_search.finetune.sequences import NO_TARGET, Batch, Sequences
-from factor_search.finetune.spec import FinetuneSpec, parse_finetune_spec
+from factor_search.finetune.spec import FinetuneSpec
 
 shapes = st.tuples(st.integers(8, 40), st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**53 - 1))
 """Original length, scale, chunks, seed."""
 
 
 def counting(tokens: int) -> np.ndarray:
-    """A document whose tokens tell where they stand."""
+    """A document whose tokens are their positions."""
     return np.arange(tokens, dtype=np.int64)
 
 
@@ -159,14 +161,15 @@ def test_the_learning_rate() -> None:
     ],
 )
 def test_bad_specifications(document: object, complaint: str) -> None:
-    with pytest.raises(SpecError, match=complaint):
-        parse_finetune_spec(document)
+    with pytest.raises(ValidationError) as caught:
+        FinetuneSpec.model_validate(document)
+    assert complaint in explain(caught.value)
 
 
 def test_specifications() -> None:
-    spec = parse_finetune_spec({"method": "lora"})
+    spec = FinetuneSpec.model_validate({"method": "lora"})
     assert spec.method.kind == "lora"
-    assert parse_finetune_spec(spec.model_dump(mode="json")) == spec
+    assert FinetuneSpec.model_validate(spec.model_dump(mode="json")) == spec
     assert spec.sha256 == spec.model_copy(update={"checkpoint_every": 1}).sha256 != FinetuneSpec().sha256
     with pytest.raises(SpecError, match="beyond the target length of 64"):
         FinetuneSpec(train_length=65).sequence_length(16, 64)

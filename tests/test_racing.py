@@ -216,19 +216,19 @@ def test_on_a_model_a_race_gives_the_bits_of_the_whole() -> None:
     factors = Factors.of([1.0 + 0.3 * i for i in range(loaded.geometry.pairs)], attention_factor=1.05)
     rng = np.random.default_rng(0)
     five = SampleSet("search", tuple(Sample(str(n), rng.integers(0, 250, 96), f"{n}") for n in range(5)))
-    heard: list[float] = []
+    reported: list[float] = []
     with LocalEvaluator(loaded, 96) as evaluator:
         whole = evaluator.evaluate(factors, five)
         one = evaluator.evaluate(factors, five, race=Race(documents=1))
         two = evaluator.evaluate(factors, five, race=Race(documents=2), known=one)
         at_once = evaluator.evaluate(factors, five, race=Race(documents=2))
-        rest = evaluator.evaluate(factors, five, heard.append, known=two)
+        rest = evaluator.evaluate(factors, five, reported.append, known=two)
     for part, count in ((one, 1), (two, 2), (at_once, 2)):
         assert (part.outcome, part.key) == (PRUNED, evaluator.key(factors, five, count))
         assert (part.losses, part.tokens) == (whole.losses[:count], whole.tokens[:count])
         assert part.losses_at == {length: losses[:count] for length, losses in whole.losses_at.items()}
     assert replace(rest, seconds=0.0) == replace(whole, seconds=0.0)
-    assert heard == list(whole.losses[2:])
+    assert reported == list(whole.losses[2:])
     assert one.seconds < two.seconds < rest.seconds
 
 

@@ -79,7 +79,7 @@ class Scripted:
         pass
 
 
-class Told:
+class Prescribed:
     """Losses on each document as they were given, in the order of candidates; empty for one that diverges."""
 
     def __init__(self, losses: Mapping[Factors, Sequence[float]]) -> None:
@@ -106,8 +106,8 @@ def one_at_a_time(losses: Sequence[Sequence[float]], no_improvement: int) -> Sea
     candidates = numbered(len(losses))
     documents = max(len(one) for one in losses)
     samples = SampleSet("search", SAMPLES.samples * documents)
-    told = Told(dict(zip(candidates, losses, strict=True)))
-    return search(Scripted(*([one] for one in candidates)), told, samples, budget(no_improvement=no_improvement))
+    evaluator = Prescribed(dict(zip(candidates, losses, strict=True)))
+    return search(Scripted(*([one] for one in candidates)), evaluator, samples, budget(no_improvement=no_improvement))
 
 
 @pytest.mark.parametrize(
@@ -135,10 +135,10 @@ def test_no_improvement_ends_the_search(losses: list[list[float]], window: int, 
 
 def test_no_improvement_is_looked_for_at_the_end_of_generations_only() -> None:
     candidates = numbered(8)
-    told = Told({factors: [1.0 + n] for n, factors in enumerate(candidates)})
+    evaluator = Prescribed({factors: [1.0 + n] for n, factors in enumerate(candidates)})
     for size in (3, 4, 8):
         generations = [candidates[start : start + size] for start in range(0, 8, size)]
-        state = search(Scripted(*generations), told, SAMPLES, budget(no_improvement=3))
+        state = search(Scripted(*generations), evaluator, SAMPLES, budget(no_improvement=3))
         assert (state.ended_by, len(state.candidates)) == ("no_improvement", {3: 6, 4: 4, 8: 8}[size])
 
 
@@ -175,16 +175,16 @@ def test_a_budget_must_have_an_end() -> None:
 
 def test_candidates_are_counted_once() -> None:
     a, b, c, d = numbered(4)
-    told = Told({factors: [1.0] for factors in (a, b, c, d)})
-    state = search(Scripted([a, b], [b, a, c], [a, d]), told, SAMPLES, budget(candidates=3))
+    evaluator = Prescribed({factors: [1.0] for factors in (a, b, c, d)})
+    state = search(Scripted([a, b], [b, a, c], [a, d]), evaluator, SAMPLES, budget(candidates=3))
     assert [evaluation.factors for evaluation in state.evaluations] == [a, b, b, a, c, a]
     assert (state.ended_by, len(state.candidates), state.tokens, state.seconds) == ("candidates", 3, 300, 1.5)
 
 
 def test_a_strategy_that_repeats_itself_ends_with_the_budget() -> None:
     a, b, c = numbered(3)
-    told = Told({factors: [1.0] for factors in (a, b, c)})
-    state = search(Scripted([a, b, c], repeat=True), told, SAMPLES, budget(candidates=2))
+    evaluator = Prescribed({factors: [1.0] for factors in (a, b, c)})
+    state = search(Scripted([a, b, c], repeat=True), evaluator, SAMPLES, budget(candidates=2))
     assert (state.ended_by, len(state.candidates)) == ("candidates", 2)
 
 

@@ -23,7 +23,7 @@ from factor_search.report.document import build_report
 from factor_search.report.results import write_results
 from factor_search.search.warm_start import LARGEST_BYTES, embedded, known_from, read_known, rescaled, starting_points
 from factor_search.spec import JobSpec, KnownFactors, WarmStartSpec, parse_spec
-from tests.synthetic import geometry
+from tests.synthetic import geometry, is_monotone
 
 GEOMETRY = geometry(pairs=8, original=64)
 LAMBDAS = [1.0, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0]
@@ -96,7 +96,7 @@ scales = st.floats(1.5, 64)
 def test_rescaling_there_and_back_changes_nothing(values: list[float], s: float, to: float, attention: float) -> None:
     factors = Factors.of(sorted(values), 2, attention)
     there = rescaled(factors, s, to)
-    assert there.is_monotone
+    assert is_monotone(there)
     assert [value > 1 for value in there.rescale_factors] == [value > 1 for value in factors.rescale_factors]
     back = rescaled(there, to, s)
     assert back.rescale_factors == pytest.approx(factors.rescale_factors)
@@ -116,9 +116,9 @@ def test_position_interpolation_stays_position_interpolation(s: float, to: float
     [
         ("", "known.json is not JSON"),
         ("[1, 2", "known.json is not JSON"),
-        ("null", "known.json: neither a factors file"),
-        ('"text"', "known.json: neither a factors file"),
-        ("{}", "known.json: neither the schema"),
+        ("null", "known.json: the content is not a factors file"),
+        ('"text"', "known.json: the content is not a factors file"),
+        ("{}", "known.json: the file has no schema"),
         ("[]", "known.json: rescale_factors"),
         ("[1, NaN]", "known.json: rescale_factors.1"),
         ("[1, Infinity]", "known.json: rescale_factors.1"),
@@ -135,7 +135,7 @@ def test_position_interpolation_stays_position_interpolation(s: float, to: float
             '{"long_factor": [1], "max_position_embeddings": 8, "original_max_position_embeddings": 0}',
             "known.json: original_max_position_embeddings is 0",
         ),
-        ('{"a":' * 900 + "1" + "}" * 900, "known.json: neither the schema"),
+        ('{"a":' * 900 + "1" + "}" * 900, "known.json: the file has no schema"),
         ('{"schema": "factor-search/factors@9"}', "known.json: unknown schema"),
         (json.dumps(document(initial_tokens=5)), "known.json: the content does not match its sha256"),
         (json.dumps(document(rescale_factors=LAMBDAS[1:])), "known.json: the factors are not valid"),
@@ -152,7 +152,12 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with (tmp_path / "large").open("wb") as stream:
         stream.truncate(LARGEST_BYTES + 1)
-    for name, message in [("", "is no file"), ("pipe", "is no file"), ("none", "No such file"), ("large", "16 MiB")]:
+    for name, message in [
+        ("", "is not a file"),
+        ("pipe", "is not a file"),
+        ("none", "No such file"),
+        ("large", "16 MiB"),
+    ]:
         with pytest.raises(FactorsError, match=message):
             read_known(str(tmp_path / name))
     for name in ("a\0b", "x" * 5000):

@@ -1,1 +1,1 @@
-"""Factors in the formats of inference engines, one module for each."""
+"""Writes factors in the formats of inference engines, with one module per engine."""

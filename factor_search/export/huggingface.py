@@ -1,7 +1,7 @@
-"""A Hugging Face configuration that plain transformers (and MLX) loads with the factors in force.
+"""Exports factors as a Hugging Face configuration, which transformers and MLX load.
 
-The profile is static, the same factors for short and long inputs, so that nothing changes under a key-value cache when
-a conversation crosses the original length; or switching, if a pair is given.
+By default short and long inputs use the same factors. So a key-value cache stays valid when a conversation exceeds the
+original length. If other factors are given for short inputs, the engine switches between the two.
 """
 
 import os
@@ -20,18 +20,18 @@ from factor_search.model.geometry import Geometry
 
 
 def huggingface_config(file: FactorsFile, config: PretrainedConfig, short: FactorsFile | None = None) -> dict[str, Any]:
-    """The model's ``config.json`` with the factors in it.
+    """Return the model's ``config.json`` with the factors.
 
-    Both the current ``rope_parameters`` and the older ``rope_scaling`` with ``rope_theta`` are written.
+    It contains both the current ``rope_parameters`` and the older ``rope_scaling`` with ``rope_theta``.
 
     Args:
         file: the factors.
-        config: of the model.
-        short: other factors for inputs up to the original length; None for the same.
+        config: the configuration of the model.
+        short: factors for inputs up to the original length; None uses the same factors for all inputs.
 
     Raises:
-        ExportError: the factors keep initial tokens, the two are no pair, or the model's RoPE type cannot be replaced
-            by longrope.
+        ExportError: the factors keep initial tokens, the two sets of factors do not fit together, or the model's RoPE
+            type cannot be replaced by longrope.
         FactorsError: the factors belong to another rotary geometry.
     """
     geometry = read_geometry(config, file.model.original_length)
@@ -55,10 +55,10 @@ def huggingface_config(file: FactorsFile, config: PretrainedConfig, short: Facto
         text = next(
             content[name]
             for name in ("text_config", "decoder", "llm_config")
-            if isinstance(content.get(name), dict)  # where transformers keeps the text part
+            if isinstance(content.get(name), dict)  # the keys of the text part in transformers
         )
     text["max_position_embeddings"] = max(file.target_length, int(text.get("max_position_embeddings") or 0))
-    if "original_max_position_embeddings" in text:  # overrides the one inside
+    if "original_max_position_embeddings" in text:  # overrides the one in rope_parameters
         text["original_max_position_embeddings"] = file.model.original_length
     if geometry.layer_type is None:
         text["rope_parameters"] = _kept(text["rope_parameters"]) | longrope
@@ -79,17 +79,24 @@ def export_huggingface(
     out: Path,
     short: FactorsFile | None = None,
 ) -> list[Path]:
-    """Write a model folder: the new ``config.json``, and everything else of the checkpoint's folder linked or copied.
+    """Write a model folder with the new ``config.json`` and all other files of the checkpoint.
 
-    Weights are hard-linked where the file system allows it, so the export takes no space; small files are copied.
-    With ``out`` ending in ``.json`` only the configuration is written, and the checkpoint is not asked for.
+    Weights are hard-linked where the file system allows it, so the export takes no space; small files are copied. If
+    ``out`` ends in ``.json``, only the configuration is written, and ``checkpoint`` is not called.
+
+    Args:
+        file: the factors.
+        config: the configuration of the model.
+        checkpoint: returns the folder of the checkpoint.
+        out: the folder to write, or a file name that ends in ``.json``.
+        short: factors for inputs up to the original length; None uses the same factors for all inputs.
 
     Returns:
         The files written.
 
     Raises:
         ExportError, FactorsError: see :func:`huggingface_config`.
-        OutputError: something cannot be written, or ``out`` is a folder with something in it.
+        OutputError: a file cannot be written, or ``out`` is a folder that is not empty.
     """
     content = huggingface_config(file, config, short)
     if out.suffix == ".json":
@@ -112,13 +119,13 @@ def export_huggingface(
 
 
 def _check_pair(long: FactorsFile, short: FactorsFile) -> None:
-    """Refuse two factors that one configuration cannot hold, or that no input would switch between.
+    """Check that one configuration can express the factors for long and for short inputs.
 
     Raises:
-        ExportError: saying why.
+        ExportError: it cannot; the message says why.
     """
     if short.initial_tokens:
-        raise ExportError(f"the short factors keep {short.initial_tokens} initial tokens, which none can express")
+        raise ExportError(f"the short factors keep {short.initial_tokens} initial tokens, which no engine can express")
     if short.model.original_length != long.model.original_length or short.target_length > short.model.original_length:
         raise ExportError(
             f"the short factors are for {short.target_length} tokens, but configurations switch at the original length "
@@ -147,7 +154,7 @@ def _longrope(file: FactorsFile, geometry: Geometry, short: FactorsFile) -> dict
 
 
 def _kept(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the old RoPE parameters still holds: the geometry, and what attention layers read for themselves."""
+    """Return the old RoPE parameters that stay valid: the geometry, and those that attention layers read."""
     names = ("partial_rotary_factor", "mrope_section", "mrope_interleaved", "mscale_all_dim")
     return {name: parameters[name] for name in names if parameters.get(name) is not None}
 
@@ -163,7 +170,7 @@ def _place(item: Path, destination: Path) -> None:
 
 
 def _adjust_tokenizer(file: Path, target_length: int) -> None:
-    """A tokenizer warns beyond the length it was configured for."""
+    """Raise the tokenizer's maximum length, above which it prints a warning."""
     if not file.exists():
         return
     content = read_json(file, ExportError)

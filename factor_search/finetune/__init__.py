@@ -1,1 +1,1 @@
-"""Training a model with given factors in force, so that it learns the extended window."""
+"""Trains a model with given factors, so that it learns the extended context window."""

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, 2106.09685) put into a live model by peft, and merged into its plain weights."""
+"""Adds low-rank adapters (LoRA, 2106.09685) to a model with peft, and merges them into its weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,57 +15,60 @@ ADAPTER, HOLDER = "default", "model"
 
 
 def add_adapters(model: PreTrainedModel, lora: LoraSpec) -> None:
-    """Put an adapter into every target; from then on all other weights are frozen.
+    """Add an adapter to every target layer, and freeze all other weights.
 
-    An adapter's second matrix is zero at first, so the model's outputs do not change.
+    The second matrix of an adapter is zero at first, so the model's outputs do not change.
 
     Raises:
-        SpecError: a target fits no linear layer.
+        SpecError: a target matches no linear layer.
         FinetuneError: peft is not installed.
     """
     peft = _peft()
-    # Inside of something without a configuration, peft takes the names as they are: with one, it takes those of
-    # mixtures of experts for names of an older layout.
+    # With a configuration, peft would map the names of mixtures of experts from an older layout. The holder has none.
     holder = nn.ModuleDict({HOLDER: model})
     targets = [f"{HOLDER}.{place}" for place in linear_layers(model, lora.targets)]
-    # No dropout: with a few hundred steps over other tokens each, there is nothing to regularise.
+    # No dropout: a few hundred steps over new tokens do not overfit.
     config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none")
     peft.inject_adapter_in_model(config, holder, adapter_name=ADAPTER)
 
 
 @torch.no_grad()
 def merge_adapters(model: PreTrainedModel) -> None:
-    """Add each adapter's product to its layer's weight, in float32, and take the adapter out."""
+    """Add each adapter's product to the weight of its layer in float32, and remove the adapter."""
     for place, layer in adapted_layers(model).items():
         base = layer.get_base_layer()
-        update = layer.get_delta_weight(ADAPTER).float()  # alpha / r * B A: shape of the weight
+        update = layer.get_delta_weight(ADAPTER).float()  # alpha / r * B A, in the shape of the weight
         base.weight.data = base.weight.data.float() + update
         parent, _, name = place.rpartition(".")
         setattr(model.get_submodule(parent), name, base)
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
-    """Layers with an adapter, by their place in the model."""
+    """Return the layers with an adapter, by their name in the model."""
     from peft.tuners.lora import LoraLayer
 
     return {place: module for place, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 def linear_layers(model: PreTrainedModel, targets: Sequence[str] | None = None) -> list[str]:
-    """Places of the decoder's linear layers, which the output layer is no part of; of those that end so, if given.
+    """Return the names of the decoder's linear layers without the output layer.
+
+    Args:
+        model: a causal language model.
+        targets: ends of names; only matching layers are returned. None returns all.
 
     Raises:
-        SpecError: one of the ends fits none.
+        SpecError: a target matches no layer.
     """
     inside = set(decoder_of(model).modules()) - {model.get_output_embeddings()}
-    # Subclasses, routers of mixtures of experts, return more than a product.
+    # Subclasses are excluded: routers of mixtures of experts return more than a product.
     places = [place for place, module in model.named_modules() if type(module) is nn.Linear and module in inside]
     if targets is None:
         return places
     for target in targets:
         if not any(_ends(place, target) for place in places):
             names = ", ".join(sorted({place.rpartition(".")[2] for place in places}))
-            raise SpecError(f"method.targets: {target!r} fits no linear layer of the decoder, which are {names}")
+            raise SpecError(f"method.targets: {target!r} matches no linear layer of the decoder: choose among {names}")
     return [place for place in places if any(_ends(place, target) for target in targets)]
 
 

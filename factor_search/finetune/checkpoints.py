@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written whole or not at all, the last two kept, refused by another training."""
+"""Training checkpoints: written atomically, the last two kept, and refused by any other fine-tuning."""
 
 import json
 import os
@@ -24,33 +24,33 @@ WEIGHTS, OPTIMISER, STATE = "weights.safetensors", "optimiser.safetensors", "sta
 
 @dataclass
 class Progress:
-    """How far a training has come."""
+    """The progress of a training."""
 
     losses: list[float]
     """Mean loss of each step, nats per token."""
     tokens: int
     """Tokens read."""
     seconds: float
-    """Seconds of training, those before interruptions included."""
+    """Seconds of training, including those before interruptions."""
 
     @property
     def steps(self) -> int:
-        """Steps done."""
+        """The number of finished steps."""
         return len(self.losses)
 
 
 class Checkpoints:
-    """The checkpoints of one training in a folder of their own."""
+    """The checkpoints of one training, in a separate folder."""
 
     def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
-        """Use a folder, made if need be.
+        """Open the folder, and create it if it does not exist.
 
         Args:
-            folder: for nothing but these checkpoints.
-            identity: what a training depends on, a hash each.
+            folder: a folder for these checkpoints only.
+            identity: hashes of everything that the training depends on, by name.
 
         Raises:
-            OutputError: the folder cannot be made.
+            OutputError: the folder cannot be created.
         """
         self._folder, self._identity = folder, dict(identity)
         try:
@@ -64,7 +64,7 @@ class Checkpoints:
         """Write a checkpoint, then remove all but the last two.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the checkpoint cannot be written.
         """
         state = {
             "identity": self._identity,
@@ -85,7 +85,7 @@ class Checkpoints:
             for file in partial.iterdir():
                 to_disk(file)
             final = self._folder / f"step-{progress.steps:08}"
-            if final.exists():  # of a run that ended before this one began
+            if final.exists():  # left by an earlier run
                 shutil.rmtree(final)
             partial.rename(final)
             to_disk(self._folder)
@@ -95,10 +95,10 @@ class Checkpoints:
             raise OutputError(f"cannot write a checkpoint to {self._folder}: {one_line(error)}") from None
 
     def resume(self, trained: Mapping[str, nn.Parameter], optimiser: Optimizer) -> Progress:
-        """Put the last checkpoint's weights and moments in place; without one, nothing is done yet.
+        """Restore weights and moments from the last checkpoint, if there is one, and return the progress.
 
         Raises:
-            CheckpointError: it was written for another training, says for which reason, or cannot be read.
+            CheckpointError: the checkpoint belongs to another training (the message says why), or cannot be read.
         """
         complete = self._complete()
         if not complete:
@@ -112,11 +112,11 @@ class Checkpoints:
             return Progress(state["losses"], state["tokens"], state["seconds"])
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(
-                f"the checkpoint {folder} cannot be read: {one_line(error)}; remove it to go on from the one before"
+                f"the checkpoint {folder} cannot be read: {one_line(error)}; remove it to continue from the one before"
             ) from None
 
     def remove(self) -> None:
-        """Remove all checkpoints, when the result is written."""
+        """Remove all checkpoints, after the result has been written."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _complete(self) -> list[Path]:
@@ -127,16 +127,16 @@ class Checkpoints:
 
 
 def check_identity(what: str, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
-    """Refuse what another training has written.
+    """Check that something was written by the same training.
 
     Raises:
-        CheckpointError: naming in what the two trainings differ.
+        CheckpointError: it was not; the message names the differences.
     """
     different = [name.replace("_", " ") for name in ours if theirs.get(name) != ours[name]]
     if different:
         raise CheckpointError(
             f"{what} belongs to another fine-tuning: it differs in {', '.join(different)}; choose another folder, or "
-            "remove it"
+            "remove this one"
         )
 
 
@@ -148,18 +148,18 @@ def _restore(
     optimiser: Optimizer,
 ) -> None:
     if set(weights) != set(trained):
-        raise ValueError("it has other weights than those that are trained")
+        raise ValueError("its weights are not those that are trained")
     for name, weight in trained.items():
         weight.copy_(weights[name])
     for key, value in moments.items():
         name, _, moment = key.rpartition("/")
         weight = trained[name]
-        # The count of steps stays on the CPU, as the optimiser has it.
+        # The optimiser keeps its count of steps on the CPU.
         optimiser.state[weight][moment] = value.clone() if moment == "step" else value.to(weight.device, copy=True)
 
 
 def to_disk(path: Path) -> None:
-    """Wait until a file or folder survives a power failure."""
+    """Flush a file or folder to the disk, so that it survives a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Loss and gradients of one batch with factors in force, never with more than a chunk of logits in memory."""
+"""Computes the loss and gradients of one batch with given factors, with one chunk of logits in memory at a time."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from factor_search.model.injection import Injector
 from factor_search.model.losses import decoder_remembered
 
 CHUNK_LOGITS = 2**26
-"""Logits in memory at once: 256 MiB of float32, and as much again for their gradients."""
+"""Logits in memory at once: 256 MiB of float32, and the same for their gradients."""
 
 
 def add_gradients(
@@ -23,20 +23,20 @@ def add_gradients(
     precision: torch.dtype,
     chunk_tokens: int | None = None,
 ) -> float:
-    """Run one batch forwards and backwards; gradients are added to those that are there.
+    """Run one batch forwards and backwards, and add its gradients to the existing ones.
 
-    The decoder runs once. Then the head is replayed for a chunk of positions at a time, forwards and backwards, and
-    what it hands back to the hidden states goes through the decoder in one backward pass: the gradients are those of
-    the whole loss.
+    The decoder runs forwards once. Then the head runs forwards and backwards for one chunk of positions at a time,
+    which gives the gradients of the hidden states. One backward pass of the decoder completes the gradients of the
+    whole loss.
 
     Args:
-        model: in training mode.
-        injector: entered, for this model.
-        factors: in force if the batch is rescaled.
-        batch: what to read.
-        weight: multiplies the gradients; 1 / number of targets of a step for gradients of its mean loss.
-        precision: of the computation; bfloat16 is by autocast.
-        chunk_tokens: tokens, over all rows, whose logits are in memory at once; None: what 256 MiB hold.
+        model: a causal language model in training mode.
+        injector: the entered injector of this model.
+        factors: the factors to use if the batch is rescaled.
+        batch: the batch.
+        weight: multiplies the gradients; 1 / (number of targets of a step) gives the gradients of its mean loss.
+        precision: precision of the computation; bfloat16 uses autocast.
+        chunk_tokens: tokens, over all rows, with logits in memory at once; None uses at most 256 MiB.
 
     Returns:
         The sum of the losses of all targets, in nats.
@@ -48,7 +48,7 @@ def add_gradients(
     inputs = {
         "input_ids": input_ids,
         "position_ids": position_ids,
-        # Without a mask, transformers takes positions that skip for packed sequences, blind to each other.
+        # Without a mask, transformers takes skipping positions for packed sequences that do not attend to each other.
         "attention_mask": torch.ones_like(input_ids),
         "use_cache": False,
         "return_dict": True,
@@ -65,7 +65,7 @@ def add_gradients(
         return hidden.detach().requires_grad_()
 
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16)
-    # The backward pass is within, since checkpointed layers compute their rotations again in it.
+    # The backward pass needs the factors too: checkpointed layers compute their rotations again.
     with injector.using([factors] if batch.rescaled else []), decoder_remembered(model, cut) as view:
         for start in range(0, length, chunk):
             view.positions = slice(start, start + chunk)

@@ -1,4 +1,4 @@
-"""What a fine-tuning leaves: a checkpoint that plain transformers loads, and ``finetune.json`` beside it."""
+"""Writes the result of a fine-tuning: a checkpoint that transformers loads, and ``finetune.json``."""
 
 import shutil
 import tempfile
@@ -21,23 +21,23 @@ from factor_search.version import versions
 
 SCHEMA = "factor-search/finetune@1"
 MODEL, RECORD, CHECKPOINTS = "model", "finetune.json", "checkpoints"
-"""What stands in the folder of a fine-tuning; the last until it is finished."""
+"""Contents of the folder of a fine-tuning; the checkpoints are removed at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneResult:
-    """A finished fine-tuning."""
+    """The result of a finished fine-tuning."""
 
     model: Path
     """Folder of the checkpoint, for ``AutoModelForCausalLM.from_pretrained``."""
     losses: tuple[tuple[int, float], ...]
-    """(step, mean loss of the step before its update in nats per token), steps counted from 1."""
+    """(step, mean loss of the step before its update in nats per token); steps are counted from 1."""
     tokens: int
     """Tokens read in training."""
     seconds: float
-    """Seconds of training, those before interruptions included."""
+    """Seconds of training, including those before interruptions."""
     documents: int
-    """Documents that sequences were taken from."""
+    """Documents that were trained on."""
     left_out: int
     """Documents that were too short."""
 
@@ -45,12 +45,12 @@ class FinetuneResult:
 def exported_factors(
     loaded: LoadedModel, factors: Factors, target_length: int, *, drop_initial_tokens: bool
 ) -> FactorsFile:
-    """The factors as the configuration of the result will hold them.
+    """Return the factors as the configuration of the result will contain them.
 
     Raises:
-        ExportError: a configuration cannot hold them: they keep initial tokens and these are not to be dropped, or the
-            model's RoPE type cannot be replaced by longrope.
-        FactorsError: they do not fit the model.
+        ExportError: a configuration cannot express the factors: they keep initial tokens, which may not be dropped, or
+            the model's RoPE type cannot be replaced by longrope.
+        FactorsError: the factors do not belong to the model.
     """
     if drop_initial_tokens:
         factors = Factors(factors.rescale_factors, 0, factors.attention_factor)
@@ -61,10 +61,10 @@ def exported_factors(
 
 
 def write_model(loaded: LoadedModel, file: FactorsFile, folder: Path) -> None:
-    """Write weights, tokenizer and a configuration with the factors, and put the folder in place when it is whole.
+    """Write weights, tokenizer and a configuration with the factors atomically into a folder.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the folder cannot be written.
     """
     try:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as staging:
@@ -74,10 +74,10 @@ def write_model(loaded: LoadedModel, file: FactorsFile, folder: Path) -> None:
                 loaded.tokenizer.save_pretrained(saved)
             export_huggingface(file, loaded.model.config, lambda: saved, whole)  # links the weights
             for item in whole.iterdir():
-                if item.is_symlink():  # where the file system has no hard links; what it points to is about to go
+                if item.is_symlink():  # on a file system without hard links; its target is about to be removed
                     item.resolve().replace(item)
                 to_disk(item)
-            if folder.exists():  # of a run that ended before its record was written
+            if folder.exists():  # left by a run that ended before it wrote its record
                 shutil.rmtree(folder)
             whole.rename(folder)
     except (OSError, SafetensorError) as error:
@@ -93,10 +93,10 @@ def write_record(
     identity: Mapping[str, str],
     result: FinetuneResult,
 ) -> None:
-    """Write ``finetune.json``; a folder that has one is finished.
+    """Write ``finetune.json``, which marks the fine-tuning as finished.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     write_json(
         folder / RECORD,
@@ -118,10 +118,10 @@ def write_record(
 
 
 def finished_result(folder: Path, identity: Mapping[str, str]) -> FinetuneResult | None:
-    """What the same fine-tuning has left there before, if it came to its end.
+    """Return the result of the same fine-tuning in a folder, or None if it is not finished.
 
     Raises:
-        CheckpointError: the folder holds another one's result, or its record cannot be read.
+        CheckpointError: the folder contains the result of another fine-tuning, or its record cannot be read.
     """
     file = folder / RECORD
     if not file.exists():
@@ -129,7 +129,7 @@ def finished_result(folder: Path, identity: Mapping[str, str]) -> FinetuneResult
     record: dict[str, Any] = read_json(file, CheckpointError)
     try:
         check_identity(str(file), record["identity"], identity)
-        if not (folder / MODEL).is_dir():  # taken away since: train again
+        if not (folder / MODEL).is_dir():  # the model was removed: train again
             return None
         return FinetuneResult(
             model=folder / MODEL,

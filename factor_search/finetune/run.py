@@ -1,4 +1,4 @@
-"""One fine-tuning from a loaded model to a checkpoint with a longer window."""
+"""Runs one fine-tuning, from a loaded model to a checkpoint with a longer context window."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -30,7 +30,7 @@ from factor_search.model.loading import LoadedModel
 from factor_search.text.tokens import TokenIds
 
 _changed: "WeakSet[PreTrainedModel]" = WeakSet()
-"""Models whose weights are no longer those of their checkpoint."""
+"""Models whose weights differ from their checkpoint."""
 
 
 def finetune(
@@ -42,28 +42,30 @@ def finetune(
     folder: Path,
     progress: OnStep = lambda step: None,
 ) -> FinetuneResult:
-    """Train a model with factors in force, and write it with them in its configuration.
+    """Train a model with the given factors, and write a checkpoint with the factors in its configuration.
 
-    Run again with the same arguments after an interruption, it goes on from its last checkpoint; after its end it
-    returns the result at once. On a CPU an interrupted run ends bit for bit as an undisturbed one.
+    If the function is called again with the same arguments, it continues from the last checkpoint, or returns the
+    result at once if the training is finished. On a CPU, the result of an interrupted run is bit for bit that of an
+    undisturbed run.
 
     Args:
-        loaded: freshly loaded. Its weights are trained in place, and after an error are not fit for use.
-        documents: token ids, int64 of shape (tokens,), one array a document.
-        factors: in force during training, initial tokens included.
-        target_length: tokens of context wanted.
-        spec: the recipe.
-        folder: of this fine-tuning alone: ``model/``, ``finetune.json``, and until the end ``checkpoints/``.
-        progress: hears of each step; may end the training by raising, which passes through.
+        loaded: a freshly loaded model. Its weights are trained in place, and cannot be used after an error.
+        documents: token ids, one array of int64 of shape (tokens,) per document.
+        factors: the factors to train with, including their initial tokens.
+        target_length: target context length in tokens.
+        spec: the settings of the training.
+        folder: a folder for this fine-tuning only. It will contain ``model/`` and ``finetune.json``, and during the
+            training ``checkpoints/``.
+        progress: called after each step; it may end the training by raising an exception.
 
     Raises:
         SpecError: the specification does not fit the model or the lengths.
-        DataError: no document is long enough, or they are another tokenizer's.
-        FactorsError, ExportError: the factors do not fit the model, or a configuration cannot hold them.
-        UnsupportedModelError: factors do not act on the model, or it lacks what the specification asks for.
-        ModelError: the model has been trained before since it was loaded.
-        CheckpointError: the folder holds something of another fine-tuning, or a broken checkpoint.
-        FinetuneError: training failed: for a loss that is not finite, lack of memory, or a missing package.
+        DataError: no document is long enough, or the tokens belong to another tokenizer.
+        FactorsError, ExportError: the factors do not fit the model, or a configuration cannot express them.
+        UnsupportedModelError: factors have no effect on the model, or it does not support the specification.
+        ModelError: the model was already trained since it was loaded.
+        CheckpointError: the folder contains another fine-tuning, or a broken checkpoint.
+        FinetuneError: a loss is not finite, there is not enough memory, or a package is missing.
         OutputError: the folder cannot be written.
     """
     model, geometry = loaded.model, loaded.geometry
@@ -88,7 +90,7 @@ def finetune(
     gpus = [model.device] if model.device.type == "cuda" else []
     recomputed = activations_recomputed(model) if spec.gradient_checkpointing else nullcontext()
     with recomputed, Injector(model, geometry) as injector, torch.random.fork_rng(gpus):
-        torch.manual_seed(spec.seed)  # of the adapters' first weights
+        torch.manual_seed(spec.seed)  # for the initial weights of adapters
         _changed.add(model)
         with trainable(model, spec, precision) as weights:
             training = Training(

@@ -1,6 +1,6 @@
-"""Documents to training sequences: which tokens, at which positions, with the model's own RoPE or the rescaled one.
+"""Builds training sequences from documents: their tokens, positions, and whether their RoPE is rescaled.
 
-What step k reads is a function of the documents, the specification and k alone, so a resumed run reads the same.
+The sequences of step k depend only on the documents, the specification and k, so a resumed run reads the same ones.
 """
 
 import hashlib
@@ -17,20 +17,20 @@ from factor_search.text.tokens import TokenIds
 
 Ints = NDArray[np.int64]
 NO_TARGET = -100
-"""Where a document ends, and what follows is not known; cross-entropy leaves it out."""
+"""The target of a document's last token, which has no next token; cross-entropy ignores it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one pass through the model reads; all arrays are int64 of shape (rows, tokens)."""
+    """The input of one pass through the model; all arrays are int64 of shape (rows, tokens)."""
 
     input_ids: Ints
     position_ids: Ints
-    """Increasing within a row, from 0 or more to less than the target length."""
+    """Positions, which increase within a row, from 0 or more to less than the target length."""
     targets: Ints
-    """The token that follows each one in its document, or ``NO_TARGET``."""
+    """The token that follows each token in its document, or ``NO_TARGET``."""
     rescaled: bool
-    """Whether the factors are in force; otherwise the model's own RoPE is."""
+    """Whether the factors are used; otherwise the model's own RoPE is."""
 
 
 class Sequences:
@@ -39,21 +39,21 @@ class Sequences:
     def __init__(
         self, documents: Sequence[TokenIds], spec: FinetuneSpec, original_length: int, target_length: int
     ) -> None:
-        """Leave out the documents that are too short.
+        """Select the documents that are long enough.
 
         Args:
-            documents: token ids, int64 of shape (tokens,), one array a document.
+            documents: token ids, one array of int64 of shape (tokens,) per document.
             spec: form, lengths and seed.
-            original_length: tokens the model was trained for.
-            target_length: tokens of context wanted.
+            original_length: original length of the model in tokens.
+            target_length: target length in tokens.
 
         Raises:
-            DataError: no document is long enough; says how long they must be.
+            DataError: no document is long enough; the message gives the length needed.
             SpecError: the training length does not fit the target length.
         """
         self._spec, self._target_length = spec, target_length
         self.length = spec.sequence_length(original_length, target_length)
-        """Tokens of a sequence with the factors in force."""
+        """Tokens of a sequence with rescaled RoPE."""
         self._short_length = min(original_length, self.length)
         self.passes = spec.passes(self.length)
         """Batches of one step."""
@@ -71,24 +71,24 @@ class Sequences:
         self._ends = np.cumsum([len(document) for document in self._documents])
         hashes = [hashlib.sha256(document.astype("<i8").tobytes()).hexdigest() for document in documents]
         self.sha256 = sha256_of(hashes)
-        """Hash of all token ids, in order."""
+        """The hash of all token ids, in order."""
 
     def check_vocabulary(self, vocabulary: int) -> None:
-        """Refuse token ids that a model of so many words has no embedding for.
+        """Check that a model with so many embeddings has one for every token id.
 
         Raises:
-            DataError: the tokens are another tokenizer's.
+            DataError: it has not, so the tokens belong to another tokenizer.
         """
         smallest = min(int(document.min()) for document in self._documents)
         largest = max(int(document.max()) for document in self._documents)
         if smallest < 0 or largest >= vocabulary:
             raise DataError(
                 f"the documents have token ids from {smallest} to {largest}, but the model knows 0 to "
-                f"{vocabulary - 1}: they are another tokenizer's"
+                f"{vocabulary - 1}: tokenise the documents with the model's own tokenizer"
             )
 
     def step(self, step: int) -> list[Batch]:
-        """The batches of a step, counted from 0."""
+        """Return the batches of a step; steps are counted from 0."""
         return [self._batch(step, number) for number in range(self.passes)]
 
     def _batch(self, step: int, number: int) -> Batch:
@@ -96,15 +96,15 @@ class Sequences:
         share = self._spec.mixed_window
         rescaled = share is None or generator.random() >= share
         rows = self._spec.batch_size
-        if not rescaled:  # as many tokens as a long batch, so that passes cost the same memory
+        if not rescaled:  # as many tokens as a long batch, so that all passes need the same memory
             rows = max(1, rows * self.length // self._short_length)
         drawn = [self._row(generator, rescaled) for _ in range(rows)]
         input_ids, position_ids, targets = (np.stack(arrays) for arrays in zip(*drawn, strict=True))
         return Batch(input_ids, position_ids, targets, rescaled)
 
     def _row(self, generator: np.random.Generator, rescaled: bool) -> tuple[Ints, Ints, Ints]:
-        """Token ids, position ids and targets of one sequence."""
-        # A token in a long document is drawn as often as one in a short one.
+        """Draw one sequence: its token ids, position ids and targets."""
+        # Documents are drawn in proportion to their tokens.
         document = self._documents[np.searchsorted(self._ends, generator.integers(self._ends[-1]), side="right")]
         if rescaled:
             places, positions = self._places(generator)
@@ -116,13 +116,13 @@ class Sequences:
         return document[places], positions, targets
 
     def _span(self, rescaled: bool) -> int:
-        """Tokens of a document between which a sequence's tokens lie."""
+        """Return the number of consecutive tokens of a document from which a sequence is taken."""
         if not rescaled:
             return self._short_length
         return self._target_length if self._spec.data_form == "segments" else self.length
 
     def _places(self, generator: np.random.Generator) -> tuple[Ints, Ints]:
-        """Where a sequence's tokens stand in the text, and which positions they are given."""
+        """Return the places of a sequence's tokens in the text, and their position ids."""
         tokens = np.arange(self.length)
         form, chunks = self._spec.data_form, self._spec.chunks
         if form == "full":

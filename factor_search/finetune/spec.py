@@ -1,12 +1,11 @@
-"""What a user asks of a fine-tuning: pydantic models as for searches; unknown keys are errors."""
+"""The specification of a fine-tuning; unknown keys are errors."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from factor_search.errors import SpecError
 from factor_search.files.canonical_json import sha256_of
-from factor_search.files.json_documents import explain
 from factor_search.spec import Int, PositiveFloat, PositiveInt
 
 
@@ -15,28 +14,28 @@ class _Strict(BaseModel):
 
 
 class FullSpec(_Strict):
-    """All weights are trained."""
+    """Trains all weights."""
 
     kind: Literal["full"] = "full"
 
 
 class LoraSpec(_Strict):
-    """Low-rank adapters (2106.09685) are trained instead of matrices, and merged into them at the end."""
+    """Trains low-rank adapters (2106.09685) instead of matrices, and merges them into the matrices at the end."""
 
     kind: Literal["lora"] = "lora"
     rank: PositiveInt = Field(16, description="r: rank of each adapter.")
-    alpha: PositiveFloat = Field(32.0, description="The adapters' product is multiplied by alpha / rank.")
+    alpha: PositiveFloat = Field(32.0, description="The product of an adapter is multiplied by alpha / rank.")
     targets: list[Annotated[str, Field(min_length=1)]] | None = Field(
         None,
         min_length=1,
-        description="Ends of the names of the layers that get an adapter, such as q_proj; null is every linear layer "
-        "but the output layer.",
+        description="Ends of the names of the layers with an adapter, such as q_proj; null is every linear layer "
+        "except the output layer.",
     )
-    train_norms: bool = Field(True, strict=True, description="Train the weights of norms as well.")
+    train_norms: bool = Field(True, strict=True, description="Also train the weights of norms.")
     train_embeddings: bool = Field(
         True,
         strict=True,
-        description="Train the token embeddings as well; where they are tied, so is the output layer.",
+        description="Also train the token embeddings, and the output layer where it shares their weights.",
     )
 
 
@@ -44,7 +43,7 @@ MethodSpec = Annotated[FullSpec | LoraSpec, Field(discriminator="kind")]
 
 
 class FinetuneSpec(_Strict):
-    """One fine-tuning: what the model reads, for how long, and what of it is trained."""
+    """One fine-tuning: the training data, the number of steps, and the weights that are trained."""
 
     data_form: Literal["full", "pose", "segments"] = Field(
         "pose",
@@ -52,52 +51,52 @@ class FinetuneSpec(_Strict):
         "skip, so that every distance up to the target length occurs (PoSE, 2309.10400). segments: pieces of a text of "
         "the target length, at their true positions (2310.14633).",
     )
-    chunks: PositiveInt = Field(2, description="Into how many chunks or segments pose and segments divide a sequence.")
+    chunks: PositiveInt = Field(2, description="Number of chunks (pose) or segments of a sequence.")
     train_length: PositiveInt | None = Field(
         None, ge=2, description="Tokens of a sequence; null is the target length for full, else the original length."
     )
     steps: PositiveInt = Field(400, description="Updates of the weights.")
-    batch_size: PositiveInt = Field(1, description="Sequences of one pass through the model.")
-    gradient_accumulation: PositiveInt = Field(1, description="Passes whose gradients make one update.")
+    batch_size: PositiveInt = Field(1, description="Sequences per pass through the model.")
+    gradient_accumulation: PositiveInt = Field(1, description="Passes per update.")
     batch_tokens: PositiveInt | None = Field(
-        None, description="Least number of tokens of one update, instead of gradient_accumulation."
+        None, description="Least number of tokens per update, instead of gradient_accumulation."
     )
-    learning_rate: PositiveFloat = Field(2e-5, description="Of AdamW, after the warm-up.")
+    learning_rate: PositiveFloat = Field(2e-5, description="Learning rate of AdamW after the warm-up.")
     warmup_steps: Int = Field(20, description="Steps over which the learning rate rises linearly.")
     schedule: Literal["constant", "cosine"] = Field(
-        "cosine", description="What the learning rate does after the warm-up; cosine falls to 0 at the end."
+        "cosine", description="Learning rate after the warm-up; cosine falls to 0 at the end."
     )
     weight_decay: float = Field(
-        0.0, strict=True, ge=0, lt=1, description="Of matrices; norms, biases and embeddings have none."
+        0.0, strict=True, ge=0, lt=1, description="Weight decay of matrices; norms, biases and embeddings have none."
     )
     max_grad_norm: PositiveFloat = Field(1.0, description="Gradients with a larger norm are scaled down to it.")
-    method: MethodSpec = Field(FullSpec(), description="full, lora, or an object with the settings of one.")
+    method: MethodSpec = Field(FullSpec(), description="full, lora, or an object with the settings of either.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="Of the computation; weights that are trained are kept in float32 and written as they were. auto "
-        "is bfloat16 on a GPU that has it.",
+        description="Precision of the computation. Trained weights are kept in float32, and written in the precision "
+        "of the checkpoint. auto is bfloat16 on a GPU that supports it.",
     )
     gradient_checkpointing: bool = Field(
         False,
         strict=True,
-        description="Compute activations again in the backward pass: less memory, a third more time.",
+        description="Compute activations again in the backward pass: it takes less memory and a third more time.",
     )
     mixed_window: float | None = Field(
         None,
         strict=True,
         gt=0,
         lt=1,
-        description="Share of the passes that read sequences of the original length with the model's own RoPE "
-        "(LongRoPE2, 2502.20082); null is none.",
+        description="Share of the passes with sequences of the original length and the model's own RoPE (LongRoPE2, "
+        "2502.20082); null is none.",
     )
     drop_initial_tokens: bool = Field(
         False,
         strict=True,
-        description="Write a configuration without the initial tokens, which none can express; training has them in "
-        "force all the same. Otherwise factors that have any are refused.",
+        description="Train with the initial tokens, but leave them out of the written configuration, which cannot "
+        "express them. If false, factors with initial tokens are refused.",
     )
-    checkpoint_every: PositiveInt = Field(100, description="Steps from one checkpoint of the training to the next.")
-    seed: Int = Field(0, description="Of the sequences, the adapters' first weights and dropout.")
+    checkpoint_every: PositiveInt = Field(100, description="Steps between two checkpoints of the training.")
+    seed: Int = Field(0, description="Seed of the sequences, the initial weights of adapters and dropout.")
 
     @field_validator("method", mode="before", json_schema_input_type=MethodSpec | str)
     @classmethod
@@ -113,10 +112,10 @@ class FinetuneSpec(_Strict):
         return self
 
     def sequence_length(self, original_length: int, target_length: int) -> int:
-        """Tokens of one sequence.
+        """Return the number of tokens of a sequence.
 
         Raises:
-            SpecError: it would be beyond the target length, or too short for the chunks.
+            SpecError: the number is above the target length, or too small for the chunks.
         """
         length = self.train_length or (target_length if self.data_form == "full" else original_length)
         if length > target_length:
@@ -126,7 +125,7 @@ class FinetuneSpec(_Strict):
         return length
 
     def document_tokens(self, original_length: int, target_length: int) -> int:
-        """Tokens that a document needs to be trained on.
+        """Return the least number of tokens of a document for training.
 
         Raises:
             SpecError: see :meth:`sequence_length`.
@@ -135,24 +134,12 @@ class FinetuneSpec(_Strict):
         return target_length if self.data_form == "segments" else length
 
     def passes(self, length: int) -> int:
-        """Passes through the model that make one update, for sequences of so many tokens."""
+        """Return the number of passes per update, for sequences of ``length`` tokens."""
         if self.batch_tokens is None:
             return self.gradient_accumulation
         return -(-self.batch_tokens // (self.batch_size * length))
 
     @property
     def sha256(self) -> str:
-        """Identity of what is trained: everything but how often a checkpoint is written."""
+        """The identity of the training: a hash of everything but the number of steps between checkpoints."""
         return sha256_of(self.model_dump(mode="json", exclude={"checkpoint_every"}))
-
-
-def parse_finetune_spec(document: Any) -> FinetuneSpec:
-    """Validate a fine-tuning's specification given as a JSON object.
-
-    Raises:
-        SpecError: naming every offending key and why.
-    """
-    try:
-        return FinetuneSpec.model_validate(document)
-    except ValidationError as error:
-        raise SpecError(f"the fine-tuning specification is not valid: {explain(error)}") from None

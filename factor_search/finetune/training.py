@@ -1,4 +1,4 @@
-"""The loop: AdamW steps on the batches of the documents, with checkpoints, from wherever the last one stands."""
+"""The training loop: AdamW steps with checkpoints, resumed from the last one."""
 
 import math
 import time
@@ -21,22 +21,22 @@ from factor_search.finetune.weights import Weights
 from factor_search.model.injection import Injector
 
 BETAS = (0.9, 0.95)
-"""Of AdamW, as in the recipes of position interpolation (2306.15595) and YaRN (2309.00071)."""
+"""The betas of AdamW, as in position interpolation (2306.15595) and YaRN (2309.00071)."""
 
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """What is known when a step is done."""
+    """The progress of a training after one step."""
 
     step: int
-    """Steps done so far."""
+    """Steps finished so far."""
     loss: float
-    """Mean over the step's targets before the update, nats per token."""
+    """Mean loss over the targets of the step before its update, nats per token."""
     learning_rate: float
     tokens: int
     """Tokens read so far."""
     seconds: float
-    """Seconds of training so far, those before interruptions included."""
+    """Seconds of training so far, including those before interruptions."""
 
 
 OnStep = Callable[[TrainingStep], None]
@@ -44,37 +44,37 @@ OnStep = Callable[[TrainingStep], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What all steps have in common."""
+    """Everything that the steps of a training share."""
 
     model: PreTrainedModel
-    """Made trainable."""
+    """The model, ready for training."""
     weights: Weights
-    """Those of the model that are trained."""
+    """The weights that are trained."""
     injector: Injector
-    """Entered, for the model."""
+    """The entered injector of the model."""
     factors: Factors
-    """In force where a batch says so."""
+    """The factors for batches with rescaled RoPE."""
     sequences: Sequences
     spec: FinetuneSpec
     precision: torch.dtype
-    """Of the computation."""
+    """Precision of the computation."""
 
 
 def train(training: Training, checkpoints: Checkpoints, on_step: OnStep) -> Progress:
     """Train from the last checkpoint, or from the beginning, to the last step.
 
-    Random numbers of a step depend on the seed and its number alone. So on a CPU, with the same number of threads, a
-    resumed training is bit for bit the undisturbed one.
+    The random numbers of a step depend only on the seed and the number of the step. So on a CPU, with the same number
+    of threads, a resumed training gives bit for bit the result of an undisturbed one.
 
     Args:
-        training: what to train, on what, and how.
-        checkpoints: to resume from and to write.
-        on_step: hears of each step, after its checkpoint if it has one; may end the training by raising.
+        training: the model, its data and the settings.
+        checkpoints: the checkpoints to resume from and to write.
+        on_step: called after each step, and after its checkpoint if it has one; it may end the training by raising.
 
     Raises:
         LossNotFiniteError: a loss or its gradient is NaN or infinite; the weights are those before that step.
         FinetuneError: there is not enough memory.
-        CheckpointError: the last checkpoint is another training's, or broken.
+        CheckpointError: the last checkpoint belongs to another training, or is broken.
         OutputError: a checkpoint cannot be written.
     """
     spec, weights = training.spec, training.weights
@@ -82,7 +82,7 @@ def train(training: Training, checkpoints: Checkpoints, on_step: OnStep) -> Prog
     progress = checkpoints.resume(weights.trained, optimiser)
     earlier, start = progress.seconds, time.perf_counter()
     for step in range(progress.steps, spec.steps):
-        torch.manual_seed(int(np.random.SeedSequence([spec.seed, step]).generate_state(1, np.uint64)[0]))  # of dropout
+        torch.manual_seed(int(np.random.SeedSequence([spec.seed, step]).generate_state(1, np.uint64)[0]))  # for dropout
         rate = learning_rate(spec, step)
         try:
             loss, tokens = _update(training, optimiser, step, rate)
@@ -103,7 +103,7 @@ def train(training: Training, checkpoints: Checkpoints, on_step: OnStep) -> Prog
 
 
 def _update(training: Training, optimiser: torch.optim.Optimizer, step: int, rate: float) -> tuple[float, int]:
-    """One step: its mean loss, and the tokens it read."""
+    """Run one step, and return its mean loss and the number of tokens it read."""
     batches = training.sequences.step(step)
     targets = sum(int((batch.targets != NO_TARGET).sum()) for batch in batches)
     optimiser.zero_grad(set_to_none=True)
@@ -133,7 +133,7 @@ def _update(training: Training, optimiser: torch.optim.Optimizer, step: int, rat
 
 
 def computation(spec: FinetuneSpec, device: torch.device) -> torch.dtype:
-    """The precision of the computation on a device."""
+    """Return the precision of the computation on a device."""
     if spec.precision == "auto":
         capable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if capable else torch.float32
@@ -142,7 +142,7 @@ def computation(spec: FinetuneSpec, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def activations_recomputed(model: PreTrainedModel) -> Iterator[None]:
-    """Within this context, layers keep their inputs only, and compute the rest again in the backward pass.
+    """Let layers store only their inputs within this context, and compute activations again in the backward pass.
 
     Raises:
         UnsupportedModelError: the architecture has no gradient checkpointing.
@@ -151,7 +151,7 @@ def activations_recomputed(model: PreTrainedModel) -> Iterator[None]:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no gradient checkpointing: set gradient_checkpointing to false"
         )
-    # Renamed in the course of transformers 5. The reentrant kind gives no gradients where the embeddings are frozen.
+    # transformers 5 renamed these methods. Reentrant checkpointing gives no gradients if the embeddings are frozen.
     kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
     try:
@@ -167,6 +167,6 @@ def _out_of_memory(sequences: Sequences, spec: FinetuneSpec) -> str:
     advice += [] if spec.method.kind == "lora" else ["method 'lora'"]
     advice += [] if spec.data_form == "pose" else ["data_form 'pose'"]
     return (
-        f"{spec.batch_size} x {sequences.length} tokens need more memory than there is: try "
+        f"{spec.batch_size} x {sequences.length} tokens need more memory than is available: try "
         f"{', '.join(advice) or 'a shorter train_length'}"
     )

@@ -1,4 +1,4 @@
-"""Which weights of a model are trained, in which precision, and which of them decay."""
+"""Selects the weights of a model that are trained, their precision, and those with weight decay."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +14,15 @@ from factor_search.finetune.spec import FinetuneSpec, LoraSpec
 
 @dataclass(frozen=True)
 class Weights:
-    """The trained weights of one model, float32."""
+    """The trained weights of one model, in float32."""
 
     trained: dict[str, nn.Parameter]
-    """By name; a tied weight is there once."""
+    """The weights by name; a tied weight occurs once."""
     undecayed: frozenset[str]
-    """Names of those that weight decay leaves alone: norms, biases and embeddings."""
+    """Names of the weights without weight decay: norms, biases and embeddings."""
 
     def groups(self, weight_decay: float) -> list[dict[str, object]]:
-        """Parameter groups for an optimiser."""
+        """Return the parameter groups for an optimiser."""
         decayed = [weight for name, weight in self.trained.items() if name not in self.undecayed]
         others = [weight for name, weight in self.trained.items() if name in self.undecayed]
         groups = [(decayed, weight_decay), (others, 0.0)]
@@ -31,14 +31,14 @@ class Weights:
 
 @contextmanager
 def trainable(model: PreTrainedModel, spec: FinetuneSpec, precision: torch.dtype) -> Iterator[Weights]:
-    """Within this context the model is ready for training; after it, it is a plain model with the weights it has then.
+    """Prepare the model for training within this context.
 
-    Trained weights are float32 within, since a small step on a bfloat16 weight is lost in rounding; the others keep
-    their precision, unless the computation is in float32. After it all have the precision they came with, adapters are
-    merged, and the model is in evaluation mode. What leaves the context by an error is not fit for use.
+    Trained weights are float32, since rounding would lose a small step on a bfloat16 weight. The other weights keep
+    their precision, unless the computation is in float32. At the end of the context adapters are merged, all weights
+    have their first precision again, and the model is in evaluation mode. After an error, the model cannot be used.
 
     Raises:
-        SpecError: one of ``method.targets`` fits no linear layer.
+        SpecError: one of ``method.targets`` matches no linear layer.
         FinetuneError: peft is not installed.
     """
     dtypes = {weight: weight.dtype for weight in model.parameters()}
@@ -50,7 +50,7 @@ def trainable(model: PreTrainedModel, spec: FinetuneSpec, precision: torch.dtype
         _train_beside_adapters(model, lora)
     for weight in model.parameters():
         if weight.requires_grad or precision == torch.float32:
-            weight.data = weight.data.float()  # buffers stay: inverse frequencies are float32 in any model
+            weight.data = weight.data.float()  # buffers do not change: inverse frequencies are float32 in any model
     model.train()
     yield Weights(
         {name: weight for name, weight in model.named_parameters() if weight.requires_grad},
@@ -66,7 +66,7 @@ def trainable(model: PreTrainedModel, spec: FinetuneSpec, precision: torch.dtype
 
 
 def _train_beside_adapters(model: PreTrainedModel, lora: LoraSpec) -> None:
-    """Norms and embeddings are few weights, and adapters alone do not learn long contexts (2309.12307, sec. 3.3)."""
+    """Train norms and embeddings too, since adapters alone do not learn long contexts (2309.12307, sec. 3.3)."""
     if lora.train_norms:
         for module in model.modules():
             if _is_norm(module):
@@ -86,5 +86,5 @@ def _undecayed(model: PreTrainedModel) -> Iterator[str]:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Every architecture has norms of its own; their classes share the word."""
+    """Return whether a module is a norm; the names of the norm classes of all architectures contain the word."""
     return "norm" in type(module).__name__.lower()

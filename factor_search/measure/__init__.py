@@ -1,1 +1,1 @@
-"""What is measured of a candidate: evaluations, statistics, ladders of lengths, passkeys."""
+"""Measures candidates: evaluations, statistics, perplexity by length, passkey retrieval."""

@@ -1,4 +1,4 @@
-"""One candidate on one set of samples: what is kept of it, and how it is addressed."""
+"""An evaluation is the result of one candidate on one set of samples, stored under a content address."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from factor_search.text.samples import SampleSet
 
 
 class Outcome(StrEnum):
-    """How an evaluation ended; the values are what is stored and sent."""
+    """How an evaluation ended; databases, files and the REST interface use these values."""
 
     OK = "ok"
     PRUNED = "pruned"
@@ -28,9 +28,9 @@ class Outcome(StrEnum):
 
 OK, PRUNED, DIVERGED, OUT_OF_MEMORY = Outcome.OK, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY
 WORKER_LOST, TIMED_OUT, FAILED = Outcome.WORKER_LOST, Outcome.TIMED_OUT, Outcome.FAILED
-"""What only happens to evaluations in other processes."""
+"""Outcomes of evaluations in other processes only."""
 LASTING = frozenset({OK, PRUNED, DIVERGED})
-"""Outcomes that say something about the candidate; the others are worth another attempt elsewhere."""
+"""Outcomes that depend on the candidate only; after any other outcome, another worker may try again."""
 
 
 @dataclass(frozen=True)
@@ -38,34 +38,34 @@ class Evaluation:
     """The result of one candidate on one set of samples."""
 
     key: str
-    """Content address: hash of everything the losses depend on."""
+    """The content address: a hash of everything that the losses depend on."""
     factors: Factors
     part: str
-    """Which samples: search, validation, held_out, held_out_text or evaluation."""
+    """The set of samples: search, validation, held_out, held_out_text or evaluation."""
     outcome: str
     """One of :class:`Outcome`."""
     losses: tuple[float, ...]
-    """Mean loss of each document, nats per scored token; of the first documents only if pruned, empty unless ok or
-    pruned."""
+    """Mean loss of each document, nats per scored token. A pruned evaluation has those of the first documents; all
+    other outcomes but ok have none."""
     tokens: tuple[int, ...]
     """Tokens scored in each document."""
     losses_at: dict[int, tuple[float, ...]]
-    """The same within the first n tokens of each document, for a ladder of lengths n; empty where windows slide or
-    only some tokens are scored, since a prefix may have none of these."""
+    """The losses within the first n tokens of each document, by length n. Empty where windows slide or only some tokens
+    are scored, since a prefix may contain no scored token."""
     seconds: float
 
     @property
     def loss(self) -> float:
-        """Mean loss in nats per scored token; infinite unless ok, so that any comparison rejects it."""
+        """The mean loss in nats per scored token; infinite unless the outcome is ok, so that comparisons reject it."""
         return self.summary.loss if self.outcome == OK else float("inf")
 
     @property
     def summary(self) -> Summary:
-        """Perplexity with its standard error over the documents evaluated; only if it is ok or pruned."""
+        """Perplexity and its standard error over the documents evaluated; it needs the outcome ok or pruned."""
         return summarise(self.losses, self.tokens)
 
     def as_json(self) -> dict[str, Any]:
-        """One line of ``evaluations.jsonl``."""
+        """Return the content of one line of ``evaluations.jsonl``."""
         return {
             "key": self.key,
             "part": self.part,
@@ -79,7 +79,11 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> "Evaluation":
-        """Inverse of :meth:`as_json`; KeyError, TypeError or ValueError on anything else."""
+        """Read what :meth:`as_json` returned.
+
+        Raises:
+            KeyError, TypeError, ValueError: the content is not an evaluation.
+        """
         return cls(
             key=line["key"],
             factors=Factors.of(line["rescale_factors"], line["initial_tokens"], line["attention_factor"]),
@@ -93,19 +97,19 @@ class Evaluation:
 
 
 class Evaluator(Protocol):
-    """Whatever can turn candidates into evaluations: this process, or a pool of workers."""
+    """The interface of evaluators: this process or a pool of workers."""
 
     def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
-        """The address under which the result would be stored; with ``documents``, if it is pruned after so many."""
+        """Return the address of the result; with ``documents``, the address if it is pruned after so many."""
         ...
 
     def evaluate_all(
         self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None
     ) -> Iterator[Evaluation]:
-        """Their evaluations in the order given, each as soon as it and those before it are known.
+        """Yield the evaluations in the order given, each as soon as it and those before it are known.
 
-        In a race, candidates may be stopped before their last document, and what is stored of them is continued.
-        Whoever closes the iterator early wants no more of them.
+        In a race, candidates may be stopped before their last document, and stored partial evaluations are continued.
+        Closing the iterator early cancels the evaluations that are left.
         """
         ...
 
@@ -119,16 +123,16 @@ def evaluation_key(
     samples: SampleSet,
     documents: int | None = None,
 ) -> str:
-    """The address of an evaluation: hash of model, precision, attention, samples, length, objective and factors.
+    """Compute the address of an evaluation: a hash of model, precision, attention, samples, objective and factors.
 
     Args:
-        identity: of the loaded model.
-        original_length: of the model in tokens; initial tokens and the ladder of lengths depend on it.
-        length: of the window in tokens.
-        stride: of the sliding window, None for the first window only.
+        identity: identity of the loaded model.
+        original_length: original length of the model in tokens, on which the losses by length depend.
+        length: tokens of the window.
+        stride: stride of the sliding window in tokens; None for the first window only.
         factors: the candidate.
         samples: the documents, in order.
-        documents: for a candidate pruned after so many of them; None for one evaluated on all.
+        documents: number of documents after which the candidate was pruned; None if it was evaluated on all.
     """
     return sha256_of(
         {

@@ -1,4 +1,4 @@
-"""Evaluates candidates in this process, on a loaded model."""
+"""Evaluates candidates in this process with a loaded model."""
 
 import math
 import time
@@ -21,11 +21,11 @@ from factor_search.text.samples import Sample, SampleSet
 from factor_search.text.tokens import TokenIds
 
 TOKENS_PER_PASS_ON_GPU = 16_384
-"""Samples are batched up to this many tokens on a GPU; on a CPU one at a time is as fast."""
+"""Tokens of a batch of samples on a GPU; on a CPU, one sample at a time is as fast."""
 
 
 class LocalEvaluator:
-    """Evaluates in this process; a context manager, since it holds on to the model's rotary modules."""
+    """Evaluates candidates in this process; a context manager, which wraps the model's rotary modules."""
 
     def __init__(self, loaded: LoadedModel, target_length: int, stride: int | None = None) -> None:
         self._loaded = loaded
@@ -51,7 +51,7 @@ class LocalEvaluator:
     def evaluate_all(
         self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None
     ) -> Iterator[Evaluation]:
-        """One after the other, each when it is asked for."""
+        """Evaluate one candidate after the other, each when the iterator reaches it."""
         return (self.evaluate(factors, samples, race=race) for factors in candidates)
 
     def evaluate(
@@ -63,14 +63,14 @@ class LocalEvaluator:
         race: Race | None = None,
         known: Evaluation | None = None,
     ) -> Evaluation:
-        """The candidate's loss on every sample; numerical divergence and lack of memory are outcomes, not errors.
+        """Compute the candidate's loss on every sample; numerical divergence and lack of memory are outcomes.
 
         Args:
             factors: the candidate.
-            samples: documents to evaluate it on.
-            on_document: hears the mean loss of each document when it is known, in nats per token.
+            samples: documents on which to evaluate the candidate.
+            on_document: called with the mean loss of each document, in nats per token.
             race: may stop the candidate before the last document.
-            known: the candidate as it was pruned earlier on the same samples, to go on from there.
+            known: an earlier pruned evaluation of the candidate on the same samples, which is continued.
         """
         start = time.perf_counter()
         losses = list(known.losses) if known else []
@@ -112,7 +112,7 @@ class LocalEvaluator:
         )
 
     def _ladder(self, samples: SampleSet) -> list[int]:
-        """Original length, twice that, ... up to the target: a prefix's loss is exact, since factors do not change."""
+        """Return the lengths at which losses of prefixes are kept; these are exact, since factors are static."""
         if self._stride is not None or any(sample.scored is not None for sample in samples.samples):
             return []
         lengths = doubling_lengths(self._loaded.geometry.original_length, self._length)
@@ -120,7 +120,7 @@ class LocalEvaluator:
         return [length for length in lengths if length <= shortest]
 
     def _document_losses(self, samples: SampleSet) -> Iterator[Tensor]:
-        """Losses of every scored token of every document, float64 on the CPU, one tensor a document."""
+        """Yield the losses of the scored tokens of each document: one float64 tensor on the CPU per document."""
         passes = [one for d, sample in enumerate(samples.samples) for one in self._passes(d, sample)]
         unfinished = Counter(one.document for one in passes)
         parts: list[list[Tensor]] = [[] for _ in samples.samples]
@@ -130,15 +130,15 @@ class LocalEvaluator:
                 d = one.document
                 parts[d].append(losses)
                 unfinished[d] -= 1
-                if not unfinished[d]:  # passes are in the order of the documents, and so are their ends
+                if not unfinished[d]:  # passes are in the order of the documents
                     yield torch.cat(parts[d])
                     parts[d].clear()
 
     def _passes(self, document: int, sample: Sample) -> list["_Pass"]:
-        """The windows of a document in which a token is scored.
+        """Return the windows of a document that score a token.
 
         Raises:
-            ValueError: none of the tokens to be scored is in any.
+            ValueError: no window contains a token to score.
         """
         passes = []
         for window in sliding_windows(len(sample.tokens), self._length, self._stride):
@@ -152,7 +152,7 @@ class LocalEvaluator:
         return passes
 
     def _losses(self, rows: TokenIds, group: list["_Pass"]) -> list[Tensor]:
-        """Losses of the scored tokens of each pass, all of one length: float64 on the CPU."""
+        """Compute the losses of the scored tokens of passes of equal length: float64 on the CPU."""
         model = self._loaded.model
         ids = torch.from_numpy(rows).to(model.device)
         if group[0].scored is None:
@@ -171,16 +171,16 @@ class _Pass:
     document: int
     window: Window
     scored: tuple[int, ...] | None
-    """Positions within the window; None for those from the window's own on."""
+    """Positions within the window; None for all from ``window.scored`` on."""
 
     @property
     def kind(self) -> tuple[int, bool]:
-        """What passes in one batch have in common: tokens, and whether only some are scored."""
+        """The properties that all passes of a batch share: their length, and whether only some tokens are scored."""
         return self.window.stop - self.window.start, self.scored is not None
 
 
 def _alike(passes: list[_Pass], most: int) -> list[list[_Pass]]:
-    """Consecutive passes of one kind, in groups of at most ``most``."""
+    """Group consecutive passes of one kind, at most ``most`` in a group."""
     groups: list[list[_Pass]] = []
     for one in passes:
         last = groups[-1] if groups else None

@@ -1,4 +1,4 @@
-"""Figures as reports hold them: each with its standard error over documents, and null where there is none."""
+"""Computes the figures of reports, each with its standard error over documents, or null where there is none."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from factor_search.measure.statistics import paired_difference, summarise
 
 
 def figures(losses: Sequence[float], tokens: Sequence[int]) -> dict[str, Any] | None:
-    """Perplexity of documents' mean losses (nats per token); None without any, as of an evaluation that failed."""
+    """Compute the perplexity from the mean losses of documents (nats per token); None if the evaluation failed."""
     if not losses:
         return None
     summary = summarise(losses, tokens)
@@ -23,7 +23,7 @@ def figures(losses: Sequence[float], tokens: Sequence[int]) -> dict[str, Any] | 
 
 
 def compared(losses: Sequence[float], reference: Sequence[float], tokens: Sequence[int]) -> dict[str, Any]:
-    """The mean of ``losses - reference`` in pairs, nats per token; above 0 where the reference is better."""
+    """Compute the paired mean of ``losses - reference`` in nats per token; it is above 0 if the reference is better."""
     if not losses or not reference:
         return {"difference": None, "difference_standard_error": None}
     mean, error = paired_difference(losses, reference, tokens)
@@ -31,9 +31,9 @@ def compared(losses: Sequence[float], reference: Sequence[float], tokens: Sequen
 
 
 def share(parts: Sequence[float], wholes: Sequence[float]) -> dict[str, Any] | None:
-    """The mean of the parts over that of the wholes, one of each a document, with its standard error (delta method).
+    """Compute mean(parts) / mean(wholes) over documents, with its standard error (delta method).
 
-    None where the wholes' mean is not above 0: there is nothing to have a share of.
+    The result is None if mean(wholes) is not above 0, where a share has no meaning.
     """
     n, whole = len(wholes), math.fsum(wholes) / max(len(wholes), 1)
     if not parts or whole <= 0:

@@ -1,4 +1,4 @@
-"""Perplexity by length: candidates and closed forms, each at the original length, twice that, ... and the target."""
+"""Measures perplexity by length: candidates and closed forms at the original length, twice that, ... and the target."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,30 +25,30 @@ class Rung:
     length: int
     """Tokens of each document."""
     outcome: str
-    """Of the evaluation; without ``ok`` there are no figures."""
+    """Outcome of the evaluation; all numbers are None unless it is ``ok``."""
     perplexity: float | None = None
     standard_error: float | None = None
-    """Over documents; None for a single one."""
+    """Standard error over documents; None for a single document."""
     difference: float | None = None
-    """Minus the loss of the closed form that is best at this length, in pairs over documents: nats per token."""
+    """Loss minus that of the best closed form at this length, paired over documents, in nats per token."""
     difference_standard_error: float | None = None
     documents: int = 0
     tokens: int = 0
-    """Scored, in all documents."""
+    """Tokens scored in all documents."""
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """All lengths of all candidates."""
+    """The measurements of all candidates at all lengths."""
 
     lengths: tuple[int, ...]
     best_closed_forms: dict[int, str]
-    """By length: the one of the lowest loss. A length at which all fail has none."""
+    """The closed form with the lowest loss, by length; none at a length where all fail."""
     rungs: tuple[Rung, ...]
-    """By length, then in the order of the candidates, the closed forms last."""
+    """Ordered by length, then by candidate, with the closed forms last."""
 
     def as_json(self) -> dict[str, Any]:
-        """A document, which :func:`factor_search.report.plots.draw_ladder` draws."""
+        """Return a JSON document, which :func:`factor_search.report.plots.draw_ladder` draws."""
         return {
             "schema": SCHEMA,
             "lengths": list(self.lengths),
@@ -64,27 +64,27 @@ def ladder(
     documents: SampleSet,
     lengths: Sequence[int],
 ) -> Ladder:
-    """Measure candidates, and every closed form for the largest length, at each length.
+    """Measure candidates and all closed forms for the largest length at each length.
 
-    Each length is a window of its own: every document cut to its first tokens. Factors are the same at all lengths, as
-    they are where static factors are loaded into an engine.
+    At each length, every document is cut to its first tokens and evaluated in one window. The factors are the same at
+    all lengths, as in an inference engine that loads static factors.
 
     Args:
-        evaluator: whose window has room for the largest length.
-        geometry: of the model.
-        candidates: by names other than those of closed forms.
-        documents: of plain text, each with as many tokens as the largest length.
-        lengths: in tokens, 2 or more each; see :func:`factor_search.measure.windows.doubling_lengths`.
+        evaluator: an evaluator with a window of at least the largest length.
+        geometry: geometry of the model.
+        candidates: factors by name; the names of closed forms are not allowed.
+        documents: documents of plain text, each with at least as many tokens as the largest length.
+        lengths: lengths in tokens, 2 or more each; see :func:`factor_search.measure.windows.doubling_lengths`.
 
     Raises:
-        DataError: a document is too short, or does not score all its tokens.
-        SpecError: the largest length is below the model's original one.
+        DataError: a document is too short, or only some of its tokens are scored.
+        SpecError: the largest length is below the model's original length.
         ValueError: a candidate has the name of a closed form.
     """
     ordered = tuple(sorted(set(lengths)))
     forms = closed_forms(geometry, ordered[-1])
     if taken := sorted(set(candidates) & set(forms)):
-        raise ValueError(f"{', '.join(taken)} cannot be the name of a candidate: it is that of a closed form")
+        raise ValueError(f"{', '.join(taken)} cannot be the name of a candidate: a closed form has this name")
     everything = {**candidates, **forms}
     best: dict[int, str] = {}
     rungs: list[Rung] = []
@@ -100,12 +100,12 @@ def ladder(
 
 
 def _cut(documents: SampleSet, length: int) -> SampleSet:
-    """The first tokens of every document."""
+    """Cut every document to its first tokens."""
     for document in documents.samples:
         if len(document.tokens) < length:
-            raise DataError(f"{document.source} has {len(document.tokens)} tokens, of {length} needed")
+            raise DataError(f"{document.source} has {len(document.tokens)} tokens, but {length} are needed")
         if document.scored is not None:
-            raise DataError(f"{document.source} scores only some of its tokens: a ladder needs documents of plain text")
+            raise DataError(f"{document.source} scores only some of its tokens: give documents of plain text")
     cut = (sample_of(document.source, document.tokens[:length]) for document in documents.samples)
     return SampleSet(documents.part, tuple(cut))
 

@@ -1,4 +1,4 @@
-"""``evaluations.jsonl``: what was computed, and never has to be computed again."""
+"""Stores evaluations in ``evaluations.jsonl``, so that none is computed twice."""
 
 import fcntl
 import json
@@ -18,13 +18,13 @@ from factor_search.text.samples import SampleSet
 
 
 class Ledger:
-    """Evaluations by key, kept in a file that only ever grows by whole lines."""
+    """Evaluations by key, stored in a file to which only whole lines are appended."""
 
     def __init__(self, file: Path) -> None:
-        """Read what is there; a last line torn by a kill is cut off.
+        """Open the file, read its evaluations, and cut off an incomplete last line.
 
         Raises:
-            OutputError: the file cannot be read or appended to, or a line before the last is damaged.
+            OutputError: the file cannot be read or written, another process writes it, or a whole line is damaged.
         """
         self._by_key: dict[str, Evaluation] = {}
         self._earlier: set[str] = set()
@@ -51,22 +51,22 @@ class Ledger:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file and release its lock."""
         self._stream.close()
 
     def __len__(self) -> int:
         return len(self._by_key)
 
     def get(self, key: str) -> Evaluation | None:
-        """The stored evaluation, or None; what ran out of memory is worth another attempt in another process."""
+        """Return the stored evaluation, or None; also None if it ran out of memory in an earlier process."""
         stored = self._by_key.get(key)
         return None if stored is None or (stored.outcome == OUT_OF_MEMORY and key in self._earlier) else stored
 
     def add(self, evaluation: Evaluation) -> None:
-        """Store an evaluation: it is in the operating system's hands when this returns.
+        """Append an evaluation, and flush the file to the operating system.
 
         Raises:
-            OutputError: the disk is full, or the like.
+            OutputError: the file cannot be written.
         """
         try:
             self._stream.write(canonical_json(evaluation.as_json()).encode() + b"\n")
@@ -93,34 +93,34 @@ class Ledger:
 
 
 class OneByOne(Protocol):
-    """An evaluator in this process, which can go on from what is known of a candidate."""
+    """The interface of an evaluator in this process, which can continue a pruned evaluation."""
 
     def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
-        """The address of a result."""
+        """Return the address of a result."""
         ...
 
     def evaluate(
         self, factors: Factors, samples: SampleSet, *, race: Race | None = None, known: Evaluation | None = None
     ) -> Evaluation:
-        """A candidate's evaluation."""
+        """Evaluate a candidate."""
         ...
 
 
 class RecordedEvaluator:
-    """An evaluator that looks into a ledger first and records what it had to compute."""
+    """An evaluator that returns stored evaluations from a ledger, and stores new ones there."""
 
     def __init__(self, evaluator: OneByOne, ledger: Ledger) -> None:
         self._evaluator = evaluator
         self._ledger = ledger
 
     def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
-        """The evaluator's key."""
+        """Return the evaluator's key."""
         return self._evaluator.key(factors, samples, documents)
 
     def evaluate_all(
         self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None
     ) -> Iterator[Evaluation]:
-        """The stored results, and new ones where there are none."""
+        """Yield stored evaluations, and compute those that are missing."""
         for factors in candidates:
             evaluation, known = self._stored(factors, samples, race)
             if evaluation is None:

@@ -1,4 +1,4 @@
-"""Passkey retrieval: whether a model finds a number again, by depth and length (2305.16300)."""
+"""Passkey retrieval measures whether a model retrieves a number from a text, by depth and length (2305.16300)."""
 
 import math
 from collections.abc import Sequence
@@ -23,28 +23,28 @@ PASSKEY = Prompt(
     needle="\nThe pass key is {number}. Keep it in mind: {number} is the pass key.\n",
     question="\nWhat is the pass key that was hidden in the text? The pass key is",
 )
-"""The paper's task in words of our own; its irrelevant text is the user's document."""
+"""The task of the paper, reworded; the irrelevant text is the user's document."""
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What a model answered to one sample."""
+    """A model's answer to one sample."""
 
     right: bool
-    """Whether every token of the answer is the most likely one after those before it.
+    """Whether every token of the answer is the most likely one given the true tokens before it.
 
-    That is the case if and only if greedy decoding gives the answer: up to its first mistake it has the true tokens
-    before it, and one mistake makes it wrong.
+    This is equivalent to greedy decoding: up to its first mistake, greedy decoding sees the true tokens too, and one
+    mistake makes the answer wrong.
     """
     loss: float
-    """Mean over the tokens of the answer, nats per token."""
+    """Mean loss over the tokens of the answer, nats per token."""
     tokens: int
-    """Of the answer."""
+    """Tokens of the answer."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Accuracy at one length and depth, over documents."""
+    """The accuracy at one length and depth, over documents."""
 
     length: int
     """Tokens of the samples."""
@@ -52,9 +52,9 @@ class Cell:
     accuracy: float
     """Share of samples that are right, 0 to 1."""
     standard_error: float
-    """Of the accuracy over documents, as far as these differ; NaN for a single document."""
+    """Standard error of the accuracy over documents; NaN for a single document."""
     count: int
-    """Samples, one of each document."""
+    """Number of samples, one per document."""
     answer_perplexity: float
     """exp of the mean loss per token of the answers."""
 
@@ -68,7 +68,7 @@ def passkey_samples(
     digits: int = DIGITS,
     seed: int = 0,
 ) -> list[Needle]:
-    """Every document at every length and depth: by length, then by depth, then in the order of the documents.
+    """Build a sample of every document at every length and depth, ordered by length, depth and document.
 
     Raises:
         DataError: see :func:`factor_search.text.needle.place_needle`.
@@ -82,24 +82,24 @@ def passkey_samples(
 
 
 def even_depths(count: int) -> list[float]:
-    """So many depths from 0 to 1; a single one is in the middle."""
+    """Return evenly spaced depths from 0 to 1, or 0.5 if there is only one."""
     return [number / (count - 1) for number in range(count)] if count > 1 else [0.5]
 
 
 @torch.inference_mode()
 def passkey_accuracy(loaded: LoadedModel, factors: Factors, samples: Sequence[Sample]) -> list[Retrieval]:
-    """Whether the model with the given factors retrieves the answer of each sample.
+    """Measure whether the model with the given factors retrieves the answer of each sample.
 
-    One sample at a time; logits are computed of the tokens of the answer alone. A loss that is not finite is a wrong
-    answer.
+    Samples are evaluated one at a time, and logits are computed for the answer only. An answer whose loss is not finite
+    is wrong.
 
     Args:
         loaded: the model.
         factors: the candidate, used at every length.
-        samples: whose scored tokens are an answer.
+        samples: samples whose scored tokens are the answer.
 
     Raises:
-        DataError: a sample does not say which tokens are the answer.
+        DataError: a sample has no scored tokens.
     """
     retrievals = []
     with Injector(loaded.model, loaded.geometry) as injector, injector.using([factors]):
@@ -115,7 +115,7 @@ def passkey_accuracy(loaded: LoadedModel, factors: Factors, samples: Sequence[Sa
 
 
 def accuracy_by_cell(needles: Sequence[Needle], retrievals: Sequence[Retrieval]) -> list[Cell]:
-    """Accuracy for each length and depth, in the order these come."""
+    """Compute the accuracy for each length and depth, in the order of the needles."""
     cells: dict[tuple[int, float], list[Retrieval]] = {}
     for needle, retrieval in zip(needles, retrievals, strict=True):
         cells.setdefault((len(needle.sample.tokens), needle.depth), []).append(retrieval)
@@ -132,7 +132,7 @@ def _cell(length: int, depth: float, answers: Sequence[Retrieval]) -> Cell:
 
 
 def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
-    """A document: lengths, depths, and the cells with null for what JSON cannot hold."""
+    """Return a JSON document with lengths, depths and cells; a number that JSON cannot express is null."""
     return {
         "lengths": list(dict.fromkeys(cell.length for cell in cells)),
         "depths": list(dict.fromkeys(cell.depth for cell in cells)),
@@ -151,7 +151,7 @@ def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def table(cells: Sequence[Cell]) -> str:
-    """The accuracies for a terminal: a line for each length, a column for each depth."""
+    """Format the accuracies for a terminal: a line for each length, a column for each depth."""
     depths = dict.fromkeys(cell.depth for cell in cells)
     by_place = {(cell.length, cell.depth): cell for cell in cells}
     lines = [f"{'tokens':>10}" + "".join(f"{f'depth {depth:.0%}':>16}" for depth in depths)]

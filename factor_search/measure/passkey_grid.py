@@ -1,4 +1,4 @@
-"""Passkey accuracy over a grid of lengths and depths, stored cell by cell, so that an interruption costs one cell."""
+"""Measures passkey accuracy over a grid of lengths and depths, and stores each cell, so it can be interrupted."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -39,19 +39,19 @@ def passkey_grid(
     identity: str,
     on_cell: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """Accuracy by length and depth, and over all.
+    """Measure the accuracy by length and depth, and over all samples.
 
     Args:
         loaded: the model.
-        factors: in force at every length.
-        documents: that hide the passkeys.
-        lengths: of the samples, in tokens.
-        depths: how many, evenly from 0 to 1.
-        digits: of the passkeys.
-        seed: of the passkeys.
-        record: file in which retrievals are kept.
-        identity: of everything that the retrievals depend on besides the model.
-        on_cell: receives the number of finished cells, and that of all.
+        factors: the factors, used at every length.
+        documents: documents into which the passkeys are inserted.
+        lengths: lengths of the samples in tokens.
+        depths: number of depths, evenly spaced from 0 to 1.
+        digits: digits of the passkeys.
+        seed: determines the passkeys.
+        record: file that stores the retrievals.
+        identity: identifies everything that the retrievals depend on besides the model.
+        on_cell: called with the number of finished cells and of all cells.
 
     Raises:
         DataError: a passkey and its question do not fit into a length.
@@ -71,15 +71,15 @@ def passkey_grid(
 
 
 def check_room(tokenizer: Any, length: int, digits: int) -> None:
-    """Refuse a length that a passkey and its question do not fit into; needs no document.
+    """Check that a passkey and its question fit into a length; this needs no document.
 
     Args:
-        tokenizer: of the model.
-        length: of the samples, in tokens.
-        digits: of the passkeys.
+        tokenizer: tokenizer of the model.
+        length: length of the samples in tokens.
+        digits: digits of the passkeys.
 
     Raises:
-        DataError: saying how many tokens are needed.
+        DataError: the length is too short; the message gives the tokens needed.
     """
     cached = CachedTokenizer(tokenizer)
     blank = sample_of("", np.resize(np.array([*cached.prefix, 0], dtype=np.int64), length + 1))
@@ -87,7 +87,7 @@ def check_room(tokenizer: Any, length: int, digits: int) -> None:
 
 
 def fits(loaded: LoadedModel, documents: SampleSet, length: int, digits: int) -> bool:
-    """Whether a passkey and its question fit into a length in tokens."""
+    """Return whether a passkey and its question fit into a length in tokens."""
     try:
         tokenizer = CachedTokenizer(loaded.tokenizer)
         passkey_samples(documents, tokenizer, lengths=[length], depths=[0.5], digits=digits)
@@ -97,7 +97,7 @@ def fits(loaded: LoadedModel, documents: SampleSet, length: int, digits: int) ->
 
 
 def _overall(retrievals: Sequence[Retrieval], documents: int) -> dict[str, Any]:
-    """The share of all passkeys that was found; samples of one document are not independent, so it counts as one."""
+    """Compute the share of all passkeys that were retrieved; the standard error is over documents, not over samples."""
     shares = [fmean(one.right for one in retrievals[number::documents]) for number in range(documents)]
     error = stdev(shares) / math.sqrt(documents) if documents > 1 else None
     return {"accuracy": fmean(shares), "standard_error": error, "documents": documents}

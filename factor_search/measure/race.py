@@ -1,7 +1,7 @@
-"""When a candidate is stopped before its last document: fixed before a generation begins.
+"""Decides when a candidate is stopped before its last document, by rules that are fixed before a generation begins.
 
-Whether a candidate is stopped then depends on its own losses alone, so any worker can decide it, and a search that is
-run again decides the same.
+The decision depends only on the candidate's own losses. So any worker can make it, and a resumed search makes the same
+decisions.
 """
 
 import math
@@ -11,17 +11,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Race:
-    """When a candidate is not evaluated any further."""
+    """The rules by which candidates of a generation are stopped."""
 
     documents: int
-    """It is stopped after so many of the first documents in any case, unless these are all."""
+    """Number of documents after which every candidate is stopped."""
     rival: tuple[float, ...] = ()
-    """Loss of the evaluation to beat on each document, nats per token; empty if there is none."""
+    """Losses of the evaluation to beat on each document, nats per token; empty if there is none."""
     margins: tuple[tuple[int, float], ...] = ()
-    """After so many documents, stopped if on average so many nats worse than the rival."""
+    """Pairs of a number of documents and a margin in nats. After so many documents, a candidate is stopped if its mean
+    loss exceeds that of the rival by more than the margin."""
 
     def stops(self, losses: Sequence[float], total: int) -> bool:
-        """Whether a candidate with these losses on the first documents is stopped there, of ``total`` documents."""
+        """Return whether a candidate with these losses on the first of ``total`` documents is stopped there."""
         count = len(losses)
         if count >= total:
             return False
@@ -32,7 +33,7 @@ class Race:
 
 
 def rungs(total: int) -> Iterator[int]:
-    """After 1, 2, 4, ... of ``total`` documents a candidate may be stopped, and what is known of it is stored."""
+    """Yield the numbers of documents after which a candidate may be stopped: 1, 2, 4, ... below ``total``."""
     count = 1
     while count < total:
         yield count
@@ -40,5 +41,5 @@ def rungs(total: int) -> Iterator[int]:
 
 
 def mean_difference(losses: Sequence[float], rival: Sequence[float]) -> float:
-    """Mean of ``losses - rival`` over the documents both have, in nats."""
+    """Return the mean of ``losses - rival`` over the documents that both have, in nats."""
     return math.fsum(a - b for a, b in zip(losses, rival, strict=False)) / min(len(losses), len(rival))

@@ -1,4 +1,4 @@
-"""Short-context degradation: what factors for long texts cost within the original length, and what is recovered."""
+"""Measures short-context degradation within the original length, and how much of it short factors recover."""
 
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,17 @@ from factor_search.text.samples import SampleSet
 def short_context(
     original: ModelSpec, loaded: LoadedModel, candidates: dict[str, Factors], documents: SampleSet, record: Path
 ) -> dict[str, Any]:
-    """Losses in windows of the original length: of the original model as it is, and of another with given factors.
+    """Compare the original model and the extended model with given factors, in windows of the original length.
 
     Args:
-        original: the model before it was extended, used with the RoPE that its configuration has.
+        original: the model before the extension, which is used with the RoPE of its configuration.
         loaded: the extended model.
-        candidates: ``long``, and ``short`` if there is a readjustment.
-        documents: of plain text, each of the same number of whole windows in tokens.
-        record: file in which evaluations are kept.
+        candidates: factors named ``long``, and ``short`` if there is a readjustment.
+        documents: documents of plain text, each with the same whole number of windows.
+        record: file that stores the evaluations.
 
     Returns:
-        A document with the window's ``length`` in tokens, the number of ``windows``, a row for each model, and the
+        A JSON document with the window ``length`` in tokens, the number of ``windows``, a row for each model, and the
         share of the degradation that the short factors recover, or null.
     """
     length = loaded.geometry.original_length
@@ -52,13 +52,13 @@ def _as_configured(spec: ModelSpec, documents: SampleSet, length: int, record: P
 def _losses(
     loaded: LoadedModel, factors: Factors, documents: SampleSet, length: int, record: Path
 ) -> tuple[float, ...]:
-    """Mean loss of each document in nats per token, over consecutive windows; empty if it could not be evaluated."""
+    """Return the mean loss of each document over consecutive windows (nats per token), or () if it failed."""
     with Ledger(record) as ledger, LocalEvaluator(loaded, length, stride=length) as local:
         return next(RecordedEvaluator(local, ledger).evaluate_all([factors], documents)).losses
 
 
 def _recovered(losses: dict[str, tuple[float, ...]]) -> dict[str, Any] | None:
-    """The share of the long factors' degradation that the short ones win back."""
+    """Compute the share of the long factors' degradation that the short factors recover."""
     if not all(losses.values()) or "short" not in losses:
         return None
     long, short, original = (losses[name] for name in ("long", "short", "original"))

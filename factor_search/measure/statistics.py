@@ -1,4 +1,4 @@
-"""Perplexity over documents, and differences in pairs, with their standard errors."""
+"""Perplexity over documents and paired differences, with their standard errors."""
 
 import math
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Summary:
-    """Perplexity over documents, with its uncertainty."""
+    """The perplexity over documents, with its uncertainty."""
 
     perplexity: float
-    """exp of the mean loss per scored token."""
+    """exp(loss)."""
     standard_error: float
     """Standard error of the perplexity over documents (delta method); NaN for a single document."""
     loss: float
@@ -21,7 +21,7 @@ class Summary:
 
 
 def summarise(losses: Sequence[float], tokens: Sequence[int]) -> Summary:
-    """Summarise documents' mean losses (nats per token), each weighted by its number of predicted tokens."""
+    """Summarise the mean losses of documents (nats per token), each weighted by its number of scored tokens."""
     mean, error = _weighted_mean(losses, tokens)
     perplexity = math.exp(mean) if mean < 700 else math.inf
     return Summary(perplexity, perplexity * error, mean, sum(tokens), len(losses))
@@ -30,16 +30,17 @@ def summarise(losses: Sequence[float], tokens: Sequence[int]) -> Summary:
 def paired_difference(
     losses: Sequence[float], reference: Sequence[float], tokens: Sequence[int]
 ) -> tuple[float, float]:
-    """Mean of ``losses - reference`` per token and its standard error over documents (NaN for a single document).
+    """Return the mean of ``losses - reference`` and its standard error over documents (NaN for a single document).
 
-    Documents weigh by their tokens, so the mean is the difference of the two summaries' losses, in nats.
+    Documents are weighted by their tokens, so the mean is the difference of the two summaries' losses, in nats per
+    token.
     """
     differences = [a - b for a, b in zip(losses, reference, strict=True)]
     return _weighted_mean(differences, tokens)
 
 
 def _weighted_mean(values: Sequence[float], weights: Sequence[int]) -> tuple[float, float]:
-    """Ratio estimator sum(w v) / sum(w), and its standard error over documents drawn at random."""
+    """Compute the ratio estimator sum(w v) / sum(w) and its standard error over a random sample of documents."""
     total, n = sum(weights), len(values)
     mean = math.fsum(value * weight for value, weight in zip(values, weights, strict=True)) / total
     spread = math.fsum((weight * (value - mean)) ** 2 for value, weight in zip(values, weights, strict=True))

@@ -1,4 +1,4 @@
-"""What stored evaluations of a candidate say about it in a race, and which of them can be continued."""
+"""Decides from stored evaluations whether a candidate's result in a race is known, or where to continue it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,16 +10,16 @@ from factor_search.measure.race import Race, rungs
 def settled(
     race: Race | None, stored: Mapping[int, Evaluation], total: int, key_of: Callable[[int], str]
 ) -> tuple[Evaluation | None, Evaluation | None]:
-    """What stored evaluations of a candidate say about it in a race.
+    """Look up a candidate's result in a race.
 
     Args:
-        race: None to evaluate on all documents.
-        stored: by number of documents; under ``total`` whatever came of all of them.
-        total: documents that candidates are compared on.
-        key_of: the address of a candidate that was stopped after so many documents.
+        race: the race, or None to evaluate on all documents.
+        stored: stored evaluations by number of documents; the one under ``total`` may have any outcome.
+        total: number of search documents.
+        key_of: returns the address of the candidate if it is stopped after so many documents.
 
     Returns:
-        The outcome if it is settled, else None; then, if there is one, the evaluation to continue from.
+        The result, or None if it is not known; and the evaluation from which to continue, or None.
     """
     complete = stored.get(total)
     measured = {count: evaluation for count, evaluation in stored.items() if evaluation.losses}
@@ -30,14 +30,14 @@ def settled(
         at_rung = measured.get(count, longest)
         if len(at_rung.losses) < count:
             break
-        # before what came of all documents: a candidate may have failed only when it was continued later
+        # This comes before the complete evaluation, which may have failed on a document behind this rung.
         if race.stops(at_rung.losses[:count], total):
             return at_rung if len(at_rung.losses) == count else cut(at_rung, count, key_of(count)), None
     return (complete, None) if complete is not None else (None, longest)
 
 
 def cut(evaluation: Evaluation, count: int, key: str) -> Evaluation:
-    """An evaluation as it would be, had it been stopped after ``count`` documents."""
+    """Return an evaluation as if it had been stopped after ``count`` documents."""
     share = sum(evaluation.tokens[:count]) / sum(evaluation.tokens)
     return replace(
         evaluation,

@@ -1,11 +1,11 @@
-"""Where the windows of an evaluation lie, and which lengths a ladder has."""
+"""Computes the windows of an evaluation, and the lengths at which perplexity is measured."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Window:
-    """One forward pass over part of a document: tokens [start, stop), of which those from ``scored`` on count."""
+    """One forward pass over the tokens [start, stop) of a document, which scores those from ``scored`` on."""
 
     start: int
     stop: int
@@ -13,14 +13,15 @@ class Window:
 
 
 def sliding_windows(tokens: int, window: int, stride: int | None) -> list[Window]:
-    """Cut a document so that every token but the first is scored exactly once (but the first of each window, where
-    the stride is the window).
+    """Cut a document into windows so that every token but the first is scored exactly once.
+
+    If the stride is the window, the first token of each window is not scored, since nothing precedes it there.
 
     Args:
-        tokens: length of the document.
-        window: tokens a forward pass sees at most.
-        stride: tokens by which the window moves; each token after the first window is then predicted from at least
-            ``window - stride`` tokens before it. None: only the first window is used.
+        tokens: tokens of the document.
+        window: largest number of tokens of a forward pass.
+        stride: tokens by which the window moves; each token behind the first window is predicted from at least
+            ``window - stride`` tokens. None uses the first window only.
 
     Raises:
         ValueError: the stride is not within [1, window].
@@ -32,7 +33,7 @@ def sliding_windows(tokens: int, window: int, stride: int | None) -> list[Window
     windows, scored = [], 1
     for start in range(0, tokens, stride):
         stop = min(start + window, tokens)
-        first = max(scored, start + 1)  # a window that begins where the last one ended cannot predict its first token
+        first = max(scored, start + 1)  # a window cannot predict its own first token
         if stop > first:
             windows.append(Window(start, stop, first))
             scored = stop
@@ -42,7 +43,7 @@ def sliding_windows(tokens: int, window: int, stride: int | None) -> list[Window
 
 
 def doubling_lengths(original: int, target: int) -> list[int]:
-    """The original length, twice that, ... and at last the target, in tokens."""
+    """Return the original length, twice that, ... and finally the target length, in tokens."""
     lengths = []
     while original < target:
         lengths.append(original)

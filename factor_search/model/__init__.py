@@ -1,1 +1,1 @@
-"""Everything that touches a checkpoint: loading, rotary geometry, injection of factors, exact losses."""
+"""Works with checkpoints: loading, rotary geometry, injection of factors, exact losses."""

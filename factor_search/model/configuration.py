@@ -10,18 +10,18 @@ from factor_search.errors import UnsupportedModelError
 from factor_search.model.geometry import Geometry
 
 SEARCHED_LAYER_TYPE = "full_attention"
-"""Where RoPE differs by layer type, sliding-window layers never see a distance beyond their window; these ones do."""
+"""The layer type to search where RoPE differs by layer type: other layers attend within a sliding window only."""
 
 
 def read_geometry(config: PretrainedConfig, original_length: int | None = None) -> Geometry:
     """Read the rotary geometry of any transformers configuration.
 
     Args:
-        config: of a whole model; a multi-modal one answers for its text part.
-        original_length: the tokens the model was trained for, where the configuration does not say so truly.
+        config: configuration of a whole model; for a multi-modal model, the text part is used.
+        original_length: tokens the model was trained for; overrides a wrong value in the configuration.
 
     Raises:
-        UnsupportedModelError: the configuration has no rotary position embeddings, or of a kind not known here.
+        UnsupportedModelError: the configuration has no rotary position embeddings, or their type is not supported.
     """
     text_config = config.get_text_config(decoder=True)
     architecture = (config.architectures or [type(config).__name__])[0]
@@ -57,7 +57,7 @@ def read_geometry(config: PretrainedConfig, original_length: int | None = None) 
 def _searched_parameters(
     config: PretrainedConfig, rope_parameters: Mapping[str, Any], architecture: str
 ) -> tuple[str | None, Mapping[str, Any]]:
-    """The RoPE parameters to search, and their layer type where the configuration keeps several."""
+    """Return the layer type to search (None if there is only one) and its RoPE parameters."""
     nested = {key: value for key, value in rope_parameters.items() if isinstance(value, Mapping)}
     if "rope_theta" in rope_parameters or not nested:
         return None, rope_parameters
@@ -71,15 +71,15 @@ def _searched_parameters(
 
 
 def _layer_config(config: PretrainedConfig, layer_type: str | None) -> PretrainedConfig:
-    """The configuration of one layer type, for the few models whose layer types differ in shape (gemma4)."""
+    """Return the configuration of one layer type; in a few models layer types differ in shape (gemma4)."""
     if layer_type is None or not getattr(config, "is_heterogeneous", False):
         return config
     return config.per_layer_config[layer_type]
 
 
 def _head_dim(config: PretrainedConfig) -> int:
-    """Width of the part of a head that RoPE can act on."""
-    for name in ("qk_rope_head_dim", "head_dim"):  # multi-head latent attention rotates a part of its own
+    """Return the width of the part of a head on which RoPE can act."""
+    for name in ("qk_rope_head_dim", "head_dim"):  # multi-head latent attention has a separate rotary part
         value = getattr(config, name, None)
         if value:
             return int(value)
@@ -87,15 +87,16 @@ def _head_dim(config: PretrainedConfig) -> int:
 
 
 def _lengths(config: PretrainedConfig, parameters: Mapping[str, Any]) -> tuple[int, int]:
-    """(original, configured) context lengths in tokens."""
+    """Return the original and the configured context length in tokens."""
     configured = getattr(config, "max_position_embeddings", None)
-    # A top-level value overrides the nested one, as in transformers.
+    # In transformers, a top-level value overrides the nested one.
     original = getattr(config, "original_max_position_embeddings", None) or parameters.get(
         "original_max_position_embeddings"
     )
     original = original or configured
     if not original:
         raise UnsupportedModelError(
-            "the configuration gives no max_position_embeddings: the original length is unknown"
+            "the configuration gives no max_position_embeddings, so the original length is unknown: set "
+            "model.original_length"
         )
     return int(original), int(configured or original)

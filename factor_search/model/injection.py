@@ -1,9 +1,9 @@
-"""Candidates put into a live model, without reloading it and without code for any one architecture.
+"""Applies candidates to a loaded model, without reloading it and without code for single architectures.
 
-Every decoder of transformers owns rotary modules: a buffer of inverse frequencies and a ``forward(x, position_ids)``
-that turns it into rotations. The injector wraps that forward: it lends the module a candidate's frequencies for the
-length of one call. It never looks at what comes out, so half, interleaved and complex layouts, partial rotary
-dimensions and multi-axis positions all work.
+Every decoder in transformers has rotary modules with a buffer of inverse frequencies and a ``forward(x, position_ids)``
+that computes rotations from it. The injector wraps that forward, and replaces the buffer by a candidate's frequencies
+during the call. It does not interpret the result, so half, interleaved and complex layouts, partial rotary dimensions
+and multi-axis positions all work.
 """
 
 import inspect
@@ -27,7 +27,7 @@ Rotation = Any
 
 @dataclass(frozen=True)
 class _Site:
-    """One rotary module and the names under which it keeps the frequencies and scaling to be replaced."""
+    """One rotary module, with the names of its frequency buffer and of its scaling."""
 
     module: nn.Module
     buffer: str
@@ -38,7 +38,7 @@ class _Site:
 
 
 class Injector:
-    """Puts candidates into the rotary modules of one model; used as a context manager, it restores them exactly.
+    """Applies candidates to the rotary modules of one model; as a context manager, it restores them exactly.
 
     >>> with Injector(model, geometry) as injector:  # doctest: +SKIP
     ...     with injector.using([candidate]):
@@ -49,7 +49,7 @@ class Injector:
         """Find the rotary modules.
 
         Raises:
-            UnsupportedModelError: there are none, or they do not have the geometry of the configuration.
+            UnsupportedModelError: there are none, or their geometry differs from the configuration's.
         """
         self.geometry = geometry
         self._sites = _find_sites(model, geometry)
@@ -58,7 +58,7 @@ class Injector:
 
     def __enter__(self) -> "Injector":
         for site in self._sites:
-            self._instance_forwards.append(site.module.__dict__.get("forward"))  # accelerate's hooks put one there
+            self._instance_forwards.append(site.module.__dict__.get("forward"))  # set by the hooks of accelerate
             site.module.forward = self._wrapped(site)
         return self
 
@@ -66,16 +66,17 @@ class Injector:
         for site in reversed(self._sites):
             instance_forward = self._instance_forwards.pop()
             if instance_forward is None:
-                del site.module.forward  # the class's own forward shows through again
+                del site.module.forward  # the forward of the class becomes visible again
             else:
                 site.module.forward = instance_forward
 
     @contextmanager
     def using(self, rows: Sequence[Factors]) -> Iterator[None]:
-        """Within this context the model computes with the given factors.
+        """Let the model compute with the given factors within this context.
 
         Args:
-            rows: one candidate for the whole batch, or as many candidates as the batch has rows.
+            rows: one candidate for the whole batch, or one candidate per row of the batch; none for the model's own
+                RoPE.
 
         Raises:
             FactorsError: a candidate has the wrong number of factors for this model.
@@ -167,8 +168,8 @@ def _find_sites(model: PreTrainedModel, geometry: Geometry) -> list[_Site]:
         sites.append(_Site(module, *name, layer_type, inspect.unwrap(type(module).forward)))
     if not sites:
         raise UnsupportedModelError(
-            f"{geometry.architecture} has no rotary module with an inverse-frequency buffer: its RoPE is computed in a "
-            "way that factors cannot be put into"
+            f"{geometry.architecture} has no rotary module with an inverse-frequency buffer: factors cannot be applied "
+            "to the way in which it computes RoPE"
         )
     for site in sites:
         found = site.module.get_buffer(site.buffer)
@@ -188,12 +189,12 @@ def _map_tensors(function: Callable[..., Tensor], *rotations: Rotation) -> Rotat
 
 
 def _batch_dim(position_ids: Tensor, rotation: Tensor) -> int:
-    """Rotations of multi-axis positions (axes, B, T) may keep the axes in front of the batch."""
+    """Return the batch dimension of a rotation; multi-axis positions (axes, B, T) may put the axes before the batch."""
     return 1 if position_ids.ndim == 3 and rotation.ndim == 4 else 0
 
 
 def _where_initial(position_ids: Tensor, initial_tokens: int, kept: Tensor, rescaled: Tensor) -> Tensor:
-    """Rows of ``kept`` where position < initial_tokens, of ``rescaled`` elsewhere."""
+    """Select ``kept`` where position < initial_tokens, and ``rescaled`` elsewhere."""
     positions = position_ids if position_ids.ndim == 2 else position_ids[0]  # (B or 1, T); all axes of a text are equal
     leading = _batch_dim(position_ids, kept)
     shape = [1] * leading + list(positions.shape) + [1] * (kept.ndim - leading - 2)
@@ -202,11 +203,11 @@ def _where_initial(position_ids: Tensor, initial_tokens: int, kept: Tensor, resc
 
 @torch.inference_mode()
 def probe(model: PreTrainedModel, geometry: Geometry, tokens: int = 24) -> None:
-    """Prove on a short input that factors reach the logits, and that nothing of them stays behind.
+    """Check on a short input that factors change the logits, and that the model is restored afterwards.
 
     Raises:
-        UnsupportedModelError: changing the rescale factors, or the attention factor, changes no logit (phimoe, gptj);
-            or the model does not come back to itself.
+        UnsupportedModelError: changing the rescale factors or the attention factor changes no logit (phimoe, gptj), or
+            the model is not restored.
     """
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = (torch.arange(tokens, device=model.device) * 7919 % vocabulary)[None]
@@ -217,8 +218,8 @@ def probe(model: PreTrainedModel, geometry: Geometry, tokens: int = 24) -> None:
 
     before = logits()
     if not before.isfinite().all():
-        raise UnsupportedModelError(f"{geometry.architecture} gives non-finite logits on a short input of its own")
-    noise = (logits() - before).abs().max()  # 0, but for GPU kernels that add in any order
+        raise UnsupportedModelError(f"{geometry.architecture} gives non-finite logits on a short input")
+    noise = (logits() - before).abs().max()  # 0, except with GPU kernels that add in any order
     neutral = Factors.of([1.0] * geometry.pairs)
     changed = {
         "rescale factors": Factors.of([1.0 + 3.0 * (i + 1) / geometry.pairs for i in range(geometry.pairs)]),
@@ -231,8 +232,8 @@ def probe(model: PreTrainedModel, geometry: Geometry, tokens: int = 24) -> None:
             with injector.using([factors]):
                 if not (logits() - plain).abs().max() > 4 * noise:
                     raise UnsupportedModelError(
-                        f"{geometry.architecture} ignores {what}: its logits do not change when they do, so there is "
-                        "nothing to search"
+                        f"{geometry.architecture} ignores {what}: its logits do not change, so there is nothing to "
+                        "search"
                     )
     if not (logits() - before).abs().max() <= 4 * noise:
         raise UnsupportedModelError(f"{geometry.architecture} does not return to its own RoPE after a candidate")

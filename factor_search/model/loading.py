@@ -1,4 +1,4 @@
-"""Checkpoints: loading them quietly, refusing broken ones, and knowing their content."""
+"""Loads checkpoints without log output, refuses broken ones, and hashes their content."""
 
 import contextlib
 import hashlib
@@ -27,18 +27,18 @@ from factor_search.spec import ModelSpec, looks_local
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready for evaluation, with what identifies it."""
+    """A model ready for evaluation, with its tokenizer, geometry and identity."""
 
     model: PreTrainedModel
     tokenizer: Any
     geometry: Geometry
     content: str
-    """Hash of the checkpoint's files, or the hub commit."""
+    """The hash of the checkpoint's files, or the commit on the hub."""
     spec: ModelSpec
 
     @property
     def identity(self) -> dict[str, str]:
-        """What an evaluation's result depends on besides data and candidate."""
+        """The properties of the model on which the result of an evaluation depends."""
         return {
             "model": self.content,
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -47,11 +47,11 @@ class LoadedModel:
 
 
 def load_model(spec: ModelSpec) -> LoadedModel:
-    """Load model and tokenizer for evaluation.
+    """Load a model and its tokenizer for evaluation.
 
     Raises:
-        ModelLoadError: there is no such model, its files are broken, or weights are missing from them.
-        UnsupportedModelError: it has no rotary position embeddings.
+        ModelLoadError: there is no such model, its files are broken, or weights are missing.
+        UnsupportedModelError: the model has no rotary position embeddings.
     """
     config = load_config(spec)
     geometry = read_geometry(config, spec.original_length)
@@ -65,7 +65,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     if absent:
         raise ModelLoadError(
             f"the checkpoint of {spec.id} lacks {len(absent)} weights that the model needs, {absent[0]} among them: "
-            "its figures would come from random numbers"
+            "transformers would initialise them at random; give a complete checkpoint"
         )
     with _explained(spec, f"weights on device {device}"):
         model = model.to(device).eval()
@@ -73,7 +73,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
 
 
 def load_config(spec: ModelSpec) -> PretrainedConfig:
-    """The configuration alone.
+    """Load the configuration of a model.
 
     Raises:
         ModelLoadError: there is none, or it is broken.
@@ -85,7 +85,7 @@ def load_config(spec: ModelSpec) -> PretrainedConfig:
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
-    """The tokenizer alone.
+    """Load the tokenizer of a model.
 
     Raises:
         ModelLoadError: there is none, or it is broken.
@@ -95,10 +95,10 @@ def load_tokenizer(spec: ModelSpec) -> Any:
 
 
 def checkpoint_folder(spec: ModelSpec) -> Path:
-    """The folder with all files of a checkpoint, downloaded if it is on the hub.
+    """Return the folder with all files of a checkpoint, and download it if it is on the hub.
 
     Raises:
-        ModelLoadError: it cannot be downloaded.
+        ModelLoadError: the checkpoint cannot be downloaded.
     """
     if Path(spec.id).is_dir():
         return Path(spec.id)
@@ -107,21 +107,21 @@ def checkpoint_folder(spec: ModelSpec) -> Path:
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """The part of a causal language model that turns token ids into hidden states.
+    """Return the decoder of a causal language model, which computes hidden states from token ids.
 
     Raises:
-        UnsupportedModelError: the model has no such part of its own.
+        UnsupportedModelError: the decoder is not a separate module.
     """
     for candidate in (model.get_decoder(), getattr(model, "model", None), model.base_model):
         if isinstance(candidate, nn.Module) and candidate is not model:
             return candidate
-    raise UnsupportedModelError(f"{type(model).__name__} does not keep its decoder apart from its head")
+    raise UnsupportedModelError(f"{type(model).__name__} does not separate its decoder from its head")
 
 
 def content_hash(spec: ModelSpec, config: PretrainedConfig) -> str:
-    """What the weights are: the hub commit, or a hash over the folder's configuration and weights.
+    """Identify the weights: by the commit on the hub, or a hash over the folder's configuration and weights.
 
-    Hashing reads every byte once; the result is remembered by size and time of modification.
+    Hashing reads every byte; the result is cached by path, size and time of modification of each file.
     """
     folder = Path(spec.id)
     if not folder.is_dir():
@@ -162,7 +162,7 @@ def _device(spec: ModelSpec) -> torch.device:
     try:
         device = torch.device(spec.device)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without the device
+    except (RuntimeError, AssertionError) as error:  # AssertionError where torch was built without the device
         raise ModelLoadError(f"cannot use device {spec.device!r}: {one_line(error)}") from None
     return device
 
@@ -172,10 +172,10 @@ _GLOBAL_STATE = threading.RLock()
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Silence the libraries' log lines and progress bars; what matters of them is raised as an error.
+    """Suppress log lines and progress bars of the libraries; problems are raised as errors.
 
-    One thread at a time: what is silenced is the whole process, and so is what transformers patches while it loads
-    (two loads that overlap leave ``PreTrainedModel.tie_weights`` without effect for good).
+    Only one thread at a time runs inside, since log levels belong to the process. So does what transformers patches
+    while it loads: two loads that overlap disable ``PreTrainedModel.tie_weights`` permanently.
     """
     with _GLOBAL_STATE, _silenced():
         yield
@@ -201,9 +201,9 @@ def _silenced() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explained(spec: ModelSpec, what: str) -> Iterator[None]:
-    """Turn whatever the loaders of third parties raise on a broken checkpoint into one line."""
+    """Convert any error that third-party loaders raise on a broken checkpoint into a one-line error."""
     try:
         yield
     except Exception as error:
-        place = "" if Path(spec.id).is_dir() else " (no such folder here, so it was looked for on the hub)"
+        place = "" if Path(spec.id).is_dir() else " (there is no such folder here, so it was looked for on the hub)"
         raise ModelLoadError(f"cannot load the {what} of {spec.id}{place}: {one_line(error)}") from error

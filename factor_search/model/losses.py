@@ -1,4 +1,4 @@
-"""Exact next-token loss of long sequences, without ever holding the logits of more than a chunk of them."""
+"""Computes exact next-token losses of long sequences with the logits of only one chunk in memory."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -13,25 +13,25 @@ from transformers import PreTrainedModel
 from factor_search.model.loading import decoder_of
 
 REUSED_BYTES = 20 * 2**20
-"""Blocks of up to 32 MB are reused by the C library; larger ones are mapped, and zeroed page by page, every time."""
+"""Bytes of a chunk of logits. The C library reuses blocks of up to 32 MB; it maps larger ones and zeroes every page."""
 LEAST_TOKENS, MANY_TOKENS = 128, 512
-"""With fewer rows than the first the product with the output layer gets slow; the second is taken instead."""
+"""If a chunk had fewer tokens than the first, the output layer would be slow; chunks then have the second number."""
 LOSS_BLOCK = 2**20
-"""Logits whose exponentials are taken at once, so that they stay in the cache."""
+"""Logits whose exponentials are computed at once, so that they stay in the cache."""
 
 
 @torch.inference_mode()
 def token_losses(model: PreTrainedModel, input_ids: Tensor, *, chunk_tokens: int | None = None) -> Tensor:
-    """Negative log-likelihood of every token given those before it.
+    """Compute the negative log-likelihood of every token given the tokens before it.
 
-    The decoder runs once over the whole sequence. Then the model's own forward is replayed with the decoder answering
-    from memory, a chunk of positions at a time, so whatever the model does to its logits (soft-capping, scaling, an
-    output projection of its own) is done here as well.
+    The decoder runs once over the whole sequence. Then the model's own forward runs again for one chunk of positions at
+    a time, with the stored output of the decoder. Everything that the model does to its logits (soft-capping, scaling,
+    a projection) is therefore included.
 
     Args:
         model: a causal language model in evaluation mode.
         input_ids: token ids of shape (B, T), T >= 2.
-        chunk_tokens: how many tokens, over all rows, have their logits in memory at once; None: what is fast.
+        chunk_tokens: tokens, over all rows, with logits in memory at once; None chooses a fast number.
 
     Returns:
         float32 tensor of shape (B, T - 1), in nats; entry t is the loss of token t + 1.
@@ -53,7 +53,7 @@ def token_losses(model: PreTrainedModel, input_ids: Tensor, *, chunk_tokens: int
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model makes of some tokens of a text."""
+    """A model's predictions of some tokens of a text."""
 
     losses: Tensor
     """float32 of shape (B, S), in nats: negative log-likelihood of each token given those before it."""
@@ -65,13 +65,13 @@ class Predictions:
 def predict(
     model: PreTrainedModel, input_ids: Tensor, positions: Sequence[int], *, chunk_tokens: int | None = None
 ) -> Predictions:
-    """Losses of some tokens: those of :func:`token_losses`, but the output layer sees only what predicts them.
+    """Predict some tokens with the losses of :func:`token_losses`; logits are computed only where they are needed.
 
     Args:
         model: a causal language model in evaluation mode.
         input_ids: token ids of shape (B, T), T >= 2.
         positions: S positions of the tokens, each within [1, T), the same for all rows.
-        chunk_tokens: how many tokens, over all rows, have their logits in memory at once; None: what is fast.
+        chunk_tokens: tokens, over all rows, with logits in memory at once; None chooses a fast number.
     """
     rows, chunk = len(input_ids), max(1, (chunk_tokens or _fast_chunk(model)) // len(input_ids))
     wanted = torch.tensor(positions, dtype=torch.long, device=input_ids.device)
@@ -90,7 +90,7 @@ def predict(
 
 
 def _logits(model: PreTrainedModel, input_ids: Tensor, view: "View", positions: slice | Tensor) -> Tensor:
-    """The model's logits at some positions, of shape (B, positions, vocabulary)."""
+    """Compute the model's logits at some positions: shape (B, positions, vocabulary)."""
     view.positions = positions
     logits: Tensor = model(input_ids=input_ids, use_cache=False, return_dict=True).logits
     return logits
@@ -102,10 +102,10 @@ def _fast_chunk(model: PreTrainedModel) -> int:
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """log sum_j exp(logit_j - logit_target) for each row: float32 of shape (rows,).
+    """Compute log sum_j exp(logit_j - logit_target) for each row: float32 of shape (rows,).
 
-    The target takes the place of the maximum that is usually subtracted, which spares a slow pass; where that
-    overflows (a loss beyond 88 nats), the usual way is taken.
+    The usual formula subtracts the maximum. Subtracting the target's logit instead saves a slow pass. If that overflows
+    (at a loss above 88 nats), torch's cross-entropy is used.
     """
     rows, vocabulary = logits.shape
     losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
@@ -122,23 +122,23 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass
 class View:
-    """Which positions of the decoder's output the head gets to see."""
+    """The positions of the decoder's output that the head sees."""
 
     positions: slice | Tensor | None = None
     output: Any = None
     hidden: Tensor | None = None
-    """What the head sees of it: (B, T, hidden size)."""
+    """The hidden states for the head, of shape (B, T, hidden size)."""
 
 
 @contextmanager
 def decoder_remembered(
     model: PreTrainedModel, keep: Callable[[Tensor], Tensor] = lambda hidden: hidden
 ) -> Iterator[View]:
-    """Let the decoder compute once; answer later calls from memory, cut to the wanted positions.
+    """Let the decoder compute once within this context; later calls return its output at the wanted positions.
 
     Args:
         model: a causal language model.
-        keep: what is remembered of the hidden states (B, T, hidden size); training cuts the graph here.
+        keep: converts the hidden states (B, T, hidden size) before they are stored; training cuts the graph here.
     """
     decoder = decoder_of(model)
     instance_forward = decoder.__dict__.get("forward")

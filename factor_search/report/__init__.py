@@ -1,1 +1,1 @@
-"""Reports: the JSON document, its page and plots, and the folder of results."""
+"""Builds reports: the JSON document, its HTML page and plots, and the folder of results."""

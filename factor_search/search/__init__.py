@@ -1,1 +1,1 @@
-"""The search: its space, its strategies, the loop, and the choice of the best candidate."""
+"""Searches: the space, the strategies, the loop, and the choice of the winner."""

@@ -1,4 +1,4 @@
-"""The search loop: ask, evaluate, tell, until the strategy or the budget ends."""
+"""The search loop asks a strategy, evaluates its candidates and tells the results, until the budget ends."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,32 +15,32 @@ from factor_search.text.samples import SampleSet
 
 @dataclass
 class SearchState:
-    """What is known so far; a new object is not made for each candidate."""
+    """The state of a search, which is updated in place."""
 
     generation: int = 0
     evaluations: list[Evaluation] = field(default_factory=list)
-    """In the order proposed. A candidate that is evaluated on more documents later comes again."""
+    """All evaluations in the order proposed; a candidate occurs again when it is evaluated on more documents."""
     candidates: dict[Factors, Evaluation] = field(default_factory=dict)
-    """The distinct candidates with the last evaluation of each."""
+    """The distinct candidates, with the last evaluation of each."""
     best: Evaluation | None = None
-    """The lowest loss among the evaluations on most documents."""
+    """The evaluation with the lowest loss among those on most documents."""
     tokens: int = 0
-    """Tokens scored, stored results included."""
+    """Tokens scored, including those of stored results."""
     seconds: float = 0.0
-    """Seconds spent evaluating, stored results included."""
+    """Seconds of evaluation, including those of stored results."""
     generations: list[int] = field(default_factory=list)
-    """Evaluations known when each generation ended."""
+    """Number of evaluations at the end of each generation."""
     ended_by: str = ""
     """``strategy``, ``candidates``, ``tokens``, ``seconds``, ``no_improvement`` or ``interrupt``."""
     best_at: list[tuple[int, Evaluation]] = field(default_factory=list)
-    """Each best with the number of candidates there were when it was found."""
+    """Every best evaluation so far, with the number of candidates when it was found."""
 
     def saw(self, evaluation: Evaluation) -> None:
-        """Take an evaluation into account."""
+        """Add an evaluation."""
         earlier = self.candidates.get(evaluation.factors)
         self.evaluations.append(evaluation)
         self.candidates[evaluation.factors] = evaluation
-        # what was known of the candidate in this search was not computed again
+        # An evaluation that continues an earlier one contains its tokens and seconds.
         self.tokens += max(sum(evaluation.tokens) - (sum(earlier.tokens) if earlier else 0), 0)
         self.seconds += max(evaluation.seconds - (earlier.seconds if earlier else 0.0), 0.0)
         if self.best is None or _better(evaluation, self.best):
@@ -58,19 +58,20 @@ def search(
     error_rate: float | None = None,
     original_length: int | None = None,
 ) -> SearchState:
-    """Run a search to its end.
+    """Run a search until its strategy or its budget ends.
 
-    A keyboard interrupt ends it at the last finished candidate. The same search run again on an evaluator that
-    remembers gives the same candidates in the same order.
+    A keyboard interrupt ends the search at the last finished candidate. If the search runs again with stored
+    evaluations, it proposes the same candidates in the same order.
 
     Args:
         strategy: proposes candidates.
-        evaluator: evaluates them.
+        evaluator: evaluates candidates.
         samples: the search documents.
-        budget: when to end.
+        budget: the limits of the search.
         on_candidate: called after each evaluation.
-        error_rate: of racing: chance that a candidate better than the best is stopped early; None stops none.
-        original_length: of the model in tokens, for the loss within it.
+        error_rate: error rate of racing, the probability that a candidate better than the best is stopped early; None
+            stops no candidate.
+        original_length: original length of the model in tokens, for the loss within it.
     """
     state = SearchState()
     referee = Referee(len(samples.samples), error_rate)
@@ -99,7 +100,7 @@ def search(
             state.generations.append(len(state.evaluations))
             state.generation += 1
             if len(proposed) < len(generation.candidates) and _documents_known(state) <= known:
-                ended_by = "candidates"  # only candidates that are known would come for ever
+                ended_by = "candidates"  # the strategy would repeat known candidates for ever
                 break
     except KeyboardInterrupt:
         ended_by = "interrupt"
@@ -108,7 +109,7 @@ def search(
 
 
 def _affordable(generation: Generation, budget: BudgetSpec, state: SearchState) -> Sequence[Factors]:
-    """The candidates up to the first new one that the budget has no room for."""
+    """Return the candidates before the first new one that exceeds the budget."""
     if budget.candidates is None:
         return generation.candidates
     known = set(state.candidates)
@@ -120,7 +121,7 @@ def _affordable(generation: Generation, budget: BudgetSpec, state: SearchState) 
 
 
 def _better(one: Evaluation, other: Evaluation) -> bool:
-    """Whether an evaluation takes the place of another: more documents first, then a lower loss."""
+    """Return whether an evaluation is better than another: on more documents, or with a lower loss on as many."""
     if (len(one.losses), one.outcome == OK) != (len(other.losses), other.outcome == OK):
         return (len(one.losses), one.outcome == OK) > (len(other.losses), other.outcome == OK)
     return bool(one.losses) and one.summary.loss < other.summary.loss
@@ -144,12 +145,12 @@ def _exhausted(budget: BudgetSpec, state: SearchState) -> str:
 
 
 def _documents_known(state: SearchState) -> int:
-    """Candidates, and documents that they were evaluated on: what a generation that is worth anything adds to."""
+    """Count candidates and their evaluated documents; a generation that does not raise this number is useless."""
     return len(state.candidates) + sum(len(evaluation.losses) for evaluation in state.candidates.values())
 
 
 def _stagnant(budget: BudgetSpec, state: SearchState) -> str:
-    """Whether the last ``no_improvement`` candidates brought nothing that stands out from the noise."""
+    """Return ``no_improvement`` if the last so many candidates brought no improvement beyond the noise, else ''."""
     if budget.no_improvement is None or state.best is None:
         return ""
     then = len(state.candidates) - budget.no_improvement
@@ -158,7 +159,7 @@ def _stagnant(budget: BudgetSpec, state: SearchState) -> str:
 
 
 def _improved(best: Evaluation, earlier: Evaluation) -> bool:
-    """Whether a best is better than an earlier one by more than a standard error, on the documents both have."""
+    """Return whether the best improves on an earlier best by more than one standard error, on common documents."""
     count = min(len(best.losses), len(earlier.losses))
     if count == 0:
         return len(best.losses) > 0

@@ -1,4 +1,4 @@
-"""Rescale factors for those who drive Optuna themselves: a sampler for the parameters ``log_lambda_0``, ..."""
+"""An Optuna sampler for rescale factors, for studies that users run themselves."""
 
 import math
 import threading
@@ -23,7 +23,7 @@ Params = Mapping[str, Any]
 
 
 class RescaleFactorSampler(BaseSampler):
-    """First the closed forms, then CMA-ES over a non-decreasing curve of log lambda.
+    """Samples the closed forms first, then runs CMA-ES over a non-decreasing curve of log lambda.
 
     ::
 
@@ -34,13 +34,13 @@ class RescaleFactorSampler(BaseSampler):
 
         optuna.create_study(sampler=sampler).optimize(objective, n_trials=200)
 
-    The parameters are ``log_lambda_i``, a float in [0, log of the largest lambda] for each rotary pair i, and, where
-    there is more than one choice, ``initial_tokens`` and ``attention_factor``, categorical; :meth:`suggest` asks for
-    all of them. Parameters of any other name or range are drawn at random, independently.
+    The parameters are ``log_lambda_i``, a float in [0, log of the largest lambda] for each rotary pair i, and the
+    categorical ``initial_tokens`` and ``attention_factor`` where the space has more than one choice. :meth:`suggest`
+    asks for all of them. Parameters with other names or ranges are sampled independently at random.
 
-    The search is of one objective and lives in this object: another process or a later run begins its own. A trial that
-    failed, was pruned, was given other values, or still runs when all candidates of its generation are handed out,
-    counts as failed.
+    The sampler supports one objective. Its state lives in this object: another process or a later run starts a new
+    search. A trial counts as failed if it failed, was pruned, was given other values, or still runs when all candidates
+    of its generation have been proposed.
     """
 
     def __init__(
@@ -52,10 +52,17 @@ class RescaleFactorSampler(BaseSampler):
         strategy: CmaSpec | None = None,
         seed: int = 0,
     ) -> None:
-        """Without a space, that of a search by CMA-ES: LongRoPE's, with its upper bound raised.
+        """Prepare the sampler.
+
+        Args:
+            geometry: geometry of the model.
+            target_length: target context length in tokens.
+            space: the space of candidates; None is LongRoPE's with the larger upper bound of the strategy cma.
+            strategy: settings of CMA-ES; None is the default.
+            seed: determines all random numbers.
 
         Raises:
-            SpecError: the target length, or the space, does not fit the model.
+            SpecError: the target length or the space does not fit the model.
         """
         space = space or SpaceSpec(upper_bound=UPPER_BOUND_BEYOND)
         self._space = SearchSpace.build(space, geometry, target_length)
@@ -64,13 +71,13 @@ class RescaleFactorSampler(BaseSampler):
         self._independent = RandomSampler(seed=seed)
         self._distributions = self._parameters()
         self._waiting: list[Params] = []
-        self._handed_out: dict[int, Params] = {}
-        """By number of the trial, in the order of the generation."""
+        self._proposed: dict[int, Params] = {}
+        """Candidates of the generation by the number of their trial, in the order of the generation."""
         self._losses: dict[int, float] = {}
         self._lock = threading.Lock()
 
     def suggest(self, trial: Trial) -> Factors:
-        """The candidate of a trial."""
+        """Suggest all parameters of a trial, and return its candidate."""
         params: dict[str, Any] = {
             name: trial.suggest_float(name, distribution.low, distribution.high)
             if isinstance(distribution, FloatDistribution)
@@ -85,13 +92,13 @@ class RescaleFactorSampler(BaseSampler):
         return self._space.factors(self._space.project(factors))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The parameters above, from the first trial on."""
+        """Return all parameters, from the first trial on."""
         return dict(self._distributions)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The next candidate; what else is asked for is drawn at random."""
+        """Return the parameters of the next candidate; other parameters are sampled at random."""
         self._raise_error_if_multi_objective(study)
         ours = {name for name, distribution in search_space.items() if self._distributions.get(name) == distribution}
         with self._lock:
@@ -106,31 +113,31 @@ class RescaleFactorSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """At random."""
+        """Sample a parameter at random."""
         self._raise_error_if_multi_objective(study)
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """Remember the loss, if the trial was of the candidate proposed."""
+        """Store the loss, if the trial used the candidate proposed."""
         with self._lock:
-            proposed = self._handed_out.get(trial.number)
+            proposed = self._proposed.get(trial.number)
             if proposed == trial.params and state == TrialState.COMPLETE and values is not None:
                 self._losses[trial.number] = -values[0] if study.direction == StudyDirection.MAXIMIZE else values[0]
 
     def reseed_rng(self) -> None:
-        """Of independent sampling alone."""
+        """Reseed independent sampling; the candidates keep their order."""
         self._independent.reseed_rng()
 
     def _next(self, number: int) -> Params:
-        """The candidate for a trial; empty when the space is exhausted."""
+        """Return the candidate for a trial; it is empty when the space is exhausted."""
         if not self._waiting:
-            if self._handed_out:
-                self._strategy.tell([Result(self._losses.get(trial, math.inf)) for trial in self._handed_out])
-            self._handed_out, self._losses = {}, {}
+            if self._proposed:
+                self._strategy.tell([Result(self._losses.get(trial, math.inf)) for trial in self._proposed])
+            self._proposed, self._losses = {}, {}
             self._waiting = [self._params(factors) for factors in self._strategy.ask().candidates]
         if self._waiting:
-            self._handed_out[number] = self._waiting.pop(0)
-        return self._handed_out.get(number, {})
+            self._proposed[number] = self._waiting.pop(0)
+        return self._proposed.get(number, {})
 
     def _params(self, factors: Factors) -> Params:
         values = {f"log_lambda_{i}": math.log(value) for i, value in enumerate(factors.rescale_factors)}

@@ -1,4 +1,4 @@
-"""What a search has to work with before its first candidate: the space, the closed forms, and where it starts."""
+"""The problem of a search, built once before its first candidate: space, closed forms and starting points."""
 
 from dataclasses import dataclass
 
@@ -12,30 +12,30 @@ from factor_search.search.warm_start import starting_points
 from factor_search.spec import EvolutionSpec, JobSpec, WarmStartSpec
 
 SEED_ORDER = ("yarn", "ntk-critical", "ntk", "llama3", "pi", "dynamic-ntk", "entropy-abf", "as-configured", "none")
-"""Closed forms in the order in which a search evaluates them, the most promising first."""
+"""The closed forms in the order in which a search evaluates them, the most promising first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchProblem:
-    """A specification applied to one model; made once and used by the search, its report and the dashboard."""
+    """A specification applied to one model, for the search, its report and the dashboard."""
 
     spec: JobSpec
-    """With the content of its warm starts (see :func:`factor_search.search.warm_start.embedded`)."""
+    """The specification, with its warm starts embedded (see :func:`factor_search.search.warm_start.embedded`)."""
     geometry: Geometry
     space: SearchSpace
     methods: dict[str, Factors]
-    """What is measured beside the winner, by name: every closed form, and known factors with a name to compare as."""
+    """Factors with which the winner is compared, by name: all closed forms, and known factors with ``compare_as``."""
     seeds: tuple[Factors, ...]
-    """Where the search starts: known factors first, then every closed form."""
+    """The starting points of the search: known factors first, then all closed forms."""
 
     @classmethod
     def of(cls, spec: JobSpec, geometry: Geometry) -> "SearchProblem":
-        """The problem that a specification poses for a model with this geometry.
+        """Build the problem for a model with this geometry.
 
         Raises:
             FactorsError: known factors belong to another model.
-            SpecError: the space does not fit the model, known factors have the name of a closed form, or they leave no
-                room for the closed forms.
+            SpecError: the space does not fit the model, known factors have the name of a closed form, or there are so
+                many of them that the closed forms do not fit into the first generation.
         """
         assert not spec.warm_start.files, "read before a search begins"
         assert not spec.warm_start.jobs, "looked up before a search begins"
@@ -44,7 +44,7 @@ class SearchProblem:
         return cls(spec=spec, geometry=geometry, space=space, methods=methods, seeds=_seeds(spec, geometry, methods))
 
     def strategy(self, documents: int) -> Strategy:
-        """The strategy that the specification asks for, at its beginning.
+        """Build a new strategy from the specification.
 
         Args:
             documents: number of search documents.
@@ -53,10 +53,10 @@ class SearchProblem:
 
 
 def _methods(spec: JobSpec, geometry: Geometry) -> dict[str, Factors]:
-    """Closed forms and named known factors.
+    """Return the closed forms and the named known factors.
 
-    Where the space has a scale of its own, closed forms are those for that scale, with the attention factor that the
-    space has if it has a single one: only so could they take the winner's place.
+    If the specification gives a scale, the closed forms are those for that scale, with the attention factor of the
+    space if it is fixed. Otherwise they would not be valid winners.
     """
     length = _formula_length(spec, geometry)
     forms = closed_forms(geometry, length)
@@ -65,7 +65,7 @@ def _methods(spec: JobSpec, geometry: Geometry) -> dict[str, Factors]:
         forms = {name: Factors(one.rescale_factors, one.initial_tokens, attention) for name, one in forms.items()}
     for known in spec.warm_start.factors:
         if known.compare_as in forms:
-            raise SpecError(f"warm_start: {known.compare_as} cannot be the name of known factors, it is taken")
+            raise SpecError(f"warm_start: {known.compare_as} cannot be the name of known factors, it is taken already")
         if known.compare_as is not None:
             forms[known.compare_as], *_ = starting_points(WarmStartSpec(factors=[known]), geometry, length)
     return forms
@@ -83,5 +83,5 @@ def _seeds(spec: JobSpec, geometry: Geometry, methods: dict[str, Factors]) -> tu
 
 
 def _formula_length(spec: JobSpec, geometry: Geometry) -> int:
-    """The length that closed forms and factors to start from are for."""
+    """Return the target length for which closed forms and known factors are computed, in tokens."""
     return spec.target_length if spec.space.scale is None else round(spec.space.scale * geometry.original_length)

@@ -1,6 +1,7 @@
-"""Racing: candidates are compared in pairs, document by document, and those that will not win are stopped.
+"""Racing stops candidates that are unlikely to become the best before their last search document.
 
-Documents differ in loss far more than two candidates differ on the same document.
+Candidates are compared by paired differences, since the loss differs far more between two documents than between two
+candidates on the same document.
 """
 
 import math
@@ -12,8 +13,9 @@ from factor_search.measure.evaluation import OK, PRUNED, Evaluation
 from factor_search.measure.race import Race, mean_difference, rungs
 
 NEIGHBOURS = 12
-"""Complete evaluations, closest to the rival, from which the spread of paired differences is estimated."""
+"""Number of the best complete evaluations from which the spread of paired differences is estimated."""
 NEIGHBOURS_NEEDED = 4
+"""Complete evaluations besides the best that racing needs."""
 
 
 @dataclass
@@ -21,16 +23,17 @@ class Referee:
     """Sets the race for each generation from the complete evaluations so far."""
 
     total: int
-    """Documents that candidates are compared on."""
+    """Number of search documents."""
     error_rate: float | None
-    """Chance that a candidate which would beat the rival is stopped; None never stops one for its losses."""
+    """Probability that a candidate better than the best is stopped; None stops no candidate for its losses."""
     complete: list[Evaluation] = field(default_factory=list)
     best: Evaluation | None = None
+    """The complete evaluation with the lowest loss."""
     pruned: bool = False
-    """Whether there are candidates that can be continued."""
+    """Whether there are pruned evaluations, which can be continued."""
 
     def saw(self, evaluation: Evaluation) -> None:
-        """Learn from an evaluation; only complete ones count."""
+        """Add an evaluation; only complete ones set margins."""
         self.pruned = self.pruned or evaluation.outcome == PRUNED
         if evaluation.outcome == OK:
             self.complete.append(evaluation)
@@ -38,9 +41,9 @@ class Referee:
                 self.best = evaluation
 
     def race(self, documents: int | None) -> Race | None:
-        """The race for candidates to be evaluated on at most so many documents.
+        """Return the race for candidates to be evaluated on at most so many documents.
 
-        None if none can be stopped, nor was one before that could be continued.
+        It is None if no candidate can be stopped, and none was stopped before and could be continued.
         """
         limit = min(documents or self.total, self.total)
         margins = self._margins()
@@ -50,7 +53,7 @@ class Referee:
         return Race(documents=limit, rival=rival, margins=margins)
 
     def estimate(self, evaluation: Evaluation) -> float:
-        """The loss a candidate would have on all documents, by its paired difference to the best on those it has."""
+        """Estimate a candidate's loss on all documents by its paired difference to the best evaluation."""
         if evaluation.outcome != PRUNED:
             return evaluation.loss
         if self.best is None:
@@ -58,12 +61,12 @@ class Referee:
         return self.best.loss + mean_difference(evaluation.losses, self.best.losses)
 
     def _margins(self) -> tuple[tuple[int, float], ...]:
-        """By how much a candidate must lag behind after each rung for its overall loss to be higher, but for an error.
+        """Compute, for each number of documents, by how much a candidate must be worse than the best to be stopped.
 
-        With k of n documents known, the mean difference over all n is that over the k with variance
-        tau^2 (1 / k - 1 / n), where tau is the deviation of paired differences between documents: sampling without
-        replacement. tau is pooled over evaluations close to the best one, since differences between close candidates
-        vary little, and it is those that must not be stopped wrongly.
+        If k of n documents are known, the mean difference over all n documents equals that over the k with variance
+        tau^2 (1 / k - 1 / n) (sampling without replacement), where tau is the standard deviation of the paired
+        differences between documents. tau is pooled over evaluations close to the best one: their differences vary
+        little, and they are the ones that must not be stopped wrongly.
         """
         if self.error_rate is None or self.best is None or len(self.complete) <= NEIGHBOURS_NEEDED or self.total < 2:
             return ()
@@ -72,12 +75,14 @@ class Referee:
         variances = [_variance([a - b for a, b in zip(one.losses, best.losses, strict=True)]) for one in close]
         deviation = math.sqrt(sum(variances) / len(variances))
         looks = list(rungs(self.total))
-        critical = student_quantile(1 - self.error_rate / len(looks), self.total - 1)  # it may be stopped at each
+        critical = student_quantile(
+            1 - self.error_rate / len(looks), self.total - 1
+        )  # Bonferroni: one test per number of documents
         return tuple((count, critical * deviation * math.sqrt(1 / count - 1 / self.total)) for count in looks)
 
 
 def student_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t, by expansion around the normal one (Abramowitz and Stegun, 26.7.5)."""
+    """Compute the quantile of Student's t by expansion around the normal quantile (Abramowitz and Stegun, 26.7.5)."""
     z, n = NormalDist().inv_cdf(probability), degrees
     terms = (
         (z**3 + z) / 4,

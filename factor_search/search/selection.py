@@ -1,4 +1,4 @@
-"""From candidates to a result: search, choose on validation documents, measure on held-out ones."""
+"""Runs a search, chooses the winner on validation documents, and measures it on held-out documents."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -12,14 +12,16 @@ from factor_search.search.problem import SearchProblem
 from factor_search.text.samples import Samples, SampleSet, Watch
 
 FINALISTS = 5
-"""Candidates that are scored again on the validation documents, beside every closed form."""
+"""Number of candidates that are evaluated on the validation documents, in addition to all closed forms."""
 
 
 @dataclass
 class JobWatcher:
-    """What a job tells while it runs; every member may be replaced."""
+    """Callbacks for the progress of a job; each may be replaced."""
 
     phase: Callable[[str], None] = lambda text: None
+    problem: Callable[[SearchProblem], None] = lambda problem: None
+    """Called once, before the first candidate."""
     candidate: Callable[[SearchState], None] = lambda state: None
     scored: Callable[[str, int, int], None] = lambda part, done, total: None
     documents: Watch | None = None
@@ -27,25 +29,25 @@ class JobWatcher:
 
 @dataclass
 class JobResult:
-    """Everything a report is made of."""
+    """The result of a job, from which its report is made."""
 
     problem: SearchProblem
     samples: Samples
     state: SearchState
     finalists: dict[str, Factors] = field(default_factory=dict)
     validation: dict[str, Evaluation] = field(default_factory=dict)
-    """By name of method or finalist."""
+    """Evaluations on the validation documents, by name of method or finalist."""
     held_out: dict[str, Evaluation] = field(default_factory=dict)
-    """By name of method, and of the winner."""
+    """Evaluations on the held-out documents, by name of method or of the winner."""
     held_out_text: dict[str, Evaluation] = field(default_factory=dict)
-    """The same on the plain text of the held-out documents, where that is not the objective."""
+    """Evaluations on the plain text of the held-out documents, if the objective is not perplexity."""
     winner: str = ""
-    """Name of the finalist or method that is best on the validation documents."""
+    """Name of the finalist or method that is best on the validation documents; empty before the choice."""
     interrupted: bool = False
 
     @property
     def winning_factors(self) -> Factors:
-        """The winner's factors; before the choice was made, the best of the search."""
+        """The factors of the winner, or of the best candidate of the search before the choice."""
         if self.winner:
             return self.candidates[self.winner]
         assert self.state.best is not None
@@ -60,7 +62,7 @@ class JobResult:
 def search_and_measure(
     problem: SearchProblem, samples: Samples, evaluator: Evaluator, watcher: JobWatcher
 ) -> JobResult:
-    """What is the same wherever candidates are evaluated: search, choose, measure.
+    """Search, choose the winner and measure it, with any evaluator.
 
     A keyboard interrupt after the first candidate gives a partial result.
 
@@ -69,6 +71,7 @@ def search_and_measure(
         KeyboardInterrupt: before the first candidate.
     """
     spec = problem.spec
+    watcher.problem(problem)
     watcher.phase("searching")
     state = search(
         problem.strategy(len(samples.search.samples)),
@@ -96,13 +99,13 @@ def search_and_measure(
 
 
 def finalists(state: SearchState) -> list[Factors]:
-    """The best few on the search documents, and what was the best when a half, a quarter and an eighth was spent.
+    """Return the best candidates on the search documents, and the best after 1/2, 1/4 and 1/8 of the candidates.
 
-    The longer a search goes on, the more its best is fitted to the search documents; an earlier best may do better on
-    others, while the best few at the end are much alike.
+    The longer a search runs, the more its best candidate overfits the search documents. An earlier best may be better
+    on other documents, while the best candidates at the end are very similar to each other.
     """
     measured = [one for one in state.candidates.values() if one.outcome in (OK, PRUNED)]
-    # most documents first; stable: ties keep their order
+    # Most documents first. The sort is stable, so ties keep their order.
     measured.sort(key=lambda one: (-len(one.losses), one.summary.loss))
     ranked = [evaluation.factors for evaluation in measured]
     earlier = []
@@ -113,7 +116,7 @@ def finalists(state: SearchState) -> list[Factors]:
 
 
 def _choose(result: JobResult, evaluator: Evaluator, watcher: JobWatcher) -> None:
-    """Score finalists and closed forms on validation documents, the winner and closed forms on held-out ones."""
+    """Choose the winner on the validation documents, and measure it and all closed forms on the held-out documents."""
     known = set(result.problem.methods.values())
     best = enumerate(finalists(result.state), start=1)
     result.finalists = {f"found-{n}": factors for n, factors in best if factors not in known}

@@ -1,4 +1,4 @@
-"""Known factors to start a search from: read from files and earlier jobs, rescaled to the scale of the search."""
+"""Reads known factors from files and earlier jobs, and rescales them to the scale of a search."""
 
 import math
 from collections import ChainMap
@@ -18,21 +18,21 @@ from factor_search.spec import JobSpec, KnownFactors, WarmStartSpec
 
 LARGEST_BYTES = 2**24
 DEEPEST = 4
-"""Dictionaries around ``long_factor`` in a configuration, at most."""
+"""Largest number of dictionaries around ``long_factor`` in a configuration."""
 
 
 def embedded(spec: JobSpec, factors_of_job: Callable[[str], Any] | None = None) -> JobSpec:
-    """The specification with the content of ``warm_start.files`` and ``.jobs`` in ``warm_start.factors``.
+    """Read ``warm_start.files`` and ``.jobs`` into ``warm_start.factors`` of a specification.
 
-    Run again it is the same search, whatever has become of the files and jobs.
+    The result describes the same search even if the files change or the jobs are deleted.
 
     Args:
-        spec: as the user wrote it; one that has everything embedded already is returned as it is.
-        factors_of_job: the factors file of a finished job; None where there is no service.
+        spec: the specification as the user wrote it; if nothing is left to read, it is returned unchanged.
+        factors_of_job: returns the factors file of a finished job; None where there is no service.
 
     Raises:
-        FactorsError: a file cannot be read, or what it holds are no factors.
-        SpecError: jobs are named, but there is no service to ask.
+        FactorsError: a file cannot be read, or does not contain factors.
+        SpecError: the specification names jobs, but there is no service.
     """
     asked = spec.warm_start
     if not asked.files and not asked.jobs:
@@ -50,27 +50,33 @@ def embedded(spec: JobSpec, factors_of_job: Callable[[str], Any] | None = None) 
 
 
 def read_known(name: str) -> KnownFactors:
-    """What a file has to start from.
+    """Read known factors from a file.
 
     Raises:
-        FactorsError: it cannot be read, or what it holds are no factors.
+        FactorsError: the file cannot be read, or does not contain factors.
     """
     file = Path(name)
     try:
         if file.exists() and not file.is_file():
-            raise FactorsError(f"{file} is no file: a warm start needs a JSON file with rescale factors")
+            raise FactorsError(f"{file} is not a file: a warm start needs a JSON file with rescale factors")
         if file.is_file() and file.stat().st_size > LARGEST_BYTES:
-            raise FactorsError(f"{file} has more than {LARGEST_BYTES // 2**20} MiB: that is no file of rescale factors")
-    except (OSError, ValueError) as error:  # a name too long, or with a NUL
+            raise FactorsError(
+                f"{file} has more than {LARGEST_BYTES // 2**20} MiB: it is not a file of rescale factors"
+            )
+    except (OSError, ValueError) as error:  # the name is too long, or contains NUL
         raise FactorsError(f"cannot read {name[:100]}: {getattr(error, 'strerror', None) or error}") from None
     return known_from(read_json(file, FactorsError), name)
 
 
 def known_from(document: Any, source: str) -> KnownFactors:
-    """What a document has to start from: a factors file, a list of rescale factors, or a longrope configuration.
+    """Read known factors from a factors file, a list of rescale factors, or a longrope configuration.
+
+    Args:
+        document: the content of the JSON file.
+        source: where the document comes from, for error messages.
 
     Raises:
-        FactorsError: naming the source and what is wrong.
+        FactorsError: the document does not contain valid factors; the message names the source and the reason.
     """
     try:
         return KnownFactors(source=source, **_content(document))
@@ -81,10 +87,10 @@ def known_from(document: Any, source: str) -> KnownFactors:
 
 
 def starting_points(asked: WarmStartSpec, geometry: Geometry, target_length: int) -> list[Factors]:
-    """All factors to start from, rescaled where they are for another length than this one, each once.
+    """Return all distinct known factors, rescaled to the scale of the target length.
 
     Raises:
-        FactorsError: some are another model's, naming where they come from.
+        FactorsError: some factors belong to another model; the message names their source.
     """
     scale = target_length / geometry.original_length
     given = [
@@ -95,10 +101,15 @@ def starting_points(asked: WarmStartSpec, geometry: Geometry, target_length: int
 
 
 def rescaled(factors: Factors, scale: float, to_scale: float) -> Factors:
-    """The same choice of how much to interpolate each pair, for another scale; what is not interpolated stays.
+    """Rescale factors for another scale; pairs that are not interpolated keep their factors.
 
     lambda' = 1 + (lambda - 1) (s' - 1) / (s - 1) where lambda > 1, so 1 stays 1 and s becomes s'. The attention factor
-    keeps its place between none and LongRoPE's formula: a'^2 - 1 = (a^2 - 1) ln s' / ln s.
+    keeps its position between 1 and LongRoPE's formula: a'^2 - 1 = (a^2 - 1) ln s' / ln s.
+
+    Args:
+        factors: factors for the scale s.
+        scale: s.
+        to_scale: s'.
     """
     if scale <= 1 or to_scale <= 1 or math.isclose(scale, to_scale):
         return factors
@@ -111,7 +122,7 @@ def rescaled(factors: Factors, scale: float, to_scale: float) -> Factors:
 
 
 def _fitted(known: KnownFactors, geometry: Geometry, scale: float) -> Factors:
-    """Factors for this model and scale."""
+    """Check that factors belong to the model, and rescale them to the scale of the search."""
     if len(known.rescale_factors) != geometry.pairs:
         raise FactorsError(
             f"{known.source}: {len(known.rescale_factors)} rescale factors, but {geometry.architecture} has "
@@ -133,11 +144,11 @@ def _fitted(known: KnownFactors, geometry: Geometry, scale: float) -> Factors:
 
 
 def _content(document: Any) -> dict[str, Any]:
-    """The fields of :class:`KnownFactors` in a document of any kind."""
+    """Return the fields of :class:`KnownFactors` that a document contains."""
     if isinstance(document, list):
         return {"rescale_factors": document}
     if not isinstance(document, dict):
-        raise FactorsError("neither a factors file, nor a list of numbers, nor a longrope configuration")
+        raise FactorsError("the content is not a factors file, a list of numbers or a longrope configuration")
     if "schema" not in document:
         return _longrope(document)
     file = parse_factors(document)
@@ -146,11 +157,11 @@ def _content(document: Any) -> dict[str, Any]:
 
 
 def _longrope(document: dict[str, Any]) -> dict[str, Any]:
-    """A Hugging Face configuration, or a part of it that holds ``long_factor``."""
+    """Read a Hugging Face configuration, or the part of one that contains ``long_factor``."""
     holders = _holders(document, DEEPEST)
     if not holders:
         raise FactorsError(
-            "neither the schema of a factors file nor the long_factor of a longrope configuration is there: give a "
+            "the file has no schema of a factors file and no long_factor of a longrope configuration: give a "
             "factors.json, a config.json with long_factor, or a list of numbers"
         )
     scaling, found = holders[0], ChainMap(*holders)
@@ -164,7 +175,7 @@ def _longrope(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _holders(document: dict[str, Any], depth: int) -> Sequence[dict[str, Any]]:
-    """The dictionary that holds ``long_factor`` with those around it, innermost first; none if nothing holds it."""
+    """Return the dictionary that contains ``long_factor`` and those around it, innermost first; empty if none does."""
     if "long_factor" in document:
         return (document,)
     for value in document.values():

@@ -31,7 +31,7 @@ class ModelSpec(Strict):
 
 
 def looks_local(model_id: str) -> bool:
-    """Whether an id can only be a path: hub ids are ``name`` or ``owner/name``."""
+    """Return whether an id can only be a path; ids on the hub are ``name`` or ``owner/name``."""
     return model_id.startswith((".", "/", "~")) or model_id.count("/") > 1
 
 

@@ -1,4 +1,4 @@
-"""A small byte-level language model that ships with the package, and the recipe that made it."""
+"""The small byte-level language model of the package, and the recipe that trained it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A tokenizer with one token a byte, loadable by ``AutoTokenizer``."""
+"""A tokenizer with one token per byte, which ``AutoTokenizer`` loads."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -7,8 +7,8 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def byte_tokenizer(context: int) -> PreTrainedTokenizerFast:
-    """Token id = byte value for the 256 bytes; id 256 separates documents."""
-    # The order in which ByteLevel writes bytes as characters: printable ones as themselves, the others from U+0100 on.
+    """Build the tokenizer: the token id is the value of the byte, and id 256 separates documents."""
+    # ByteLevel represents printable bytes by themselves, and the others by the characters from U+0100 on.
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     characters = {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + n) for n, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""Text that every machine with this package has: Python source, in modules trained on and modules never seen."""
+"""A corpus that every machine with this package has: Python source code, split into training and held-out modules."""
 
 import hashlib
 import sysconfig
@@ -11,31 +11,32 @@ HELD_OUT_MODULES = (
     "pprint", "shlex", "shutil", "smtplib", "socketserver", "statistics", "subprocess", "tempfile", "textwrap",
     "tokenize", "traceback", "turtle", "uuid", "weakref",
 )  # fmt: skip
-"""Standard-library modules that the shipped model never saw: 13 KB or more each, there in Python 3.11 to 3.14."""
+"""Standard-library modules never used for training: 13 KB or more each, present in Python 3.11 to 3.14."""
 
 PACKAGES = ("torch", "transformers", "numpy", "optuna", "sqlalchemy", "pydantic")
-"""Installed packages that are trained on as well; ``pip install 'factor-search[train]'`` installs them all."""
+"""Installed packages that are also used for training."""
 BYTES_PER_PACKAGE = 10_000_000
 SHARED_LINE_LENGTH = 40
 SHARED_LINES_ALLOWED = 0.10
 
 
 def standard_library() -> Path:
-    """The folder of the running interpreter's standard library."""
+    """Return the folder of the running interpreter's standard library."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def held_out_files() -> list[Path]:
-    """The held-out modules present in this interpreter, in alphabetical order."""
+    """Return the held-out modules that this interpreter has, in alphabetical order."""
     files = (standard_library() / f"{name}.py" for name in HELD_OUT_MODULES)
     return [file for file in files if file.is_file()]
 
 
 def training_documents() -> list[bytes]:
-    """Every distinct source file to train on: the standard library without the held-out modules and their tests
-    (its own code twice, its tests once), then a capped share of the packages this project installs.
+    """Return every distinct source file to train on.
 
-    A package's file that repeats the long lines of a held-out module (a vendored copy, a backport) is left out.
+    These are the standard library without the held-out modules and their tests (code twice, tests once), then a capped
+    share of the packages this project installs. A file that repeats the long lines of a held-out module (a vendored
+    copy, a backport) is left out.
     """
     library = standard_library()
     names = {f"{name}.py" for name in HELD_OUT_MODULES} | {f"test_{name}.py" for name in HELD_OUT_MODULES}
@@ -64,7 +65,7 @@ def training_documents() -> list[bytes]:
             is_test = any(part in ("test", "tests", "idle_test") for part in relative.parts)
             add(file, copies=1 if is_test else 2)
     for package in PACKAGES:
-        metadata.version(package)  # fails on a missing package: another text would make another model
+        metadata.version(package)  # fails if the package is missing: another corpus gives another model
         left = BYTES_PER_PACKAGE
         for file in sorted((Path(sysconfig.get_paths()["purelib"]) / package).rglob("*.py"), key=_scattered):
             if left <= 0:
@@ -74,10 +75,10 @@ def training_documents() -> list[bytes]:
 
 
 def long_lines(text: bytes) -> list[bytes]:
-    """Stripped lines long enough that two files sharing many of them share a source."""
+    """Return the stripped lines that are so long that two files with many in common share a source."""
     return [line for line in (raw.strip() for raw in text.splitlines()) if len(line) >= SHARED_LINE_LENGTH]
 
 
 def _scattered(file: Path) -> bytes:
-    """A sort key that spreads a capped choice of files over a whole package."""
+    """Return a sort key that spreads a capped choice of files over a whole package."""
     return hashlib.sha256(str(file.name).encode()).digest()

@@ -1,8 +1,9 @@
-"""The recipe of the shipped model: ``python -m factor_search.testbed.train --out DIR``.
+"""Trains the shipped model: ``python -m factor_search.testbed.train --out DIR``.
 
-A Llama of 3.1 million parameters with one token a byte, context 256, head_dim 64 and rope_theta 10,000. Matrices are
-optimised by Muon (momentum orthogonalised by Newton-Schulz iterations), the rest by AdamW; the learning rate warms up,
-stays and decays linearly to zero. About an hour on two cores with bfloat16 matrix units.
+The model is a Llama with 3.1 million parameters, one token per byte, context 256, head_dim 64 and rope_theta 10,000.
+Muon (momentum orthogonalised by Newton-Schulz iterations) optimises the matrices, and AdamW the other weights. The
+learning rate warms up, is constant, and decays linearly to zero. Training takes about an hour on two cores with
+bfloat16 matrix units.
 """
 
 import argparse
@@ -28,7 +29,7 @@ END_OF_TEXT_ID = 256
 def build_model(
     hidden: int = 256, layers: int = 4, heads: int = 4, key_value_heads: int = 2, intermediate: int = 768
 ) -> LlamaForCausalLM:
-    """A Llama with head_dim 64 and tied embeddings, randomly initialised."""
+    """Build a randomly initialised Llama with head_dim 64 and tied embeddings."""
     config = LlamaConfig(
         vocab_size=257,
         hidden_size=hidden,
@@ -48,7 +49,7 @@ def build_model(
 
 
 def token_stream(documents: list[bytes]) -> np.ndarray:
-    """All documents, each preceded by the end-of-text token: uint16 of shape (tokens,)."""
+    """Concatenate all documents, each preceded by the end-of-text token: uint16 of shape (tokens,)."""
     pieces = []
     for document in documents:
         pieces.append(np.array([END_OF_TEXT_ID], dtype=np.uint16))
@@ -57,7 +58,7 @@ def token_stream(documents: list[bytes]) -> np.ndarray:
 
 
 def batch_of_windows(stream: np.ndarray, batch: int, generator: np.random.Generator, context: int = CONTEXT) -> Tensor:
-    """Random windows of context + 1 tokens: int64 of shape (batch, context + 1)."""
+    """Draw random windows of context + 1 tokens: int64 of shape (batch, context + 1)."""
     starts = generator.integers(0, len(stream) - context - 1, size=batch)
     windows = np.stack([stream[start : start + context + 1] for start in starts])
     return torch.from_numpy(windows.astype(np.int64))
@@ -65,7 +66,7 @@ def batch_of_windows(stream: np.ndarray, batch: int, generator: np.random.Genera
 
 @torch.inference_mode()
 def held_out_loss(model: LlamaForCausalLM) -> float:
-    """Mean loss (nats per byte) over non-overlapping windows of 256 bytes of every held-out module."""
+    """Compute the mean loss (nats per byte) over non-overlapping windows of 256 bytes of every held-out module."""
     model.eval()
     total, count = 0.0, 0
     for file in held_out_files():
@@ -81,7 +82,7 @@ def held_out_loss(model: LlamaForCausalLM) -> float:
 
 
 def learning_rate_factor(step: int, steps: int, warm_up: int = 100, decay_share: float = 0.5) -> float:
-    """Linear warm-up, a plateau, linear decay to zero over the last share of the steps."""
+    """Return the learning rate relative to its maximum: warm-up, plateau, and linear decay to zero."""
     decay_steps = decay_share * steps
     return min(1.0, (step + 1) / warm_up, (steps - step) / decay_steps)
 
@@ -99,9 +100,9 @@ def train(
     seed: int,
     compiled: bool,
 ) -> int:
-    """Train for a number of steps, or for about the given time; returns the number of steps.
+    """Train for a number of steps or for about the given time, and return the number of steps.
 
-    For a given time it is fixed from the speed of the first 40.
+    For a given time, the number of steps follows from the speed of the first 40 steps.
     """
     generator = np.random.default_rng(seed)
     hidden = [
@@ -119,7 +120,7 @@ def train(
     forward = torch.compile(model) if compiled else model
     start = time.monotonic()
     while step < steps:
-        if step == 2:  # compilation is over
+        if step == 2:  # compilation has finished
             start = time.monotonic()
         if seconds is not None and step == calibration:
             steps = max(calibration + 1, int((calibration - 2) * seconds / (time.monotonic() - start)))
@@ -148,7 +149,7 @@ def train(
 
 
 def save(model: PreTrainedModel, folder: Path, context: int = CONTEXT) -> None:
-    """Weights as float16 on disk (half the size); the config says float32, which is what loads."""
+    """Write the weights as float16, which halves the size; the configuration says float32, so they load as float32."""
     model.to(torch.float16)
     model.save_pretrained(folder)
     model.to(torch.float32)
@@ -158,7 +159,7 @@ def save(model: PreTrainedModel, folder: Path, context: int = CONTEXT) -> None:
 
 
 def main() -> None:
-    """Train, save, and print the held-out perplexity of what was saved."""
+    """Train and save the model, and print its held-out perplexity."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=55.0)

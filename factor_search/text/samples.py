@@ -129,13 +129,13 @@ def load_samples(
 
 
 def distinct_tokens(data: DataSpec, original_length: int) -> int | None:
-    """How many leading tokens no two documents share; None is the target length.
+    """Return the number of first tokens in which documents must differ to be distinct; None is the target length.
 
-    Jobs of different lengths on the same documents must agree, and none of them is shorter than the original length.
+    Jobs of different target lengths on the same documents need the same number, at most the original length.
 
     Args:
-        data: where documents are, and how many tokens they need.
-        original_length: of the model, in tokens.
+        data: where the documents are, and how many tokens they need.
+        original_length: original length of the model in tokens.
     """
     return None if data.least_tokens is None else min(original_length, data.least_tokens)
 

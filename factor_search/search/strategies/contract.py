@@ -51,5 +51,5 @@ class Strategy(Protocol):
 
 def entropy(seed: int, *counters: int) -> list[int]:
     """Return the entropy of a random generator, for example of (seed, generation)."""
-    # Earlier versions put the number of a stage behind the seed. It was always 0, and keeps their random streams.
+    # Earlier versions put a stage number, always 0, behind the seed. It stays here to keep their random streams.
     return [seed, 0, *counters]
