@@ -233,7 +233,7 @@ class TestProjectionContract:
         assert [trial.user_attrs["candidate"] for trial in trials()] == [0, 1, 2, 3]
         assert {trial.state for trial in trials()} == {TrialState.COMPLETE}
 
-    def test_two_take_turns(
+    def test_two_alternate(
         self,
         projection: Projection,
         database: Database,

@@ -68,7 +68,7 @@ class _StudyState:
 
 
 class Projection:
-    """Brings Optuna's tables up to date. Not for several threads; several processes may take turns at a study."""
+    """Brings Optuna's tables up to date. Not for several threads; several processes may write one study alternately."""
 
     def __init__(self, database: Database, optuna_url: str) -> None:
         """Open Optuna's tables, created if need be.
@@ -109,7 +109,7 @@ class Projection:
     def project(self, job_id: str, limit: int = 200) -> int:
         """Write the next candidates that are not shown as they are, and the documents of those that run.
 
-        Killed at any point, the next call, by whomever, goes on without a trial too few or too many.
+        If it is killed at any point, the next call of any process continues without missing or doubling a trial.
 
         Returns:
             How many candidates were brought up to date; 0 once all are.
