@@ -30,7 +30,7 @@ async def submitted_spec(request: Request) -> JobSpec:
     """The specification in a request's body.
 
     Raises:
-        RefusedError: it is no JSON, too large, or no valid specification.
+        RefusedError: it is not JSON, too large, or not a valid specification.
     """
     return parse_body(await _body(request))
 
@@ -39,7 +39,7 @@ async def submitted_plan(request: Request) -> PlanSpec:
     """The plan in a request's body.
 
     Raises:
-        RefusedError: it is no JSON, too large, or no valid plan.
+        RefusedError: it is not JSON, too large, or not a valid plan.
     """
     document = _document(await _body(request))
     if not is_plan(document):
@@ -112,7 +112,7 @@ def with_warm_start(spec: JobSpec, stores: Records) -> JobSpec:
 
     Raises:
         RefusedError: a job that it names does not exist, or is not finished.
-        FactorsError: a file that it names cannot be read, or what it holds are no factors.
+        FactorsError: a file that it names cannot be read, or does not contain factors.
     """
     return embedded(spec, lambda job_id: _factors_of(job_id, spec, stores))
 
@@ -132,7 +132,7 @@ def _factors_of(job_id: str, spec: JobSpec, stores: Records) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,14 +17,14 @@ from storage.job_rows import (
     SEARCHES,
     Job,
     Lease,
-    ask_for,
     ending,
     fenced_update,
     insert_job,
     is_held,
     job_of,
-    let_go_on,
     read_job,
+    request_state,
+    resume_job,
     withdraw_unfinished,
 )
 from storage.schema import jobs, now
@@ -129,13 +129,13 @@ class JobStore:
             return {row.state: row.jobs for row in rows}
 
     def pause(self, job_id: str) -> Job:
-        """Stop a job so that it can be resumed; at once if nobody drives it, else as soon as its coordinator hears it.
+        """Stop a job so that it can be resumed: at once, or at its coordinator's next look if one drives it.
 
         Raises:
             NotFoundError: there is no such job.
             ConflictError: it has ended, or is to be cancelled.
         """
-        return self._ask_for(job_id, StateRequest.PAUSE, JobState.PAUSED)
+        return self._request(job_id, StateRequest.PAUSE, JobState.PAUSED)
 
     def cancel(self, job_id: str) -> Job:
         """End a job for good.
@@ -144,7 +144,7 @@ class JobStore:
             NotFoundError: there is no such job.
             ConflictError: it has ended otherwise.
         """
-        return self._ask_for(job_id, StateRequest.CANCEL, JobState.CANCELLED)
+        return self._request(job_id, StateRequest.CANCEL, JobState.CANCELLED)
 
     def resume(self, job_id: str) -> Job:
         """Queue a paused job again, or take back a pause that was not carried out yet.
@@ -155,12 +155,12 @@ class JobStore:
         """
         with self._database.writing() as connection:
             _check_steered_alone(connection, job_id)
-            return let_go_on(connection, job_id)
+            return resume_job(connection, job_id)
 
-    def _ask_for(self, job_id: str, request: str, state: str) -> Job:
+    def _request(self, job_id: str, request: str, state: str) -> Job:
         with self._database.writing() as connection:
             _check_steered_alone(connection, job_id)
-            return ask_for(connection, job_id, request, state)
+            return request_state(connection, job_id, request, state)
 
     def claim(self, owner: str, lease_seconds: float) -> tuple[Job, Lease] | None:
         """Take the oldest job that is queued, or whose coordinator has let its lease run out.

@@ -1,4 +1,4 @@
-"""Plans: submitted once, paused, resumed, cancelled, tried again, and given the checkpoints that they wait for."""
+"""Plans: submitted once, paused, resumed, cancelled, retried, and supplied with the checkpoints that they wait for."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from factor_search.files.canonical_json import sha256_of
 from storage.database import Database
 from storage.errors import ConflictError, NotFoundError
-from storage.job_rows import ask_for, let_go_on, new_id
+from storage.job_rows import new_id, request_state, resume_job
 from storage.plan_rows import (
     PLAN_COLUMNS,
     PRESENT,
@@ -34,9 +34,9 @@ CHECKPOINT = "checkpoint"
 
 
 class PlanStore:
-    """All that happens to rows of plans.
+    """All changes of plans by users.
 
-    Whoever locks rows locks that of the plan first, then that of its job.
+    The row of a plan is always locked before that of its job.
     """
 
     def __init__(self, database: Database) -> None:
@@ -51,7 +51,7 @@ class PlanStore:
         idempotency_key: str | None = None,
         submitted_by: str | None = None,
     ) -> tuple[Plan, bool]:
-        """Store a plan, to be taken up by a coordinator.
+        """Store a plan, for a coordinator to start.
 
         Args:
             name: for people.
@@ -130,7 +130,7 @@ class PlanStore:
             return {row.state: row.plans for row in connection.execute(query)}
 
     def pause(self, plan_id: str) -> Plan:
-        """Stop a plan so that it can be resumed, its job as soon as its coordinator hears of it.
+        """Stop a plan so that it can be resumed, its job at its coordinator's next look.
 
         Raises:
             NotFoundError: there is no such plan.
@@ -142,11 +142,11 @@ class PlanStore:
                 event = "pause_requested" if _is_driven(plan) else "paused"
                 set_plan(connection, plan_id, event, state=PlanState.PAUSED)
                 if _has_work(plan):
-                    ask_for(connection, _job_id(plan), StateRequest.PAUSE, JobState.PAUSED)
+                    request_state(connection, _job_id(plan), StateRequest.PAUSE, JobState.PAUSED)
             return read_plan(connection, plan_id)
 
     def resume(self, plan_id: str) -> Plan:
-        """Let a paused plan go on, or take back a pause that was not carried out yet.
+        """Continue a paused plan, or take back a pause that was not carried out yet.
 
         Raises:
             NotFoundError: there is no such plan.
@@ -157,7 +157,7 @@ class PlanStore:
             if plan.state == PlanState.PAUSED or plan.request == StateRequest.PAUSE:
                 set_plan(connection, plan_id, "resumed", state=PlanState.RUNNING)
                 if _has_work(plan):
-                    let_go_on(connection, _job_id(plan))
+                    resume_job(connection, _job_id(plan))
             return read_plan(connection, plan_id)
 
     def cancel(self, plan_id: str) -> Plan:
@@ -174,15 +174,15 @@ class PlanStore:
             self._to_steer(connection, plan_id, PlanState.CANCELLED)
             set_plan(connection, plan_id, PlanState.CANCELLED, state=PlanState.CANCELLED, ended_at=now())
             if _has_work(plan):
-                ask_for(connection, _job_id(plan), StateRequest.CANCEL, JobState.CANCELLED)
+                request_state(connection, _job_id(plan), StateRequest.CANCEL, JobState.CANCELLED)
             return read_plan(connection, plan_id)
 
     def retry(self, plan_id: str, stage: str | None = None) -> Plan:
-        """Begin again with a stage of a plan that has ended; those before it keep their results.
+        """Start a plan that has ended again at one of its stages; the stages before it keep their results.
 
         Args:
             plan_id: the plan.
-            stage: name of the stage; None is the first that has not ended well.
+            stage: name of the stage; None is the first that has not finished.
 
         Raises:
             NotFoundError: there is no such plan, or no such stage in it.
@@ -191,7 +191,7 @@ class PlanStore:
         with self._database.writing() as connection:
             plan = read_plan(connection, plan_id, lock=True)
             if plan.state not in ENDED:
-                raise ConflictError(f"plan {plan_id} is {plan.state}: only one that has ended can be tried again")
+                raise ConflictError(f"plan {plan_id} is {plan.state}: only one that has ended can be retried")
             if plan.job is not None and plan.job.state not in ENDED:
                 raise ConflictError(f"the job {plan.job.id} of plan {plan_id} is still being ended: try again soon")
             number = _number_of(plan, stage)
@@ -247,7 +247,7 @@ def _number_of(plan: Plan, stage: str | None) -> int:
     for known in plan.stages:
         if known.name == stage:
             if known.number > plan.stage:
-                raise ConflictError(f"plan {plan.id} has not come to {stage}: begin with an earlier stage")
+                raise ConflictError(f"plan {plan.id} has not come to {stage}: start at an earlier stage")
             return known.number
     names = ", ".join(known.name for known in plan.stages)
     raise NotFoundError(f"plan {plan.id} has no stage {stage!r}, only {names}")
