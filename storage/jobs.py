@@ -59,11 +59,9 @@ class JobStore(OwnerStore[Job]):
         """
         document = spec.model_dump(mode="json")
         request_sha256 = sha256_of(document)
-        values = {"name": spec.name, "kind": SEARCH, "spec": document, "spec_sha256": spec.sha256}
-        request = {"idempotency_key": idempotency_key, "request_sha256": request_sha256, "submitted_by": submitted_by}
-        return self._submit_once(
-            lambda connection: insert_job(connection, **values, **request), idempotency_key, request_sha256
-        )
+        values: dict[str, Any] = {"name": spec.name, "kind": SEARCH, "spec": document, "spec_sha256": spec.sha256}
+        values |= {"idempotency_key": idempotency_key, "request_sha256": request_sha256, "submitted_by": submitted_by}
+        return self._submit_once(lambda connection: insert_job(connection, **values), idempotency_key, request_sha256)
 
     def document(self, job_id: str, name: str) -> dict[str, Any] | None:
         """``factors`` or ``report`` of a job, None before there are any.
