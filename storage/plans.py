@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, insert, null, or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Row, and_, insert, null, update
 
 from factor_search.files.canonical_json import sha256_of
-from storage.database import Database
 from storage.errors import ConflictError, NotFoundError
+from storage.events import PLAN
 from storage.job_rows import new_id, request_state, resume_job
+from storage.owners import OwnerStore
 from storage.plan_rows import (
     PLAN_COLUMNS,
     PRESENT,
@@ -33,14 +33,19 @@ CHECKPOINT = "checkpoint"
 """Key of the supplied checkpoint's folder, beside the work of a stage that waits for one."""
 
 
-class PlanStore:
+class PlanStore(OwnerStore[Plan]):
     """All changes of plans by users.
 
     The row of a plan is always locked before that of its job.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    _history, _source, _columns, _state = PLAN, PRESENT, PLAN_COLUMNS, STATE
+
+    def _read(self, connection: Connection, id: str) -> Plan:
+        return read_plan(connection, id)
+
+    def _listed(self, connection: Connection, rows: Sequence[Row[Any]]) -> Sequence[Plan]:
+        return plans_of(connection, rows, outline=True)
 
     def submit(
         self,
@@ -83,51 +88,14 @@ class PlanStore:
             {"plan_id": plan_id, "number": number, "name": stage, "kind": kind, "reused": False}
             for number, (stage, kind) in enumerate(stages)
         ]
-        try:
-            with self._database.writing() as connection:
-                connection.execute(insert(plans).values(values))
-                connection.execute(insert(plan_stages), rows)
-                tell(connection, plan_id, "submitted", name=name, stages=[stage for stage, _ in stages])
-                return read_plan(connection, plan_id), True
-        except IntegrityError:
-            if idempotency_key is None:
-                raise
-        with self._database.reading() as connection:
-            known = connection.execute(
-                select(plans.c.id, plans.c.request_sha256).where(plans.c.idempotency_key == idempotency_key)
-            ).one()
-            if known.request_sha256 != request_sha256:
-                raise ConflictError(
-                    f"the idempotency key {idempotency_key!r} was used for another plan, which became {known.id}"
-                )
-            return read_plan(connection, known.id), False
 
-    def get(self, plan_id: str) -> Plan:
-        """One plan.
+        def insert_plan(connection: Connection) -> str:
+            connection.execute(insert(plans).values(values))
+            connection.execute(insert(plan_stages), rows)
+            tell(connection, plan_id, "submitted", name=name, stages=[stage for stage, _ in stages])
+            return plan_id
 
-        Raises:
-            NotFoundError: there is none.
-        """
-        with self._database.reading() as connection:
-            return read_plan(connection, plan_id)
-
-    def list(self, *, state: str | None = None, limit: int = 50, before: tuple[float, str] | None = None) -> list[Plan]:
-        """Outlines of plans (see :func:`storage.plan_rows.plans_of`), newest first; else as for jobs."""
-        order = (plans.c.submitted_at.desc(), plans.c.id.desc())
-        query = select(*PLAN_COLUMNS).select_from(PRESENT).order_by(*order).limit(limit)
-        if state is not None:
-            query = query.where(STATE.in_([state]))
-        if before is not None:
-            at, plan_id = before
-            query = query.where(or_(plans.c.submitted_at < at, and_(plans.c.submitted_at == at, plans.c.id < plan_id)))
-        with self._database.reading() as connection:
-            return plans_of(connection, list(connection.execute(query)), outline=True)
-
-    def count_by_state(self) -> dict[str, int]:
-        """How many plans are in each state that occurs."""
-        query = select(STATE.label("state"), func.count().label("plans")).select_from(PRESENT).group_by(STATE)
-        with self._database.reading() as connection:
-            return {row.state: row.plans for row in connection.execute(query)}
+        return self._submit_once(insert_plan, idempotency_key, request_sha256)
 
     def pause(self, plan_id: str) -> Plan:
         """Stop a plan so that it can be resumed, its job at its coordinator's next look.

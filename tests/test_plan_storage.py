@@ -282,7 +282,7 @@ def test_a_database_from_before_there_were_plans_keeps_its_jobs(
         assert JobStore(database).document(job.id, "report") == {"b": 2}
         assert JobStore(database).submit(SPEC, idempotency_key="k") == (known, False)
         with database.reading() as connection:
-            assert connection.scalar(text("SELECT count(*) FROM stages")) == 1
+            assert connection.scalar(text("SELECT count(*) FROM searches")) == 1
         assert submit(PlanStore(database))[1]
 
 
