@@ -18,7 +18,7 @@ from workers.driver import Driver
 from workers.model_worker import Setting
 
 
-def test_a_job_gives_what_its_twin_in_one_process_gives(service: Service) -> None:
+def test_a_job_gives_what_a_single_process_gives(service: Service) -> None:
     spec = stub_spec(budget=150)
     service.start()
     job, _ = service.jobs.submit(spec)
@@ -56,7 +56,7 @@ def test_several_jobs_at_once(service: Service) -> None:
         assert service.factors(job_id) == undisturbed(spec)
 
 
-def test_pause_stops_at_a_candidate_and_resume_goes_on(service: Service) -> None:
+def test_pause_stops_at_a_candidate_and_resume_continues(service: Service) -> None:
     service.faults.seconds = 0.05
     spec = stub_spec(budget=120)
     service.start(workers=2)
@@ -203,7 +203,7 @@ class Slow(FaultyWorker):
         return Evaluation(**vars(evaluation) | {"seconds": 0.125, "outcome": OK})
 
 
-def test_a_search_of_what_is_known_hears_a_cancel(service: Service) -> None:
+def test_a_search_of_what_is_known_obeys_a_cancel(service: Service) -> None:
     service.start()
     first, _ = service.jobs.submit(stub_spec(budget=100))
     service.wait(first.id)

@@ -1,4 +1,4 @@
-"""Long works that one worker does whole: heard of, tried again elsewhere, ended at once."""
+"""Long works that one worker does whole: reported of, tried again elsewhere, ended at once."""
 
 import threading
 import time
@@ -59,7 +59,7 @@ def begin(
     return long_task
 
 
-def test_it_is_heard_of_while_it_is_done(pool: Pool) -> None:
+def test_it_reports_while_it_is_done(pool: Pool) -> None:
     reported: list[int] = []
 
     def call(report_progress: ReportProgress) -> str:
@@ -144,7 +144,7 @@ def test_it_is_ended_at_once_with_its_worker(pool: Pool, backend: ThreadBackend)
     assert len(backend.started) == 3
 
 
-def test_it_may_take_long_if_only_something_is_heard(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_may_take_long_if_only_something_is_reported(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.attempts.LOAD_SECONDS", 0.4)
 
     def talking(report_progress: ReportProgress) -> str:
@@ -174,7 +174,7 @@ def test_a_worker_keeps_no_model_after_it() -> None:
     assert (worker._loaded, worker.progress()) == (None, None)
 
 
-def test_errands_of_several_jobs_share_the_workers(pool: Pool) -> None:
+def test_long_tasks_of_several_jobs_share_the_workers(pool: Pool) -> None:
     done: list[str] = []
 
     def call(name: str) -> LongTaskCall:
@@ -193,7 +193,7 @@ def test_errands_of_several_jobs_share_the_workers(pool: Pool) -> None:
     wait_for(lambda: len(done) == 4)
 
 
-def test_steps_are_heard_with_the_phase_that_they_belong_to() -> None:
+def test_steps_are_reported_with_the_phase_that_they_belong_to() -> None:
     """A phase is over before anybody asks for it, where steps come fast."""
     worker = ModelWorker()
     seen: list[Any] = []
@@ -243,4 +243,4 @@ def test_a_folder_that_another_worker_uses_is_waited_for(tmp_path: Path) -> None
     with locked_folder(tmp_path / "work", lambda seconds: pytest.fail("it was let go")):
         pass
     assert waiting(100) == waiting(1500) == "waiting for another worker that does the same"
-    assert waiting(5500).endswith("since 1.5 h"), "one of which nothing new is heard for hours counts as stuck"
+    assert waiting(5500).endswith("since 1.5 h"), "one of which nothing new is reported for hours counts as stuck"
