@@ -24,8 +24,8 @@ def searched(share: float, generation: int = 0) -> Progress:
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)  # of the stream that capsys has put there
 
 
 def test_the_bar_has_the_best_the_time_left_and_the_speed(terminal: None, capsys: pytest.CaptureFixture[str]) -> None:
