@@ -12,7 +12,7 @@ RUN pip install --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' constrai
 
 # Dependencies apart from the sources: a changed source file costs one small layer. What torch needs comes with them.
 RUN python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-extras = p["optional-dependencies"]; print(*p["dependencies"], *extras["data"], *extras["finetune"], sep="\n")' > requirements.txt \
+extras = p["optional-dependencies"]; print(*p["dependencies"], *extras["service"], *extras["finetune"], *extras["data"], sep="\n")' > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt
 
 COPY LICENSE README.md ./

@@ -27,7 +27,7 @@ class Dashboard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection (ASGI)."""
-        app = self._app or await anyio.to_thread.run_sync(self.open)
+        app = self._app if self._app is not None else await anyio.to_thread.run_sync(self.open)
         page = STUDY_PAGE.fullmatch(scope["path"]) if scope["type"] == "http" else None
         if page is None:
             await app(scope, receive, send)

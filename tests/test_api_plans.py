@@ -104,7 +104,7 @@ def test_a_plan_may_not_touch_more_than_a_job(tmp_path: Path, checkpoint: Path, 
         assert "serve --work DIR" in refused(client, document)["detail"]
 
 
-def test_jobs_and_plans_have_doors_of_their_own(client: TestClient, checkpoint: Path, texts: Path) -> None:
+def test_jobs_and_plans_have_routes_of_their_own(client: TestClient, checkpoint: Path, texts: Path) -> None:
     assert "a single search goes to /v1/jobs" in refused(client, SPEC)["detail"]
     plan = plan_document(checkpoint, texts)
     answer = client.post("/v1/jobs", json=plan)
@@ -148,21 +148,21 @@ def test_a_plan_on_the_command_line(
             service.begin()
             status, _, said = run(capsys, "watch", plan_id)
             assert status == 5, said
-            assert f"factor-search hand-in {plan_id} FOLDER" in said
+            assert f"factor-search supply-checkpoint {plan_id} FOLDER" in said
             assert "generation" in said
-            status, _, said = run(capsys, "hand-in", plan_id, str(other))
+            status, _, said = run(capsys, "supply-checkpoint", plan_id, str(other))
             assert (status, "is a Qwen2ForCausalLM, but the plan's model is a LlamaForCausalLM" in said) == (1, True)
             broken = tmp_path / "broken"
             shutil.copytree(checkpoint, broken)
             (broken / "model.safetensors").write_bytes(b"cut short")
-            assert run(capsys, "hand-in", plan_id, str(broken))[0] == 0, "only a worker loads its weights"
+            assert run(capsys, "supply-checkpoint", plan_id, str(broken))[0] == 0, "only a worker loads its weights"
             service.until(plan_id, "waiting")
             status, _, said = run(capsys, "watch", plan_id)
             assert (status, "checkpoint refused: " in said) == (5, True), said
             status, _, said = run(capsys, "retry", plan_id)
             assert (status, "only one that has ended" in said) == (1, True)
             assert plan_id in run(capsys, "plans", "--state", "waiting")[1]
-            assert run(capsys, "hand-in", plan_id, str(checkpoint))[1] == f"plan {plan_id} is running"
+            assert run(capsys, "supply-checkpoint", plan_id, str(checkpoint))[1] == f"plan {plan_id} is running"
             status, _, said = run(capsys, "watch", plan_id)
             assert status == 0, said
             with Client(url) as client:
@@ -186,7 +186,7 @@ def check_results(client: Client, plan_id: str, checkpoint: Path) -> None:
     assert client.jobs.factors(job.id) == client.plans.factors(plan_id)
     assert plan.stages[1].model == str(checkpoint.resolve())
     exported = client.jobs.get(str(plan.stages[2].job))
-    with pytest.raises(ConflictError, match="is no search"):
+    with pytest.raises(ConflictError, match="is not a search"):
         client.jobs.report(exported.id)
     with pytest.raises(ConflictError, match="pause, resume or cancel the plan"):
         client.jobs.pause(exported.id)

@@ -16,7 +16,8 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from api.cli import MODULES, build_parser, main
+from api.cli import build_parser, main
+from api.cli.commands import COMMANDS
 from api.cli.serve import coordinator_command, coordinator_environment, read_policy
 from api.cli.watch import Display, describe
 from api.client import Event, Jobs
@@ -164,13 +165,14 @@ def test_watch_on_a_terminal_draws_a_bar(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     display = Display(as_json=False)
     later = progress(2, phase="choosing", scored=1, to_score=4)
-    for number, data in enumerate([progress(1), progress(2), later], start=1):
+    searched = progress(2, closed_form="yarn", closed_form_perplexity=5.5)
+    for number, data in enumerate([progress(1), searched, later], start=1):
         display.show(Event(number=number, at=moment(0), kind="progress", data=data))
     display.show(Event(number=4, at=moment(0), kind="finished", data={}))
     display.close()
     err = capsys.readouterr().err
     assert "50 %|" in err
-    assert "generation 2: 8 of 16 candidates" in err
+    assert "8 of 16 candidates, best 5.2500 (yarn 5.5000), 1,000 tokens/s, generation 2, 2 workers" in err
     assert "choosing: 1 of 4 candidates" in err
     assert "finished" in err
 
@@ -198,13 +200,15 @@ def test_watch_outlives_a_restart_of_the_server(run: Run, tmp_path: Path, spec: 
             watcher = subprocess.Popen(
                 command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1], env=os.environ
             )
-            time.sleep(3)
+            assert watcher.stderr is not None
+            followed = watcher.stderr.readline()
             lease = coordinator.claim()
         coordinator.generation(lease, 0)
         time.sleep(1.5)
         with serving(app_on(tmp_path), port):
             coordinator.finish(lease)
             _, err = watcher.communicate(timeout=30)
+    err = followed + err
     assert watcher.returncode == 0, err
     assert err.count("trying again") == 1
     assert [err.count(word) for word in (" submitted", " claimed", "generation 1", " finished")] == [1, 1, 1, 1]
@@ -415,15 +419,16 @@ def test_doctor_finds_problems_and_makes_no_database(run: Run, monkeypatch: pyte
     assert problems == ["database", "disk", "cache", "server"]
 
 
-@pytest.mark.parametrize("word", MODULES)
-def test_every_word_explains_itself(word: str, run: Run) -> None:
-    status, out, _ = run(word, "--help")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_in_a_sentence_and_its_options(command: str, run: Run) -> None:
+    status, out, _ = run(command, "--help")
     assert status == 0
-    assert out.startswith("usage: factor-search")
-    assert word in out
+    usage, sentence, *_ = out.split("\n\n")
+    assert usage.startswith(f"usage: factor-search {command}")
+    assert re.fullmatch(r"[A-Z][^.]*\.", sentence), sentence
 
 
-def test_words_that_talk_to_a_server_do_not_load_torch() -> None:
+def test_commands_that_talk_to_a_server_do_not_load_torch() -> None:
     for word in ("submit", "jobs", "watch", "pause", "download"):
         code = f"import sys; from api.cli import build_parser; build_parser({word!r}); sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0

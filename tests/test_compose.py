@@ -155,7 +155,7 @@ def documented() -> list[str]:
 )
 def test_commands_exist(command: str) -> None:
     arguments = shlex.split(command, comments=True)
-    build_parser().parse_args(arguments)
+    build_parser(arguments[0]).parse_args(arguments)
 
 
 def test_the_image_has_the_whole_package_and_nothing_unpinned() -> None:

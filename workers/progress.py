@@ -4,8 +4,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from factor_search.measure.evaluation import OK
 from factor_search.search.loop import SearchState
+from factor_search.search.problem import SearchProblem
+from factor_search.search.progress import search_progress
 from factor_search.search.selection import JobWatcher
 from factor_search.spec import BudgetSpec
 from storage.evaluations import Batch
@@ -15,7 +16,10 @@ from workers.recorder import Recorder, Written
 
 STORE_SECONDS = 0.25
 EVENT_SECONDS = 1.0
-REACHED = ("generation", "candidates", "evaluations", "tokens", "seconds", "best_perplexity", "share")
+REACHED = (
+    *("generation", "candidates", "evaluations", "tokens", "seconds"),
+    *("best_perplexity", "closed_form", "closed_form_perplexity", "share"),
+)
 
 
 class ProgressWriter:
@@ -26,7 +30,7 @@ class ProgressWriter:
     ) -> None:
         """Continue from the figures of an earlier run of the job, which hold until they are reached again."""
         self._lease = lease
-        self._budget = budget
+        self._problem: SearchProblem | None = None
         self._recorder = recorder
         self._pool = pool
         self._stored_at = self._event_at = -1e9
@@ -40,6 +44,8 @@ class ProgressWriter:
             "tokens": 0,
             "seconds": 0.0,
             "best_perplexity": None,
+            "closed_form": None,
+            "closed_form_perplexity": None,
             "share": 0.0,
             "workers": 0,
             "scored": None,
@@ -49,7 +55,7 @@ class ProgressWriter:
 
     def watcher(self) -> JobWatcher:
         """The callbacks for the search."""
-        return JobWatcher(phase=self._phase, candidate=self._candidate, scored=self._scored)
+        return JobWatcher(phase=self._phase, problem=self._begin, candidate=self._candidate, scored=self._scored)
 
     def phase(self, text: str) -> Written:
         """Record a new phase."""
@@ -64,20 +70,15 @@ class ProgressWriter:
         self._progress |= {"phase": "finished", "share": 1.0, "scored": None, "to_score": None}
         return self._write([("progress", self._now())])
 
+    def _begin(self, problem: SearchProblem) -> None:
+        self._problem = problem
+
     def _candidate(self, state: SearchState) -> None:
+        assert self._problem is not None
         now = time.monotonic()
         if len(state.evaluations) < self._progress["evaluations"]:
             return
-        best = state.best.summary.perplexity if state.best is not None and state.best.outcome == OK else None
-        self._progress |= {
-            "generation": state.generation,
-            "candidates": len(state.candidates),
-            "evaluations": len(state.evaluations),
-            "tokens": state.tokens,
-            "seconds": state.seconds,
-            "best_perplexity": best,
-            "share": self._share(state),
-        }
+        self._progress |= search_progress(self._problem, state)
         new_generation = state.generation != self._generation
         if not new_generation and now - self._stored_at < STORE_SECONDS:
             return
@@ -102,13 +103,3 @@ class ProgressWriter:
             batch.events.extend(events)
 
         return self._recorder.put(self._lease, add)
-
-    def _share(self, state: SearchState) -> float:
-        """The share spent of the budget that runs out first."""
-        budget = self._budget
-        limits = (
-            (len(state.candidates), budget.candidates),
-            (state.tokens, budget.tokens),
-            (state.seconds, budget.seconds),
-        )
-        return min(max((spent / limit for spent, limit in limits if limit), default=0.0), 1.0)

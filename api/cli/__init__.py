@@ -1,4 +1,4 @@
-"""The ``factor-search`` command: one module for each of its words."""
+"""The ``factor-search`` command line; each command has a module, imported only when that command is given."""
 
 import argparse
 import importlib
@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
+from api.cli.commands import COMMANDS, check_installed
 from factor_search.errors import FactorSearchError, one_line
 from factor_search.version import __version__
 
@@ -19,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = bool(os.environ.get("FACTOR_SEARCH_DEBUG"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not debug:
-        warnings.simplefilter("ignore")  # third parties' deprecations are not the user's business
+        warnings.simplefilter("ignore")  # deprecations in third-party packages do not concern the user
     try:
         given = list(sys.argv[1:] if arguments is None else arguments)
         parsed = build_parser(given[0] if given else None).parse_args(given)
@@ -33,51 +34,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("factor-search: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output is gone
         return 1
     except Exception as error:
         if debug:
             raise
         print(
             f"factor-search: internal error: {type(error).__name__}: {one_line(error)} "
-            "(FACTOR_SEARCH_DEBUG=1 shows where)",
+            "(set FACTOR_SEARCH_DEBUG=1 to see where)",
             file=sys.stderr,
         )
         return 1
 
 
-MODULES = {
-    "demo": "demo",
-    "run": "run",
-    "evaluate": "evaluate",
-    "inspect": "inspect",
-    "methods": "methods",
-    "export": "export",
-    "serve": "serve",
-    "submit": "submit",
-    "jobs": "jobs",
-    "plans": "plans",
-    "watch": "watch",
-    "pause": "control",
-    "resume": "control",
-    "cancel": "control",
-    "hand-in": "retry",
-    "retry": "retry",
-    "download": "download",
-    "keys": "keys",
-    "doctor": "doctor",
-}
-"""The module of each word, in the order of the help."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser: every command with its summary, and the arguments of the given one, whose module is imported.
 
-
-def build_parser(word: str | None = None) -> argparse.ArgumentParser:
-    """The parser of the whole command line, or only of what one word needs: some modules take seconds to import."""
+    Raises:
+        NotInstalledError: the command needs packages that are not installed.
+    """
     parser = argparse.ArgumentParser(
         prog="factor-search",
         description="Find non-uniform RoPE rescale factors that extend a language model's context window.",
+        epilog="factor-search COMMAND --help shows the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"factor-search {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in dict.fromkeys([MODULES[word]] if word in MODULES else MODULES.values()):
-        importlib.import_module(f"api.cli.{module}").add_parser(commands)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    for name, entry in COMMANDS.items():
+        sentence = f"{entry.summary[0].upper()}{entry.summary[1:]}."
+        of_command = commands.add_parser(name, help=entry.summary, description=sentence)
+        of_command.set_defaults(command=name, usage_error=of_command.error)
+        if name == command:
+            check_installed(name)
+            importlib.import_module(f"api.cli.{entry.module}").configure(of_command)
     return parser

@@ -1,4 +1,4 @@
-"""``factor-search demo``: the whole service on the shipped model, by one search or by all stages of a plan."""
+"""``factor-search demo``: the whole service on the shipped model, with one search or with all stages of a plan."""
 
 import argparse
 import contextlib
@@ -7,15 +7,16 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from api.cli import demo_plan
-from api.cli.arguments import Commands, add_json_argument
-from api.cli.download import save_plan, save_results
+from api.cli.arguments import add_json_argument
+from api.cli.download import save
 from api.cli.watch import watch
-from api.cli.watch_plan import watch_plan
-from api.client import Client, Job, Plan
+from api.client import Client, Job, Plan, Plans
+from api.client_resources import Item, Resource, Spec
 from factor_search.errors import FactorSearchError, OutputError, SpecError
 from factor_search.files.canonical_json import sha256_of
 from factor_search.plan import report as plan_report
@@ -31,99 +32,99 @@ STOP_SECONDS = 20
 
 
 class DemoError(FactorSearchError):
-    """The demo's own server did not start."""
+    """The demo's server did not start."""
 
 
-def add_parser(commands: Commands) -> None:
-    """Register the command."""
-    parser = commands.add_parser(
-        "demo",
-        help="a search, or a whole plan, on the shipped model",
-        description="Start a server, submit a search to it, watch it, download what it found, stop the server. The "
-        "shipped byte-level model is extended from 256 to 2,048 tokens, on modules of the standard library that it was "
-        "not trained on. Takes about two minutes on two cores; interrupted, it goes on where it was. "
-        "With --progressive it is extended to 8,192 tokens by stages instead: search, fine-tuning, a second search, "
-        "readjusting, measurements, export; in less than twenty minutes.",
-    )
-    parser.add_argument("--progressive", action="store_true", help="extend to 8,192 tokens by stages")
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--progressive", action="store_true", help="extend to 8,192 tokens by the stages of a plan")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"default: {FOLDER}, or {PROGRESSIVE_FOLDER}")
-    parser.add_argument("--candidates", type=int, metavar="N", help="a shorter or longer search; not of stages")
+    parser.add_argument("--candidates", type=int, metavar="N", help="budget of the search; not with --progressive")
     add_json_argument(parser)
+    parser.epilog = (
+        "Starts a server, submits a search to it, follows it, downloads the results and stops the server. The shipped "
+        "byte-level model is extended from 256 to 2,048 tokens on modules of the standard library that it was not "
+        "trained on, in about two minutes on two cores. --progressive extends it to 8,192 tokens in less than twenty: "
+        "search, fine-tuning, a second search, readjustment, measurements, export. After an interruption the same "
+        "command continues."
+    )
     parser.set_defaults(run=lambda arguments: progressive(arguments) if arguments.progressive else demo(arguments))
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """The way of every job: serve, submit, watch, download."""
+    """Take one search through the service: serve, submit, watch, download."""
     spec, out = parse_spec(specification(arguments.candidates)), arguments.out or FOLDER
     document = spec.model_dump(mode="json")
     open_folder(out)
     with server(out) as url, Client(url) as client:
-        job = submitted(client, document)
-        say(f"job {job.id} submitted; the dashboard is at {url}/dashboard")
-        status = watch(client, job.id, interrupted="stopped; the same command goes on where it was")
+        job = submitted(client.jobs, document)
+        status = _followed(client, job, out, url)
         if status != 0:
             return status
-        save_results(client, job.id, out, force=True)
         report = client.jobs.report(job.id)
     print(json.dumps(report) if arguments.json else table(report))
     if not arguments.json:
-        print(
-            f"{out / 'factors.json'}  {out / 'report.html'}\n\n"
-            "To see it on the dashboard again:\n"
-            f"factor-search serve --database sqlite:///{out / DATABASE}\n"
-            "To load the factors in plain transformers:\n"
-            f"factor-search export --factors {out / 'factors.json'} --format huggingface --out extended"
-        )
+        print(f"{out / 'factors.json'}  {out / 'report.html'}\n\n{_next_steps(out)}")
     return 0
 
 
 def progressive(arguments: argparse.Namespace) -> int:
-    """The way of every plan; its exit status says whether all that is claimed of it holds."""
+    """Take a plan through the service; the exit status says whether every claim about it holds."""
     if arguments.candidates is not None:
-        raise SpecError("--candidates goes with the demo of one search: stages have budgets of their own")
+        raise SpecError("--candidates is for the demo of one search: the stages of a plan have budgets of their own")
     plan, out = parse_plan(demo_plan.specification()), arguments.out or PROGRESSIVE_FOLDER
     document = plan.model_dump(mode="json", exclude_unset=True)
     open_folder(out)
     with server(out, standard_library()) as url, Client(url) as client:
-        made = submitted_plan(client, document)
-        say(f"plan {made.id} submitted; the dashboard is at {url}/dashboard")
-        status = watch_plan(client, made.id)
+        made = submitted(client.plans, document)
+        status = _followed(client, made, out, url)
         if status != 0:
             return status
-        save_plan(client.plans, client.plans.get(made.id), out, force=True)
         report = client.plans.report(made.id)
     claims = demo_plan.claims(report)
     if arguments.json:
         print(json.dumps({**report, "claims": [vars(claim) for claim in claims]}))
     else:
         print(f"{plan_report.table(report)}\n\n{demo_plan.table(claims)}\n")
-        print(f"{out / 'factors.json'}  {out / 'short_factors.json'}  {out / 'report.html'}")
+        print(f"{out / 'factors.json'}  {out / 'short_factors.json'}  {out / 'report.html'}\n\n{_next_steps(out)}")
     return 0 if all(claim.holds for claim in claims) else 1
 
 
-def submitted_plan(client: Client, document: dict[str, object]) -> Plan:
-    """The plan of this document: the one of an earlier run, which is taken up again wherever it stopped."""
-    plan = client.plans.submit(document, f"demo-{sha256_of(document)}")
-    if plan.state == "paused":
-        return client.plans.resume(plan.id)
-    if plan.state == "failed":
-        return client.plans.retry(plan.id)
-    return client.plans.submit(document, str(uuid.uuid4())) if plan.state == "cancelled" else plan
+def submitted(resource: Resource[Spec, Item], document: Mapping[str, Any]) -> Item:
+    """The job or plan of this document: the one of an earlier run, continued where it stopped, or else a new one."""
+    item = resource.submit(document, f"demo-{sha256_of(document)}")
+    if item.state == "paused":
+        return resource.resume(item.id)
+    if item.state == "failed" and isinstance(resource, Plans):
+        return resource.retry(item.id)
+    return resource.submit(document, str(uuid.uuid4())) if item.state in ("failed", "cancelled") else item
 
 
-def submitted(client: Client, document: dict[str, object]) -> Job:
-    """The job of this specification: the one of an earlier run, unless that ended without a result."""
-    job = client.jobs.submit(document, f"demo-{sha256_of(document)}")
-    if job.state == "paused":
-        return client.jobs.resume(job.id)
-    return client.jobs.submit(document, str(uuid.uuid4())) if job.state in ("failed", "cancelled") else job
+def _followed(client: Client, item: Job | Plan, out: Path, url: str) -> int:
+    """Follow a job or plan to its end and download its results; returns the exit status."""
+    say(f"{item.name} submitted as {item.id}; the dashboard is at {url}/dashboard")
+    status = watch(client, item.id, interrupted="stopped; the same command continues")
+    if status == 0:
+        save(client, item, out, force=True)
+    return status
+
+
+def _next_steps(out: Path) -> str:
+    return (
+        "To see it on the dashboard again:\n"
+        f"factor-search serve --database sqlite:///{out / DATABASE}\n"
+        "To load the factors in plain transformers:\n"
+        f"factor-search export --factors {out / 'factors.json'} --format huggingface --out extended\n"
+        "To search for your model:\n"
+        "factor-search run --model M --data 'books/*.txt' --target-length 32768 --out results"
+    )
 
 
 def open_folder(out: Path) -> None:
-    """Make the folder for the results.
+    """Create the folder for the results.
 
     Raises:
-        OutputError: it cannot be made, or holds something else.
+        OutputError: it cannot be created, or holds something else.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -135,8 +136,8 @@ def open_folder(out: Path) -> None:
 
 @contextlib.contextmanager
 def server(out: Path, *roots: Path) -> Iterator[str]:
-    """A server of our own on a free port of this machine, which may read these folders; gives its address."""
-    say("starting a server with a Ray of its own ...")
+    """A private server on a free port of this machine, which may read these folders; yields its address."""
+    say("starting a private server and Ray instance ...")
     command = [sys.executable, "-m", "api", "serve", "--port", "0", "--database", f"sqlite:///{out / DATABASE}"]
     command += [argument for root in roots for argument in ("--root", str(root))]
     ours = {name: value for name, value in os.environ.items() if not name.startswith("FACTOR_SEARCH_")}
@@ -162,13 +163,13 @@ def server(out: Path, *roots: Path) -> Iterator[str]:
 
 
 def last_line(log: Path) -> str:
-    """What a process said last."""
+    """The last line of a process's log."""
     lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "its log is empty"
 
 
 def say(text: str) -> None:
-    """For people, not for pipes."""
+    """Print for people, on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The plan of ``factor-search demo --progressive``, and what it claims: each claim checked against its own report."""
+"""The plan of ``factor-search demo --progressive`` and its claims, each checked against the plan's own report."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,15 +8,15 @@ from factor_search.testbed import CHECKPOINT
 from factor_search.testbed.corpus import held_out_files, standard_library
 
 ORIGINAL, MIDDLE, TARGET = 256, 2048, 8192
-"""Tokens: the shipped model's own window, where it is fine-tuned, and where it is then searched for again."""
+"""Tokens: the shipped model's original length, the length it is fine-tuned for, and the length searched last."""
 SPACE = {"attention_factor": 1.05}
-"""One for all stages, less than the formula's 1.17 and 1.27: what training has learnt with, long and short texts share,
-and short ones pay for whatever is above 1 (see docs/experiments.md)."""
+"""One value for all stages, below the formula's 1.17 and 1.27: long and short texts share the one used in training, and
+any value above 1 degrades short texts (see docs/experiments.md)."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What extending by stages is said to achieve."""
+    """A claim about extending a context window by stages."""
 
     text: str
     figure: str
@@ -25,7 +25,7 @@ class Claim:
 
 
 def specification() -> dict[str, object]:
-    """The plan, as a user would write it; ``at-once`` is there to compare with."""
+    """The plan, as a user would write it; ``at-once`` is the comparison."""
     return {
         "name": "demo-progressive",
         "model": {"id": str(CHECKPOINT), "device": "cpu"},
@@ -76,7 +76,7 @@ def specification() -> dict[str, object]:
 
 
 def claims(report: dict[str, Any]) -> list[Claim]:
-    """What the report of the finished plan says of each claim."""
+    """Each claim with what the report of the finished plan says."""
     stages = {stage["name"]: stage for stage in report["stages"]}
     measured = stages["measure"]
     return [
@@ -98,7 +98,7 @@ def _beats_closed_forms(search: dict[str, Any]) -> Claim:
     closest = min(others, key=lambda row: row["difference"])
     errors = closest["difference"] / closest["difference_standard_error"]
     return Claim(
-        f"on the tuned model, what is found for {TARGET:,} tokens beats every closed form",
+        f"on the fine-tuned model, the factors found for {TARGET:,} tokens beat every closed form",
         f"{closest['name']} by {closest['difference']:.4f} nats per token, {errors:.1f} standard errors",
         search["results"][0]["is"].startswith(FOUND) and closest["difference"] > closest["difference_standard_error"],
     )
@@ -117,8 +117,8 @@ def _recovers(short_window: dict[str, Any]) -> Claim:
     recovered = short_window["recovered"]
     share = recovered["share"] if recovered else 0.0
     return Claim(
-        f"readjusting recovers half of what texts of {ORIGINAL} tokens lose, or more",
-        f"{share:.0%} ± {recovered['standard_error']:.0%}" if recovered else "they lose nothing",
+        f"readjustment recovers half of the degradation at {ORIGINAL} tokens, or more",
+        f"{share:.0%} ± {recovered['standard_error']:.0%}" if recovered else "there is no degradation",
         recovered is None or share >= 0.5,
     )
 
@@ -139,7 +139,7 @@ def _keeps_order(search: dict[str, Any]) -> Claim:
     rows = {row["name"]: row["held_out"] for row in search["results"]}
     ranked = [rows[name] for name in ("pi", "ntk", "yarn", FOUND)]
     return Claim(
-        f"not fine-tuned, at {MIDDLE:,} tokens, interpolation is worst, then NTK, YaRN, and the found factors best",
+        f"without fine-tuning, at {MIDDLE:,} tokens, PI is worst, then NTK, then YaRN, and the found factors are best",
         ", ".join(f"{value:.4f}" for value in ranked),
         ranked == sorted(ranked, reverse=True),
     )

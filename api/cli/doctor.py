@@ -10,20 +10,19 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-
-from api.cli.arguments import Commands, add_json_argument
+from api.cli.arguments import add_json_argument
+from api.cli.commands import NotInstalledError, check_installed
 from api.cli.environment import add_database_argument, add_server_arguments, add_variable_argument
-from api.client import Client
 from factor_search.errors import FactorSearchError, one_line
 from factor_search.files.cache import cache_folder
 from factor_search.version import versions
-from storage.database import Database
-from workers.ray_environment import check_reachable
 
-PACKAGES = ("transformers", "optuna", "optuna-dashboard", "ray", "sqlalchemy", "fastapi")
-OPTIONAL = {"datasets": "data sets", "pyarrow": "parquet files"}
+SERVICE_VERSIONS = ("optuna-dashboard", "ray", "sqlalchemy", "fastapi")
+OPTIONAL = {
+    "datasets": "data sets cannot be read",
+    "pyarrow": "parquet files cannot be read",
+    "peft": "fine-tuning cannot use LoRA",
+}
 LEAST_FREE_BYTES = 2 * 2**30
 RAY_SECONDS = 90
 RAY_PROBE = """
@@ -42,17 +41,13 @@ class Finding:
     detail: str
 
 
-def add_parser(commands: Commands) -> None:
-    """Register the command."""
-    parser = commands.add_parser(
-        "doctor",
-        help="check the installation",
-        description="Check what is installed and what can be reached. Exit status 1 if there is a problem.",
-    )
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     add_database_argument(parser)
-    add_variable_argument(parser, "--ray-address", metavar="HOST:PORT", help="ask this cluster what it has")
+    add_variable_argument(parser, "--ray-address", metavar="HOST:PORT", help="ask this cluster for its resources")
     add_server_arguments(parser)
     add_json_argument(parser)
+    parser.epilog = "Exit status: 0 no problem, 1 at least one problem."
     parser.set_defaults(run=run)
 
 
@@ -69,16 +64,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
-    """All findings."""
+    """All findings; those about the service only where it is installed."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("versions", _versions),
         ("optional", _optional),
         ("torch", _devices),
-        ("ray", lambda: _ray(arguments.ray_address)),
-        ("database", lambda: _database(arguments.database)),
-        ("disk", lambda: _free(Path.cwd())),
-        ("cache", lambda: _free(cache_folder("tokens"))),
     ]
+    if _has_service():
+        checks += [("ray", lambda: _ray(arguments.ray_address)), ("database", lambda: _database(arguments.database))]
+    checks += [("disk", lambda: _free(Path.cwd())), ("cache", lambda: _free(cache_folder("tokens")))]
     if arguments.url:
         checks.append(("server", lambda: _server(arguments.url)))
     for what, check in checks:
@@ -89,18 +83,29 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
             yield Finding(what, False, f"{kind}{one_line(error)}")
 
 
+def _has_service() -> bool:
+    try:
+        check_installed("serve")
+    except NotInstalledError:
+        return False
+    return True
+
+
 def _versions() -> str:
-    known = versions() | {package: metadata.version(package) for package in PACKAGES}
+    packages = ("transformers", "optuna", *(SERVICE_VERSIONS if _has_service() else ()))
+    known = versions() | {package: metadata.version(package) for package in packages}
     return ", ".join(f"{name} {version}" for name, version in known.items())
 
 
 def _optional() -> str:
     found, missing = [], []
-    for package, what in OPTIONAL.items():
+    for package, consequence in OPTIONAL.items():
         try:
             found.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
-            missing.append(f"{package} is not installed, so {what} cannot be read")
+            missing.append(f"{package} is not installed: {consequence}")
+    if not _has_service():
+        missing.append("the service is not installed: pip install 'factor-search[service]'")
     return ", ".join(found + missing)
 
 
@@ -115,8 +120,10 @@ def _devices() -> str:
 
 
 def _ray(address: str | None) -> str:
+    from workers.ray_environment import check_reachable
+
     if address is None:
-        probe, said = "import ray; print(ray.__version__)", "imports; with --ray-address its cluster is asked, too"
+        probe, said = "import ray; print(ray.__version__)", "can be imported; --ray-address also checks a cluster"
     else:
         check_reachable(address)
         probe, said = RAY_PROBE.format(address=address), f"cluster at {address}: "
@@ -128,7 +135,7 @@ def _ray(address: str | None) -> str:
         raise FactorSearchError(f"no answer within {RAY_SECONDS} s from {address or 'the import'}") from None
     lines = process.stdout.strip().splitlines()
     if process.returncode or not lines:
-        last = (process.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        last = (process.stderr.strip().splitlines() or ["it prints nothing"])[-1]
         raise FactorSearchError(
             f"{'cannot be imported' if address is None else f'cannot join {address}'}: {last[:300]}"
         )
@@ -140,31 +147,38 @@ def _ray(address: str | None) -> str:
 
 
 def _database(url: str) -> str:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    from storage.database import Database
+
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise FactorSearchError(f"{url!r} is no database URL (sqlite:///file.db, postgresql://...)") from None
+        raise FactorSearchError(f"{url!r} is not a database URL (sqlite:///file.db, postgresql://...)") from None
     file = parsed.database
     if parsed.get_backend_name() == "sqlite" and file and not Path(file).exists():
         if not Path(file).absolute().parent.is_dir():
             raise FactorSearchError(f"there is no folder {Path(file).absolute().parent} for the database")
-        return f"{url} is not there yet: factor-search serve makes it"
+        return f"{url} is not there yet: factor-search serve creates it"
     with Database(url, migrate=False) as database:
         return f"{database.shown} answers{database.check_version()}"
 
 
 def _free(folder: Path) -> str:
     if not folder.is_dir():
-        raise FactorSearchError(f"{folder} cannot be created: set FACTOR_SEARCH_CACHE to a folder that can")
+        raise FactorSearchError(f"{folder} cannot be created: set FACTOR_SEARCH_CACHE to a folder that can be written")
     free = shutil.disk_usage(folder).free
     said = f"{folder}: {free / 2**30:.1f} GiB free"
     if free < LEAST_FREE_BYTES:
-        raise FactorSearchError(f"{said}: make room")
+        raise FactorSearchError(f"{said}: free some space")
     return said
 
 
 def _server(url: str) -> str:
+    from api.client import Client
+
     with Client(url) as client:
         version = client.health().version
-        next(client.jobs.list(limit=1), None)  # also shows whether the key is right
+        next(client.jobs.list(limit=1), None)  # also checks the key
         return f"{client.url} answers, version {version}"

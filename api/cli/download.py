@@ -1,4 +1,4 @@
-"""``factor-search download``: what a finished job found, or the stages of a plan that have finished."""
+"""``factor-search download``: the results of a finished job, or of the finished stages of a plan."""
 
 import argparse
 import contextlib
@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from api.cli.arguments import Commands, add_json_argument
+from api.cli.arguments import add_id_argument, add_json_argument
 from api.cli.environment import add_server_arguments
-from api.client import Client, ConflictError, Evaluation, Plan, Plans
+from api.client import Client, ConflictError, Evaluation, Job, Plan
 from factor_search.errors import OutputError
 from factor_search.files.atomic import write_atomically
 
@@ -21,77 +21,84 @@ LEDGER_KEYS = (
 FILE_OF = {"factors": "factors.json", "huggingface": "config.json"}
 
 
-def add_parser(commands: Commands) -> None:
-    """Register the command."""
-    parser = commands.add_parser(
-        "download",
-        help="fetch what a finished job or plan found",
-        description="Write the factors of a finished job, or for the last model of a plan. With --out ending in .json "
-        "only those; otherwise --out is a folder and gets factors.json, report.json, report.html and "
-        "evaluations.jsonl, like that of factor-search run. Of a plan these are the reports of the stages that have "
-        "finished, factors.json and, after a readjusting, short_factors.json; its checkpoints stay where the service "
-        "keeps them. A file with other content is not overwritten without --force.",
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_id_argument(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="P",
+        help="a folder, or a .json file for the factors alone; default: factors.json, or config.json for huggingface",
     )
-    parser.add_argument("job", metavar="ID", help="id of a job or plan, or the beginning of one")
-    parser.add_argument("--out", type=Path, metavar="P", help="default: factors.json, or config.json for huggingface")
-    parser.add_argument("--format", choices=list(FILE_OF), default="factors", help="of the factors; default: factors")
-    parser.add_argument("--force", action="store_true", help="overwrite other files")
+    parser.add_argument(
+        "--format", choices=list(FILE_OF), default="factors", help="format of the factors; default: factors"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite files with other content")
     add_server_arguments(parser)
     add_json_argument(parser)
+    parser.epilog = (
+        "A folder gets factors.json, report.json, report.html and evaluations.jsonl, as from factor-search run. From a "
+        "plan it gets the reports of its finished stages, factors.json and, after a readjustment, short_factors.json; "
+        "checkpoints stay where the service keeps them."
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fetch everything, then write it, and name the files."""
-    out = arguments.out or Path(FILE_OF[arguments.format])
+    """Fetch everything, then write it, and print the files' names."""
     with Client(arguments.url) as client:
-        if client.of(arguments.job) is client.plans:
-            if arguments.format != "factors":
-                raise OutputError("a plan exports its model itself: --format is for jobs")
-            files = save_plan(client.plans, client.plans.find(arguments.job), out, force=arguments.force)
-        else:
-            job_id = client.jobs.find(arguments.job).id
-            files = save_results(client, job_id, out, format=arguments.format, force=arguments.force)
+        item = client.of(arguments.id).find(arguments.id)
+        out = arguments.out or Path(FILE_OF[arguments.format])
+        files = save(client, item, out, format=arguments.format, force=arguments.force)
     written = [str(file) for file in files]
     print(json.dumps({"files": written}) if arguments.json else "\n".join(written))
     return 0
 
 
-def save_results(client: Client, job_id: str, out: Path, *, format: str = "factors", force: bool = False) -> list[Path]:
-    """Fetch and write what a finished job found; returns the files."""
-    factors = json_text(client.jobs.factors(job_id, format))
-    files = {out: factors}
-    if out.suffix != ".json":
-        report = client.jobs.report(job_id)
-        plain = report.get("objective", {}).get("kind", "perplexity") == "perplexity"
-        parts = PARTS if plain else (*PARTS, "held_out_text")
-        files = {
-            out / FILE_OF[format]: factors,
-            out / "report.json": json_text(report),
-            out / "report.html": client.jobs.report_html(job_id).encode(),
-            out / "evaluations.jsonl": _lines(client, job_id, parts),
-        }
+def save(client: Client, item: Job | Plan, out: Path, *, format: str = "factors", force: bool = False) -> list[Path]:
+    """Fetch and write the results of a finished job, or of the finished stages of a plan; returns the files.
+
+    Raises:
+        OutputError: a plan's factors are asked for in an engine's format, or a file cannot be written.
+    """
+    if isinstance(item, Plan):
+        if format != "factors":
+            raise OutputError("--format is for jobs: a plan exports its model in a stage of its own")
+        files = _of_plan(client, item, out)
+    else:
+        files = _of_job(client, item, out, format)
     write_files(files, force=force)
     return list(files)
 
 
-def save_plan(plans: Plans, plan: Plan, out: Path, *, force: bool) -> list[Path]:
-    """Fetch and write what the finished stages of a plan have found; returns the files."""
+def _of_job(client: Client, job: Job, out: Path, format: str) -> dict[Path, bytes]:
+    factors = json_text(client.jobs.factors(job.id, format))
+    if out.suffix == ".json":
+        return {out: factors}
+    report = client.jobs.report(job.id)
+    plain = report.get("objective", {}).get("kind", "perplexity") == "perplexity"
+    return {
+        out / FILE_OF[format]: factors,
+        out / "report.json": json_text(report),
+        out / "report.html": client.jobs.report_html(job.id).encode(),
+        out / "evaluations.jsonl": _lines(client, job.id, PARTS if plain else (*PARTS, "held_out_text")),
+    }
+
+
+def _of_plan(client: Client, plan: Plan, out: Path) -> dict[Path, bytes]:
     for stage in plan.stages:
         if stage.model is not None:
             print(f"{stage.name}: {stage.model}", file=sys.stderr)
     if out.suffix == ".json":
-        files = {out: json_text(plans.factors(plan.id))}
-    else:
-        files = {
-            out / "report.json": json_text(plans.report(plan.id)),
-            out / "report.html": plans.report_html(plan.id).encode(),
-        }
-        for name, half in (("factors.json", "long"), ("short_factors.json", "short")):
-            with contextlib.suppress(ConflictError):  # there are none yet
-                files[out / name] = json_text(plans.factors(plan.id, half))
-    write_files(files, force=force)
-    return list(files)
+        return {out: json_text(client.plans.factors(plan.id))}
+    files = {
+        out / "report.json": json_text(client.plans.report(plan.id)),
+        out / "report.html": client.plans.report_html(plan.id).encode(),
+    }
+    for name, half in (("factors.json", "long"), ("short_factors.json", "short")):
+        with contextlib.suppress(ConflictError):  # there are none yet
+            files[out / name] = json_text(client.plans.factors(plan.id, half))
+    return files
 
 
 def json_text(document: object) -> bytes:
@@ -100,16 +107,16 @@ def json_text(document: object) -> bytes:
 
 
 def write_files(files: dict[Path, bytes], *, force: bool) -> None:
-    """Write all or, if one is there with other content, none.
+    """Write all files, or none if one of them exists with other content.
 
     Raises:
-        OutputError: one is there, or cannot be written.
+        OutputError: one exists with other content, or cannot be written.
     """
     for file, content in files.items():
         if file.is_dir():
             raise OutputError(f"{file} is a folder: choose another --out")
         if not force and file.exists() and file.read_bytes() != content:
-            raise OutputError(f"{file} is there already with other content: choose another --out, or give --force")
+            raise OutputError(f"{file} exists with other content: choose another --out, or give --force")
     for file, content in files.items():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +126,7 @@ def write_files(files: dict[Path, bytes], *, force: bool) -> None:
 
 
 def _lines(client: Client, job_id: str, parts: Sequence[str]) -> bytes:
-    """The ledger of a job: each evaluation once, in the order proposed."""
+    """The evaluations of a job, each once, in the order proposed."""
     known = {
         evaluation.key: _line(evaluation)
         for part in parts

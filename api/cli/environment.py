@@ -1,4 +1,4 @@
-"""Arguments that can also be given by environment variables, each named in its help."""
+"""Options that can also be given by environment variables, each named in its help."""
 
 import argparse
 import os
@@ -27,10 +27,12 @@ def add_variable_argument(
     metavar: str | None = None,
     choices: list[str] | None = None,
 ) -> None:
-    """Add an argument whose default is taken from the environment."""
+    """Add an option whose default is read from the environment."""
     variable = variable_of(flag)
     given = os.environ.get(variable)
-    if given:  # argparse converts and checks a default that is text; only the choices it does not
+    if (
+        given
+    ):  # argparse converts a default that is text, but does not check its choices, and exits with its own message
         if choices is not None and given not in choices:
             raise SpecError(f"{variable} is {given!r}: it must be one of {', '.join(choices)}")
         try:
@@ -44,10 +46,10 @@ def add_variable_argument(
 
 
 def truth_from(flag: str) -> bool | None:
-    """What the variable of a switch says, None if it is not set.
+    """The value of a switch's variable, None if it is not set.
 
     Raises:
-        SpecError: it says neither yes nor no.
+        SpecError: it is neither a yes nor a no.
     """
     variable = variable_of(flag)
     given = os.environ.get(variable, "").strip().lower()
@@ -59,7 +61,7 @@ def truth_from(flag: str) -> bool | None:
 
 
 def add_database_argument(parser: argparse.ArgumentParser) -> None:
-    """``--database``."""
+    """Add ``--database``."""
     add_variable_argument(
         parser,
         "--database",
@@ -70,17 +72,17 @@ def add_database_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--url``: which server a command talks to."""
+    """Add ``--url``, the server a command talks to."""
     add_variable_argument(
         parser,
         "--url",
         metavar="URL",
-        help="of the server (default: http://127.0.0.1:8400); a key is taken from $FACTOR_SEARCH_KEY",
+        help="address of the server (default: http://127.0.0.1:8400); a key is read from $FACTOR_SEARCH_KEY",
     )
 
 
 def positive_int(text: str) -> int:
-    """An argument that counts something."""
+    """The value of an option that counts something."""
     try:
         value = int(text)
     except ValueError:
@@ -91,7 +93,7 @@ def positive_int(text: str) -> int:
 
 
 def positive_float(text: str) -> float:
-    """An argument that measures something."""
+    """The value of an option that measures something."""
     try:
         value = float(text)
     except ValueError:

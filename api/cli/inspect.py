@@ -1,25 +1,20 @@
-"""``factor-search inspect``: a model's rotary geometry, and what can be done with it."""
+"""``factor-search inspect``: a model's RoPE geometry, and what can be searched for it."""
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from api.cli.arguments import Commands, add_json_argument, add_model_arguments, model_spec
-from factor_search.model.configuration import read_geometry
-from factor_search.model.geometry import Geometry
-from factor_search.model.loading import load_config
+from api.cli.arguments import add_json_argument, add_model_arguments, model_spec
 from factor_search.spec import INITIAL_TOKENS
+
+if TYPE_CHECKING:
+    from factor_search.model.geometry import Geometry
 
 EXPORT_FORMATS = ("huggingface",)
 
 
-def add_parser(commands: Commands) -> None:
-    """Register the command."""
-    parser = commands.add_parser(
-        "inspect",
-        help="rotary geometry of a model",
-        description="Show what a model's configuration says of its RoPE: base, pairs, wavelengths, critical dimension.",
-    )
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     add_model_arguments(parser)
     add_json_argument(parser)
     parser.set_defaults(run=run)
@@ -27,6 +22,9 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read the configuration and print."""
+    from factor_search.model.configuration import read_geometry
+    from factor_search.model.loading import load_config
+
     spec = model_spec(arguments)
     description = describe(read_geometry(load_config(spec), spec.original_length))
     if arguments.json:
@@ -42,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def describe(geometry: Geometry) -> dict[str, Any]:
+def describe(geometry: "Geometry") -> dict[str, Any]:
     """The geometry as JSON."""
     return {
         "architecture": geometry.architecture,

@@ -3,30 +3,26 @@
 import argparse
 import json
 
-from api.cli.arguments import Commands, add_json_argument, add_model_arguments, model_spec
+from api.cli.arguments import add_json_argument, add_model_arguments, model_spec
 from factor_search.errors import SpecError
 from factor_search.factors_file import FactorsModel, factors_file
-from factor_search.methods import closed_form, closed_forms
-from factor_search.model.configuration import read_geometry
-from factor_search.model.loading import load_config
 
 
-def add_parser(commands: Commands) -> None:
-    """Register the command."""
-    parser = commands.add_parser(
-        "methods",
-        help="rescale factors of the closed-form methods",
-        description="Print the factors of every closed-form method; with --method and --json, the factors file of one.",
-    )
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     add_model_arguments(parser)
-    parser.add_argument("--target-length", type=int, required=True, metavar="L")
-    parser.add_argument("--method", help="only this one")
+    parser.add_argument("--target-length", type=int, required=True, metavar="L", help="context length in tokens")
+    parser.add_argument("--method", metavar="M", help="this one only; with --json, its factors file")
     add_json_argument(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compute and print."""
+    from factor_search.methods import closed_form, closed_forms
+    from factor_search.model.configuration import read_geometry
+    from factor_search.model.loading import load_config
+
     spec = model_spec(arguments)
     geometry = read_geometry(load_config(spec), spec.original_length)
     target = arguments.target_length

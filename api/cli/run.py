@@ -4,65 +4,75 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from api.cli.arguments import Commands, add_json_argument
-from api.cli.progress import PlanProgress, Progress
+from api.cli.arguments import add_json_argument
+from api.cli.specification import add_specification_arguments, print_specification, specification
 from factor_search.errors import SpecError
-from factor_search.files.json_documents import read_json
-from factor_search.job import run_job
-from factor_search.model.allocator import keep_freed_memory
-from factor_search.plan.kinds.export import FOLDER
-from factor_search.plan.report import plan_report
-from factor_search.plan.report import table as plan_table
-from factor_search.plan.run import PlanResult, run_plan
-from factor_search.plan.spec import PlanSpec, is_plan, parse_plan
-from factor_search.report.document import table
-from factor_search.report.results import holds_finished, write_results
-from factor_search.spec import JobSpec, parse_spec
+from factor_search.plan.spec import PlanSpec
+from factor_search.spec import JobSpec
+
+if TYPE_CHECKING:
+    from factor_search.plan.run import PlanResult
 
 INTERRUPTED = 130
 WAITING = 3
 """Exit status of a plan that waits for a checkpoint."""
 
 
-def add_parser(commands: Commands) -> None:
-    """Register the command."""
-    parser = commands.add_parser(
-        "run",
-        help="run a search job, or a plan of several stages, in this process",
-        description="Run a search job. DIR gets factors.json, report.json, report.html and evaluations.jsonl; running "
-        "the same command again continues from there. Ctrl-C leaves a valid partial result. Of a plan, DIR gets the "
-        "plan's report and factors, and a folder for each stage; stages whose part of the plan has changed are run "
-        "again, with those that depend on them.",
-        epilog="Exit status: 0 finished, 1 failed, 3 waiting for a checkpoint, 130 stopped by Ctrl-C.",
-    )
-    parser.add_argument("spec", type=Path, metavar="SPEC.json", help="a job or a plan")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_specification_arguments(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (required)")
     parser.add_argument(
-        "--from", dest="start_over_from", metavar="STAGE", help="remove what this stage and later ones have left"
+        "--from",
+        dest="start_over_from",
+        metavar="STAGE",
+        help="plans only: discard the results of this stage and later ones first",
     )
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="M", help="hand in the model that a stage waits for (exit status 3)"
+        "--checkpoint", type=Path, metavar="M", help="plans only: the model that a stage waits for (exit status 3)"
     )
     add_json_argument(parser)
     parser.set_defaults(run=_run)
+    parser.epilog = (
+        "DIR gets factors.json, report.json, report.html and evaluations.jsonl; a plan also gets a folder for each "
+        "stage. Ctrl-C leaves a valid partial result, and the same command continues from it; only stages whose part "
+        "of the plan has changed, and those that depend on them, run again. "
+        "Exit status: 0 finished, 1 failed, 2 wrong usage, 3 waiting for a checkpoint, 130 stopped by Ctrl-C."
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    document = read_json(arguments.spec, SpecError)
-    if is_plan(document):
-        return _run_plan(parse_plan(document), arguments)
-    for name in ("start_over_from", "checkpoint"):
-        if getattr(arguments, name) is not None:
-            option = "from" if name == "start_over_from" else name
-            raise SpecError(f"--{option} goes with a plan, and {arguments.spec} is a single search")
-    return run(parse_spec(document), arguments.out, arguments.json)
+    spec = specification(arguments)
+    if isinstance(spec, JobSpec):
+        _refuse_plan_options(arguments)
+    if arguments.print_spec:
+        print_specification(spec)
+        return 0
+    if arguments.out is None:
+        arguments.usage_error("--out missing: name the folder for the results")
+    if isinstance(spec, PlanSpec):
+        return _run_plan(spec, arguments)
+    return run(spec, arguments.out, arguments.json)
+
+
+def _refuse_plan_options(arguments: argparse.Namespace) -> None:
+    for option, value in (("--from", arguments.start_over_from), ("--checkpoint", arguments.checkpoint)):
+        if value is not None:
+            raise SpecError(f"{option} goes with a plan, and {arguments.spec or 'this'} is a single search")
 
 
 def run(spec: JobSpec, out: Path, as_json: bool) -> int:
-    """Run, write the results, print the table (or the report)."""
+    """Run a search, write its results, and print the table (or the report)."""
+    from api.cli.progress import JobProgress
+    from factor_search.job import run_job
+    from factor_search.model.allocator import keep_freed_memory
+    from factor_search.report.document import table
+    from factor_search.report.results import holds_finished, write_results
+
     keep_freed_memory()
-    progress = Progress(spec.budget)
+    progress = JobProgress()
     try:
         result = run_job(spec, out, progress.watcher())
     finally:
@@ -79,6 +89,13 @@ def run(spec: JobSpec, out: Path, as_json: bool) -> int:
 
 
 def _run_plan(plan: PlanSpec, arguments: argparse.Namespace) -> int:
+    from api.cli.progress import PlanProgress
+    from factor_search.model.allocator import keep_freed_memory
+    from factor_search.plan.kinds.export import FOLDER
+    from factor_search.plan.report import plan_report
+    from factor_search.plan.report import table as plan_table
+    from factor_search.plan.run import run_plan
+
     keep_freed_memory()
     progress, out = PlanProgress(), arguments.out
     try:
@@ -101,7 +118,7 @@ def _run_plan(plan: PlanSpec, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _stopped(result: PlanResult, out: Path) -> int:
+def _stopped(result: "PlanResult", out: Path) -> int:
     stage = result.works[-1].stage
     if result.status == "waiting":
         print(

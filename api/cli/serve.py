@@ -9,7 +9,6 @@ import threading
 from pathlib import Path
 
 from api.app import create_app
-from api.cli.arguments import Commands
 from api.cli.environment import (
     add_database_argument,
     add_variable_argument,
@@ -37,22 +36,14 @@ COORDINATOR_FLAGS = (
     "--evaluation-timeout",
     "--log-level",
 )
-"""Handed on to the coordinator as they are."""
+"""Passed on to the coordinator unchanged."""
 logger = logging.getLogger(__name__)
 LOG_LEVELS = ["debug", "info", "warning", "error"]
 
 
-def add_parser(commands: Commands) -> None:
-    """Register the command."""
-    parser = commands.add_parser(
-        "serve",
-        help="run the service",
-        description="Serve the REST interface and the dashboard, and drive jobs. On loopback (the default) no key is "
-        "needed until one is made; any other --host needs keys (factor-search keys create). Every argument can also be "
-        "given by the environment variable in brackets.",
-    )
-    text = {"--host": "address to listen on", "--ray-address": "join this Ray cluster; default: a Ray of our own"}
-    add_variable_argument(parser, "--host", default="127.0.0.1", metavar="H", help=text["--host"])
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_variable_argument(parser, "--host", default="127.0.0.1", metavar="H", help="address to listen on")
     add_variable_argument(
         parser, "--port", type=_port, default="8400", metavar="P", help="port to listen on; 0 takes a free one"
     )
@@ -61,22 +52,30 @@ def add_parser(commands: Commands) -> None:
         parser,
         "--dashboard-database",
         metavar="URL",
-        help="where Optuna's tables are; default: the same for PostgreSQL, NAME.dashboard.db beside an SQLite file",
+        help="database of Optuna's tables; default: the same for PostgreSQL, NAME.dashboard.db beside an SQLite file",
     )
     add_policy_arguments(parser)
-    add_variable_argument(parser, "--ray-address", metavar="HOST:PORT", help=text["--ray-address"])
-    add_variable_argument(parser, "--workers", type=positive_int, metavar="N", help="at most so many workers")
+    add_variable_argument(
+        parser, "--ray-address", metavar="HOST:PORT", help="join this Ray cluster; default: a private Ray instance"
+    )
+    add_variable_argument(parser, "--workers", type=positive_int, metavar="N", help="at most N workers")
     add_variable_argument(
         parser, "--cpus-per-worker", type=positive_float, metavar="X", help="processors of each worker"
     )
     add_variable_argument(parser, "--gpus-per-worker", type=positive_float, metavar="X", help="GPUs of each worker")
-    add_variable_argument(parser, "--jobs", type=positive_int, metavar="N", help="at most so many jobs at once")
+    add_variable_argument(parser, "--jobs", type=positive_int, metavar="N", help="run at most N jobs at once")
     add_variable_argument(
-        parser, "--evaluation-timeout", type=positive_float, metavar="SECONDS", help="one evaluation may take"
+        parser, "--evaluation-timeout", type=positive_float, metavar="SECONDS", help="time limit of one evaluation"
     )
-    add_variable_argument(parser, "--log-level", default="warning", choices=LOG_LEVELS, help="what is logged")
-    parser.add_argument("--no-coordinator", action="store_true", help="drive no jobs: others on the database do")
-    parser.add_argument("--no-dashboard", action="store_true", help="serve the REST interface alone")
+    add_variable_argument(
+        parser, "--log-level", default="warning", choices=LOG_LEVELS, help="least severe messages that are logged"
+    )
+    parser.add_argument("--no-coordinator", action="store_true", help="run no jobs: coordinators elsewhere do")
+    parser.add_argument("--no-dashboard", action="store_true", help="do not serve the dashboard")
+    parser.epilog = (
+        "On loopback (the default) no key is needed until one is created; any other --host requires keys "
+        "(factor-search keys create). Every option can also be given by the environment variable in brackets."
+    )
     parser.set_defaults(run=run)
 
 
@@ -127,7 +126,7 @@ def _open(dashboard: Dashboard) -> None:
 
 
 def read_policy(arguments: argparse.Namespace, *, hub: bool) -> Policy:
-    """The policy from the arguments, and from the environment where they say nothing."""
+    """The policy from the arguments, or from the environment for those not given."""
     roots = os.environ.get(variable_of("--root"))
     if not arguments.root and roots:
         arguments.root = [Path(root) for root in roots.split(os.pathsep) if root]
@@ -141,7 +140,7 @@ def read_policy(arguments: argparse.Namespace, *, hub: bool) -> Policy:
 
 
 def _work_folder(database_url: str) -> Path | None:
-    """Where plans keep what they make, if no argument says so: as the environment says, or beside an SQLite file."""
+    """The folder of what plans produce, if no argument names it: from the environment, or beside an SQLite file."""
     given = os.environ.get(variable_of("--work"))
     if given:
         return Path(given)
@@ -150,7 +149,7 @@ def _work_folder(database_url: str) -> Path | None:
 
 
 def check_keys(database_url: str, *, loopback: bool, host: str) -> None:
-    """Refuse to be reachable from elsewhere without keys; also finds out whether the database can be used at all.
+    """Refuse to be reachable from other machines without keys; this also checks that the database can be used.
 
     Raises:
         ServeError: there is no usable key.
@@ -161,8 +160,8 @@ def check_keys(database_url: str, *, loopback: bool, host: str) -> None:
         shown = database.shown
     if not loopback and not usable:
         raise ServeError(
-            f"--host {host} can be reached from other machines, and {shown} has no API key in use: make one first with "
-            "factor-search keys create --name NAME --scope admin"
+            f"--host {host} can be reached from other machines, and {shown} has no API key in use: create one first "
+            "with factor-search keys create --name NAME --scope admin"
         )
 
 
@@ -177,7 +176,7 @@ def check_reachable(url: str) -> None:
 
 
 def coordinator_environment(database_url: str, optuna_url: str | None) -> dict[str, str]:
-    """What the coordinator's environment must be: others can read arguments, and addresses may hold passwords."""
+    """The coordinator's environment, which holds the addresses: they may have passwords, and arguments are public."""
     urls = {"--database": database_url, "--dashboard-database": optuna_url}
     ours = {name: value for name, value in os.environ.items() if name not in map(variable_of, urls)}
     return ours | {variable_of(flag): url for flag, url in urls.items() if url is not None}
@@ -199,5 +198,5 @@ def _port(text: str) -> int:
     except ValueError:
         port = -1
     if not 0 <= port < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: 0 to 65535")
     return port

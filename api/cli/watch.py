@@ -1,151 +1,104 @@
-"""``factor-search watch``: events of a job or plan as they happen, as a progress bar where there is a terminal."""
+"""``factor-search watch``: the events of a job or plan as they happen, with a progress bar on a terminal."""
 
 import argparse
 import sys
+from collections.abc import Iterator
 
-from tqdm import tqdm
-
-from api.cli.arguments import Commands
+from api.cli.arguments import add_id_argument
+from api.cli.display import ProgressDisplay
 from api.cli.environment import add_server_arguments
-from api.client import Client, Event, ServiceError
+from api.client import Client, Event, Job, Plan, ServiceError
 from api.schemas import Progress
+from storage.states import ENDED
 
 INTERRUPTED = 130
 STATUS = {"finished": 0, "failed": 1, "cancelled": 3, "paused": 4, "waiting": 5}
-EXIT_STATUS = (
-    "Exit status: 0 finished, 1 failed, 3 cancelled, 4 paused, 5 waiting for a checkpoint, 130 stopped by Ctrl-C (the "
-    "job goes on)."
-)
+CONTINUE_WITH = {"paused": "resume {id}", "waiting": "supply-checkpoint {id} FOLDER"}
+STOPPING = ("paused", "waiting", "checkpoint_refused")
+"""Kinds of events after which a job or plan may have stopped until a user continues it."""
 SHOWN_CHARACTERS = 300
-TOLD_SHARES = 10
-"""Without a terminal, a long work is told of each time that another such share of it is done."""
 
 
-def add_parser(commands: Commands) -> None:
-    """Register the command."""
-    parser = commands.add_parser(
-        "watch",
-        help="follow a job or plan until it has ended",
-        description="Follow a job or plan until it has ended, is paused or waits for a checkpoint. A server that "
-        "goes away meanwhile is waited for.",
-        epilog=EXIT_STATUS,
-    )
-    parser.add_argument("job", metavar="ID", help="id of a job or plan, or the beginning of one")
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_id_argument(parser)
     add_server_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print every event as a line of JSON, for machines")
+    parser.add_argument("--json", action="store_true", help="print every event as a line of JSON, for scripts")
+    parser.epilog = (
+        "If the server cannot be reached for a while, the command waits for it. Exit status: 0 finished, 1 failed, "
+        "3 cancelled, 4 paused, 5 waiting for a checkpoint, 130 stopped by Ctrl-C (the job or plan continues)."
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Follow one job or plan."""
-    from api.cli.watch_plan import watch_plan  # which shows the jobs of a plan as this one does
-
     with Client(arguments.url) as client:
-        if client.of(arguments.job) is client.plans:
-            plan = client.plans.find(arguments.job)
-            if plan.note:
-                print(f"note: {plan.note}", file=sys.stderr)
-            return watch_plan(client, plan.id, as_json=arguments.json)
-        job = client.jobs.find(arguments.job)
-        if job.note:
-            print(f"note: {job.note}", file=sys.stderr)
-        return watch(client, job.id, as_json=arguments.json)
+        item = client.of(arguments.id).find(arguments.id)
+        if item.note:
+            print(f"note: {item.note}", file=sys.stderr)
+        return watch(client, item.id, as_json=arguments.json)
 
 
-def watch(client: Client, job_id: str, *, as_json: bool = False, interrupted: str | None = None) -> int:
-    """Show a job's events until it has ended or is paused; the exit status tells which.
+def watch(client: Client, id: str, *, as_json: bool = False, interrupted: str | None = None) -> int:
+    """Show events until a job or plan has ended, is paused or waits for a checkpoint; the exit status tells which.
 
     Args:
-        client: of the job's server.
-        job_id: the job.
-        as_json: every event as a line of JSON.
-        interrupted: what to say at Ctrl-C instead of how to watch the job again.
+        client: of its server.
+        id: of the job or plan.
+        as_json: print every event as a line of JSON.
+        interrupted: what to say at Ctrl-C instead of how to watch it again.
     """
     display = Display(as_json)
     try:
-        for event in client.jobs.events(job_id, on_interruption=display.interrupted):
+        for event in _events(client, id, display):
             display.show(event)
-            if event.kind in ("finished", "failed", "cancelled"):
+            if event.kind in ENDED and client.of(id) is client.jobs:  # a plan that has ended may be retried
                 return STATUS[event.kind]
-            if event.kind == "paused" and client.jobs.get(job_id).state == "paused":
-                display.say(f"to let it go on: factor-search resume {job_id}")
-                return STATUS["paused"]
-        return STATUS.get(client.jobs.get(job_id).state, 1)
+        state = client.of(id).get(id).state
+        if state in CONTINUE_WITH:
+            display.close()
+            display.say(f"to continue: factor-search {CONTINUE_WITH[state].format(id=id)}")
+        return STATUS.get(state, 1)
     except KeyboardInterrupt:
-        display.say(interrupted or f"the job goes on; to see it again: factor-search watch {job_id}")
+        display.say(interrupted or f"it continues; to watch it again: factor-search watch {id}")
         return INTERRUPTED
     finally:
         display.close()
 
 
 class Display:
-    """Events on standard error: a bar on a terminal, a line for each generation elsewhere."""
+    """Shows events on standard error, and those of kind ``progress`` as a bar where there is a terminal."""
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
-        self._interactive = sys.stderr.isatty() and not as_json
-        self._bar: tqdm | None = None
-        self._shown: tuple[object, ...] | None = None
+        self._progress = ProgressDisplay()
         self._away = False
 
     def show(self, event: Event) -> None:
-        """One event, in its way."""
+        """Show one event."""
         self._away = False
         if self._as_json:
             print(event.model_dump_json(), flush=True)
         elif event.kind == "progress":
-            self._progress(Progress.model_validate(event.data))
+            self._progress.show(Progress.model_validate(event.data), event.at.timestamp())
         else:
             self.close()
             self.say(describe(event))
 
     def interrupted(self, error: ServiceError) -> None:
-        """Say once that the server is away."""
+        """Say once that the server cannot be reached."""
         if not self._away:
             self.say(f"{error}; trying again ...")
         self._away = True
 
     def say(self, text: str) -> None:
-        """A line of text, above the bar."""
-        with tqdm.external_write_mode(file=sys.stderr):
-            print(text, file=sys.stderr, flush=True)
+        """Print a line of text, above the bar."""
+        self._progress.say(text)
 
     def close(self) -> None:
         """Leave the terminal clean."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def _progress(self, progress: Progress) -> None:
-        line = progress_line(progress)
-        if not self._interactive:
-            alike = bool(progress.to_score or progress.step is not None)
-            step = (progress.phase if alike else "", progress.generation, int(TOLD_SHARES * progress.share) * alike)
-            if step != self._shown:
-                self.say(line)
-            self._shown = step
-            return
-        if self._bar is None:
-            form = "{percentage:3.0f} %|{bar:20}| {desc}"
-            self._bar = tqdm(total=1.0, bar_format=form, dynamic_ncols=True, file=sys.stderr)
-        self._bar.set_description_str(line, refresh=False)
-        self._bar.update(min(progress.share, 1.0) - self._bar.n)
-        self._bar.refresh()
-
-
-def progress_line(progress: Progress) -> str:
-    """Progress in words."""
-    if progress.to_score:
-        return f"{progress.phase}: {progress.scored or 0} of {progress.to_score} candidates"
-    if progress.step is not None:
-        line = f"{progress.phase}: step {progress.step} of {progress.steps}"
-        return line if progress.loss is None else f"{line}, loss {progress.loss:.4f}, {progress.tokens:,} tokens"
-    best = "none" if progress.best_perplexity is None else f"{progress.best_perplexity:.4f}"
-    budget = f" of {progress.candidates_budget}" if progress.candidates_budget else ""
-    line = f"generation {progress.generation}: {progress.candidates}{budget} candidates, best {best}"
-    if progress.seconds > 0:
-        line += f", {progress.tokens / progress.seconds:,.0f} tokens/s"
-    return line + (f", {progress.workers} worker{'s' * (progress.workers != 1)}" if progress.workers else "")
+        self._progress.close()
 
 
 def describe(event: Event) -> str:
@@ -166,3 +119,31 @@ def describe(event: Event) -> str:
     if len(details) > SHOWN_CHARACTERS:
         details = f"{details[: SHOWN_CHARACTERS - 3]}..."
     return f"{at} {event.kind.replace('_', ' ')}" + (f": {details}" if details else "")
+
+
+def _events(client: Client, id: str, display: Display) -> Iterator[Event]:
+    """Events until a job or plan ends or stops; between those of a plan come the events of its jobs under way."""
+    resource = client.of(id)
+    for event in resource.events(id, on_interruption=display.interrupted):
+        yield event
+        if event.kind == "stage_queued" and _is_under_way(client, id, event):
+            for of_job in client.jobs.events(event.data["job"], on_interruption=display.interrupted):
+                if of_job.kind not in ("submitted", "finished"):  # the plan has events of its own for these
+                    yield of_job
+                if of_job.kind == "paused" and resource.get(id).state == "paused":
+                    return
+        if event.kind in STOPPING and _has_stopped(resource.get(id), event):
+            return
+
+
+def _is_under_way(client: Client, plan_id: str, event: Event) -> bool:
+    """Whether the job that an event names is the plan's present one, not one of its past."""
+    plan = client.plans.get(plan_id)
+    present = {stage.job for stage in plan.stages if stage.name == plan.stage}
+    return not plan.ended and event.data["job"] in present
+
+
+def _has_stopped(item: Job | Plan, event: Event) -> bool:
+    """Whether nothing happens until a user does something; events of a plan's past are not the reason."""
+    is_past = isinstance(item, Plan) and event.number < item.events
+    return item.state in CONTINUE_WITH and not is_past

@@ -20,6 +20,8 @@ class JobWatcher:
     """Callbacks for the progress of a job; each may be replaced."""
 
     phase: Callable[[str], None] = lambda text: None
+    problem: Callable[[SearchProblem], None] = lambda problem: None
+    """Called once, before the first candidate."""
     candidate: Callable[[SearchState], None] = lambda state: None
     scored: Callable[[str, int, int], None] = lambda part, done, total: None
     documents: Watch | None = None
@@ -69,6 +71,7 @@ def search_and_measure(
         KeyboardInterrupt: before the first candidate.
     """
     spec = problem.spec
+    watcher.problem(problem)
     watcher.phase("searching")
     state = search(
         problem.strategy(len(samples.search.samples)),

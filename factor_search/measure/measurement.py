@@ -1,0 +1,180 @@
+"""One set of factors measured on documents: perplexity, answers about a hidden number, or passkey retrieval."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from factor_search.errors import SearchFailedError
+from factor_search.factors import Factors
+from factor_search.factors_file import check_belongs
+from factor_search.measure import passkey
+from factor_search.measure.evaluation import OK
+from factor_search.measure.evaluator import LocalEvaluator
+from factor_search.measure.request import GivenDocuments, JobDocuments, MeasurementRequest
+from factor_search.measure.statistics import Summary
+from factor_search.methods import closed_form
+from factor_search.model.geometry import Geometry
+from factor_search.model.injection import probe
+from factor_search.model.loading import LoadedModel, load_model
+from factor_search.spec import MEASURES, NeedleSpec
+from factor_search.text.documents import documents_from_files
+from factor_search.text.needle import needle_samples
+from factor_search.text.samples import Sample, SampleSet, check_vocabulary, distinct_tokens, first_samples, load_samples
+from factor_search.text.tokens import CachedTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityResult:
+    """Perplexity over documents, of all tokens or of the answers about hidden numbers."""
+
+    task: Literal["perplexity", "needle"]
+    factors: Factors
+    summary: Summary
+    """Its standard error is NaN for a single document."""
+
+    @property
+    def standard_error(self) -> float | None:
+        """Of the perplexity over documents; None for a single one."""
+        return None if self.summary.documents == 1 else self.summary.standard_error
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures, counts and factors as JSON."""
+        figures: dict[str, Any] = {"perplexity": self.summary.perplexity, "standard_error": self.standard_error}
+        if self.task == "needle":
+            figures = {"task": "needle", "answer_perplexity": figures.pop("perplexity"), **figures}
+        counts = {"tokens": self.summary.tokens, "documents": self.summary.documents}
+        return {**figures, **counts, "factors": self.factors.as_json()}
+
+    def table(self) -> str:
+        """One line for a terminal."""
+        plus_minus = "" if self.standard_error is None else f" ± {self.standard_error:.4f} (standard error)"
+        return (
+            f"{MEASURES[self.task]} {self.summary.perplexity:.6f}{plus_minus}, {self.summary.documents} documents, "
+            f"{self.summary.tokens:,} tokens"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PasskeyResult:
+    """How often the model retrieves a passkey, by length and depth."""
+
+    factors: Factors
+    cells: Sequence[passkey.Cell]
+
+    def as_json(self) -> dict[str, Any]:
+        """Lengths, depths, the cells and the factors as JSON."""
+        return {"task": "passkey", **passkey.as_json(self.cells), "factors": self.factors.as_json()}
+
+    def table(self) -> str:
+        """A line for each length, a column for each depth."""
+        return passkey.table(self.cells)
+
+
+OnStart: TypeAlias = Callable[[Sequence[Sample]], None]
+
+
+def measure(request: MeasurementRequest, on_start: OnStart = lambda samples: None) -> PerplexityResult | PasskeyResult:
+    """Load the model, read the documents and measure.
+
+    Args:
+        request: what to measure.
+        on_start: called with the samples once everything is loaded, before the first is evaluated.
+
+    Raises:
+        ModelError: the model cannot be loaded, or factors cannot act on it.
+        DataError: documents cannot be read, or too few of them are long enough.
+        FactorsError: the factors belong to another model, or there is no such closed form.
+        SearchFailedError: a loss is not finite, or memory does not suffice.
+    """
+    loaded = load_model(request.model)
+    documents = _samples(request, loaded)
+    check_vocabulary(documents, loaded.model.get_input_embeddings().num_embeddings)
+    factors = _factors(request, loaded.geometry)
+    if request.task == "passkey":
+        return _passkeys(request, loaded, documents, factors, on_start)
+    return _perplexity(request, request.task, loaded, documents, factors, on_start)
+
+
+def _perplexity(
+    request: MeasurementRequest,
+    task: Literal["perplexity", "needle"],
+    loaded: LoadedModel,
+    samples: SampleSet,
+    factors: Factors,
+    on_start: OnStart,
+) -> PerplexityResult:
+    if task == "needle":
+        options = _needle(request).model_dump(exclude={"kind"})
+        tokenizer = CachedTokenizer(loaded.tokenizer)
+        samples = needle_samples(samples, tokenizer, length=request.length, seed=_seed(request), **options)
+    probe(loaded.model, loaded.geometry)
+    on_start(samples.samples)
+    with LocalEvaluator(loaded, request.length, _stride(request)) as evaluator:
+        evaluation = evaluator.evaluate(factors, samples)
+    if evaluation.outcome != OK:
+        raise SearchFailedError(f"the evaluation ended as {evaluation.outcome.replace('_', ' ')}")
+    return PerplexityResult(task=task, factors=factors, summary=evaluation.summary)
+
+
+def _passkeys(
+    request: MeasurementRequest, loaded: LoadedModel, documents: SampleSet, factors: Factors, on_start: OnStart
+) -> PasskeyResult:
+    needles = passkey.passkey_samples(
+        documents,
+        CachedTokenizer(loaded.tokenizer),
+        lengths=request.lengths or [request.length],
+        depths=passkey.even_depths(request.depths),
+        digits=request.digits or passkey.DIGITS,
+        seed=_seed(request),
+    )
+    probe(loaded.model, loaded.geometry)
+    samples = [needle.sample for needle in needles]
+    on_start(samples)
+    cells = passkey.accuracy_by_cell(needles, passkey.passkey_accuracy(loaded, factors, samples))
+    return PasskeyResult(factors=factors, cells=cells)
+
+
+def _samples(request: MeasurementRequest, loaded: LoadedModel) -> SampleSet:
+    """The documents as tokens, without hidden numbers."""
+    source, tokenizer, stride = request.documents, CachedTokenizer(loaded.tokenizer), _stride(request)
+    if isinstance(source, GivenDocuments):
+        documents = documents_from_files(list(source.files), source.column, source.split)
+        return first_samples(documents, tokenizer, source.length, source.documents, whole=stride is not None)
+    spec = source.spec
+    samples = load_samples(
+        spec.data,
+        tokenizer,
+        spec.target_length,
+        seed=spec.seed,
+        whole=stride is not None,
+        distinct=distinct_tokens(spec.data, loaded.geometry.original_length),
+    )
+    if stride is not None and spec.tokens_scored is not None:
+        samples = samples.cut(spec.tokens_scored)
+    chosen: SampleSet = getattr(samples, source.part)
+    return chosen
+
+
+def _factors(request: MeasurementRequest, geometry: Geometry) -> Factors:
+    if request.factors is not None:
+        check_belongs(request.factors, geometry)
+        return request.factors.factors
+    if request.method is not None:
+        return closed_form(request.method, geometry, request.length)
+    return geometry.configured_factors(request.length) or closed_form("none", geometry, request.length)
+
+
+def _stride(request: MeasurementRequest) -> int | None:
+    if request.task != "perplexity":
+        return None
+    return request.documents.spec.stride if isinstance(request.documents, JobDocuments) else request.documents.stride
+
+
+def _seed(request: MeasurementRequest) -> int:
+    return request.documents.spec.seed if isinstance(request.documents, JobDocuments) else request.seed
+
+
+def _needle(request: MeasurementRequest) -> NeedleSpec:
+    if isinstance(request.documents, JobDocuments) and isinstance(request.documents.spec.objective, NeedleSpec):
+        return request.documents.spec.objective
+    return NeedleSpec() if request.digits is None else NeedleSpec(digits=request.digits)
