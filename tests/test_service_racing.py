@@ -1,4 +1,4 @@
-"""Candidates that are stopped and continued in the service: always as in one process, whatever happens meanwhile."""
+"""Races in the service: candidates are stopped and continued as in one process, whatever happens meanwhile."""
 
 import time
 from collections import Counter

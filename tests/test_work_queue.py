@@ -1,4 +1,4 @@
-"""Who works on what next, as plain decisions without threads or clocks."""
+"""Which worker does what next, decided without threads or clocks."""
 
 from concurrent.futures import Future
 from typing import Any, cast
@@ -24,7 +24,7 @@ def slots(*models: ModelSpec | None, since: float = 0.0) -> list[WorkerSlot]:
 
 
 def queue(**jobs: list[ModelSpec]) -> WorkQueue:
-    """Jobs by name, each with as many pieces of work as models given."""
+    """A queue of jobs by name, each with one item of work for each given model."""
     made = WorkQueue()
     for job, models in jobs.items():
         made.join(job, models[0])
@@ -32,9 +32,11 @@ def queue(**jobs: list[ModelSpec]) -> WorkQueue:
     return made
 
 
-def drain(queue: WorkQueue, idle: list[WorkerSlot], slots: list[WorkerSlot], now: float = 0.0) -> list[tuple[int, str]]:
+def drain(
+    waiting: WorkQueue, idle: list[WorkerSlot], slots: list[WorkerSlot], now: float = 0.0
+) -> list[tuple[int, str]]:
     chosen = []
-    while idle and (choice := queue.choose(idle, slots, now)) is not None:
+    while idle and (choice := waiting.choose(idle, slots, now)) is not None:
         slot, done = choice
         slot.model = done.model
         idle.remove(slot)
@@ -66,12 +68,12 @@ def test_a_new_model_gets_its_share_of_workers() -> None:
     assert sorted(str(slot.model.id) for slot in places if slot.model) == ["a", "a", "b", "b"]
 
 
-def test_a_model_that_no_job_uses_any_more_gives_way() -> None:
+def test_workers_leave_a_model_that_no_job_uses_any_more() -> None:
     places = slots(B, B)
     assert len(drain(queue(one=[A] * 2), list(places), places)) == 2
 
 
-def test_one_worker_for_two_models_changes_seldom() -> None:
+def test_a_single_worker_for_two_models_changes_seldom() -> None:
     places = slots(A)
     both = queue(one=[A] * 3, two=[B] * 3)
     assert drain(both, list(places), places, now=1.0) == [(0, "one")]
@@ -101,7 +103,7 @@ def test_lost_work_comes_first_and_a_job_that_left_is_forgotten() -> None:
     assert len(one) == 0
 
 
-def test_removed_work_is_not_given() -> None:
+def test_removed_work_is_not_assigned() -> None:
     places = slots(A)
     one = WorkQueue()
     one.join("one", A)
