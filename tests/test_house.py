@@ -40,7 +40,8 @@ def test_commands_in_the_readme_exist() -> None:
     assert {"demo", "serve", "test"} <= targets
     makefile = (ROOT / "Makefile").read_text()
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
-    shown = set(re.findall(r"^factor-search ([a-z-]+)", readme, re.MULTILINE))
+    blocks = "".join(re.findall(r"^```sh\n(.*?)^```", readme, re.MULTILINE | re.DOTALL))
+    shown = set(re.findall(r"^factor-search ([a-z-]+)", blocks, re.MULTILINE))
     assert {"run", "evaluate", "export", "serve", "submit"} <= shown <= set(COMMANDS)
 
 
