@@ -139,7 +139,7 @@ def workplace(
     documents = model.documents()
     distinct = len({tokens.tobytes() for tokens in documents})
     held_out = min(held_out_documents, max(distinct - search_documents - validation_documents, 1))
-    samples = deal(documents, search_documents, validation_documents, held_out)
+    samples = split_documents(documents, search_documents, validation_documents, held_out)
     loaded = load_model(ModelSpec(id=str(model.folder), device="cpu"))
     file = cache_folder("bench") / f"{model.folder.name}-{samples.search.sha256[:12]}.jsonl"
     with Ledger(file) as ledger, LocalEvaluator(loaded, model.recipe.target) as local:
@@ -151,7 +151,7 @@ def workplace(
         )
 
 
-def deal(documents: Sequence[np.ndarray], *counts: int) -> Samples:
+def split_documents(documents: Sequence[np.ndarray], *counts: int) -> Samples:
     """Split distinct documents into the given numbers for search, validation and held-out."""
     distinct = {hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest(): tokens for tokens in documents}
     if len(distinct) < sum(counts):

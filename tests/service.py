@@ -85,8 +85,7 @@ class Service:
             self.database,
             backend,
             policy=self.policy,
-            lease_seconds=LEASE_SECONDS,
-            **options,  # type: ignore[arg-type]
+            **{"lease_seconds": LEASE_SECONDS} | options,  # type: ignore[arg-type]
         )
         thread = threading.Thread(target=coordinator.run, daemon=True)
         thread.start()

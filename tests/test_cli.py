@@ -273,6 +273,9 @@ def test_a_spec_with_a_sliding_window(
     document = specification(checkpoint, texts, objective=objective, budget=12, strategy={"kind": "evolution"})
     spec = write_spec(tmp_path, document)
     assert main(["run", spec, "--out", str(tmp_path / "out")]) == 0
+    progress = re.search(r"generation 0: 1 of 12 candidates, best (.*) \(yarn (.*)\)", capsys.readouterr().err)
+    assert progress is not None, "the best so far is compared with the best closed form, which is the first candidate"
+    assert progress[1] == progress[2]
     found = json.loads((tmp_path / "out" / "report.json").read_text())["results"][0]
     scored = 1 + found["tokens"] // found["documents"]
     assert scored == 160 if tokens else scored > 160

@@ -200,13 +200,15 @@ def test_watch_outlives_a_restart_of_the_server(run: Run, tmp_path: Path, spec: 
             watcher = subprocess.Popen(
                 command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1], env=os.environ
             )
-            time.sleep(3)
+            assert watcher.stderr is not None
+            followed = watcher.stderr.readline()
             lease = coordinator.claim()
         coordinator.generation(lease, 0)
         time.sleep(1.5)
         with serving(app_on(tmp_path), port):
             coordinator.finish(lease)
             _, err = watcher.communicate(timeout=30)
+    err = followed + err
     assert watcher.returncode == 0, err
     assert err.count("trying again") == 1
     assert [err.count(word) for word in (" submitted", " claimed", "generation 1", " finished")] == [1, 1, 1, 1]

@@ -218,7 +218,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     factors, out = factors_for(loaded), tmp_path / "out"
     with pytest.raises(DataError, match="the 96 tokens"):
         finetune(loaded, cycles(90), factors, TARGET, quick(data_form="full"), out)
-    with pytest.raises(DataError, match="another tokenizer's"):
+    with pytest.raises(DataError, match="the model's own tokenizer"):
         finetune(loaded, [tokens + 90 for tokens in cycles()], factors, TARGET, quick(), out)
     with pytest.raises(FactorsError):
         finetune(loaded, cycles(), Factors.of([2.0] * 3), TARGET, quick(), out)

@@ -111,7 +111,7 @@ def test_what_is_too_short_is_left_out() -> None:
 @pytest.mark.parametrize("tokens", [[3, 97, 5], [-1, 3, 4]])
 def test_tokens_of_another_vocabulary_are_refused(tokens: list[int]) -> None:
     sequences = Sequences([np.array(tokens * 10)], FinetuneSpec(), 8, 16)
-    with pytest.raises(DataError, match="another tokenizer's"):
+    with pytest.raises(DataError, match="the model's own tokenizer"):
         sequences.check_vocabulary(97)
 
 

@@ -40,7 +40,7 @@ def training(data: DataSpec, seed: int, length: int, files: list[str] | None = N
     return training_documents(data, files, TOKENIZE, GEOMETRY, length, settings, seed=seed)
 
 
-def dealt_at(data: DataSpec, length: int, seed: int) -> Samples:
+def split_at(data: DataSpec, length: int, seed: int) -> Samples:
     return load_samples(data, TOKENIZE, length, seed=seed, distinct=distinct_tokens(data, GEOMETRY.original_length))
 
 
@@ -65,7 +65,7 @@ def test_what_plays_a_part_in_any_stage_is_never_trained_on(
         file.write_text("\n".join(json.dumps({"text": text(*one)}) for one in every))
         other.write_text("\n".join(json.dumps({"text": text(*one)}) for one in [*every, (200, 300, False)]))
         data = data_spec([str(file)], cut, counts)
-        by_length = {length: dealt_at(data, length, seed) for length in (ORIGINAL, 128, LONGEST)}
+        by_length = {length: split_at(data, length, seed) for length in (ORIGINAL, 128, LONGEST)}
         trained = training(data, seed, 128, [str(other)] if elsewhere else None)
     longest = by_length[LONGEST]
     for length, samples in by_length.items():
@@ -86,8 +86,8 @@ def test_documents_that_begin_alike_count_once(tmp_path: Path) -> None:
     for number in range(6):
         (tmp_path / f"{number}.txt").write_text(text(number, 300, header=number < 4))
     with pytest.raises(DataError, match=r"3 of the 4 documents needed have 256 tokens or more .* 3 repeat another"):
-        dealt_at(data_spec([str(tmp_path / "*.txt")], False, (1, 1, 2)), 128, 0)
-    samples = dealt_at(data_spec([str(tmp_path / "*.txt")], False, (1, 1, 1)), 128, 0)
+        split_at(data_spec([str(tmp_path / "*.txt")], False, (1, 1, 2)), 128, 0)
+    samples = split_at(data_spec([str(tmp_path / "*.txt")], False, (1, 1, 1)), 128, 0)
     assert {len(one.tokens) for part in PARTS for one in getattr(samples, part).samples} == {128}
 
 
@@ -124,4 +124,4 @@ def test_documents_shorter_than_the_window(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(text(0, 300))
     data = data_spec([str(tmp_path / "*.txt")], False, (1, 1, 1))
     with pytest.raises(DataError, match=r"data\.least_tokens is 256, but 512 tokens of each document are to be read"):
-        dealt_at(data, 512, 0)
+        split_at(data, 512, 0)

@@ -101,19 +101,19 @@ def test_passkeys_where_they_fit_kept_as_they_come(work: EvaluateWork, tmp_path:
     assert undisturbed["depths"] == [0.0, 0.5, 1.0]
     assert {cell["count"] for cell in undisturbed["cells"]} == {1}
     assert (undisturbed["overall"]["documents"], undisturbed["overall"]["standard_error"]) == (1, None)
-    heard: list[dict[str, Any]] = []
+    progress: list[dict[str, Any]] = []
 
     def interrupt(told: dict[str, Any]) -> None:
-        heard.append(told)
+        progress.append(told)
         if told.get("step") == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         perform(work, tmp_path / "b", interrupt)
     assert len(json.loads((tmp_path / "b" / "passkeys.json").read_text())["retrievals"]) == 2
-    heard.clear()
-    assert perform(work, tmp_path / "b", heard.append).report["passkey"] == undisturbed
-    assert [told["step"] for told in heard if "step" in told] == [3]
+    progress.clear()
+    assert perform(work, tmp_path / "b", progress.append).report["passkey"] == undisturbed
+    assert [told["step"] for told in progress if "step" in told] == [3]
     file = parse_factors(work.factors).model_copy(update={"target_length": 128, "scale": 2.0})
     nearer = work.model_copy(update={"factors": file.as_json()})
     assert perform(nearer, tmp_path / "c").report["passkey"] is None
@@ -128,12 +128,12 @@ def test_all_passkeys_together_count_by_document() -> None:
 
 
 def test_the_ladder(work: EvaluateWork, tmp_path: Path) -> None:
-    heard: list[dict[str, Any]] = []
-    climbed = evaluate_candidates(work, tmp_path, heard.append)["ladder"]
-    assert [told["step"] for told in heard[1:]] == list(range(1, len(climbed["rungs"]) + 1))
-    assert heard[-1]["steps"] == len(climbed["rungs"])
+    progress: list[dict[str, Any]] = []
+    climbed = evaluate_candidates(work, tmp_path, progress.append)["ladder"]
+    assert [told["step"] for told in progress[1:]] == list(range(1, len(climbed["rungs"]) + 1))
+    assert progress[-1]["steps"] == len(climbed["rungs"])
     assert climbed["lengths"] == [64, 128, 256]
-    again = evaluate_candidates(work.model_copy(update={"lengths": [128]}), tmp_path, heard.append)["ladder"]
+    again = evaluate_candidates(work.model_copy(update={"lengths": [128]}), tmp_path, progress.append)["ladder"]
     assert again["rungs"] == [rung for rung in climbed["rungs"] if rung["length"] != 64], "the target is always there"
 
 

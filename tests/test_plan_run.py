@@ -47,7 +47,7 @@ class Interruptions:
         self.steps: list[int] = []
 
     def watcher(self) -> PlanWatcher:
-        return PlanWatcher(stage=self._stage, job=self._job, progress=self._heard)
+        return PlanWatcher(stage=self._stage, job=self._job, progress=self._progress)
 
     def _event(self, *told: Any) -> None:
         self.left -= 1
@@ -60,7 +60,7 @@ class Interruptions:
     def _job(self, work: SearchWork) -> JobWatcher:
         return JobWatcher(phase=self._event, candidate=self._event, scored=self._event)
 
-    def _heard(self, told: dict[str, Any]) -> None:
+    def _progress(self, told: dict[str, Any]) -> None:
         if "loss" in told:
             self.steps.append(told["step"])
         self._event()
@@ -149,7 +149,7 @@ def test_what_is_done_again(own: Path, checkpoint: Path, texts: Path) -> None:
     before, lines = tuned.resolve(), (own / "search-2" / "evaluations.jsonl").read_text()
     assert again({"search-2": {"budget": 15}})[0] == "search-2"
     grown = (own / "search-2" / "evaluations.jsonl").read_text()
-    assert grown.startswith(lines), "a larger budget goes on from the candidates known"
+    assert grown.startswith(lines), "a larger budget continues from the known candidates"
     assert len(grown) > len(lines)
     changed = again({"search-2": {"budget": 15}, "finetune-1": {"settings": SETTINGS | {"steps": 3}}})
     assert changed == ["finetune-1", "search-2", "readjust-1", "evaluate-1", "export-1"]
@@ -354,7 +354,7 @@ def test_a_folder_of_something_else(checkpoint: Path, texts: Path, tmp_path: Pat
 
 
 def test_files_that_come_later_are_noticed(checkpoint: Path, texts: Path, tmp_path: Path) -> None:
-    """They would deal anew: what was searched on could then be held out, or what is held out trained on."""
+    """The documents would be split anew: searched documents could then be held out, or held-out ones trained on."""
     own = tmp_path / "texts"
     shutil.copytree(texts, own)
     spec = parse_plan(plan_document(checkpoint, own))

@@ -146,7 +146,7 @@ def test_an_actor_that_is_killed_is_replaced(
 def test_a_worker_that_is_killed_in_a_fine_tuning_changes_nothing(
     coordinator: Coordinator, database: Database, checkpoint: Path, texts: Path, tmp_path: Path
 ) -> None:
-    document, plans = short_plan(checkpoint, texts, steps=1000), PlanStore(database)
+    document, plans = short_plan(checkpoint, texts, steps=600), PlanStore(database)
     plan_id = submit(plans, document)
     wait_for(lambda: checkpoints(tmp_path) and steps_told(database, plans.get(plan_id)), 90)
     victim = max(actors(), key=lambda actor: actor.cpu_percent(0.2))

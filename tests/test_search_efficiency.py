@@ -7,7 +7,18 @@ import pytest
 
 from bench.efficiency_metrics import figures, in_force, reached_for_good, rival, share_of_way
 from bench.efficiency_plot import draw
-from bench.efficiency_runs import CONTROL, Measured, ModelRuns, Plan, Point, Run, Workplace, deal, run_plans, thinned
+from bench.efficiency_runs import (
+    CONTROL,
+    Measured,
+    ModelRuns,
+    Plan,
+    Point,
+    Run,
+    Workplace,
+    run_plans,
+    split_documents,
+    thinned,
+)
 from bench.efficiency_tables import bars, model_table
 from bench.racing import highest_rate, replay, stopped_after
 from factor_search.factors import Factors
@@ -123,12 +134,12 @@ def test_thinning_keeps_the_marks_and_the_last() -> None:
 
 def test_documents_are_split_into_disjoint_parts() -> None:
     documents = [np.full(8, n % 9, dtype=np.int64) for n in range(12)]
-    samples = deal(documents, 4, 2, 3)
+    samples = split_documents(documents, 4, 2, 3)
     every = [one.sha256 for part in (samples.search, samples.validation, samples.held_out) for one in part.samples]
     assert [len(part.samples) for part in (samples.search, samples.validation, samples.held_out)] == [4, 2, 3]
     assert len(set(every)) == 9
     with pytest.raises(SystemExit):
-        deal(documents, 4, 2, 4)
+        split_documents(documents, 4, 2, 4)
 
 
 def test_from_a_search_to_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

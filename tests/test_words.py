@@ -29,7 +29,7 @@ WORDS = {
     "readjusting, as a noun: readjustment": r"readjustings|(a|the|any|each|every|this|that|no|one) readjusting",
     "play a part: be used for": r"play(s|ed|ing)?\s(a|no|any|which|what|different)\sparts?",
     "hear, heard, news: progress reports": r"hear[sd]?|hearing|news",
-    "patience: retrying": r"patience|patiently",
+    "patiently: until it answers": r"patiently",
     "standing: known results": r"standing",
     "plan keeper: plan scheduler": r"plan[\s_]?keepers?",
     "goes on: continues": r"(go|goes|going|gone|went)\son",

@@ -11,7 +11,7 @@ ORIGINAL, MIDDLE, TARGET = 256, 2048, 8192
 """Tokens: the shipped model's original length, the length it is fine-tuned for, and the length searched last."""
 SPACE = {"attention_factor": 1.05}
 """One value for all stages, below the formula's 1.17 and 1.27: long and short texts share the one used in training, and
-short texts lose by any value above 1 (see docs/experiments.md)."""
+any value above 1 degrades short texts (see docs/experiments.md)."""
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,8 @@ class _Pace:
         share = share_done(progress)
         if progress.phase != self._phase or share < self._share or at < self._at:
             self._phase, self._share, self._at = progress.phase, share, at
-        observed = share - self._share
-        return (at - self._at) * (1 - share) / observed if observed >= LEAST_SHARE else None
+        watched, done = at - self._at, share - self._share
+        return watched * (1 - share) / done if watched > 0 and done >= LEAST_SHARE else None
 
 
 def share_done(progress: Progress) -> float:

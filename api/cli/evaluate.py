@@ -159,5 +159,5 @@ def _of_job(arguments: argparse.Namespace, spec: JobSpec) -> JobDocuments:
         said.append("digits")
     useless = [f"--{name}" for name in said if getattr(arguments, name) is not None]
     if useless:
-        raise SpecError(f"{', '.join(useless)} cannot be given with --spec, which already says it")
+        raise SpecError(f"{', '.join(useless)} cannot be given with --spec, which says it already")
     return JobDocuments(spec=spec, part=arguments.part)

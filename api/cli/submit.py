@@ -10,7 +10,7 @@ from typing import Any
 from api.cli.arguments import add_json_argument
 from api.cli.environment import add_server_arguments
 from api.cli.specification import add_specification_arguments, print_specification, specification
-from api.cli.watch import EXIT_STATUS, watch
+from api.cli.watch import watch
 from api.client import Client
 from factor_search.plan.spec import PlanSpec
 
@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_json_argument(parser)
     parser.epilog = (
         "Prints the id. If the server is on this machine, relative paths are resolved against the current folder. With "
-        f"--watch: {EXIT_STATUS}"
+        "--watch, the exit status is that of factor-search watch."
     )
     parser.set_defaults(run=run)
 

@@ -13,10 +13,6 @@ from storage.states import ENDED
 
 INTERRUPTED = 130
 STATUS = {"finished": 0, "failed": 1, "cancelled": 3, "paused": 4, "waiting": 5}
-EXIT_STATUS = (
-    "Exit status: 0 finished, 1 failed, 3 cancelled, 4 paused, 5 waiting for a checkpoint, 130 stopped by Ctrl-C (the "
-    "job or plan continues)."
-)
 CONTINUE_WITH = {"paused": "resume {id}", "waiting": "supply-checkpoint {id} FOLDER"}
 STOPPING = ("paused", "waiting", "checkpoint_refused")
 """Kinds of events after which a job or plan may have stopped until a user continues it."""
@@ -28,7 +24,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_id_argument(parser)
     add_server_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print every event as a line of JSON, for scripts")
-    parser.epilog = f"If the server goes away, it is waited for. {EXIT_STATUS}"
+    parser.epilog = (
+        "If the server cannot be reached for a while, the command waits for it. Exit status: 0 finished, 1 failed, "
+        "3 cancelled, 4 paused, 5 waiting for a checkpoint, 130 stopped by Ctrl-C (the job or plan continues)."
+    )
     parser.set_defaults(run=run)
 
 

@@ -130,7 +130,7 @@ class Work(Strict, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanContext:
-    """A plan and the outcomes of its stages so far: what turns a stage into work."""
+    """A plan and the outcomes of its stages so far: what makes work of a stage."""
 
     name: str
     model: ModelSpec

@@ -235,7 +235,7 @@ class EvaluateKind(StageKind[EvaluateStage, EvaluateWork]):
         long = next(row for row in short["rows"] if row["name"] == "long")
         if long["difference"] is not None:
             cost = plus_minus(long["difference"], long["difference_standard_error"])
-            parts.append(f"short texts lose {cost} nats per token with the long factors")
+            parts.append(f"short-context degradation of the long factors: {cost} nats per token")
         if short["recovered"] is not None:
             recovered = plus_minus(short["recovered"]["share"], short["recovered"]["standard_error"], 2)
             parts.append(f"readjusting recovers {recovered} of that")
