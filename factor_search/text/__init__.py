@@ -1,1 +1,1 @@
-"""Turns documents into tokens and samples, and inserts needles."""
+"""Converts documents to tokens and samples, and inserts needles."""
