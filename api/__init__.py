@@ -1,1 +1,1 @@
-"""The doors: command line, and later REST, web page and client."""
+"""The interfaces: REST, dashboard, command line and Python client."""

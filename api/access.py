@@ -1,4 +1,4 @@
-"""Who may do what: keys and scopes, and what a browser may be tricked into."""
+"""Who may do what: keys and scopes, and what a browser can be tricked into."""
 
 import base64
 import binascii
@@ -13,7 +13,7 @@ from storage.keys import ApiKey, KeyStore
 OWN = ("/v1", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
 """Paths of the REST interface; all others belong to the dashboard, where there is one."""
 OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")
-"""Paths that need no key: they tell nothing about jobs."""
+"""Paths that need no key: they reveal nothing about jobs."""
 SAFE = ("GET", "HEAD", "OPTIONS")
 MAKE_A_KEY = "make one with: factor-search keys create --name NAME --scope {scope}"
 

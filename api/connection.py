@@ -18,7 +18,7 @@ from factor_search.errors import one_line
 DEFAULT_URL = "http://127.0.0.1:8400"
 TIMEOUT_SECONDS = 30.0
 STREAM_SILENCE_SECONDS = 60.0
-"""The server speaks at least every 15 seconds; a longer silence is a broken connection."""
+"""The server sends something at least every 15 seconds; a longer silence is a broken connection."""
 ATTEMPTS = 3
 LONGEST_WAIT_SECONDS = 5.0
 PAGE_LENGTH = 100
@@ -42,12 +42,12 @@ class Connection:
             parsed = urlsplit(self.url)
             usable = parsed.scheme in ("http", "https") and bool(parsed.hostname) and parsed.port != 0
         except ValueError as error:
-            raise ServiceError(f"{self.url!r} is no URL: {one_line(error)}") from None
+            raise ServiceError(f"{self.url!r} is not a URL: {one_line(error)}") from None
         if not usable:
-            raise ServiceError(f"{self.url!r} is no URL of a server, such as {DEFAULT_URL}")
+            raise ServiceError(f"{self.url!r} is not the URL of a server, such as {DEFAULT_URL}")
         if key is not None and not (key.isascii() and key.isprintable()):
             raise ServiceError(
-                "the key has characters that no key has: set FACTOR_SEARCH_KEY to what keys create printed"
+                "the key contains characters that keys never have: set FACTOR_SEARCH_KEY to what keys create printed"
             )
         self.is_local = parsed.hostname in ("127.0.0.1", "localhost", "::1")
         self._http = httpx.Client(
@@ -62,7 +62,7 @@ class Connection:
         self._http.close()
 
     def submit(self, path: str, document: Mapping[str, Any], idempotency_key: str | None) -> httpx.Response:
-        """Post what must not be made twice: sent again after a broken connection, it makes one all the same."""
+        """Post what must be made only once, even if it is sent again after a broken connection."""
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -89,7 +89,7 @@ class Connection:
             after: number of the last event not wanted.
             is_last: whether no event comes after one.
             is_over: whether nothing more will happen.
-            on_interruption: hears of each broken connection.
+            on_interruption: called for each broken connection.
         """
         lost_at: float | None = None
         answered = False
@@ -105,7 +105,7 @@ class Connection:
                         return
                 if is_over() and not [event for event in self.stream(path, after) if event]:
                     return
-                time.sleep(1)  # the server is about to go: its successor tells the rest
+                time.sleep(1)  # the server is about to go: its successor sends the rest
             except UnreachableError as error:
                 lost_at = lost_at or time.monotonic()
                 away = time.monotonic() - lost_at
@@ -116,7 +116,7 @@ class Connection:
                 time.sleep(min(1.0 + away / 5, LONGEST_WAIT_SECONDS))
 
     def stream(self, path: str, after: int) -> Iterator[Event | None]:
-        """What one connection tells: None when it is made, then each event."""
+        """The events of one connection: None when it is made, then each event."""
         silence = httpx.Timeout(TIMEOUT_SECONDS, read=STREAM_SILENCE_SECONDS)
         headers = {"Last-Event-ID": str(after)}
         try:
@@ -184,7 +184,7 @@ class Connection:
 
 
 def _refusal(response: httpx.Response) -> ServiceError:
-    """An answer that is no success, as an error with what the server says about it."""
+    """An unsuccessful answer as an error, with the server's explanation."""
     status = response.status_code
     try:
         detail = str(response.json()["detail"])
@@ -202,9 +202,9 @@ def parsed_text(model: type[Value], text: str) -> Value:
     """A JSON text as a value.
 
     Raises:
-        ServiceError: it is none.
+        ServiceError: it is not one.
     """
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
-        raise ServiceError(f"the server's answer is no {model.__name__}: {one_line(error)}") from None
+        raise ServiceError(f"the server's answer is not a {model.__name__}: {one_line(error)}") from None

@@ -32,10 +32,10 @@ class EventStreams:
         self._keepalive_seconds = settings.keepalive_seconds
         self._limiter = CapacityLimiter(POLLS_AT_ONCE)
         self.closing = threading.Event()
-        """Once set, all streams end; their readers reconnect and go on where they were."""
+        """Once set, all streams end; their readers reconnect and continue where they stopped."""
 
     async def of(self, owner_id: str, after: int, history: History = JOB) -> AsyncIterator[str]:
-        """The text of the stream after an event's number; a plan that is tried again has events behind its end."""
+        """The text of the stream after an event's number; a plan that is retried has events after its end."""
         yield f"retry: {RECONNECT_MILLISECONDS}\n\n"
         spoken = time.monotonic()
         while not self.closing.is_set():

@@ -66,7 +66,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
             title="factor-search", version=__version__, description=DESCRIPTION.strip(), routes=app.routes
         )
         schemas = document["components"]["schemas"]
-        for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which we never answer with
+        for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which no route answers with
             schemas.pop(name, None)
         _add(schemas, "JobSpec", JobSpec, "validation")
         _add(schemas, "PlanSpec", PlanSpec, "validation")

@@ -1,4 +1,4 @@
-"""What the REST interface takes and answers about plans; the same values are what the Python client returns."""
+"""Requests and answers of the REST interface about plans; the Python client returns the same values."""
 
 from datetime import datetime
 from typing import Any
@@ -15,42 +15,42 @@ class _Value(BaseModel):
 
 
 class PlanStage(_Value):
-    """A stage of a plan and what has become of it."""
+    """A stage of a plan and its state."""
 
     name: str = Field(examples=["search-1"])
     kind: str = Field(json_schema_extra={"enum": [*KINDS]})
     state: str = Field(
-        description="Pending: its turn has not come. Waiting: for a checkpoint.",
+        description="Pending: the stages before it have not finished. Waiting: for a checkpoint.",
         json_schema_extra={"enum": [*StageState]},
     )
-    job: str | None = Field(description="Id of the job that does it, or has done it.", examples=[EXAMPLE_ID])
-    reused: bool = Field(description="Whether that job had done the same before, for another plan or this one.")
-    model: str | None = Field(description="Folder of the checkpoint that it made or was given.")
+    job: str | None = Field(description="Id of the job that performs it, or has performed it.", examples=[EXAMPLE_ID])
+    reused: bool = Field(description="Whether that job is an earlier one with identical work, of this plan or another.")
+    model: str | None = Field(description="Folder of the checkpoint that it made, or that was supplied.")
 
 
 class PlanLinks(_Value):
     """Where the rest of a plan is, as paths on the same server."""
 
     self: str = Field(description="The plan.")
-    events: str = Field(description="Its history and what happens to it, as server-sent events.")
+    events: str = Field(description="Its events so far and those to come, as server-sent events.")
     factors: str = Field(description="The factors for its last model so far.")
     report: str = Field(description="What each finished stage gained.")
 
 
 class Plan(_Value):
-    """A submitted plan and what has become of it."""
+    """A submitted plan and its state."""
 
     id: str = Field(description="Sorts by time of submission; begins with p.", examples=[EXAMPLE_PLAN_ID])
     name: str = Field(description="As in the specification.", examples=["llama-64x"])
     state: str = Field(
-        description="Where it is between submission and end; waiting is for a checkpoint to be handed in.",
+        description="Where it is between submission and end; waiting is for a checkpoint to be supplied.",
         json_schema_extra={"enum": [*PlanState]},
     )
     request: str | None = Field(
         description="What the coordinator of its job has been asked to do but has not done yet.",
         json_schema_extra={"enum": [StateRequest.PAUSE, None]},
     )
-    note: str | None = Field(description="What keeps it from going on, if something does.")
+    note: str | None = Field(description="What prevents progress, if anything does.")
     submitted_at: datetime
     ended_at: datetime | None = Field(description="When it finished, failed or was cancelled.")
     stage: str | None = Field(description="Name of the present stage; null once all have finished.")
@@ -63,7 +63,7 @@ class Plan(_Value):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen to it, unless it is tried again."""
+        """Whether nothing more will happen to it, unless it is retried."""
         return self.state in ENDED
 
 
@@ -75,15 +75,15 @@ class PlanPage(_Value):
 
 
 class Retry(BaseModel):
-    """Where to begin again."""
+    """Where to start again."""
 
     model_config = ConfigDict(extra="forbid")
 
-    stage: str | None = Field(None, description="Name of a stage; null is the first that has not ended well.")
+    stage: str | None = Field(None, description="Name of a stage; null is the first that has not finished.")
 
 
 class Checkpoint(BaseModel):
-    """A checkpoint that was tuned elsewhere."""
+    """A checkpoint that was fine-tuned elsewhere."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -70,7 +70,7 @@ def problem_response(
 
 
 def refusal_of(error: FactorSearchError) -> RefusedError:
-    """What an error of the floors below means to somebody who made a request."""
+    """The refusal that an error of the layers below becomes."""
     match error:
         case DatabaseError():
             logger.error("%s", error)
@@ -118,7 +118,7 @@ def json_pointer(place: Sequence[str | int]) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Make an application answer every error with a problem document."""
+    """Answer every error of an application with a problem document."""
 
     def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, RefusedError)
@@ -151,7 +151,7 @@ def install(app: FastAPI) -> None:
         return problem_response(422, detail, request.url.path, faults=faults)
 
     def internal(request: Request, error: Exception) -> Response:
-        detail = f"internal error ({type(error).__name__}): the server's log tells more"
+        detail = f"internal error ({type(error).__name__}): see the server's log"
         return problem_response(500, detail, request.url.path)
 
     app.add_exception_handler(RefusedError, refused)

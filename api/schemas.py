@@ -1,4 +1,4 @@
-"""What the REST interface answers with; the same values are what the Python client returns."""
+"""Answers of the REST interface; the Python client returns the same values."""
 
 import math
 from datetime import UTC, datetime
@@ -18,9 +18,9 @@ class _Value(BaseModel):
 
 
 class Progress(_Value):
-    """How far a job is."""
+    """The progress of a job."""
 
-    phase: str = Field("", description="What is being done, in words.")
+    phase: str = Field("", description="The current step, in words.")
     generation: int = Field(0, description="Generation that is being evaluated, from 0.")
     candidates: int = Field(0, description="Distinct candidates evaluated so far.")
     candidates_budget: int | None = Field(None, description="How many there may be.")
@@ -41,7 +41,7 @@ class Progress(_Value):
     workers: int = Field(0, description="Workers evaluating for this job.")
     scored: int | None = Field(None, description="Candidates scored in the present phase after the search.")
     to_score: int | None = Field(None, description="How many are to be scored in it.")
-    step: int | None = Field(None, description="Steps done, of a job that one worker does whole.")
+    step: int | None = Field(None, description="Steps done, of a job that runs as one task on one worker.")
     steps: int | None = Field(None, description="How many there are.")
     loss: float | None = Field(None, description="Of the last step of a fine-tuning, nats per token.")
 
@@ -55,7 +55,7 @@ class Links(_Value):
     """Where the rest of a job is, as paths on the same server."""
 
     self: str = Field(description="The job.")
-    events: str = Field(description="Its history and what happens to it, as server-sent events.")
+    events: str = Field(description="Its events so far and those to come, as server-sent events.")
     evaluations: str = Field(description="Its candidates with their evaluations.")
     factors: str = Field(description="The factors it found, once it is finished.")
     report: str = Field(description="The report, once it is finished.")
@@ -63,12 +63,12 @@ class Links(_Value):
 
 
 class Job(_Value):
-    """A submitted specification and what has become of it."""
+    """A submitted specification and its state."""
 
     id: str = Field(description="Sorts by time of submission.", examples=[EXAMPLE_ID])
     name: str = Field(description="As in the specification.", examples=["llama-8x"])
     kind: str = Field(
-        description="What it does. Only searches and readjustings have evaluations, factors and a report of their own.",
+        description="What it does. Only searches and readjustments have evaluations, factors and a report.",
         json_schema_extra={"enum": [*KINDS]},
     )
     plan: str | None = Field(description="Id of the plan that it is a stage of.", examples=[EXAMPLE_PLAN_ID])
@@ -81,15 +81,15 @@ class Job(_Value):
         description="What its coordinator has been asked to do but has not done yet.",
         json_schema_extra={"enum": [*StateRequest, None]},
     )
-    note: str | None = Field(description="What keeps it from going on, if something does.")
+    note: str | None = Field(description="What prevents progress, if anything does.")
     submitted_at: datetime
     started_at: datetime | None = Field(description="When it was first claimed.")
     ended_at: datetime | None = Field(description="When it finished, failed or was cancelled.")
-    coordinator: str | None = Field(description="Who drives it, or did last.")
-    progress: Progress | None = Field(description="Null before it was first driven.")
+    coordinator: str | None = Field(description="The coordinator that runs it, or ran it last.")
+    progress: Progress | None = Field(description="Null until a coordinator has started it.")
     error: str | None = Field(description="Why it failed.")
     spec: dict[str, Any] = Field(
-        description="The specification of a search, with all defaults filled in; what is to be done by another kind."
+        description="The specification of a search, with all defaults filled in; the work of another kind."
     )
     links: Links
 
@@ -153,7 +153,7 @@ class EvaluationPage(_Value):
 
 
 class Event(_Value):
-    """One entry of a job's history; the data of a server-sent event."""
+    """One event of a job or plan; the data of a server-sent event."""
 
     number: int = Field(description="From 1, without gaps; the event's id.")
     at: datetime

@@ -48,7 +48,7 @@ class Server(uvicorn.Server):
             self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let everything that waits for events go, then stop."""
+        """End all event streams, then stop."""
         self._on_stop()
         self._app.state.streams.closing.set()
         await super().shutdown(sockets)
@@ -75,13 +75,13 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket at an address.
 
     Raises:
-        ServeError: the host has no such address, or somebody has the port.
+        ServeError: the host has no such address, or the port is in use.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ServeError(f"--host {host} is no address of this machine: {reason}") from None
+        raise ServeError(f"--host {host} is not an address of this machine: {reason}") from None
     # localhost can be both, and 127.0.0.1 is what clients take by default
     family, kind, protocol, _, address = min(found, key=lambda candidate: candidate[0] != socket.AF_INET)
     listener = socket.socket(family, kind, protocol)

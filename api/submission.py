@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -21,7 +21,7 @@ UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters and halves of surrogate pairs: no path, id or name has them, and PostgreSQL cannot store all."""
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 
-
+Spec = TypeVar("Spec", JobSpec, PlanSpec)
 _JSON_NAMES = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean"}
 _JSON_NAMES[type(None)] = "null"
 
@@ -30,7 +30,7 @@ async def submitted_spec(request: Request) -> JobSpec:
     """The specification in a request's body.
 
     Raises:
-        RefusedError: it is no JSON, too large, or no valid specification.
+        RefusedError: it is not JSON, too large, or not a valid specification.
     """
     return parse_body(await _body(request))
 
@@ -39,16 +39,12 @@ async def submitted_plan(request: Request) -> PlanSpec:
     """The plan in a request's body.
 
     Raises:
-        RefusedError: it is no JSON, too large, or no valid plan.
+        RefusedError: it is not JSON, too large, or not a valid plan.
     """
     document = _document(await _body(request))
     if not is_plan(document):
         raise RefusedError(422, "a plan has 'stages' or a 'recipe'; a single search goes to /v1/jobs")
-    try:
-        return PlanSpec.model_validate(document)
-    except ValidationError as error:
-        faults = faults_of(error, document)
-        raise RefusedError(422, f"the plan is not valid: {explain(error)}", faults=faults) from None
+    return _validated(PlanSpec, document, "plan")
 
 
 async def _body(request: Request) -> bytes:
@@ -70,11 +66,15 @@ def parse_body(body: bytes) -> JobSpec:
     document = _document(body)
     if is_plan(document):
         raise RefusedError(422, "'stages' and 'recipe' are of plans, which go to /v1/plans")
+    return _validated(JobSpec, document, "specification")
+
+
+def _validated(model: type[Spec], document: dict[str, Any], what: str) -> Spec:
     try:
-        return JobSpec.model_validate(document)
+        return model.model_validate(document)
     except ValidationError as error:
         faults = faults_of(error, document)
-        raise RefusedError(422, f"the specification is not valid: {explain(error)}", faults=faults) from None
+        raise RefusedError(422, f"the {what} is not valid: {explain(error)}", faults=faults) from None
 
 
 def _document(body: bytes) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def with_warm_start(spec: JobSpec, stores: Records) -> JobSpec:
 
     Raises:
         RefusedError: a job that it names does not exist, or is not finished.
-        FactorsError: a file that it names cannot be read, or what it holds are no factors.
+        FactorsError: a file that it names cannot be read, or does not contain factors.
     """
     return embedded(spec, lambda job_id: _factors_of(job_id, spec, stores))
 
@@ -132,7 +132,7 @@ def _factors_of(job_id: str, spec: JobSpec, stores: Records) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

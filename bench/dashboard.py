@@ -75,7 +75,7 @@ def new_job(database: Database, name: str) -> Lease:
     claim = jobs.claim("bench", 3600)
     assert claim is not None
     job, lease = claim
-    EvaluationStore(database).start_stage(lease, 0, 1024, f"{job.name} · {job.id}", prepared())
+    EvaluationStore(database).start_search(lease, 1024, f"{job.name} · {job.id}", prepared())
     return lease
 
 
@@ -224,15 +224,15 @@ def measure(kind: str, trials: int, others: int, screenshot: Path | None) -> boo
         recording = record_search(database, lease, trials)
         with Projection(database, optuna_url) as projection:
             start = time.perf_counter()
-            while projection.project(lease.job_id, 0):
+            while projection.project(lease.job_id):
                 pass
             projecting = time.perf_counter() - start
-            projection.summarise(lease.job_id, 0)
+            projection.summarise(lease.job_id)
             for number in range(others):  # like a service after some use
                 other = new_job(database, f"other-{number}")
                 record_search(database, other, OTHER_TRIALS)
-                projection.project(other.job_id, 0)
-                projection.summarise(other.job_id, 0)
+                projection.project(other.job_id)
+                projection.summarise(other.job_id)
         print(f"{kind}: {trials} trials beside {others} other studies")
         print(f"  recorded at {trials / recording:,.0f}/s, projected at {trials / projecting:,.0f} trials/s")
         with served(optuna_url) as address:

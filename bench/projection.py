@@ -45,7 +45,7 @@ def stub_load(database: Database, projected: bool) -> None:
     line += f"at most {1000 * max(writes):.0f} ms"
     if process is not None:
         before = time.perf_counter()
-        left = catch_up(database, lease.job_id, 0, 60)
+        left = catch_up(database, lease.job_id, 60)
         line += f"; {left} left {time.perf_counter() - before:.1f} s after the last"
         assert process.stdin is not None
         process.stdin.close()

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from transformers import PreTrainedModel
 
+from factor_search.errors import SpecError
 from factor_search.export.huggingface import export_huggingface
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, check_belongs, read_factors
+from factor_search.files.json_documents import explain
 from factor_search.job import run_job
 from factor_search.measure.measurement import PasskeyResult, PerplexityResult, measure
 from factor_search.measure.request import GivenDocuments, MeasurementRequest, Task
@@ -194,4 +197,7 @@ def save_factors(factors: FactorsFile, file: str | Path) -> None:
 
 
 def _model_spec(model: Model) -> ModelSpec:
-    return ModelSpec.model_validate({"id": model} if isinstance(model, str) else dict(model))
+    try:
+        return ModelSpec.model_validate({"id": model} if isinstance(model, str) else dict(model))
+    except ValidationError as error:
+        raise SpecError(f"the model is not valid: {explain(error)}") from None

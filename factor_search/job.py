@@ -23,12 +23,17 @@ IDENTITY = ".factor-search"
 
 
 def run_job(spec: JobSpec, out: Path, watcher: JobWatcher | None = None) -> JobResult:
-    """Run a search and measure its result; evaluations are kept in ``out`` and found there when run again.
+    """Run a search and measure its result; evaluations are kept in ``out``, and the same search continues from them.
 
     A keyboard interrupt after the first candidate gives a partial result.
 
+    Args:
+        spec: what to search.
+        out: folder of this search alone; created if needed.
+        watcher: receives the progress.
+
     Raises:
-        FactorSearchError: see its subclasses; nothing that was written before is lost.
+        FactorSearchError: the search cannot be run, saying why; evaluations that were written are kept.
         KeyboardInterrupt: before the first candidate.
     """
     watcher = watcher or JobWatcher()
@@ -45,12 +50,12 @@ def run_job(spec: JobSpec, out: Path, watcher: JobWatcher | None = None) -> JobR
 
 
 def check_possible(spec: JobSpec) -> None:
-    """Refuse what can be seen to be impossible without loading the model or reading a document.
+    """Refuse a job that cannot succeed, as far as that shows without loading the model or reading a document.
 
     Raises:
         DataError: a path or glob matches nothing.
         ModelError: a local model's configuration is broken, or has no rotary position embeddings.
-        FactorsError: what a warm start names cannot be read, or belongs to another model.
+        FactorsError: the factors of a warm start cannot be read, or belong to another model.
         SpecError: the target length, or the space, does not fit a local model.
     """
     spec = embedded(spec)
@@ -61,11 +66,11 @@ def check_possible(spec: JobSpec) -> None:
 
 
 def read_samples(spec: JobSpec, loaded: LoadedModel, watch: Watch | None = None) -> Samples:
-    """The samples of a job for the model as loaded.
+    """The samples of a job, as tokens of the loaded model.
 
     Raises:
-        DataError: documents cannot be read, too few of them are long enough, the target is too short for what the
-            objective puts into them, or the tokenizer is another model's.
+        DataError: documents cannot be read, too few of them are long enough, the target is too short for a needle and
+            its question, or the tokenizer belongs to another model.
     """
     tokenizer = CachedTokenizer(loaded.tokenizer)
     whole = spec.stride is not None
@@ -99,7 +104,7 @@ def _open_folder(out: Path, spec: JobSpec) -> Ledger:
             raise OutputError(f"{out} is the model itself: choose another --out")
         out.mkdir(parents=True, exist_ok=True)
         if (foreign := out / "factors.json").exists() and not identity.exists():
-            raise OutputError(f"{foreign} is not of an earlier run of this search: choose another --out")
+            raise OutputError(f"{foreign} belongs to something else than this search: choose another --out")
         earlier = identity.read_text(encoding="utf-8") if identity.exists() else spec.sha256
     except OSError as error:
         raise OutputError(f"cannot create {out}: {error.strerror or error}") from None

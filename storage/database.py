@@ -165,7 +165,7 @@ def _engine(url: str) -> Engine:
         return create_engine(parsed, pool_pre_ping=True, pool_size=POOL_SIZE, connect_args=arguments)
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise DatabaseError(
-            f"{url!r} is no database URL (sqlite:///file.db, postgresql://...): {one_line(error)}"
+            f"{url!r} is not a database URL (sqlite:///file.db, postgresql://...): {one_line(error)}"
         ) from None
 
 

@@ -13,7 +13,7 @@ from storage.database import Database
 from storage.errors import LeaseLostError
 from storage.events import append_events
 from storage.jobs import Lease, fenced_update
-from storage.schema import candidates, evaluations, now, stages
+from storage.schema import candidates, evaluations, now, searches
 from storage.states import CandidateState
 
 KEYS_AT_ONCE = 500
@@ -32,7 +32,6 @@ class Candidate:
     generation: int
     key: str
     factors: Factors
-    stage: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,6 @@ class Recorded:
 class CandidateRow:
     """A candidate of a job with its evaluation, if there is one yet."""
 
-    stage: int
     part: str
     number: int
     generation: int
@@ -140,15 +138,14 @@ class EvaluationStore:
                 recorded.known_before |= _write(connection, lease.job_id, batch)
         return recorded
 
-    def start_stage(self, lease: Lease, number: int, target_length: int, study: str, prepared: dict[str, Any]) -> None:
-        """Say that a stage of a job begins; a stage that had begun before stays as it is.
+    def start_search(self, lease: Lease, target_length: int, study: str, prepared: dict[str, Any]) -> None:
+        """Record that a job starts to evaluate candidates; what was recorded before stays as it is.
 
         Raises:
             LeaseLostError: the job is not ours any more.
         """
         values = {
             "job_id": lease.job_id,
-            "number": number,
             "target_length": target_length,
             "study": study,
             "started_at": now(),
@@ -156,24 +153,22 @@ class EvaluationStore:
         }
         with self._database.writing() as connection:
             fenced_update(connection, lease, {"attempt": lease.attempt})
-            connection.execute(insert_for(connection.dialect.name, stages).values(values).on_conflict_do_nothing())
+            connection.execute(insert_for(connection.dialect.name, searches).values(values).on_conflict_do_nothing())
 
-    def end_stage(self, lease: Lease, number: int) -> None:
-        """Say that a stage of a job has ended.
+    def end_search(self, lease: Lease) -> None:
+        """Record that a job has evaluated all of its candidates.
 
         Raises:
             LeaseLostError: the job is not ours any more.
         """
-        ended = update(stages).where(stages.c.job_id == lease.job_id, stages.c.number == number)
+        ended = update(searches).where(searches.c.job_id == lease.job_id)
         with self._database.writing() as connection:
             fenced_update(connection, lease, {"attempt": lease.attempt})
             connection.execute(ended.values(ended_at=now()))
 
-    def of_job(
-        self, job_id: str, *, part: str = "search", stage: int = 0, after: int = -1, limit: int = 100
-    ) -> list[CandidateRow]:
+    def of_job(self, job_id: str, *, part: str = "search", after: int = -1, limit: int = 100) -> list[CandidateRow]:
         """Candidates of a job in the order proposed, after a number."""
-        in_page = (candidates.c.job_id == job_id, candidates.c.part == part, candidates.c.stage == stage)
+        in_page = (candidates.c.job_id == job_id, candidates.c.part == part)
         query = select(*CANDIDATE_COLUMNS).select_from(CANDIDATES).where(*in_page, candidates.c.number > after)
         with self._database.reading() as connection:
             rows = connection.execute(query.order_by(candidates.c.number).limit(limit))
@@ -188,7 +183,7 @@ class EvaluationStore:
 
 
 _RESULT = ("part", "outcome", "losses", "tokens", "losses_at", "seconds", "worker", "attempts", "error", "recorded_at")
-_PLACE = ("stage", "part", "number", "generation", "state", "key", "factors", "losses_so_far", "reused", "projected")
+_PLACE = ("part", "number", "generation", "state", "key", "factors", "losses_so_far", "reused", "projected")
 CANDIDATES = candidates.outerjoin(
     evaluations,
     and_(
@@ -268,13 +263,12 @@ def _write_evaluations(connection: Connection, job_id: str, computed: Sequence[C
 
 
 def _place(candidate: Candidate) -> tuple[Any, ...]:
-    return candidate.stage, candidate.part, candidate.number
+    return candidate.part, candidate.number
 
 
 def _row(job_id: str, candidate: Candidate, state: str) -> dict[str, Any]:
     return {
         "job_id": job_id,
-        "stage": candidate.stage,
         "part": candidate.part,
         "number": candidate.number,
         "generation": candidate.generation,

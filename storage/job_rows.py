@@ -55,7 +55,7 @@ class Job:
     owner: str | None
     attempt: int
     claims_in_vain: int
-    """Claims since something was last recorded: a job that fells its coordinator again and again must end."""
+    """Claims since something was last recorded: a job that kills its coordinator again and again must end."""
     lease_until: float | None
     events: int
     progress: dict[str, Any]
@@ -119,8 +119,8 @@ def job_of(row: Row[*tuple[Any, ...]]) -> Job:
     return Job(**{name: getattr(row, name) for name in Job.__dataclass_fields__})
 
 
-def ask_for(connection: Connection, job_id: str, request: str, state: str) -> Job:
-    """Bring a job into a state: at once if nobody drives it, else as soon as its coordinator hears of it.
+def request_state(connection: Connection, job_id: str, request: str, state: str) -> Job:
+    """Bring a job into a state: at once if no coordinator drives it, else at its coordinator's next look.
 
     Raises:
         NotFoundError: there is no such job.
@@ -139,7 +139,7 @@ def ask_for(connection: Connection, job_id: str, request: str, state: str) -> Jo
         kind = f"{request}_requested"
     else:
         values, kind = {"state": state, "request": None}, state
-        # a coordinator that still believes in an old lease must not write any more
+        # a coordinator with an old lease must not write any more
         values |= {"attempt": jobs.c.attempt + 1, "lease_until": None}
         values |= ending(state)
     connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
@@ -149,7 +149,7 @@ def ask_for(connection: Connection, job_id: str, request: str, state: str) -> Jo
     return read_job(connection, job_id)
 
 
-def let_go_on(connection: Connection, job_id: str) -> Job:
+def resume_job(connection: Connection, job_id: str) -> Job:
     """Queue a paused job again, or take back a pause that was not carried out yet.
 
     Raises:

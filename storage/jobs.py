@@ -1,32 +1,31 @@
 """Jobs: submitted once, claimed by one coordinator at a time, paused, resumed, cancelled, ended."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Row, and_, func, or_, select, update
 
 from factor_search.files.canonical_json import sha256_of
 from factor_search.spec import JobSpec
-from storage.database import Database
 from storage.errors import ConflictError, NotFoundError
-from storage.events import append_events
+from storage.events import JOB, append_events
 from storage.job_rows import (
     JOB_COLUMNS,
     SEARCH,
     SEARCHES,
     Job,
     Lease,
-    ask_for,
     ending,
     fenced_update,
     insert_job,
     is_held,
     job_of,
-    let_go_on,
     read_job,
+    request_state,
+    resume_job,
     withdraw_unfinished,
 )
+from storage.owners import OwnerStore
 from storage.schema import jobs, now
 from storage.states import JobState, StateRequest
 
@@ -36,11 +35,16 @@ _AFTER = {StateRequest.PAUSE: JobState.PAUSED, StateRequest.CANCEL: JobState.CAN
 _LARGE = {"factors": jobs.c.factors, "report": jobs.c.report}
 
 
-class JobStore:
-    """All that happens to rows of jobs."""
+class JobStore(OwnerStore[Job]):
+    """All changes of jobs, by users and by coordinators."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    _history, _source, _columns, _state = JOB, jobs, JOB_COLUMNS, jobs.c.state
+
+    def _read(self, connection: Connection, id: str) -> Job:
+        return read_job(connection, id)
+
+    def _listed(self, connection: Connection, rows: Sequence[Row[Any]]) -> Sequence[Job]:
+        return [job_of(row) for row in rows]
 
     def submit(
         self, spec: JobSpec, *, idempotency_key: str | None = None, submitted_by: str | None = None
@@ -55,42 +59,9 @@ class JobStore:
         """
         document = spec.model_dump(mode="json")
         request_sha256 = sha256_of(document)
-        try:
-            with self._database.writing() as connection:
-                job_id = insert_job(
-                    connection,
-                    name=spec.name,
-                    kind=SEARCH,
-                    spec=document,
-                    spec_sha256=spec.sha256,
-                    idempotency_key=idempotency_key,
-                    request_sha256=request_sha256,
-                    submitted_by=submitted_by,
-                )
-                return read_job(connection, job_id), True
-        except IntegrityError:
-            if idempotency_key is None:
-                raise
-        return self._known(idempotency_key, request_sha256), False
-
-    def _known(self, idempotency_key: str, request_sha256: str) -> Job:
-        query = select(*JOB_COLUMNS, jobs.c.request_sha256).where(jobs.c.idempotency_key == idempotency_key)
-        with self._database.reading() as connection:
-            row = connection.execute(query).one()
-        if row.request_sha256 != request_sha256:
-            raise ConflictError(
-                f"the idempotency key {idempotency_key!r} was used for another specification, which became job {row.id}"
-            )
-        return job_of(row)
-
-    def get(self, job_id: str) -> Job:
-        """One job.
-
-        Raises:
-            NotFoundError: there is none.
-        """
-        with self._database.reading() as connection:
-            return read_job(connection, job_id)
+        values: dict[str, Any] = {"name": spec.name, "kind": SEARCH, "spec": document, "spec_sha256": spec.sha256}
+        values |= {"idempotency_key": idempotency_key, "request_sha256": request_sha256, "submitted_by": submitted_by}
+        return self._submit_once(lambda connection: insert_job(connection, **values), idempotency_key, request_sha256)
 
     def document(self, job_id: str, name: str) -> dict[str, Any] | None:
         """``factors`` or ``report`` of a job, None before there are any.
@@ -105,37 +76,14 @@ class JobStore:
         found: dict[str, Any] | None = row[0]
         return found
 
-    def list(self, *, state: str | None = None, limit: int = 50, before: tuple[float, str] | None = None) -> list[Job]:
-        """Jobs, newest first.
-
-        Args:
-            state: only jobs in this state.
-            limit: at most so many.
-            before: ``submitted_at`` and id of the last job of the page before.
-        """
-        query = select(*JOB_COLUMNS).order_by(jobs.c.submitted_at.desc(), jobs.c.id.desc()).limit(limit)
-        if state is not None:
-            query = query.where(jobs.c.state == state)
-        if before is not None:
-            at, job_id = before
-            query = query.where(or_(jobs.c.submitted_at < at, and_(jobs.c.submitted_at == at, jobs.c.id < job_id)))
-        with self._database.reading() as connection:
-            return [job_of(row) for row in connection.execute(query)]
-
-    def count_by_state(self) -> dict[str, int]:
-        """How many jobs are in each state that occurs."""
-        with self._database.reading() as connection:
-            rows = connection.execute(select(jobs.c.state, func.count().label("jobs")).group_by(jobs.c.state))
-            return {row.state: row.jobs for row in rows}
-
     def pause(self, job_id: str) -> Job:
-        """Stop a job so that it can be resumed; at once if nobody drives it, else as soon as its coordinator hears it.
+        """Stop a job so that it can be resumed: at once, or at its coordinator's next look if one drives it.
 
         Raises:
             NotFoundError: there is no such job.
             ConflictError: it has ended, or is to be cancelled.
         """
-        return self._ask_for(job_id, StateRequest.PAUSE, JobState.PAUSED)
+        return self._request(job_id, StateRequest.PAUSE, JobState.PAUSED)
 
     def cancel(self, job_id: str) -> Job:
         """End a job for good.
@@ -144,7 +92,7 @@ class JobStore:
             NotFoundError: there is no such job.
             ConflictError: it has ended otherwise.
         """
-        return self._ask_for(job_id, StateRequest.CANCEL, JobState.CANCELLED)
+        return self._request(job_id, StateRequest.CANCEL, JobState.CANCELLED)
 
     def resume(self, job_id: str) -> Job:
         """Queue a paused job again, or take back a pause that was not carried out yet.
@@ -155,12 +103,12 @@ class JobStore:
         """
         with self._database.writing() as connection:
             _check_steered_alone(connection, job_id)
-            return let_go_on(connection, job_id)
+            return resume_job(connection, job_id)
 
-    def _ask_for(self, job_id: str, request: str, state: str) -> Job:
+    def _request(self, job_id: str, request: str, state: str) -> Job:
         with self._database.writing() as connection:
             _check_steered_alone(connection, job_id)
-            return ask_for(connection, job_id, request, state)
+            return request_state(connection, job_id, request, state)
 
     def claim(self, owner: str, lease_seconds: float) -> tuple[Job, Lease] | None:
         """Take the oldest job that is queued, or whose coordinator has let its lease run out.

@@ -1,6 +1,6 @@
 """Rows of plans and their stages within a transaction, as values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +114,7 @@ def read_plan(connection: Connection, plan_id: str, *, lock: bool = False) -> Pl
     return plans_of(connection, [row])[0]
 
 
-def plans_of(connection: Connection, rows: list[Row[Any]], *, outline: bool = False) -> list[Plan]:
+def plans_of(connection: Connection, rows: Sequence[Row[Any]], *, outline: bool = False) -> list[Plan]:
     """Rows of :data:`PLAN_COLUMNS` as values, with the stages of all of them.
 
     Args:

@@ -1,8 +1,7 @@
-"""The way of a plan, step by step, brought on by any coordinator.
+"""The steps by which any coordinator advances a plan.
 
-Each step is one transaction, and does nothing if somebody else has done it before. Whatever dies between two of them,
-the rows say what is to be done next: a plan that is under way is due if its present stage has no job, or one that has
-ended.
+Each step is one transaction, and does nothing if another coordinator has done it before. If a process dies between two
+steps, the rows still say what to do next: a running plan is due if its present stage has no job, or one that has ended.
 """
 
 from collections.abc import Mapping
@@ -38,14 +37,14 @@ class PlanSteps:
         self._database = database
 
     def due(self, limit: int = 20) -> list[Plan]:
-        """Plans under way whose present stage has no job yet, or one that has ended; the oldest first."""
+        """Running plans whose present stage has no job yet, or one that has ended; the oldest first."""
         idle = or_(jobs.c.id.is_(None), jobs.c.state.in_(ENDED))
         query = select(*PLAN_COLUMNS).select_from(PRESENT).where(plans.c.state == PlanState.RUNNING, idle)
         with self._database.reading() as connection:
             return plans_of(connection, list(connection.execute(query.order_by(plans.c.submitted_at).limit(limit))))
 
-    def finished_twins(self, spec_sha256: str, limit: int = 3) -> list[tuple[str, dict[str, Any]]]:
-        """Finished jobs of plans that have done a work: ids and outcomes, the newest first."""
+    def finished_jobs(self, spec_sha256: str, limit: int = 3) -> list[tuple[str, dict[str, Any]]]:
+        """Finished jobs of plans with identical work: ids and outcomes, the newest first."""
         done = (jobs.c.spec_sha256 == spec_sha256, jobs.c.state == JobState.FINISHED, jobs.c.plan_id.is_not(None))
         query = select(*_RESULTS).where(*done).order_by(jobs.c.submitted_at.desc()).limit(limit)
         with self._database.reading() as connection:
@@ -65,7 +64,7 @@ class PlanSteps:
             return True
 
     def wait(self, plan: Plan, work: Mapping[str, Any]) -> bool:
-        """Let the plan wait until a checkpoint is handed in for its present stage."""
+        """Make the plan wait until a checkpoint is supplied for its present stage."""
         with self._database.writing() as connection:
             stage = _still_due(connection, plan)
             if stage is None:
@@ -75,7 +74,7 @@ class PlanSteps:
             return True
 
     def reuse(self, plan: Plan, *, work: Mapping[str, Any], job_id: str, outcome: Mapping[str, Any]) -> bool:
-        """Answer the present stage by a job that has done the same before."""
+        """Reuse a finished job with identical work for the present stage."""
         with self._database.writing() as connection:
             if _still_due(connection, plan) is None:
                 return False
@@ -84,7 +83,7 @@ class PlanSteps:
             return True
 
     def conclude(self, plan: Plan) -> bool:
-        """Take over how the job of the present stage has ended."""
+        """Record how the job of the present stage has ended."""
         assert plan.job is not None
         with self._database.writing() as connection:
             if _still_due(connection, plan) is None:
@@ -96,11 +95,11 @@ class PlanSteps:
             elif plan.job.state == JobState.CANCELLED:
                 set_plan(connection, plan.id, PlanState.CANCELLED, state=PlanState.CANCELLED, ended_at=now())
             else:
-                _fail(connection, plan, plan.job.error or "for no reason that was given")
+                _fail(connection, plan, plan.job.error or "no reason was given")
             return True
 
     def fail(self, plan: Plan, error: str) -> bool:
-        """End a plan whose present stage cannot be begun."""
+        """End a plan whose present stage cannot be started."""
         with self._database.writing() as connection:
             if _still_due(connection, plan) is None:
                 return False
@@ -109,7 +108,7 @@ class PlanSteps:
 
 
 def _still_due(connection: Connection, seen: Plan) -> PlanStage | None:
-    """The present stage of a plan, locked, if nothing has become of the plan since it was read."""
+    """The present stage of a plan, locked, if the plan has not changed since it was read."""
     plan = read_plan(connection, seen.id, lock=True)
     under_way = connection.scalar(select(plans.c.state).where(plans.c.id == seen.id)) == PlanState.RUNNING
     same = plan.stage == seen.stage and plan.present == seen.present
@@ -117,7 +116,7 @@ def _still_due(connection: Connection, seen: Plan) -> PlanStage | None:
 
 
 def _wait_again(connection: Connection, plan: Plan, error: str) -> None:
-    """What was handed in will not do: the plan waits for another."""
+    """The supplied checkpoint is refused: the plan waits for another."""
     assert plan.present is not None
     set_stage(connection, plan, job_id=None)
     refused = {"stage": plan.present.name, "error": error}
@@ -132,7 +131,7 @@ def _results(job_id: str) -> Select[Any]:
 
 
 def _outcome(row: Row[Any]) -> dict[str, Any]:
-    """What a finished job hands on: of a search, its documents."""
+    """The outcome of a finished job: of a search, its factors and report."""
     if row.kind in SEARCHES:
         return {"model": None, "factors": row.factors, "report": row.report}
     outcome: dict[str, Any] = row.outcome

@@ -1,15 +1,15 @@
-"""Plans: submitted once, paused, resumed, cancelled, tried again, and given the checkpoints that they wait for."""
+"""Plans: submitted once, paused, resumed, cancelled, retried, and supplied with the checkpoints that they wait for."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, insert, null, or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Row, and_, insert, null, update
 
 from factor_search.files.canonical_json import sha256_of
-from storage.database import Database
 from storage.errors import ConflictError, NotFoundError
-from storage.job_rows import ask_for, let_go_on, new_id
+from storage.events import PLAN
+from storage.job_rows import new_id, request_state, resume_job
+from storage.owners import OwnerStore
 from storage.plan_rows import (
     PLAN_COLUMNS,
     PRESENT,
@@ -33,14 +33,19 @@ CHECKPOINT = "checkpoint"
 """Key of the supplied checkpoint's folder, beside the work of a stage that waits for one."""
 
 
-class PlanStore:
-    """All that happens to rows of plans.
+class PlanStore(OwnerStore[Plan]):
+    """All changes of plans by users.
 
-    Whoever locks rows locks that of the plan first, then that of its job.
+    The row of a plan is always locked before that of its job.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    _history, _source, _columns, _state = PLAN, PRESENT, PLAN_COLUMNS, STATE
+
+    def _read(self, connection: Connection, id: str) -> Plan:
+        return read_plan(connection, id)
+
+    def _listed(self, connection: Connection, rows: Sequence[Row[Any]]) -> Sequence[Plan]:
+        return plans_of(connection, rows, outline=True)
 
     def submit(
         self,
@@ -51,7 +56,7 @@ class PlanStore:
         idempotency_key: str | None = None,
         submitted_by: str | None = None,
     ) -> tuple[Plan, bool]:
-        """Store a plan, to be taken up by a coordinator.
+        """Store a plan, for a coordinator to start.
 
         Args:
             name: for people.
@@ -83,54 +88,17 @@ class PlanStore:
             {"plan_id": plan_id, "number": number, "name": stage, "kind": kind, "reused": False}
             for number, (stage, kind) in enumerate(stages)
         ]
-        try:
-            with self._database.writing() as connection:
-                connection.execute(insert(plans).values(values))
-                connection.execute(insert(plan_stages), rows)
-                tell(connection, plan_id, "submitted", name=name, stages=[stage for stage, _ in stages])
-                return read_plan(connection, plan_id), True
-        except IntegrityError:
-            if idempotency_key is None:
-                raise
-        with self._database.reading() as connection:
-            known = connection.execute(
-                select(plans.c.id, plans.c.request_sha256).where(plans.c.idempotency_key == idempotency_key)
-            ).one()
-            if known.request_sha256 != request_sha256:
-                raise ConflictError(
-                    f"the idempotency key {idempotency_key!r} was used for another plan, which became {known.id}"
-                )
-            return read_plan(connection, known.id), False
 
-    def get(self, plan_id: str) -> Plan:
-        """One plan.
+        def insert_plan(connection: Connection) -> str:
+            connection.execute(insert(plans).values(values))
+            connection.execute(insert(plan_stages), rows)
+            tell(connection, plan_id, "submitted", name=name, stages=[stage for stage, _ in stages])
+            return plan_id
 
-        Raises:
-            NotFoundError: there is none.
-        """
-        with self._database.reading() as connection:
-            return read_plan(connection, plan_id)
-
-    def list(self, *, state: str | None = None, limit: int = 50, before: tuple[float, str] | None = None) -> list[Plan]:
-        """Outlines of plans (see :func:`storage.plan_rows.plans_of`), newest first; else as for jobs."""
-        order = (plans.c.submitted_at.desc(), plans.c.id.desc())
-        query = select(*PLAN_COLUMNS).select_from(PRESENT).order_by(*order).limit(limit)
-        if state is not None:
-            query = query.where(STATE.in_([state]))
-        if before is not None:
-            at, plan_id = before
-            query = query.where(or_(plans.c.submitted_at < at, and_(plans.c.submitted_at == at, plans.c.id < plan_id)))
-        with self._database.reading() as connection:
-            return plans_of(connection, list(connection.execute(query)), outline=True)
-
-    def count_by_state(self) -> dict[str, int]:
-        """How many plans are in each state that occurs."""
-        query = select(STATE.label("state"), func.count().label("plans")).select_from(PRESENT).group_by(STATE)
-        with self._database.reading() as connection:
-            return {row.state: row.plans for row in connection.execute(query)}
+        return self._submit_once(insert_plan, idempotency_key, request_sha256)
 
     def pause(self, plan_id: str) -> Plan:
-        """Stop a plan so that it can be resumed, its job as soon as its coordinator hears of it.
+        """Stop a plan so that it can be resumed, its job at its coordinator's next look.
 
         Raises:
             NotFoundError: there is no such plan.
@@ -142,11 +110,11 @@ class PlanStore:
                 event = "pause_requested" if _is_driven(plan) else "paused"
                 set_plan(connection, plan_id, event, state=PlanState.PAUSED)
                 if _has_work(plan):
-                    ask_for(connection, _job_id(plan), StateRequest.PAUSE, JobState.PAUSED)
+                    request_state(connection, _job_id(plan), StateRequest.PAUSE, JobState.PAUSED)
             return read_plan(connection, plan_id)
 
     def resume(self, plan_id: str) -> Plan:
-        """Let a paused plan go on, or take back a pause that was not carried out yet.
+        """Continue a paused plan, or take back a pause that was not carried out yet.
 
         Raises:
             NotFoundError: there is no such plan.
@@ -157,7 +125,7 @@ class PlanStore:
             if plan.state == PlanState.PAUSED or plan.request == StateRequest.PAUSE:
                 set_plan(connection, plan_id, "resumed", state=PlanState.RUNNING)
                 if _has_work(plan):
-                    let_go_on(connection, _job_id(plan))
+                    resume_job(connection, _job_id(plan))
             return read_plan(connection, plan_id)
 
     def cancel(self, plan_id: str) -> Plan:
@@ -174,15 +142,15 @@ class PlanStore:
             self._to_steer(connection, plan_id, PlanState.CANCELLED)
             set_plan(connection, plan_id, PlanState.CANCELLED, state=PlanState.CANCELLED, ended_at=now())
             if _has_work(plan):
-                ask_for(connection, _job_id(plan), StateRequest.CANCEL, JobState.CANCELLED)
+                request_state(connection, _job_id(plan), StateRequest.CANCEL, JobState.CANCELLED)
             return read_plan(connection, plan_id)
 
     def retry(self, plan_id: str, stage: str | None = None) -> Plan:
-        """Begin again with a stage of a plan that has ended; those before it keep their results.
+        """Start a plan that has ended again at one of its stages; the stages before it keep their results.
 
         Args:
             plan_id: the plan.
-            stage: name of the stage; None is the first that has not ended well.
+            stage: name of the stage; None is the first that has not finished.
 
         Raises:
             NotFoundError: there is no such plan, or no such stage in it.
@@ -191,7 +159,7 @@ class PlanStore:
         with self._database.writing() as connection:
             plan = read_plan(connection, plan_id, lock=True)
             if plan.state not in ENDED:
-                raise ConflictError(f"plan {plan_id} is {plan.state}: only one that has ended can be tried again")
+                raise ConflictError(f"plan {plan_id} is {plan.state}: only one that has ended can be retried")
             if plan.job is not None and plan.job.state not in ENDED:
                 raise ConflictError(f"the job {plan.job.id} of plan {plan_id} is still being ended: try again soon")
             number = _number_of(plan, stage)
@@ -247,7 +215,7 @@ def _number_of(plan: Plan, stage: str | None) -> int:
     for known in plan.stages:
         if known.name == stage:
             if known.number > plan.stage:
-                raise ConflictError(f"plan {plan.id} has not come to {stage}: begin with an earlier stage")
+                raise ConflictError(f"plan {plan.id} has not come to {stage}: start at an earlier stage")
             return known.number
     names = ", ".join(known.name for known in plan.stages)
     raise NotFoundError(f"plan {plan.id} has no stage {stage!r}, only {names}")

@@ -8,7 +8,6 @@ from sqlalchemy import (
     Column,
     Float,
     ForeignKey,
-    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -95,11 +94,10 @@ plan_stages = Table(
     Column("outcome", JSON, comment="what it hands to those behind it"),
 )
 
-stages = Table(
-    "stages",
+searches = Table(
+    "searches",  # of jobs that evaluate candidates, one each
     metadata,
     Column("job_id", String(32), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
-    Column("number", Integer, primary_key=True),
     Column("target_length", Integer, nullable=False),
     Column("study", String(200), nullable=False, comment="name of its Optuna study"),
     Column("started_at", Float, nullable=False),
@@ -130,8 +128,7 @@ evaluations = Table(
 candidates = Table(
     "candidates",
     metadata,
-    Column("job_id", String(32), primary_key=True),
-    Column("stage", Integer, primary_key=True),
+    Column("job_id", String(32), ForeignKey("searches.job_id", ondelete="CASCADE"), primary_key=True),
     Column("part", String(16), primary_key=True),
     Column("number", Integer, primary_key=True, comment="in the order proposed, from 0"),
     Column("generation", Integer, nullable=False),
@@ -142,7 +139,6 @@ candidates = Table(
     Column("losses_so_far", JSON, comment="mean loss of each document known while it runs"),
     Column("reused", Boolean, nullable=False, comment="whether the evaluation was known before"),
     Column("projected", String(16), comment="the state that Optuna's tables show"),
-    ForeignKeyConstraint(["job_id", "stage"], ["stages.job_id", "stages.number"], ondelete="CASCADE"),
     Index(None, "key"),
 )
 

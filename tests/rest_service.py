@@ -103,7 +103,7 @@ class FakeCoordinator:
         for _ in range(100):
             claim = self.jobs.claim("fake", 60)
             if claim is not None:
-                self.evaluations.start_stage(claim[1], 0, 512, "study", {})
+                self.evaluations.start_search(claim[1], 512, "study", {})
                 return claim[1]
             time.sleep(0.05)
         raise AssertionError("nothing to claim")

@@ -51,17 +51,17 @@ def needs(method: str, path: str) -> str | None:
 
 @pytest.mark.parametrize("form", ["Bearer", "Basic"])
 @pytest.mark.parametrize("scope", [None, *ORDER])
-def test_every_door_needs_its_scope_once_there_are_keys(scope: str | None, form: str, client: TestClient) -> None:
+def test_every_path_needs_its_scope_once_there_are_keys(scope: str | None, form: str, client: TestClient) -> None:
     secrets = {name: make_key(client, name) for name in ORDER}
     key = secrets.get(scope or "")
     job = client.post("/v1/jobs", json=SPEC, headers={"Authorization": f"Bearer {secrets['admin']}"}).json()["id"]
     client.post(f"/v1/jobs/{job}/cancel", headers={"Authorization": f"Bearer {secrets['admin']}"})  # ends its events
-    doors = [("GET", path) for path in ("/healthz", "/readyz", "/openapi.json", "/docs", "/metrics", "/v1/jobs")]
-    doors += [("GET", "/dashboard"), ("GET", "/"), ("GET", "/api/studies"), ("DELETE", "/api/studies/1")]
-    doors += [("POST", f"/v1/jobs/{job}/{action}") for action in ("pause", "resume", "cancel")]
-    doors += [("GET", f"/v1/jobs/{job}/{part}") for part in ("events", "evaluations")]
+    requests = [("GET", path) for path in ("/healthz", "/readyz", "/openapi.json", "/docs", "/metrics", "/v1/jobs")]
+    requests += [("GET", "/dashboard"), ("GET", "/"), ("GET", "/api/studies"), ("DELETE", "/api/studies/1")]
+    requests += [("POST", f"/v1/jobs/{job}/{action}") for action in ("pause", "resume", "cancel")]
+    requests += [("GET", f"/v1/jobs/{job}/{part}") for part in ("events", "evaluations")]
     headers = {} if key is None else {"Authorization": f"Bearer {key}" if form == "Bearer" else basic(key)}
-    for method, path in doors:
+    for method, path in requests:
         needed = needs(method, path)
         response = client.request(method, path, headers=headers)
         if needed is None or (scope is not None and ORDER.index(scope) >= ORDER.index(needed)):
@@ -94,7 +94,7 @@ def test_a_wrong_or_revoked_key_is_refused_even_where_none_is_needed(local: Test
     keys = KeyStore(local.app.state.database)  # type: ignore[attr-defined]
     keys.revoke(keys.list()[0].id)
     assert local.get("/v1/jobs", headers={"Authorization": f"Bearer {secret}"}).status_code == 401
-    assert local.get("/v1/jobs").status_code == 401, "revoking the last key does not open the door"
+    assert local.get("/v1/jobs").status_code == 401, "revoking the last key does not open the server"
 
 
 def test_browsers_are_asked_for_a_password_and_programs_for_a_key(client: TestClient) -> None:

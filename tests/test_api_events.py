@@ -60,8 +60,8 @@ def read(url: str, job: str, after: int | None = None, most: int | None = None) 
 
 def test_a_stream_tells_everything_and_ends_with_the_job(url: str, coordinator: FakeCoordinator) -> None:
     job = submit(url)
-    heard: list[dict[str, Any]] = []
-    reader = threading.Thread(target=lambda: heard.extend(read(url, job)))
+    received: list[dict[str, Any]] = []
+    reader = threading.Thread(target=lambda: received.extend(read(url, job)))
     reader.start()
     lease = coordinator.claim()
     for number in range(3):
@@ -71,12 +71,12 @@ def test_a_stream_tells_everything_and_ends_with_the_job(url: str, coordinator: 
     coordinator.finish(lease)
     reader.join(20)
     assert not reader.is_alive()
-    assert [event["number"] for event in heard] == list(range(1, 8))
-    assert [event["kind"] for event in heard] == [
+    assert [event["number"] for event in received] == list(range(1, 8))
+    assert [event["kind"] for event in received] == [
         *("submitted", "claimed", "progress", "progress", "progress", "worker_lost", "finished"),
     ]
-    assert heard[5]["data"]["reason"] == "it said\n\ndata: nothing\r\u2028 ü"
-    assert heard[0]["at"].endswith("Z")
+    assert received[5]["data"]["reason"] == "it said\n\ndata: nothing\r\u2028 ü"
+    assert received[0]["at"].endswith("Z")
 
 
 def test_readers_that_break_off_anywhere_miss_and_repeat_nothing(url: str, coordinator: FakeCoordinator) -> None:
@@ -93,15 +93,15 @@ def test_readers_that_break_off_anywhere_miss_and_repeat_nothing(url: str, coord
 
     writer = threading.Thread(target=write)
     writer.start()
-    heard: list[int] = []
+    received: list[int] = []
     try:
         for most in (1, 2, 3, 1, 5, 8, 1, 13):
-            heard += [event["number"] for event in read(url, job, heard[-1] if heard else None, most)]
-        heard += [event["number"] for event in read(url, job, heard[-1])]
+            received += [event["number"] for event in read(url, job, received[-1] if received else None, most)]
+        received += [event["number"] for event in read(url, job, received[-1])]
     finally:
         stop.set()
         writer.join()
-    assert heard == list(range(1, 64))
+    assert received == list(range(1, 64))
 
 
 def test_after_the_last_event_of_an_ended_job_there_is_no_content(url: str, coordinator: FakeCoordinator) -> None:
@@ -152,8 +152,8 @@ def test_a_stream_outlives_an_absence_of_the_database(
 
 def test_many_watchers_do_not_keep_others_waiting(url: str, coordinator: FakeCoordinator) -> None:
     job = submit(url)
-    heard: list[int] = []
-    readers = [threading.Thread(target=lambda: heard.append(len(read(url, job)))) for _ in range(60)]
+    received: list[int] = []
+    readers = [threading.Thread(target=lambda: received.append(len(read(url, job)))) for _ in range(60)]
     for reader in readers:
         reader.start()
     time.sleep(1)
@@ -164,17 +164,17 @@ def test_many_watchers_do_not_keep_others_waiting(url: str, coordinator: FakeCoo
     coordinator.jobs.cancel(job)
     for reader in readers:
         reader.join(30)
-    assert heard == [2] * 60
+    assert received == [2] * 60
 
 
 def test_a_server_that_stops_ends_its_streams(tmp_path: Path) -> None:
-    heard: list[int] = []
+    received: list[int] = []
     with serving(create_app(settings(tmp_path))) as url:
         job = submit(url)
-        reader = threading.Thread(target=lambda: heard.append(len(read(url, job))))
+        reader = threading.Thread(target=lambda: received.append(len(read(url, job))))
         reader.start()
         time.sleep(0.5)
         started = time.monotonic()
     assert time.monotonic() - started < 3
     reader.join(10)
-    assert heard == [1]
+    assert received == [1]

@@ -104,7 +104,7 @@ def test_a_plan_may_not_touch_more_than_a_job(tmp_path: Path, checkpoint: Path, 
         assert "serve --work DIR" in refused(client, document)["detail"]
 
 
-def test_jobs_and_plans_have_doors_of_their_own(client: TestClient, checkpoint: Path, texts: Path) -> None:
+def test_jobs_and_plans_have_routes_of_their_own(client: TestClient, checkpoint: Path, texts: Path) -> None:
     assert "a single search goes to /v1/jobs" in refused(client, SPEC)["detail"]
     plan = plan_document(checkpoint, texts)
     answer = client.post("/v1/jobs", json=plan)
@@ -186,7 +186,7 @@ def check_results(client: Client, plan_id: str, checkpoint: Path) -> None:
     assert client.jobs.factors(job.id) == client.plans.factors(plan_id)
     assert plan.stages[1].model == str(checkpoint.resolve())
     exported = client.jobs.get(str(plan.stages[2].job))
-    with pytest.raises(ConflictError, match="is no search"):
+    with pytest.raises(ConflictError, match="is not a search"):
         client.jobs.report(exported.id)
     with pytest.raises(ConflictError, match="pause, resume or cancel the plan"):
         client.jobs.pause(exported.id)

@@ -1,4 +1,4 @@
-"""Warm starts at the door: jobs and files are looked up when a job is submitted, and kept with it."""
+"""Warm starts over REST: jobs and files are looked up when a job is submitted, and kept with it."""
 
 import json
 from collections.abc import Iterator

@@ -187,7 +187,7 @@ def test_a_server_that_is_another_program() -> None:
 
 
 def test_events_go_on_over_a_restart_of_the_server(tmp_path: Path, free_port: int) -> None:
-    heard: list[int] = []
+    received: list[int] = []
     interruptions: list[UnreachableError] = []
     with FakeCoordinator(settings(tmp_path).database_url) as coordinator:
         with serving(app_on(tmp_path), free_port) as url:
@@ -197,7 +197,7 @@ def test_events_go_on_over_a_restart_of_the_server(tmp_path: Path, free_port: in
 
             def follow() -> None:
                 for event in client.jobs.events(job.id, on_interruption=interruptions.append):
-                    heard.append(event.number)
+                    received.append(event.number)
 
             reader = threading.Thread(target=follow)
             reader.start()
@@ -212,7 +212,7 @@ def test_events_go_on_over_a_restart_of_the_server(tmp_path: Path, free_port: in
             reader.join(20)
             assert not reader.is_alive()
         client.close()
-    assert heard == [1, 2, 3, 4, 5, 6]
+    assert received == [1, 2, 3, 4, 5, 6]
     assert interruptions
 
 

@@ -48,12 +48,12 @@ def test_the_mounted_dashboard_shows_what_another_process_writes(database: Datab
         assert client.get("/dashboard").status_code == 200
         assert client.get("/api/studies").json() == {"study_summaries": []}
         evaluations.record({lease: Batch(started=[candidate(0), candidate(1)])})
-        projection.project(lease.job_id, 0)
+        projection.project(lease.job_id)
         assert [trial["state"] for trial in trials_of(client)] == ["Running", "Running"]
         evaluations.record({lease: Batch(losses_so_far={candidate(1): [1.0, 2.0]})})
         evaluations.record({lease: done(0, 2)})
-        projection.project(lease.job_id, 0)
-        projection.summarise(lease.job_id, 0)
+        projection.project(lease.job_id)
+        projection.summarise(lease.job_id)
         time.sleep(CACHED_SECONDS)
         first, second, third = trials_of(client)
         assert [trial["state"] for trial in (first, second, third)] == ["Complete", "Running", "Complete"]
@@ -68,7 +68,7 @@ def test_the_mounted_dashboard_shows_what_another_process_writes(database: Datab
 def test_large_answers_are_compressed(database: Database, projection: Projection) -> None:
     lease = new_job(database, "one")
     record_search(database, lease, 64)
-    projection.project(lease.job_id, 0)
+    projection.project(lease.job_id)
     with TestClient(Dashboard(optuna_url_beside(database.url))) as client:
         answer = client.get("/api/studies/1", params={"after": 0})
         assert answer.headers["content-encoding"] == "gzip"
@@ -82,8 +82,8 @@ def test_in_a_browser(database: Database, projection: Projection, tmp_path: Path
         pytest.skip("there is no Chromium here")
     lease = new_job(database, "one")
     record_search(database, lease, 200)
-    projection.project(lease.job_id, 0)
-    projection.summarise(lease.job_id, 0)
+    projection.project(lease.job_id)
+    projection.summarise(lease.job_id)
     with served(optuna_url_beside(database.url)) as address:
         browsed = browse(address, 1, 200, executable, 1, tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 50_000

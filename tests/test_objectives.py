@@ -57,8 +57,8 @@ def test_a_search_for_needles_is_the_same_in_one_process_and_through_the_service
     rows = EvaluationStore(service.database).of_job(job, part="held_out_text", limit=100)
     assert len(rows) == len(report["results"])
     with Projection(service.database, optuna_url_beside(service.database.url)) as projection:
-        projection.project(job, 0)
-        projection.summarise(job, 0)
+        projection.project(job)
+        projection.summarise(job)
     study = optuna.load_study(study_name=None, storage=optuna_url_beside(service.database.url))
     assert study.metric_names == ["perplexity of answer tokens"]
     note = get_note(study)

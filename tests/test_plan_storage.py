@@ -189,7 +189,7 @@ class TestPlanContract:
         assert plans.resume(plan.id).state == "queued"
         lease = claim(jobs)
         plans.pause(plan.id)
-        jobs.end(lease, "finished", outcome=OUTCOME)  # it came to its end before it heard
+        jobs.end(lease, "finished", outcome=OUTCOME)  # it came to its end before the request arrived
         assert (plans.get(plan.id).state, steps.due()) == ("paused", [])
         plans.resume(plan.id)
         assert len(steps.due()) == 1
@@ -231,14 +231,14 @@ class TestPlanContract:
         with pytest.raises(ConflictError, match="does not wait"):
             plans.supply_checkpoint(plan.id, SUPPLIED)
 
-    def test_finished_twins_are_found_by_their_work(self, plans: PlanStore, steps: PlanSteps, jobs: JobStore) -> None:
+    def test_finished_jobs_are_found_by_their_work(self, plans: PlanStore, steps: PlanSteps, jobs: JobStore) -> None:
         plan, _ = submit(plans)
         queue(steps, plan)
-        assert steps.finished_twins("w" * 64) == []
+        assert steps.finished_jobs("w" * 64) == []
         lease = claim(jobs)
         jobs.end(lease, "finished", factors=OUTCOME["factors"], report=OUTCOME["report"])
-        assert steps.finished_twins("w" * 64) == [(lease.job_id, OUTCOME)]
-        assert steps.finished_twins("v" * 64) == []
+        assert steps.finished_jobs("w" * 64) == [(lease.job_id, OUTCOME)]
+        assert steps.finished_jobs("v" * 64) == []
 
 
 def submit(plans: PlanStore, **changes: Any) -> tuple[Plan, bool]:
@@ -269,7 +269,7 @@ def test_a_database_from_before_there_were_plans_keeps_its_jobs(
         job, _ = jobs.submit(SPEC, idempotency_key="k")
         claimed = jobs.claim("c", 60)
         assert claimed is not None
-        evaluations.start_stage(claimed[1], 0, 512, "study", {})
+        evaluations.start_search(claimed[1], 512, "study", {})
         jobs.end(claimed[1], "finished", factors={"a": 1}, report={"b": 2})
         known, events = jobs.get(job.id), read_events(database, job.id)
         migrate(database, "0001")
@@ -282,7 +282,7 @@ def test_a_database_from_before_there_were_plans_keeps_its_jobs(
         assert JobStore(database).document(job.id, "report") == {"b": 2}
         assert JobStore(database).submit(SPEC, idempotency_key="k") == (known, False)
         with database.reading() as connection:
-            assert connection.scalar(text("SELECT count(*) FROM stages")) == 1
+            assert connection.scalar(text("SELECT count(*) FROM searches")) == 1
         assert submit(PlanStore(database))[1]
 
 

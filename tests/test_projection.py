@@ -101,7 +101,7 @@ class TestProjectionContract:
     def lease(self, jobs: JobStore, evaluations: EvaluationStore) -> Lease:
         jobs.submit(SPEC)
         _, lease = jobs.claim("c", 60)
-        evaluations.start_stage(lease, 0, 512, STUDY, PREPARED)
+        evaluations.start_search(lease, 512, STUDY, PREPARED)
         return lease
 
     @pytest.fixture
@@ -119,10 +119,10 @@ class TestProjectionContract:
         self, projection: Projection, evaluations: EvaluationStore, lease: Lease, trials: Any
     ) -> None:
         evaluations.record({lease: done(0, 1, 2)})
-        assert projection.behind(lease.job_id, 0) == 3
-        assert projection.project(lease.job_id, 0) == 3
-        assert projection.behind(lease.job_id, 0) == 0
-        assert projection.project(lease.job_id, 0) == 0
+        assert projection.behind(lease.job_id) == 3
+        assert projection.project(lease.job_id) == 3
+        assert projection.behind(lease.job_id) == 0
+        assert projection.project(lease.job_id) == 0
         found: list[FrozenTrial] = trials()
         assert [trial.number for trial in found] == [trial.user_attrs["candidate"] for trial in found] == [0, 1, 2]
         trial, item = found[2], computed(candidate(2))
@@ -144,15 +144,15 @@ class TestProjectionContract:
         self, projection: Projection, evaluations: EvaluationStore, lease: Lease, trials: Any
     ) -> None:
         evaluations.record({lease: Batch(started=[candidate(0), candidate(1)])})
-        assert projection.project(lease.job_id, 0) == 2
+        assert projection.project(lease.job_id) == 2
         assert [trial.state for trial in trials()] == [TrialState.RUNNING] * 2
         evaluations.record({lease: Batch(losses_so_far={candidate(0): [1.5]})})
-        assert projection.behind(lease.job_id, 0) == 0
-        projection.project(lease.job_id, 0)
+        assert projection.behind(lease.job_id) == 0
+        projection.project(lease.job_id)
         assert trials()[0].intermediate_values == {0: pytest.approx(math.exp(1.5))}
         assert "outcome" not in trials()[0].user_attrs
         evaluations.record({lease: done(0)})
-        assert projection.project(lease.job_id, 0) == 1
+        assert projection.project(lease.job_id) == 1
         first, second = trials()
         assert (first.state, second.state) == (TrialState.COMPLETE, TrialState.RUNNING)
         assert list(first.intermediate_values) == [0, 1]
@@ -163,13 +163,13 @@ class TestProjectionContract:
     ) -> None:
         evaluations.record({lease: Batch(started=[candidate(number) for number in range(4)])})
         evaluations.record({lease: Batch(losses_so_far={candidate(3): [2.0]})})
-        projection.project(lease.job_id, 0, limit=2)
+        projection.project(lease.job_id, limit=2)
         for number, outcome in enumerate([DIVERGED, WORKER_LOST]):
             evaluations.record({lease: done(number, outcome=outcome)})
         evaluations.record({lease: Batch(withdrawn=[candidate(2), candidate(3)])})
         evaluations.record({lease: done(4, outcome=DIVERGED)})
         evaluations.record({lease: done(5, losses=(1e4, 1e4))})  # finite losses, but not their perplexity
-        projection.project(lease.job_id, 0)
+        projection.project(lease.job_id)
         found = trials()
         fail, pruned = TrialState.FAIL, TrialState.PRUNED
         assert [trial.state for trial in found] == [fail, fail, pruned, pruned, fail, fail]
@@ -188,17 +188,17 @@ class TestProjectionContract:
     ) -> None:
         evaluations.record({lease: Batch(started=[candidate(0), candidate(1)])})
         evaluations.record({lease: Batch(losses_so_far={candidate(0): [1.5]})})
-        projection.project(lease.job_id, 0)
+        projection.project(lease.job_id)
         evaluations.record({lease: done(0, 2, outcome=PRUNED, losses=(1.0,))})
         evaluations.record({lease: done(1)})
         evaluations.record({lease: done(3, outcome=PRUNED, losses=(1e4,))})
-        projection.project(lease.job_id, 0)
+        projection.project(lease.job_id)
         with database.writing() as connection:  # as if the marks had never been made
             connection.execute(text("UPDATE candidates SET projected = NULL"))
         with Projection(database, urls[1]) as restarted:
-            restarted.project(lease.job_id, 0)
-            restarted.summarise(lease.job_id, 0)
-        projection.project(lease.job_id, 0)
+            restarted.project(lease.job_id)
+            restarted.summarise(lease.job_id)
+        projection.project(lease.job_id)
         found: list[FrozenTrial] = trials()
         states = [TrialState.PRUNED, TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED]
         assert [trial.state for trial in found] == states, "and none of them twice"
@@ -224,16 +224,16 @@ class TestProjectionContract:
     ) -> None:
         evaluations.record({lease: done(0, 1)})
         evaluations.record({lease: Batch(started=[candidate(2)])})
-        projection.project(lease.job_id, 0)
+        projection.project(lease.job_id)
         with database.writing() as connection:  # as if the marks had never been made
             connection.execute(text("UPDATE candidates SET projected = NULL"))
         evaluations.record({lease: done(2, 3)})
         with Projection(database, urls[1]) as restarted:
-            assert restarted.project(lease.job_id, 0) == 4
+            assert restarted.project(lease.job_id) == 4
         assert [trial.user_attrs["candidate"] for trial in trials()] == [0, 1, 2, 3]
         assert {trial.state for trial in trials()} == {TrialState.COMPLETE}
 
-    def test_two_take_turns(
+    def test_two_alternate(
         self,
         projection: Projection,
         database: Database,
@@ -245,9 +245,9 @@ class TestProjectionContract:
         with Projection(database, urls[1]) as other:
             for turn in range(6):
                 evaluations.record({lease: Batch(started=[candidate(2 * turn), candidate(2 * turn + 1)])})
-                (projection, other)[turn % 2].project(lease.job_id, 0)
+                (projection, other)[turn % 2].project(lease.job_id)
                 evaluations.record({lease: done(2 * turn)})
-                (projection, other)[turn // 2 % 2].project(lease.job_id, 0)
+                (projection, other)[turn // 2 % 2].project(lease.job_id)
         states = [(trial.user_attrs["candidate"], trial.state.name) for trial in trials()]
         assert states == [(number, "RUNNING" if number % 2 else "COMPLETE") for number in range(12)]
 
@@ -260,7 +260,7 @@ class TestProjectionContract:
         def catch_up() -> None:
             try:
                 with Projection(database, urls[1]) as projection:
-                    while projection.project(lease.job_id, 0, limit=7):
+                    while projection.project(lease.job_id, limit=7):
                         pass
             except BaseException as error:
                 errors.append(error)
@@ -279,32 +279,32 @@ class TestProjectionContract:
     ) -> None:
         evaluations.record({lease: Batch(started=[candidate(0), candidate(1)])})
         evaluations.record({lease: Batch(withdrawn=[candidate(0)])})
-        projection.project(lease.job_id, 0)
+        projection.project(lease.job_id)
         jobs.pause(lease.job_id)
         jobs.end(lease, "paused")
-        assert projection.behind(lease.job_id, 0) == 1
-        projection.project(lease.job_id, 0)
+        assert projection.behind(lease.job_id) == 1
+        projection.project(lease.job_id)
         assert [trial.state for trial in trials()] == [TrialState.PRUNED, TrialState.WAITING]
         jobs.resume(lease.job_id)
         _, again = jobs.claim("c", 60)
         evaluations.record({again: Batch(started=[candidate(0), candidate(1)])})
-        projection.project(lease.job_id, 0)
+        projection.project(lease.job_id)
         assert [trial.state.name for trial in trials()] == ["PRUNED", "RUNNING", "RUNNING"]
         evaluations.record({again: done(0, 1)})
-        projection.project(lease.job_id, 0)
+        projection.project(lease.job_id)
         assert [trial.state.name for trial in trials()] == ["PRUNED", "COMPLETE", "COMPLETE"]
         assert [trial.user_attrs["candidate"] for trial in trials()] == [0, 1, 0]
-        assert projection.behind(lease.job_id, 0) == 0
+        assert projection.behind(lease.job_id) == 0
 
     def test_what_a_job_left_running_is_pruned_when_it_ends(
         self, projection: Projection, jobs: JobStore, evaluations: EvaluationStore, lease: Lease, trials: Any
     ) -> None:
         evaluations.record({lease: Batch(started=[candidate(0), candidate(1)])})
-        projection.project(lease.job_id, 0, limit=1)
+        projection.project(lease.job_id, limit=1)
         jobs.end(lease, "cancelled")
-        assert projection.behind(lease.job_id, 0) == 2
-        projection.project(lease.job_id, 0)
-        assert projection.behind(lease.job_id, 0) == 0
+        assert projection.behind(lease.job_id) == 2
+        projection.project(lease.job_id)
+        assert projection.behind(lease.job_id) == 0
         assert [(trial.state.name, trial.user_attrs["outcome"]) for trial in trials()] == [("PRUNED", "withdrawn")] * 2
 
     def test_the_note_and_the_figures_follow_the_search(
@@ -317,7 +317,7 @@ class TestProjectionContract:
                 drawn = {name: json.loads(figure) for name, figure in get_plotly_graph_objects(attributes).items()}
                 return get_note(study), drawn
 
-        assert projection.summarise(lease.job_id, 0)
+        assert projection.summarise(lease.job_id)
         words, drawn = page()
         assert r"## one \*job\*" in words
         assert "512 tokens from 128, scale 4" in words
@@ -326,9 +326,9 @@ class TestProjectionContract:
         evaluations.record({lease: done(0, losses=(2.0, 2.0))})
         evaluations.record({lease: done(1, 2)})
         evaluations.record({lease: done(3, outcome=DIVERGED)})
-        projection.project(lease.job_id, 0)
-        assert projection.summarise(lease.job_id, 0)
-        assert not projection.summarise(lease.job_id, 0)
+        projection.project(lease.job_id)
+        assert projection.summarise(lease.job_id)
+        assert not projection.summarise(lease.job_id)
         words, drawn = page()
         assert "4 (3 ok, 1 diverged)" in words
         assert f"{math.exp(1.375):.3f}"[:4] in words
@@ -336,7 +336,7 @@ class TestProjectionContract:
         assert curves.keys() == {"yarn", "ntk", "candidate 1"}
         assert curves["candidate 1"] == pytest.approx(list(candidate(1).factors.rescale_factors), rel=1e-4)
         jobs.end(lease, "finished", report=REPORT, factors={})
-        assert projection.summarise(lease.job_id, 0)
+        assert projection.summarise(lease.job_id)
         words, drawn = page()
         assert "| **found** | 5.5000 | 0.1000 |" in words
         assert "+3.2 standard errors" in words
@@ -352,10 +352,10 @@ class TestProjectionContract:
         lease: Lease,
     ) -> None:
         evaluations.record({lease: done(0, 1)})
-        projection.project(lease.job_id, 0)
-        projection.summarise(lease.job_id, 0)
+        projection.project(lease.job_id)
+        projection.summarise(lease.job_id)
         with Projection(database, urls[1]) as other, opened(urls[1]) as storage:
-            other.summarise(lease.job_id, 0)
+            other.summarise(lease.job_id)
             assert "2 (2 ok)" in get_note(optuna.load_study(study_name=STUDY, storage=storage))
 
     def test_a_study_that_was_deleted_comes_back(
@@ -368,13 +368,13 @@ class TestProjectionContract:
         trials: Any,
     ) -> None:
         evaluations.record({lease: done(0, 1)})
-        projection.project(lease.job_id, 0)
+        projection.project(lease.job_id)
         with opened(urls[1]) as storage:
             optuna.delete_study(study_name=STUDY, storage=storage)
         evaluations.record({lease: done(2)})
         with pytest.raises(DatabaseError, match="deleted"):
-            projection.project(lease.job_id, 0)
-        while projection.project(lease.job_id, 0):
+            projection.project(lease.job_id)
+        while projection.project(lease.job_id):
             pass
         assert sorted(trial.user_attrs["candidate"] for trial in trials()) == [0, 1, 2]
 
@@ -384,7 +384,7 @@ class TestProjectionContract:
         wild = replace(candidate(0), factors=Factors.of([0.5] * 8 + [99.0] * 8, 300, 1.0))
         evaluations.record({lease: Batch(computed=[computed(wild)], done=[(wild, OK, False)])})
         evaluations.record({lease: done(1)})
-        projection.project(lease.job_id, 0)
+        projection.project(lease.job_id)
         assert (trials()[0].params["lambda[15]"], trials()[0].params["initial_tokens"]) == (99.0, 300)
         assert trials()[1].distributions["lambda[15]"].high == 8.0
 
@@ -445,7 +445,7 @@ class TestProjectionContract:
         for number in range(40):
             evaluations.record({lease: done(number, losses=(1.0 if number == 30 else 2.0, 2.0))})
         evaluations.record({lease: Batch(losses_so_far={candidate(40): [2.0]})})
-        projection.project(lease.job_id, 0)
+        projection.project(lease.job_id)
         with opened(urls[1]) as everything, opened(urls[1], FewCurvesStorage) as few:
             study_id = few.get_study_id_from_name(STUDY)
             assert all(trial.intermediate_values for trial in everything.get_all_trials(study_id))
@@ -479,11 +479,12 @@ class TestProjectionContract:
         with opened(urls[1]) as storage:
             assert storage.get_current_version() == storage.get_head_version() == KNOWN_VERSION
 
-    def test_an_unknown_stage(self, projection: Projection, lease: Lease) -> None:
+    def test_an_unknown_job_and_one_without_candidates(self, projection: Projection, database: Database) -> None:
+        job, _ = JobStore(database).submit(SPEC)
+        with pytest.raises(NotFoundError, match="has no candidates"):
+            projection.project(job.id)
         with pytest.raises(NotFoundError):
-            projection.project(lease.job_id, 7)
-        with pytest.raises(NotFoundError):
-            projection.project("nothing", 0)
+            projection.project("nothing")
 
 
 def odd_objective(trial: optuna.Trial) -> float:

@@ -46,7 +46,7 @@ def evaluations(database: Database) -> EvaluationStore:
 def driven(database: Database, owner: str = OWNER, study: str = STUDY) -> Lease:
     JobStore(database).submit(SPEC)
     _, lease = JobStore(database).claim(owner, 60)
-    EvaluationStore(database).start_stage(lease, 0, 512, study, PREPARED)
+    EvaluationStore(database).start_search(lease, 512, study, PREPARED)
     return lease
 
 
@@ -71,7 +71,7 @@ def test_a_job_is_followed_to_its_end(
         evaluations.record({lease: Batch(started=[candidate(number) for number in range(300)])})
         evaluations.record({lease: done(*range(250))})
         evaluations.record({lease: done(*range(250, 300), outcome=DIVERGED)})
-        assert catch_up(database, lease.job_id, 0, 30) == 0
+        assert catch_up(database, lease.job_id, 30) == 0
         with opened(optuna_url) as storage:
             trials = optuna.load_study(study_name=STUDY, storage=storage).get_trials()
         assert [trial.user_attrs["candidate"] for trial in trials] == list(range(300))
@@ -102,9 +102,9 @@ def test_a_database_that_is_away_for_a_while(
         wait_for(has_spoken, 30)
         time.sleep(1)
         assert process.poll() is None
-        assert catch_up(database, lease.job_id, 0, 0) == 1
+        assert catch_up(database, lease.job_id, 0) == 1
         file.rmdir()
-        assert catch_up(database, lease.job_id, 0, 30) == 0
+        assert catch_up(database, lease.job_id, 30) == 0
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     finally:
@@ -125,13 +125,13 @@ def test_only_the_jobs_of_its_coordinator_and_each_fully(
         projector = Projector(database, projection, OWNER)
         assert projector.turn()
         assert not projector.turn()
-        assert (projection.behind(mine.job_id, 0), projection.behind(other.job_id, 0)) == (0, 1)
+        assert (projection.behind(mine.job_id), projection.behind(other.job_id)) == (0, 1)
         JobStore(database).end(mine, "cancelled")
         projector.turn()
         assert projector._settled.keys() == {mine.job_id}
         CoordinatorStore(database).leave("another")  # what it left is anybody's
         projector.turn()
-        assert projection.behind(other.job_id, 0) == 0
+        assert projection.behind(other.job_id) == 0
     assert "cancelled" in note_of(optuna_url)
 
 
@@ -147,17 +147,17 @@ def test_a_flaw_in_one_study_does_not_touch_the_others(
     with Projection(database, optuna_url) as projection:
         project = projection.project
 
-        def failing(job_id: str, stage: int) -> int:
+        def failing(job_id: str) -> int:
             if job_id == flawed.job_id:
                 raise ZeroDivisionError("a\nflaw")
-            return project(job_id, stage)
+            return project(job_id)
 
         monkeypatch.setattr(projection, "project", failing)
         projector = Projector(database, projection, OWNER)
         projector.turn()
         projector.turn()
-        assert projection.behind(fine.job_id, 0) == 0
-    said = f"dashboard projection: job {flawed.job_id}, stage 0: ZeroDivisionError: a flaw\n"
+        assert projection.behind(fine.job_id) == 0
+    said = f"dashboard projection: job {flawed.job_id}: ZeroDivisionError: a flaw\n"
     assert capsys.readouterr().err == said
 
 

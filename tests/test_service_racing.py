@@ -244,7 +244,7 @@ def test_what_a_job_has_seen_stays_what_others_find_later(tmp_path: Path) -> Non
             jobs.submit(stub_spec())
             claim = jobs.claim("c", 60)
             assert claim is not None
-            store.start_stage(claim[1], 0, 1024, "study", {})
+            store.start_search(claim[1], 1024, "study", {})
             return claim[1]
 
         def record(lease: Lease, evaluation: Evaluation) -> None:

@@ -117,8 +117,8 @@ class TestStoreContract:
         job, new = store.claim("other", 60)
         assert (old.attempt, new.attempt, job.claims_in_vain) == (1, 2, 2)
         with pytest.raises(LeaseLostError):
-            evaluations.start_stage(old, 0, 512, "s", {})
-        evaluations.start_stage(new, 0, 512, "s", {})
+            evaluations.start_search(old, 512, "s", {})
+        evaluations.start_search(new, 512, "s", {})
         stale = Batch(computed=[computed(candidate(0))], done=[(candidate(0), OK, False)], events=[("late", {})])
         fresh = Batch(done=[(candidate(1), OK, False)], computed=[computed(candidate(1))])
         assert evaluations.record({old: stale, new: fresh}).lost == [old]
@@ -225,7 +225,7 @@ class TestStoreContract:
         job, _ = store.submit(SPEC)
         for attempt in range(1, 4):
             _, lease = store.claim("c", -1)
-            evaluations.start_stage(lease, 0, 512, "study", {})
+            evaluations.start_search(lease, 512, "study", {})
             evaluations.record({lease: Batch(started=[candidate(0)], events=[("phase", {})], progress={"a": 1})})
             assert store.get(job.id).claims_in_vain == attempt
         evaluations.record({lease: Batch(computed=[computed(candidate(0))], done=[(candidate(0), OK, False)])})
@@ -341,7 +341,7 @@ class TestStoreContract:
 def claimed(store: JobStore, evaluations: EvaluationStore) -> Lease:
     store.submit(SPEC)
     _, lease = store.claim("c", 60)
-    evaluations.start_stage(lease, 0, 512, "study", {})
+    evaluations.start_search(lease, 512, "study", {})
     return lease
 
 

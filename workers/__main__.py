@@ -62,7 +62,7 @@ def _run(parsed: argparse.Namespace) -> None:
             stack.callback(backend.close)
             if parsed.dashboard_database is not None:
                 stack.enter_context(projector(parsed.database, parsed.dashboard_database, owner))
-                shown = partial(catch_up, database, stage=0, seconds=0.5)
+                shown = partial(catch_up, database, seconds=0.5)
             coordinator = Coordinator(
                 database,
                 backend,

@@ -73,7 +73,7 @@ def _earlier(store: EvaluationStore, job_id: str, proposals: Sequence[Candidate]
     if not proposals:
         return {}
     first = proposals[0]
-    rows = store.of_job(job_id, part=first.part, stage=first.stage, after=first.number - 1, limit=len(proposals))
+    rows = store.of_job(job_id, part=first.part, after=first.number - 1, limit=len(proposals))
     by_number = {proposal.number: proposal for proposal in proposals}
     return {
         by_number[row.number].key: row.evaluation

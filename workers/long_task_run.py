@@ -59,7 +59,7 @@ def evaluate_candidates(run: JobRun, work: Work, job: JobSpec) -> dict[str, Any]
     start_stage(run, SearchProblem.of(job, prepared.geometry), prepared)
     progress.phase("measuring a ladder of lengths")
     evaluated: dict[str, Any] = kind_of(work).evaluate(work, run.evaluator, prepared.geometry, prepared.samples)
-    run.persist(lambda: run.tools.evaluations.end_stage(run.lease, 0))
+    run.persist(lambda: run.tools.evaluations.end_search(run.lease))
     return evaluated
 
 

@@ -62,7 +62,7 @@ class PlanScheduler:
         if kind_of(work).execution == Execution.CHECKPOINT:
             return self._steps.wait(plan, document)
         sha256 = identity(work)
-        for job_id, outcome in self._steps.finished_twins(sha256):
+        for job_id, outcome in self._steps.finished_jobs(sha256):
             if _is_there(outcome):
                 return self._steps.reuse(plan, work=document, job_id=job_id, outcome=outcome)
         name, job = work.as_job(plan.name)

@@ -42,14 +42,14 @@ def start_stage(run: JobRun, problem: SearchProblem, prepared: Prepared) -> None
     """Record the stage, with what the dashboard needs to draw its candidates."""
     spec, document = problem.spec, _describe(problem, prepared)
     study = f"{spec.name} · {run.lease.job_id}"
-    start = run.tools.evaluations.start_stage
-    run.persist(lambda: start(run.lease, 0, spec.target_length, study, document))
+    start = run.tools.evaluations.start_search
+    run.persist(lambda: start(run.lease, spec.target_length, study, document))
 
 
 def _conclude(run: JobRun, result: JobResult, progress: ProgressWriter) -> dict[str, Any]:
     progress.phase("writing the report")
     report, factors = build_report(result), build_factors_file(result).as_json()
-    run.persist(lambda: run.tools.evaluations.end_stage(run.lease, 0))
+    run.persist(lambda: run.tools.evaluations.end_search(run.lease))
     _await_projection(run)
     run.wait(progress.finish())
     found = {"winner": report["winner"], "perplexity": factors["perplexity"]["held_out"], "ended": ending(report)}

@@ -1,4 +1,4 @@
-"""What can be seen to be impossible in a plan before any weights are loaded: files, configuration, packages."""
+"""Refuses plans that cannot succeed before any weights are loaded: by files, configuration and packages."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +17,9 @@ from factor_search.text.documents import matching_files
 
 
 def check_plan(plan: PlanSpec) -> None:
-    """Refuse what cannot end well, before hours are spent on its first stages.
+    """Refuse a plan that cannot succeed, before hours are spent on its first stages.
 
-    Of a model on the hub nothing is read.
+    A model on the hub is not looked at.
 
     Raises:
         DataError: a path or glob matches nothing, or passkeys do not fit into a length that is asked for.

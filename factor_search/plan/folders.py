@@ -29,10 +29,10 @@ class Folders:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Within this context no other process works here.
+        """Keep other processes out of the folder within this context.
 
         Raises:
-            OutputError: one does, the folder cannot be made, or it holds something else.
+            OutputError: another process uses it, it cannot be created, or it holds something else.
         """
         try:
             if (self._out / IDENTITY).exists() or ((self._out / "factors.json").exists() and not self._store.exists()):
@@ -48,10 +48,10 @@ class Folders:
             raise OutputError(f"cannot use {self._out}: {error.strerror or error}") from None
 
     def open(self, work: Work) -> Path:
-        """The folder of a work, made if need be; under the stage's name there is a link to it.
+        """The folder of a work, created if needed; a link to it has the stage's name.
 
         Raises:
-            OutputError: it cannot be made, or something else has its name.
+            OutputError: it cannot be created, or something else has its name.
         """
         folder = self._of(work)
         link = self._out / work.stage
@@ -67,7 +67,7 @@ class Folders:
         return folder
 
     def outcome(self, work: Work) -> Outcome | None:
-        """What a work came to, if it has ended with the budget that it now has."""
+        """The outcome of a work, if it has ended with the same budget."""
         folder = self._of(work)
         if not (folder / OUTCOME).exists():
             return None
@@ -78,7 +78,7 @@ class Folders:
         return outcome
 
     def begin(self, work: Work) -> Path:
-        """The folder of a work that is going to be done, which has not ended.
+        """The folder of a work that is about to be done.
 
         Raises:
             OutputError: it cannot be written.
@@ -89,7 +89,7 @@ class Folders:
         return folder
 
     def end(self, work: Work, outcome: Outcome) -> None:
-        """Keep an outcome: from now on the work is done.
+        """Store an outcome, which marks the work as done.
 
         Raises:
             OutputError: it cannot be written.
@@ -101,7 +101,7 @@ class Folders:
             raise OutputError(f"cannot write {self._of(work) / OUTCOME}: {error.strerror or error}") from None
 
     def drop(self, stages: set[str]) -> None:
-        """Remove what stages of these names have left.
+        """Remove the folders of the stages with these names.
 
         Raises:
             OutputError: it cannot be removed.

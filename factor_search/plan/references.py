@@ -1,4 +1,4 @@
-"""Which earlier results each stage of a plan uses: names given, references filled in, and impossible ones refused."""
+"""Resolves which earlier results each stage of a plan uses, and refuses references that cannot be resolved."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,16 +8,16 @@ from factor_search.plan.kinds.contract import ORIGINAL, Stage
 from factor_search.plan.kinds.search import last_search
 
 FILES = ("plan.json", "report.json", "report.html", "factors.json", "short_factors.json")
-"""What a plan itself leaves beside the folders of its stages."""
+"""Files of the plan beside the folders of its stages."""
 Before = Mapping[str, Stage]
 
 
 def resolved(stages: Sequence[Stage]) -> list[Stage]:
-    """The same stages, each with a name and with every reference that has a meaning given.
+    """The same stages, each with a name and all references filled in.
 
     Raises:
-        ValueError: a name is taken twice; a reference is to nothing, to itself, to a later stage or to one of another
-            kind; a stage has nothing to work on; or lengths do not grow. Says which and why.
+        ValueError: a name is taken twice; a reference names no stage, the stage itself, a later one or one of another
+            kind; a stage has nothing to work on; or lengths do not grow. The message says which and why.
     """
     named = _named(stages)
     positions = {str(stage.name): number for number, stage in enumerate(named)}
@@ -67,7 +67,7 @@ def _check_reference(
 
 
 def _way(start: str, goal: str, stages: Sequence[Stage], positions: Mapping[str, int]) -> list[str] | None:
-    """From one stage to another by what each needs, given or by default; None if there is none."""
+    """The path from one stage to another along what each needs, given or by default; None if there is none."""
     ways, seen = [[start]], {start}
     for way in ways:
         if way[-1] == goal:
@@ -85,7 +85,7 @@ def _way(start: str, goal: str, stages: Sequence[Stage], positions: Mapping[str,
 
 
 def _completed(stage: Stage, before: Before) -> Stage:
-    """The stage with every reference filled in that has a meaning."""
+    """The stage with all references filled in."""
     checkpoints = [name for name, one in before.items() if one.kind in ROLES["model"]]
     update: dict[str, str] = {"model": stage.model or (checkpoints[-1] if checkpoints else ORIGINAL)}
     if stage.needs_search is not None:

@@ -1,4 +1,4 @@
-"""What a plan has come to, stage by stage, as one JSON document; every figure in the HTML page is read from it."""
+"""The results of a plan, stage by stage, as one JSON document; every figure in the HTML page is read from it."""
 
 import itertools
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """The projection of a job's candidates into Optuna's tables, which the dashboard shows. It can be rebuilt at any time.
 
-One study a stage, one trial a candidate, found again by its attribute ``candidate``. A trial that Optuna holds for
+One study a job, one trial a candidate, found again by its attribute ``candidate``. A trial that Optuna holds for
 finished is never changed: a candidate that was withdrawn and is taken up again after a pause gets a second trial.
 """
 
@@ -29,7 +29,7 @@ from storage.database import Database
 from storage.errors import DatabaseError, NotFoundError
 from storage.evaluations import CandidateRow
 from storage.jobs import Job, JobStore
-from storage.schema import stages
+from storage.schema import searches
 from storage.states import CandidateState, JobState
 
 WRITER = "factor_search:writer"
@@ -50,7 +50,7 @@ class _Trial:
 
 @dataclass
 class _StudyState:
-    """A stage's study as far as this projection knows it."""
+    """A job's study as far as this projection knows it."""
 
     study: Study
     id: int
@@ -68,7 +68,7 @@ class _StudyState:
 
 
 class Projection:
-    """Brings Optuna's tables up to date. Not for several threads; several processes may take turns at a study."""
+    """Brings Optuna's tables up to date. Not for several threads; several processes may write one study alternately."""
 
     def __init__(self, database: Database, optuna_url: str) -> None:
         """Open Optuna's tables, created if need be.
@@ -84,7 +84,7 @@ class Projection:
         self._jobs = JobStore(database)
         self._storage = open_optuna(optuna_url)
         self._tables = TrialTables(self._storage)
-        self._studies: dict[tuple[str, int], _StudyState] = {}
+        self._studies: dict[str, _StudyState] = {}
         self._me = secrets.token_hex(8)
 
     def __enter__(self) -> "Projection":
@@ -98,28 +98,28 @@ class Projection:
         self._storage.remove_session()
         self._storage.engine.dispose()
 
-    def behind(self, job_id: str, stage: int) -> int:
-        """How many candidates of a stage are not shown as they are.
+    def behind(self, job_id: str) -> int:
+        """How many candidates of a job are not shown as they are.
 
         Raises:
             DatabaseError: the database cannot be reached.
         """
-        return Unprojected(self._database, job_id, stage).count()
+        return Unprojected(self._database, job_id).count()
 
-    def project(self, job_id: str, stage: int, limit: int = 200) -> int:
+    def project(self, job_id: str, limit: int = 200) -> int:
         """Write the next candidates that are not shown as they are, and the documents of those that run.
 
-        Killed at any point, the next call, by whomever, goes on without a trial too few or too many.
+        If it is killed at any point, the next call of any process continues without missing or doubling a trial.
 
         Returns:
             How many candidates were brought up to date; 0 once all are.
 
         Raises:
             DatabaseError: one of the databases cannot be reached now.
-            NotFoundError: there is no such job or stage.
+            NotFoundError: there is no such job, or it evaluates no candidates.
         """
         job = self._jobs.get(job_id)
-        with self._known_study(job, stage) as study:
+        with self._known_study(job) as study:
             if study.attempt != job.attempt:  # what was withdrawn may have been taken up again
                 study.settled, study.attempt = 0, job.attempt
             rows = study.queue.read(job.state, study.settled, limit)
@@ -133,16 +133,16 @@ class Projection:
             _advance(study, None if len(rows) < limit else rows[-1][0].number)
         return len(rows)
 
-    def summarise(self, job_id: str, stage: int) -> bool:
+    def summarise(self, job_id: str) -> bool:
         """Write the study's note and figures if they have changed; returns whether they had.
 
         Raises:
             DatabaseError: one of the databases cannot be reached now.
-            NotFoundError: there is no such job or stage.
+            NotFoundError: there is no such job, or it evaluates no candidates.
         """
         job = self._jobs.get(job_id)
         report = self._jobs.document(job_id, "report")
-        with self._known_study(job, stage) as study:
+        with self._known_study(job) as study:
             text = note(job, study.target_length, study.prepared, study.search, report)
             drawn = figures(study.prepared, study.search, report)
             page = (text, {name: figure.to_json() for name, figure in drawn.items()})
@@ -159,33 +159,32 @@ class Projection:
         return True
 
     @contextmanager
-    def _known_study(self, job: Job, stage: int) -> Iterator[_StudyState]:
-        """The study of a stage; forgotten if anything goes wrong, so that the next call looks at the tables again."""
-        place = (job.id, stage)
+    def _known_study(self, job: Job) -> Iterator[_StudyState]:
+        """The study of a job; forgotten if anything goes wrong, so that the next call looks at the tables again."""
         try:
-            if place not in self._studies:
-                self._studies[place] = self._open_study(job, stage)
-            yield self._studies[place]
+            if job.id not in self._studies:
+                self._studies[job.id] = self._open_study(job)
+            yield self._studies[job.id]
         except (SQLAlchemyError, StorageInternalError) as error:
-            self._studies.pop(place, None)
+            self._studies.pop(job.id, None)
             raise DatabaseError(f"cannot write Optuna's tables: {one_line(error.__cause__ or error)}") from error
         except BaseException:
-            self._studies.pop(place, None)
+            self._studies.pop(job.id, None)
             raise
 
-    def _open_study(self, job: Job, stage: int) -> _StudyState:
-        query = select(stages).where(stages.c.job_id == job.id, stages.c.number == stage)
+    def _open_study(self, job: Job) -> _StudyState:
+        query = select(searches).where(searches.c.job_id == job.id)
         with self._database.reading() as connection:
             row = connection.execute(query).one_or_none()
         if row is None:
-            raise NotFoundError(f"job {job.id} has no stage {stage}")
+            raise NotFoundError(f"job {job.id} has no candidates")
         try:
             study_id = self._storage.get_study_id_from_name(row.study)
         except KeyError:
             with one_transaction(self._storage):
                 study_id = self._create_study(row.study, job, row.target_length)
         study = Study(row.study, self._storage)
-        queue = Unprojected(self._database, job.id, stage)
+        queue = Unprojected(self._database, job.id)
         known = _StudyState(study, study_id, queue, row.target_length, row.prepared)
         with self._writing(known):
             return known

@@ -21,7 +21,7 @@ from storage.dashboard.projection import Projection
 from storage.database import Database
 from storage.errors import DatabaseError
 from storage.jobs import SEARCHES
-from storage.schema import coordinators, jobs, now, stages
+from storage.schema import coordinators, jobs, now, searches
 from storage.states import ENDED, JobState
 
 NICENESS = 10
@@ -54,7 +54,7 @@ def environment(database_url: str, optuna_url: str) -> dict[str, str]:
 
 @dataclass
 class _Watched:
-    """What was last done about one stage of a job."""
+    """What was last done about one job."""
 
     page_at: float = -PAGE_SECONDS
     retry_at: float = 0.0
@@ -63,18 +63,18 @@ class _Watched:
 
 @dataclass
 class Projector:
-    """Takes turns at the stages of all jobs that a coordinator drives or has just driven, or that nobody drives."""
+    """Projects, in turn, all jobs that a coordinator drives or has just driven, or that nobody drives."""
 
     database: Database
     projection: Projection
     owner: str
-    _watched: dict[tuple[str, int], _Watched] = field(default_factory=dict)
+    _watched: dict[str, _Watched] = field(default_factory=dict)
     _settled: dict[str, int] = field(default_factory=dict)
     """Jobs that do not run and are fully shown, with the number of their last event then."""
     _unsettled: set[str] = field(default_factory=set)
 
     def turn(self, *, last: bool = False) -> bool:
-        """One batch for each stage that lags behind; returns whether there is more to do at once.
+        """One batch for each job that lags behind; returns whether there is more to do at once.
 
         Args:
             last: there will be no other turn, so notes are written however fresh they are.
@@ -87,12 +87,9 @@ class Projector:
             if self._settled.get(job.id) == job.events:
                 continue
             self._unsettled.add(job.id)
-            with self.database.reading() as connection:
-                query = select(stages.c.number).where(stages.c.job_id == job.id).order_by(stages.c.number)
-                numbers = list(connection.scalars(query))
-            left = [self._stage(job.id, stage, at_once=last or job.state != JobState.RUNNING) for stage in numbers]
-            more |= any(step == "more" for step in left)
-            if job.state != JobState.RUNNING and all(step == "settled" for step in left):
+            left = self._project(job.id, at_once=last or job.state != JobState.RUNNING)
+            more |= left == "more"
+            if job.state != JobState.RUNNING and left == "settled":
                 self._settled[job.id] = job.events
                 self._unsettled.discard(job.id)
         return more
@@ -105,27 +102,25 @@ class Projector:
         # what a coordinator that is gone has left is anybody's; two that take it do not harm each other
         ours = or_(jobs.c.owner == self.owner, jobs.c.owner.is_(None), jobs.c.owner.not_in(alive))
         search = jobs.c.kind.in_(SEARCHES)
-        query = select(jobs.c.id, jobs.c.state, jobs.c.events).where(
-            ours, search, jobs.c.started_at.is_not(None), recent
-        )
+        query = select(jobs.c.id, jobs.c.state, jobs.c.events).join(searches).where(ours, search, recent)
         with self.database.reading() as connection:
             return list(connection.execute(query.order_by(jobs.c.submitted_at)))
 
-    def _stage(self, job_id: str, stage: int, *, at_once: bool) -> str:
+    def _project(self, job_id: str, *, at_once: bool) -> str:
         """``more`` is left to do, it is to be tried again ``later``, or all is ``settled``."""
-        watched = self._watched.setdefault((job_id, stage), _Watched())
+        watched = self._watched.setdefault(job_id, _Watched())
         if time.monotonic() < watched.retry_at:
             return "later"
         try:
-            more = self.projection.project(job_id, stage) > 0
+            more = self.projection.project(job_id) > 0
             due = time.monotonic() - watched.page_at >= PAGE_SECONDS
             if due or (at_once and not more):
-                self.projection.summarise(job_id, stage)
+                self.projection.summarise(job_id)
                 watched.page_at = time.monotonic()
         except DatabaseError:
             raise
         except Exception as error:  # a flaw in one study must not keep the others from the dashboard
-            say(f"job {job_id}, stage {stage}: {type(error).__name__}: {one_line(error)}")
+            say(f"job {job_id}: {type(error).__name__}: {one_line(error)}")
             watched.retry_at = time.monotonic() + watched.retry_seconds
             watched.retry_seconds = min(2 * watched.retry_seconds, LONGEST_RETRY_SECONDS)
             return "later"

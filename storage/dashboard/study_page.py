@@ -38,7 +38,7 @@ class SearchSoFar:
 
 @dataclass(frozen=True)
 class Figure:
-    """A Plotly figure, as far as the dashboard wants one: something that turns into JSON."""
+    """A Plotly figure, as far as the dashboard wants one: an object that can be written as JSON."""
 
     data: list[dict[str, Any]]
     layout: dict[str, Any]

@@ -18,12 +18,12 @@ PART = "search"
 
 
 class Unprojected:
-    """The candidates of one stage that are to be projected, and the marks of those that were."""
+    """The candidates of one job that are to be projected, and the marks of those that were."""
 
-    def __init__(self, database: Database, job_id: str, stage: int) -> None:
+    def __init__(self, database: Database, job_id: str) -> None:
         self._database = database
         self._job_id = job_id
-        self._here = and_(candidates.c.job_id == job_id, candidates.c.stage == stage, candidates.c.part == PART)
+        self._here = and_(candidates.c.job_id == job_id, candidates.c.part == PART)
 
     def read(self, job_state: str, first: int, limit: int) -> list[tuple[CandidateRow, str]]:
         """Candidates from a number on that are not shown as they are, in order, each with what it should show."""
@@ -72,14 +72,14 @@ def _shown(job_state: str) -> ColumnElement[str]:
     return case((running, literal(left_running, String)), else_=candidates.c.state)
 
 
-def catch_up(database: Database, job_id: str, stage: int, seconds: float) -> int:
-    """Wait until a projector has brought all candidates of a stage up to date, but not longer than so many seconds.
+def catch_up(database: Database, job_id: str, seconds: float) -> int:
+    """Wait until a projector has brought all candidates of a job up to date, but not longer than so many seconds.
 
     Returns:
         How many are still not shown as they are; -1 if the database could not say so.
     """
     end = time.monotonic() + seconds
-    queue = Unprojected(database, job_id, stage)
+    queue = Unprojected(database, job_id)
     while True:
         try:
             left = queue.count()

@@ -1,4 +1,4 @@
-"""Alembic's entry: migrates over the connection that :class:`storage.database.Database` hands in."""
+"""Alembic's entry: migrates over the connection that :class:`storage.database.Database` passes."""
 
 from alembic import context
 
