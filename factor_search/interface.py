@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from transformers import PreTrainedModel
 
-from factor_search.errors import SpecError
 from factor_search.export.huggingface import export_huggingface
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, check_belongs, read_factors
-from factor_search.files.json_documents import explain
 from factor_search.job import run_job
 from factor_search.measure.measurement import PasskeyResult, PerplexityResult, measure
 from factor_search.measure.request import GivenDocuments, MeasurementRequest, Task
@@ -24,7 +21,7 @@ from factor_search.model.loading import checkpoint_folder, load_config
 from factor_search.report.document import build_factors_file, build_report, table
 from factor_search.report.results import write_results
 from factor_search.search.selection import JobResult, JobWatcher
-from factor_search.spec import ModelSpec, parse_spec
+from factor_search.spec import ModelSpec, parse_model, parse_spec
 
 Model = str | Mapping[str, Any]
 """A local folder or hub id, or the fields of a specification's ``model``."""
@@ -197,7 +194,4 @@ def save_factors(factors: FactorsFile, file: str | Path) -> None:
 
 
 def _model_spec(model: Model) -> ModelSpec:
-    try:
-        return ModelSpec.model_validate({"id": model} if isinstance(model, str) else dict(model))
-    except ValidationError as error:
-        raise SpecError(f"the model is not valid: {explain(error)}") from None
+    return parse_model({"id": model} if isinstance(model, str) else dict(model))

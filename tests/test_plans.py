@@ -81,9 +81,9 @@ def service(tmp_path: Path) -> Iterator[PlanService]:
 
 
 @pytest.fixture(scope="module")
-def twin(checkpoint: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+def reference(checkpoint: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     """What the same plan comes to in one process."""
-    return in_one_process(plan_document(checkpoint, texts), tmp_path_factory.mktemp("twin") / "out")
+    return in_one_process(plan_document(checkpoint, texts), tmp_path_factory.mktemp("reference") / "out")
 
 
 def in_one_process(document: dict[str, Any], out: Path) -> list[Outcome]:
@@ -121,11 +121,11 @@ def same(ours: list[Outcome], theirs: list[Outcome]) -> None:
 
 
 def test_a_plan_has_the_result_of_a_run_in_one_process(
-    service: PlanService, checkpoint: Path, texts: Path, twin: list[Outcome]
+    service: PlanService, checkpoint: Path, texts: Path, reference: list[Outcome]
 ) -> None:
     service.begin(workers=2)
     plan = service.until(service.submit(plan_document(checkpoint, texts)))
-    same(outcomes(plan), twin)
+    same(outcomes(plan), reference)
     kinds = Counter(service.history(plan.id))
     assert (kinds["stage_queued"], kinds["stage_finished"], kinds["finished"]) == (6, 6, 1)
 
@@ -140,8 +140,8 @@ def short_plan(
 
 
 @pytest.fixture(scope="module")
-def short_twin(checkpoint: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
-    return in_one_process(short_plan(checkpoint, texts), tmp_path_factory.mktemp("twin") / "out")
+def short_reference(checkpoint: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+    return in_one_process(short_plan(checkpoint, texts), tmp_path_factory.mktemp("reference") / "out")
 
 
 def checkpoints(folder: Path) -> list[str]:
@@ -149,7 +149,7 @@ def checkpoints(folder: Path) -> list[str]:
 
 
 def test_pause_and_resume_in_a_search_and_in_a_fine_tuning(
-    service: PlanService, checkpoint: Path, texts: Path, tmp_path: Path, short_twin: list[Outcome]
+    service: PlanService, checkpoint: Path, texts: Path, tmp_path: Path, short_reference: list[Outcome]
 ) -> None:
     plan_id = service.submit(short_plan(checkpoint, texts))
     assert service.plans.pause(plan_id).state == "paused"
@@ -171,13 +171,13 @@ def test_pause_and_resume_in_a_search_and_in_a_fine_tuning(
     service.plans.resume(plan_id)
     plan = service.until(plan_id)
     ours = outcomes(plan)
-    assert (factors(ours[0]), weights(ours[1])) == (factors(short_twin[0]), weights(short_twin[1]))
-    assert ours[1].report["losses"] == short_twin[1].report["losses"]
+    assert (factors(ours[0]), weights(ours[1])) == (factors(short_reference[0]), weights(short_reference[1]))
+    assert ours[1].report["losses"] == short_reference[1].report["losses"]
     assert not checkpoints(tmp_path)
 
 
 def test_cancelled_in_a_fine_tuning_it_can_be_tried_again_from_there(
-    service: PlanService, checkpoint: Path, texts: Path, tmp_path: Path, short_twin: list[Outcome]
+    service: PlanService, checkpoint: Path, texts: Path, tmp_path: Path, short_reference: list[Outcome]
 ) -> None:
     service.begin()
     plan_id = service.submit(short_plan(checkpoint, texts))
@@ -191,7 +191,7 @@ def test_cancelled_in_a_fine_tuning_it_can_be_tried_again_from_there(
     service.plans.retry(plan_id)
     plan = service.until(plan_id)
     assert plan.stages[1].job_id != job
-    assert weights(outcomes(plan)[1]) == weights(short_twin[1])
+    assert weights(outcomes(plan)[1]) == weights(short_reference[1])
     assert Counter(service.history(plan_id))["stage_queued"] == 3  # the search was not done again
 
 
@@ -307,7 +307,7 @@ def test_two_coordinators_never_do_a_stage_twice(service: PlanService, checkpoin
 
 
 def test_a_coordinator_that_is_killed_in_a_fine_tuning_changes_nothing(
-    service: PlanService, checkpoint: Path, texts: Path, tmp_path: Path, short_twin: list[Outcome]
+    service: PlanService, checkpoint: Path, texts: Path, tmp_path: Path, short_reference: list[Outcome]
 ) -> None:
     plan_id = service.submit(short_plan(checkpoint, texts))
     program = (
@@ -324,8 +324,8 @@ def test_a_coordinator_that_is_killed_in_a_fine_tuning_changes_nothing(
     service.begin()
     plan = service.until(plan_id)
     ours = outcomes(plan)
-    assert weights(ours[1]) == weights(short_twin[1])
-    assert ours[1].report["losses"] == short_twin[1].report["losses"]
+    assert weights(ours[1]) == weights(short_reference[1])
+    assert ours[1].report["losses"] == short_reference[1].report["losses"]
     assert [Counter(service.kinds(str(stage.job_id)))["claimed"] for stage in plan.stages] == [1, 2]
 
 

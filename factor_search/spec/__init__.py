@@ -14,6 +14,7 @@ from factor_search.spec.job import (
     JobSpec,
     RacingSpec,
     ResourcesSpec,
+    parse_model,
     parse_spec,
     read_spec,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "TpeSpec",
     "WarmStartSpec",
     "looks_local",
+    "parse_model",
     "parse_spec",
     "read_spec",
 ]

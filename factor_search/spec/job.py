@@ -143,6 +143,18 @@ class JobSpec(Strict):
         return sha256_of(content)
 
 
+def parse_model(document: Any) -> ModelSpec:
+    """Validate a model's part of a specification given as a JSON object.
+
+    Raises:
+        SpecError: the model is not valid; the message names every wrong key and the reason.
+    """
+    try:
+        return ModelSpec.model_validate(document)
+    except ValidationError as error:
+        raise SpecError(f"the model is not valid: {explain(error)}") from None
+
+
 def parse_spec(document: Any) -> JobSpec:
     """Validate a job specification given as a JSON object.
 

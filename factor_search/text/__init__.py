@@ -1,1 +1,1 @@
-"""Makes documents into tokens and samples, and inserts needles."""
+"""Converts documents to tokens and samples, and inserts needles."""
