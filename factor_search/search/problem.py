@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from factor_search.errors import SpecError
 from factor_search.factors import Factors
-from factor_search.methods import closed_forms
+from factor_search.methods import METHODS, closed_forms
 from factor_search.model.geometry import Geometry
 from factor_search.search.space import SearchSpace
 from factor_search.search.strategies import Strategy, build_strategy
@@ -73,7 +73,8 @@ def _methods(spec: JobSpec, geometry: Geometry) -> dict[str, Factors]:
 
 def _seeds(spec: JobSpec, geometry: Geometry, methods: dict[str, Factors]) -> tuple[Factors, ...]:
     known = starting_points(spec.warm_start, geometry, _formula_length(spec, geometry))
-    forms = [methods[name] for name in SEED_ORDER if name in methods]
+    names = [*(name for name in SEED_ORDER if name in methods), *(name for name in METHODS if name not in SEED_ORDER)]
+    forms = [methods[name] for name in names]
     if known and isinstance(spec.strategy, EvolutionSpec) and spec.strategy.population < len(known) + len(forms):
         raise SpecError(
             f"strategy.population is {spec.strategy.population}, but {len(known)} warm starts and {len(forms)} closed "

@@ -1,1 +1,1 @@
-"""Turns documents into tokens and samples, and inserts needles."""
+"""Makes documents into tokens and samples, and inserts needles."""
