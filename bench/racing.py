@@ -68,12 +68,12 @@ def replay(generations: Iterable[Sequence[Evaluation]], total: int, error_rate: 
     """Race the candidates of a search that ran without races, generation by generation."""
     referee, sum_of, best = Referee(total, error_rate), Replay(), math.inf
     for generation in generations:
-        race, rival, going_on = referee.race(None), referee.best, []
+        race, rival, continuing = referee.race(None), referee.best, []
         for evaluation in (one for one in generation if one.outcome == OK):
             count = stopped_after(evaluation, race, total)
             improves = rival is not None and evaluation.loss < rival.loss
             if count == total:
-                going_on.append(evaluation)
+                continuing.append(evaluation)
             best = min(best, evaluation.loss)
             sum_of += Replay(
                 candidates=1,
@@ -83,7 +83,7 @@ def replay(generations: Iterable[Sequence[Evaluation]], total: int, error_rate: 
                 tokens=sum(evaluation.tokens),
                 tokens_raced=sum(evaluation.tokens[:count]),
             )
-        for evaluation in going_on:
+        for evaluation in continuing:
             referee.saw(evaluation)
     return sum_of, Ends(loss=best, loss_raced=referee.best.loss if referee.best else math.inf)
 

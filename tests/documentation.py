@@ -18,7 +18,9 @@ from tests.service import Service
 from workers.model_worker import ModelWorker
 
 ROOT = Path(__file__).parents[1]
-CANDIDATES = 6
+CANDIDATES = 4
+DOCUMENTS = {"search_documents": 2, "validation_documents": 1, "held_out_documents": 2}
+DATA = {"files": ["books/*.txt"]} | DOCUMENTS
 SMALL = {
     # tokens; the model in the prepared folder has an original length of 64
     "1024": "192",
@@ -33,7 +35,8 @@ SMALL = {
     "--candidates 100": f"--candidates {CANDIDATES}",
     "n_trials=200": "n_trials=20",
     '"budget": 10': f'"budget": {CANDIDATES}',
-    'data="books/*.txt",': f'data="books/*.txt", budget={CANDIDATES},',
+    'data="books/*.txt",': f"data={DATA}, budget={CANDIDATES},",
+    '"data": "books/*.txt"': f'"data": {json.dumps(DATA)}',
     '"target_length": 256}': f'"target_length": 256, "budget": {CANDIDATES}}}',
 }
 """What the documentation says, and what takes its place in a test, in this order. Nothing else is replaced but ids and
@@ -85,11 +88,10 @@ def checked(document: dict[str, Any]) -> dict[str, Any]:
         parse_factors(document)
         return document
     if not is_plan(document):
-        parse_spec(document)
-        return document | {"budget": CANDIDATES}
+        data = parse_spec(document).data.model_dump(mode="json", exclude_unset=True)
+        return document | {"data": data | DOCUMENTS, "budget": CANDIDATES}
     plan = parse_plan(document).expanded().model_dump(mode="json")
-    for part in ("search", "validation", "held_out"):
-        plan["data"][f"{part}_documents"] = 2
+    plan["data"] |= DOCUMENTS
     for stage in plan["stages"]:
         if "budget" in stage:
             stage["budget"] = {"candidates": CANDIDATES}

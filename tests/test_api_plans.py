@@ -197,7 +197,7 @@ def check_results(client: Client, plan_id: str, checkpoint: Path) -> None:
     assert (kinds[0], kinds[-1]) == ("submitted", "finished")
 
 
-def test_a_stream_goes_on_behind_an_end_that_was_taken_back(tmp_path: Path, client: TestClient) -> None:
+def test_a_stream_continues_after_an_end_that_was_taken_back(tmp_path: Path, client: TestClient) -> None:
     with calling(app_on(tmp_path)) as open_to_the_hub:
         plan_id = open_to_the_hub.post("/v1/plans", json=PLAN).json()["id"]
     with Database(f"sqlite:///{tmp_path / 'jobs.db'}") as database:

@@ -123,7 +123,7 @@ def test_most_candidates_are_never_evaluated_on_all_documents() -> None:
     assert sum(evaluation.outcome == PRUNED for evaluation in state.candidates.values()) > len(state.candidates) / 2
 
 
-def test_the_best_of_the_first_generation_go_on_to_more_documents() -> None:
+def test_the_best_of_the_first_generation_continue_to_more_documents() -> None:
     objective = ManyDocuments(OPTIMA["ramp"])
     _, (first, second, *_) = run(objective, 8, worth(20, 8))
     ranked = sorted(first.candidates, key=lambda factors: objective.document_loss(factors, 0))

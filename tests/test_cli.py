@@ -359,7 +359,7 @@ class TestBadInput:
         self.fails(capsys, ["run", spec, "--out", str(tmp_path / "out")], message)
 
     @pytest.mark.parametrize("content", ["", "[]", "{", '"x"', "null", "9" * 5000])
-    def test_files_that_are_no_specification(
+    def test_files_that_are_not_specifications(
         self, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (tmp_path / "job.json").write_text(content)

@@ -23,12 +23,10 @@ def searched(share: float, generation: int = 0) -> Progress:
     )
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_has_the_best_the_time_left_and_the_speed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-
-
-def test_the_bar_has_the_best_the_time_left_and_the_speed(terminal: None, capsys: pytest.CaptureFixture[str]) -> None:
     display = ProgressDisplay()
     display.show(searched(0.25), at=100.0)
     assert " left" not in capsys.readouterr().err, "nothing was watched yet"

@@ -100,7 +100,7 @@ def test_submit_makes_local_paths_absolute(run: Run, url: str, tmp_path: Path) -
     ("content", "message"),
     [(None, "cannot read"), ("{", "is not JSON"), ("{}", "model"), (json.dumps(SPEC | {"x": 1}), "unknown key")],
 )
-def test_submit_of_what_is_no_specification(content: str | None, message: str, run: Run, tmp_path: Path) -> None:
+def test_submit_of_what_is_not_a_specification(content: str | None, message: str, run: Run, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "bad.json").write_text(content)
     status, out, err = run("submit", "bad.json")

@@ -54,7 +54,7 @@ def free_port() -> int:
     return port
 
 
-def test_the_whole_way_of_a_job(client: Client, coordinator: FakeCoordinator) -> None:
+def test_a_job_from_submission_to_factors(client: Client, coordinator: FakeCoordinator) -> None:
     spec = parse_spec(SPEC)
     job = client.jobs.submit(spec)
     assert (job.state, parse_spec(job.spec), job.ended) == ("queued", spec, False)
@@ -151,7 +151,7 @@ def test_no_server_is_one_line_that_says_what_to_do(free_port: int) -> None:
 
 
 @pytest.mark.parametrize("url", ["nonsense", "ftp://x", "http://", "http://[", "http://x:port", "127.0.0.1:8400"])
-def test_what_is_no_url(url: str) -> None:
+def test_what_is_not_a_url(url: str) -> None:
     with pytest.raises(ServiceError, match="no URL"):
         Client(url)
 
@@ -186,7 +186,7 @@ def test_a_server_that_is_another_program() -> None:
         server.server_close()
 
 
-def test_events_go_on_over_a_restart_of_the_server(tmp_path: Path, free_port: int) -> None:
+def test_events_continue_over_a_restart_of_the_server(tmp_path: Path, free_port: int) -> None:
     received: list[int] = []
     interruptions: list[UnreachableError] = []
     with FakeCoordinator(settings(tmp_path).database_url) as coordinator:

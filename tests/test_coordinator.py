@@ -1,4 +1,4 @@
-"""Jobs from submission to end: claimed, paused, resumed, cancelled, taken over; always with the same result."""
+"""Jobs from submission to end: claimed, paused, resumed, cancelled, taken over, always with the same result."""
 
 import time
 from collections import Counter
@@ -18,7 +18,7 @@ from workers.driver import Driver
 from workers.model_worker import Setting
 
 
-def test_a_job_gives_what_its_twin_in_one_process_gives(service: Service) -> None:
+def test_a_job_has_the_result_of_a_search_in_one_process(service: Service) -> None:
     spec = stub_spec(budget=150)
     service.start()
     job, _ = service.jobs.submit(spec)
@@ -35,7 +35,7 @@ def test_a_job_gives_what_its_twin_in_one_process_gives(service: Service) -> Non
     assert (kinds[0], kinds[-1]) == ("submitted", "finished")
 
 
-def test_another_job_takes_over_what_is_known(service: Service) -> None:
+def test_another_job_reuses_stored_evaluations(service: Service) -> None:
     service.start()
     first, _ = service.jobs.submit(stub_spec(budget=80))
     service.wait(first.id)
@@ -56,7 +56,7 @@ def test_several_jobs_at_once(service: Service) -> None:
         assert service.factors(job_id) == undisturbed(spec)
 
 
-def test_pause_stops_at_a_candidate_and_resume_goes_on(service: Service) -> None:
+def test_pause_waits_for_started_candidates_and_resume_continues(service: Service) -> None:
     service.faults.seconds = 0.05
     spec = stub_spec(budget=120)
     service.start(workers=2)
@@ -65,7 +65,7 @@ def test_pause_stops_at_a_candidate_and_resume_goes_on(service: Service) -> None
     service.jobs.pause(job.id)
     assert service.wait(job.id, "paused") == "paused"
     rows = EvaluationStore(service.database).of_job(job.id, limit=1000)
-    assert {row.state for row in rows} == {"done"}  # what was begun came to its end
+    assert {row.state for row in rows} == {"done"}  # what was started was finished
     begun = service.faults.begun.total()
     time.sleep(0.3)
     assert service.faults.begun.total() == begun
@@ -88,7 +88,7 @@ def test_cancel_does_not_wait(service: Service) -> None:
     assert {row.state for row in rows} <= {"withdrawn"}
 
 
-def test_a_resume_while_the_job_comes_to_a_pause_counts(service: Service) -> None:
+def test_a_resume_takes_effect_while_a_pause_is_pending(service: Service) -> None:
     service.faults.seconds = 0.3
     spec = stub_spec(budget=30)
     service.start(workers=2)
@@ -101,7 +101,7 @@ def test_a_resume_while_the_job_comes_to_a_pause_counts(service: Service) -> Non
     assert service.wait(job.id) == "finished"
 
 
-def test_a_job_that_needs_more_than_there_is(service: Service) -> None:
+def test_a_job_that_needs_more_than_there_is_fails(service: Service) -> None:
     service.start(workers=2)
     needs = [
         ({"gpus": 1.0, "workers": 2}, "needs 2 GPUs, the cluster has 0"),
@@ -125,7 +125,7 @@ def test_where_machines_may_join_such_a_job_waits(service: Service, monkeypatch:
     time.sleep(0.7)
     service.running[0][2]._workers = 3
     assert service.wait(job.id) == "finished"
-    assert Counter(service.kinds(job.id))["waiting"] == 1  # said once, however often it was tried
+    assert Counter(service.kinds(job.id))["waiting"] == 1  # reported once, however often it was tried
 
 
 def test_a_coordinator_that_falls_silent_is_replaced(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_a_shutdown_gives_jobs_back_at_once(service: Service) -> None:
     assert service.factors(job.id) == undisturbed(spec)
 
 
-def test_a_job_that_fells_every_coordinator_ends(service: Service) -> None:
+def test_a_job_that_kills_every_coordinator_fails(service: Service) -> None:
     job, _ = service.jobs.submit(stub_spec())
     for n in range(10):
         claim = service.jobs.claim(f"felled {n}", -1)
@@ -203,7 +203,7 @@ class Slow(FaultyWorker):
         return Evaluation(**vars(evaluation) | {"seconds": 0.125, "outcome": OK})
 
 
-def test_a_search_of_what_is_known_hears_a_cancel(service: Service) -> None:
+def test_a_search_that_only_reuses_evaluations_can_be_cancelled(service: Service) -> None:
     service.start()
     first, _ = service.jobs.submit(stub_spec(budget=100))
     service.wait(first.id)

@@ -75,6 +75,6 @@ def test_a_claim_that_does_not_hold_is_told(path: tuple[str | int, ...], value: 
     assert "NO " in demo_plan.table(claims)
 
 
-def test_texts_that_lose_nothing_need_no_readjusting() -> None:
+def test_texts_that_lose_nothing_need_no_readjustment() -> None:
     claims = demo_plan.claims(changed(("stages", 2, "short_window", "recovered"), None))
     assert claims[2].holds

@@ -26,11 +26,14 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from api.cli import build_parser, main
 from api.cli.commands import COMMANDS
 from tests.documentation import (
     CANDIDATES,
+    DATA,
+    DOCUMENTS,
     ROOT,
     DocumentedService,
     checked,
@@ -45,6 +48,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TALKING = {"submit", "jobs", "plans", "watch", "pause", "resume", "cancel", "retry", "supply-checkpoint", "download"}
 """Commands that need a server."""
+SMALL_DATA = [argument for key, count in DOCUMENTS.items() for argument in ("--set", f"data.{key}={count}")]
 DRIVING = re.compile(r"--watch|^factor-search (watch|download)|\.wait\(|\.events\(", re.MULTILINE)
 """What waits for a result, and so for a coordinator."""
 
@@ -77,6 +81,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures() -> Iterator[None]:
+    """Reports with empty pictures, which would take two thirds of the time; tests of reports look at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, stream, **options: stream.write("<svg></svg>"))
+        yield
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with everything that pages name, and with the results of the README's search."""
@@ -84,10 +96,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare(folder)
     with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
         search = "run --model path/or/hub-id --data 'books/*.txt' --target-length 32768 --out results"
-        options = ["--set", "space.initial_tokens=[0]", "--set", f"budget.candidates={CANDIDATES}"]
+        options = ["--set", "space.initial_tokens=[0]", "--set", f"budget.candidates={CANDIDATES}", *SMALL_DATA]
         assert main([*shlex.split(small(search)), *options]) == 0
         write_short_factors(Path("results/factors.json"), Path("short_factors.json"))
-        job = {"model": "path/or/hub-id", "data": "books/*.txt", "target_length": 256, "budget": CANDIDATES}
+        job = {"model": "path/or/hub-id", "data": DATA, "target_length": 256, "budget": CANDIDATES}
         Path("job.json").write_text(json.dumps(job | {"space": {"initial_tokens": [0]}}))
     return folder
 
@@ -148,6 +160,7 @@ def run_command(page: Page, line: str) -> None:
         page.service().drive()
     if word in ("run", "submit") and "--model" in arguments:
         arguments += [] if "--candidates" in arguments else ["--set", f"budget.candidates={CANDIDATES}"]
+        arguments += SMALL_DATA
     page.capsys.readouterr()
     status = main([word, *arguments])
     printed = page.capsys.readouterr()

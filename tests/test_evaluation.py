@@ -164,7 +164,7 @@ def test_a_window_without_any_scored_token_is_refused(loaded: LoadedModel) -> No
         evaluator.evaluate(FACTORS, scoring(sample_set(count=1), (100,)))
 
 
-def test_a_race_over_scored_samples_goes_on_where_it_was(loaded: LoadedModel) -> None:
+def test_a_race_over_scored_samples_continues_where_it_was(loaded: LoadedModel) -> None:
     samples = scoring(sample_set(), (5, 100), (1,), (100, 101))
     with LocalEvaluator(loaded, 128) as evaluator:
         whole = evaluator.evaluate(FACTORS, samples)

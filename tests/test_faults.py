@@ -1,4 +1,4 @@
-"""Workers that die, hang, diverge, a database that goes away: named outcomes, never the end of a search."""
+"""Workers that die or hang, candidates that diverge, a database that goes away: named outcomes in a finished search."""
 
 import random
 import shutil
@@ -131,7 +131,7 @@ def test_an_error_in_the_model_code_is_an_outcome_with_its_message(service: Serv
     assert (row.evaluation.outcome, row.error) == ("failed", "CUDA error: an illegal memory access")
 
 
-def test_a_search_of_which_every_candidate_fails_says_how(service: Service) -> None:
+def test_a_search_in_which_every_candidate_fails_says_why(service: Service) -> None:
     service.faults.always = lambda factors: DIVERGED
     service.start()
     job, _ = service.jobs.submit(stub_spec(budget=30))
@@ -139,7 +139,7 @@ def test_a_search_of_which_every_candidate_fails_says_how(service: Service) -> N
     assert "30 diverged" in str(service.jobs.get(job.id).error)
 
 
-def test_workers_that_fail_at_everything_end_the_job_soon(service: Service) -> None:
+def test_a_job_fails_soon_if_its_workers_always_fail(service: Service) -> None:
     class Broken(StubWorker):
         def evaluate(self, setting: Setting, factors: Factors, samples_sha256: str, **race: Any) -> Evaluation:
             raise RuntimeError("no kernel image is available")
@@ -162,7 +162,7 @@ def test_a_job_that_cannot_be_prepared_fails_with_the_reason(service: Service) -
     assert service.jobs.get(job.id).error == "there are no documents"
 
 
-def test_a_worker_that_dies_of_every_preparation_ends_the_job(service: Service) -> None:
+def test_a_job_fails_if_its_preparation_always_kills_the_worker(service: Service) -> None:
     class Dying(StubWorker):
         def prepare(self, spec: JobSpec) -> Prepared:
             for worker in service.running[0][2].started:
@@ -218,7 +218,7 @@ def stop_postgresql(server: PostgresServer, mode: str) -> None:
 
 
 class Garbled(FaultyWorker):
-    """Raises what no database can hold, and has losses that no JSON can."""
+    """Raises errors that no database can store, and has losses that JSON does not have."""
 
     polled = threading.Event()
 
@@ -234,7 +234,7 @@ class Garbled(FaultyWorker):
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_what_no_database_can_hold_harms_no_job(
+def test_values_that_no_database_can_store_harm_no_job(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.pool.POLL_AFTER_SECONDS", 0.0)
@@ -295,7 +295,7 @@ def test_a_load_that_hangs_ends_with_the_job_or_with_its_time(
     assert lost == ["loading took longer than 0.5 s"]
 
 
-def test_workers_that_never_come_up_end_the_job(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_fails_if_no_worker_can_be_started(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.worker_slots.FAILED_STARTS", 2)
 
     class StillBorn(StubWorker):

@@ -1,4 +1,4 @@
-"""Long works that one worker does whole: heard of, tried again elsewhere, ended at once."""
+"""Long-running tasks: they report progress, are retried on other workers, and are ended at once."""
 
 import threading
 import time
@@ -59,7 +59,7 @@ def begin(
     return long_task
 
 
-def test_it_is_heard_of_while_it_is_done(pool: Pool) -> None:
+def test_progress_is_reported_while_it_runs(pool: Pool) -> None:
     reported: list[int] = []
 
     def call(report_progress: ReportProgress) -> str:
@@ -82,7 +82,7 @@ def test_it_is_heard_of_while_it_is_done(pool: Pool) -> None:
         (RuntimeError("illegal memory access"), 2, "failed"),
     ],
 )
-def test_one_that_cannot_be_done_is_given_up_with_its_reason(
+def test_a_failing_task_ends_with_its_reason_after_some_attempts(
     pool: Pool, error: Exception, attempts: int, outcome: str
 ) -> None:
     begun: list[int] = []
@@ -96,7 +96,7 @@ def test_one_that_cannot_be_done_is_given_up_with_its_reason(
     assert len(begun) == attempts
 
 
-def test_what_a_user_can_act_on_is_not_tried_again(pool: Pool) -> None:
+def test_an_error_that_users_can_fix_is_not_retried(pool: Pool) -> None:
     begun: list[int] = []
 
     def call(report_progress: ReportProgress) -> None:
@@ -108,7 +108,7 @@ def test_what_a_user_can_act_on_is_not_tried_again(pool: Pool) -> None:
     assert begun == [1]
 
 
-def test_one_that_gets_on_may_lose_any_number_of_workers(pool: Pool) -> None:
+def test_a_task_that_makes_progress_may_lose_any_number_of_workers(pool: Pool) -> None:
     begun: list[int] = []
 
     def call(report_progress: ReportProgress) -> int:
@@ -144,16 +144,16 @@ def test_it_is_ended_at_once_with_its_worker(pool: Pool, backend: ThreadBackend)
     assert len(backend.started) == 3
 
 
-def test_it_may_take_long_if_only_something_is_heard(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_may_take_long_if_it_reports_progress(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.attempts.LOAD_SECONDS", 0.4)
 
-    def talking(report_progress: ReportProgress) -> str:
+    def reporting(report_progress: ReportProgress) -> str:
         for step in range(6):
             report_progress({"step": step})
             time.sleep(0.15)
         return "done"
 
-    assert begin(pool, talking).result.result(10) == "done"
+    assert begin(pool, reporting).result.result(10) == "done"
     with pytest.raises(LongTaskError, match=r"timed out: no progress report for 0\.4 s"):
         begin(pool, lambda tell: time.sleep(1.5)).result.result(20)
 
@@ -174,7 +174,7 @@ def test_a_worker_keeps_no_model_after_it() -> None:
     assert (worker._loaded, worker.progress()) == (None, None)
 
 
-def test_errands_of_several_jobs_share_the_workers(pool: Pool) -> None:
+def test_tasks_of_several_jobs_share_the_workers(pool: Pool) -> None:
     done: list[str] = []
 
     def call(name: str) -> LongTaskCall:
@@ -193,8 +193,8 @@ def test_errands_of_several_jobs_share_the_workers(pool: Pool) -> None:
     wait_for(lambda: len(done) == 4)
 
 
-def test_steps_are_heard_with_the_phase_that_they_belong_to() -> None:
-    """A phase is over before anybody asks for it, where steps come fast."""
+def test_steps_are_reported_with_their_phase() -> None:
+    """A short phase can end before the pool polls for it."""
     worker = ModelWorker()
     seen: list[Any] = []
 
@@ -211,7 +211,7 @@ def test_steps_are_heard_with_the_phase_that_they_belong_to() -> None:
     ]
 
 
-def test_one_that_no_worker_comes_up_for_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_fails_if_no_worker_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.worker_slots.FAILED_STARTS", 2)
 
     class StillBorn(StubWorker):
@@ -228,7 +228,7 @@ def test_one_that_no_worker_comes_up_for_is_given_up(monkeypatch: pytest.MonkeyP
         backend.close()
 
 
-def test_a_folder_that_another_worker_uses_is_waited_for(tmp_path: Path) -> None:
+def test_a_worker_waits_for_a_folder_that_another_one_uses(tmp_path: Path) -> None:
     waited: list[float] = []
 
     def wait(seconds: float) -> None:
@@ -240,7 +240,9 @@ def test_a_folder_that_another_worker_uses_is_waited_for(tmp_path: Path) -> None
         with pytest.raises(KeyboardInterrupt), locked_folder(tmp_path / "work", wait):
             raise AssertionError("two at once")
         assert 0 <= waited[0] < waited[1]
-    with locked_folder(tmp_path / "work", lambda seconds: pytest.fail("it was let go")):
+    with locked_folder(tmp_path / "work", lambda seconds: pytest.fail("the lock was not released")):
         pass
     assert waiting(100) == waiting(1500) == "waiting for another worker that does the same"
-    assert waiting(5500).endswith("since 1.5 h"), "one of which nothing new is heard for hours counts as stuck"
+    assert waiting(5500).endswith("since 1.5 h"), (
+        "a new report now and then, because a worker without reports counts as stuck"
+    )

@@ -55,7 +55,7 @@ documents = st.tuples(st.integers(0, 15), st.integers(20, 700), st.booleans())
     st.integers(0, 3),
     st.booleans(),
 )
-def test_what_plays_a_part_in_any_stage_is_never_trained_on(
+def test_what_any_stage_uses_is_never_trained_on(
     drawn: list[tuple[int, int, bool]], cut: bool, counts: tuple[int, int, int], seed: int, elsewhere: bool
 ) -> None:
     """Documents may repeat each other, begin alike, or be the beginnings of others."""
@@ -91,7 +91,7 @@ def test_documents_that_begin_alike_count_once(tmp_path: Path) -> None:
     assert {len(one.tokens) for part in PARTS for one in getattr(samples, part).samples} == {128}
 
 
-def test_what_plays_a_part_is_found_within_other_documents(tmp_path: Path) -> None:
+def test_what_is_used_is_found_within_other_documents(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": text(n, 600)}) for n in range(3)))
     others = [text(9, LONGEST) + text(0, 300), text(8, 77) + text(1, 300), text(7, 300), "x" + text(2, 300)]
     (tmp_path / "others.jsonl").write_text("\n".join(json.dumps({"text": one}) for one in others))

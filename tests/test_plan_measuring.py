@@ -50,7 +50,7 @@ def work(checkpoint: Path, texts: Path) -> EvaluateWork:
     )
 
 
-def test_what_short_texts_lose_and_win_back(work: EvaluateWork, tmp_path: Path) -> None:
+def test_short_context_degradation_and_recovery(work: EvaluateWork, tmp_path: Path) -> None:
     report = perform(work, tmp_path / "a").report
     loaded = load_model(work.model)
     samples = read_samples(work.job, loaded).held_out

@@ -188,7 +188,7 @@ def test_what_is_a_plan() -> None:
     assert not is_plan([ONE_LINE])
 
 
-def test_a_file_that_is_no_plan(tmp_path: Any) -> None:
+def test_a_file_that_is_not_a_plan(tmp_path: Any) -> None:
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(SpecError, match=r"plan\.json is not JSON"):
         read_plan(tmp_path / "plan.json")

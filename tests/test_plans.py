@@ -1,4 +1,4 @@
-"""Plans through the service: every stage a job, each result handed on, whatever dies or is asked for meanwhile."""
+"""Plans through the service: each stage runs as a job, whatever dies or is requested meanwhile."""
 
 import os
 import shutil
@@ -120,7 +120,7 @@ def same(ours: list[Outcome], theirs: list[Outcome]) -> None:
         assert ours[4].report[key] == theirs[4].report[key]
 
 
-def test_a_plan_gives_what_its_twin_in_one_process_gives(
+def test_a_plan_has_the_result_of_a_run_in_one_process(
     service: PlanService, checkpoint: Path, texts: Path, twin: list[Outcome]
 ) -> None:
     service.begin(workers=2)

@@ -1,4 +1,4 @@
-"""What a job may touch."""
+"""What a job may use."""
 
 import argparse
 from pathlib import Path

@@ -91,7 +91,7 @@ class TestSettled:
         four = cut(whole, 4, "first 4")
         assert self.settled(behind, {4: four})[0] == cut(four, 2, "first 2")
 
-    def test_one_that_is_not_stopped_goes_on_from_the_longest(self) -> None:
+    def test_one_that_is_not_stopped_continues_from_the_longest(self) -> None:
         one, two = evaluation([1.0]), evaluation([1.0, 1.0])
         assert self.settled(Race(documents=4), {1: one, 2: two}) == (None, two)
         assert self.settled(Race(documents=8), {1: one}) == (None, one)

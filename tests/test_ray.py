@@ -94,16 +94,16 @@ def without_name(document: dict[str, Any] | None) -> dict[str, Any]:
     return {key: value for key, value in document.items() if key != "sha256"}
 
 
-def test_a_job_on_ray_gives_bit_for_bit_what_its_twin_gives(
+def test_a_job_on_ray_gives_bit_for_bit_what_a_single_process_gives(
     coordinator: Coordinator, database: Database, checkpoint: Path, texts: Path, tmp_path: Path
 ) -> None:
     spec = specification(checkpoint, texts)
     store = JobStore(database)
     job, _ = store.submit(spec)
     wait_for_end(database, job.id)
-    twin = run_job(spec, tmp_path / "twin")
-    assert without_name(store.document(job.id, "factors")) == without_name(build_factors_file(twin).as_json())
-    report, expected = store.document(job.id, "report"), build_report(twin)
+    reference = run_job(spec, tmp_path / "reference")
+    assert without_name(store.document(job.id, "factors")) == without_name(build_factors_file(reference).as_json())
+    report, expected = store.document(job.id, "report"), build_report(reference)
     assert report is not None
     for table in (report, expected):
         table["search"].pop("seconds")
@@ -139,8 +139,8 @@ def test_an_actor_that_is_killed_is_replaced(
     wait_for_end(database, job.id)
     lost = [event.data for event in read_events(database, job.id) if event.kind == "worker_lost"]
     assert [event["reason"] for event in lost] == ["its process died"]
-    twin = build_factors_file(run_job(spec, tmp_path / "twin")).as_json()
-    assert without_name(store.document(job.id, "factors")) == without_name(twin)
+    reference = build_factors_file(run_job(spec, tmp_path / "reference")).as_json()
+    assert without_name(store.document(job.id, "factors")) == without_name(reference)
 
 
 def test_a_worker_that_is_killed_in_a_fine_tuning_changes_nothing(
@@ -152,7 +152,7 @@ def test_a_worker_that_is_killed_in_a_fine_tuning_changes_nothing(
     victim = max(actors(), key=lambda actor: actor.cpu_percent(0.2))
     victim.send_signal(signal.SIGKILL)
     wait_for(lambda: plans.get(plan_id).ended_at is not None, 90)
-    ours, theirs = outcomes(plans.get(plan_id)), in_one_process(document, tmp_path / "twin")
+    ours, theirs = outcomes(plans.get(plan_id)), in_one_process(document, tmp_path / "reference")
     assert weights(ours[1]) == weights(theirs[1])
     assert ours[1].report["losses"] == theirs[1].report["losses"]
     events = read_events(database, str(plans.get(plan_id).stages[1].job_id))
@@ -183,8 +183,8 @@ def test_a_node_joins_works_and_dies(
     wait_for_end(database, job.id)
     kinds = Counter(event.kind for event in read_events(database, job.id))
     assert kinds["worker_lost"] >= 1
-    twin = build_factors_file(run_job(spec, tmp_path / "twin")).as_json()
-    assert without_name(store.document(job.id, "factors")) == without_name(twin)
+    reference = build_factors_file(run_job(spec, tmp_path / "reference")).as_json()
+    assert without_name(store.document(job.id, "factors")) == without_name(reference)
 
 
 def test_a_coordinator_process_starts_a_ray_of_its_own_and_goes_with_its_parent(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Candidates that are stopped and continued in the service: always as in one process, whatever happens meanwhile."""
+"""Races in the service: candidates are stopped and continued as in one process, whatever happens meanwhile."""
 
 import time
 from collections import Counter
@@ -96,7 +96,7 @@ def start(service: Service, workers: int = 3) -> None:
 Way = tuple[dict[str, Any], dict[str, Any], list[tuple[Any, ...]]]
 
 
-def of_twin(spec: JobSpec, folder: Path) -> Way:
+def in_one_process(spec: JobSpec, folder: Path) -> Way:
     """How the search goes in one process, with its result."""
     with Ledger(folder / "evaluations.jsonl") as ledger:
         recorded = RecordedEvaluator(StubEvaluator(), ledger)
@@ -135,7 +135,7 @@ def test_a_race_goes_as_in_one_process(
         start(service)
         submitted, _ = service.jobs.submit(spec)
         assert service.wait(submitted.id) == "finished"
-        expected = of_twin(spec, tmp_path)
+        expected = in_one_process(spec, tmp_path)
         assert of_service(service, submitted.id) == expected
         outcomes = Counter(outcome for _, _, outcome, _, _ in expected[2])
         assert min(outcomes[OK], outcomes[PRUNED]) > 5
@@ -155,7 +155,7 @@ def test_workers_that_die_change_nothing(service: Service, spec: JobSpec, tmp_pa
     submitted, _ = service.jobs.submit(spec)
     assert service.wait(submitted.id, seconds=60) == "finished"
     assert Counter(service.kinds(submitted.id))["worker_lost"] == 6
-    assert of_service(service, submitted.id) == of_twin(spec, tmp_path)
+    assert of_service(service, submitted.id) == in_one_process(spec, tmp_path)
 
 
 def test_stopped_and_taken_up_again_in_every_way(
@@ -180,7 +180,7 @@ def test_stopped_and_taken_up_again_in_every_way(
     service.faults.seconds = 0.01
     assert service.wait(submitted.id, seconds=60) == "finished"
     assert service.jobs.get(submitted.id).attempt == 4
-    assert of_service(service, submitted.id) == of_twin(spec, tmp_path)
+    assert of_service(service, submitted.id) == in_one_process(spec, tmp_path)
 
 
 def test_what_other_jobs_know_is_continued_or_cut(service: Service, spec: JobSpec, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_what_other_jobs_know_is_continued_or_cut(service: Service, spec: JobSpe
         assert service.wait(job_id) == "finished"
         folder = tmp_path / str(number)
         folder.mkdir()
-        assert of_service(service, job_id) == of_twin(one, folder)
+        assert of_service(service, job_id) == in_one_process(one, folder)
 
 
 def test_a_known_evaluation_is_cut_to_where_the_race_stops_it(service: Service, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_known_evaluation_is_cut_to_where_the_race_stops_it(service: Service, 
     racing = spec.model_copy(update={"racing": True})
     second, _ = service.jobs.submit(racing)
     assert service.wait(second.id) == "finished"
-    assert of_service(service, second.id) == of_twin(racing, tmp_path)
+    assert of_service(service, second.id) == in_one_process(racing, tmp_path)
     cut = [row for row in rows_of(service, second.id) if row.worker == ""]
     assert cut
     assert {(row.reused, row.attempts) for row in cut} == {(True, 0)}

@@ -361,7 +361,7 @@ def test_a_database_that_cannot_be_opened_is_one_line(url: str, message: str) ->
     assert "\n" not in str(raised.value)
 
 
-def test_a_file_that_is_no_database_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_text("not a database, but long enough to be looked at" * 50)
     with pytest.raises(DatabaseError, match="not a database"):
         Database(f"sqlite:///{tmp_path / 'x.db'}")

@@ -1,4 +1,4 @@
-"""A child that is kept running, and never outlives its parent."""
+"""A child process that is restarted, and never outlives its parent."""
 
 import logging
 import os
@@ -48,9 +48,7 @@ def test_a_child_that_is_killed_is_started_again_and_stopped_with_us(tmp_path: P
     assert marks.read_text() == "xx"
 
 
-def test_a_child_that_dies_again_and_again_is_waited_for_longer_each_time(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_delay_grows_with_each_early_exit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     marks = tmp_path / "marks"
     with (
         caplog.at_level(logging.ERROR),
@@ -62,7 +60,7 @@ def test_a_child_that_dies_again_and_again_is_waited_for_longer_each_time(
     assert "mayfly exited with status 3" in caplog.text
 
 
-def test_one_that_lived_long_is_started_again_soon(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_child_that_ran_long_is_restarted_soon(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     marks = tmp_path / "marks"
     options = {"first_delay_seconds": 0.01, "longest_delay_seconds": 10.0, "settled_seconds": 0.0}
     with caplog.at_level(logging.ERROR), Supervisor(command(DIES, marks), name="m", **options):  # type: ignore[arg-type]

@@ -52,7 +52,7 @@ def specification(checkpoint: Path, texts: Path, candidates: int, **changes: Any
     } | changes
 
 
-def twin(document: dict[str, Any], folder: Path) -> FactorsFile:
+def reference(document: dict[str, Any], folder: Path) -> FactorsFile:
     return build_factors_file(run_job(parse_spec(document), folder))
 
 
@@ -89,7 +89,7 @@ def test_a_job_runs_across_two_nodes_of_which_one_stops(
             shown = {"ok": "Complete", "pruned": "Pruned"}
             assert [trial["state"] for trial in trials] == [shown[row.outcome] for row in rows]
             (tmp_path / "factors.json").write_text(httpx2.get(f"{url}/v1/jobs/{job.id}/factors").text)
-    expected = twin(document, tmp_path / "twin")
+    expected = reference(document, tmp_path / "reference")
     assert found["rescale_factors"] == list(expected.rescale_factors)
     assert found["perplexity"] == expected.as_json()["perplexity"]
     assert read_factors(tmp_path / "factors.json").factors == expected.factors  # the checksum holds
@@ -114,7 +114,7 @@ def test_a_server_outlives_its_coordinator_and_its_ray(checkpoint: Path, texts: 
         assert events[-1].kind == "finished"
         assert Counter(event.kind for event in events)["claimed"] == 3
         found = client.jobs.factors(job.id)
-    assert found["rescale_factors"] == list(twin(document, tmp_path / "twin").rescale_factors)
+    assert found["rescale_factors"] == list(reference(document, tmp_path / "reference").rescale_factors)
 
 
 @contextlib.contextmanager

@@ -148,7 +148,7 @@ def test_what_holds_no_factors_is_refused_with_its_name(content: str, message: s
         embedded(specification(warm_start={"files": [str(file)]}))
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with (tmp_path / "large").open("wb") as stream:
         stream.truncate(LARGEST_BYTES + 1)

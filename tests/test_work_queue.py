@@ -1,4 +1,4 @@
-"""Who works on what next, as plain decisions without threads or clocks."""
+"""Which worker does what next, decided without threads or clocks."""
 
 from concurrent.futures import Future
 from typing import Any, cast
@@ -23,8 +23,8 @@ def slots(*models: ModelSpec | None, since: float = 0.0) -> list[WorkerSlot]:
     return made
 
 
-def turns(**jobs: list[ModelSpec]) -> WorkQueue:
-    """Jobs by name, each with as many pieces of work as models given."""
+def queue(**jobs: list[ModelSpec]) -> WorkQueue:
+    """A queue of jobs by name, each with one item of work for each given model."""
     made = WorkQueue()
     for job, models in jobs.items():
         made.join(job, models[0])
@@ -32,9 +32,11 @@ def turns(**jobs: list[ModelSpec]) -> WorkQueue:
     return made
 
 
-def drain(turns: WorkQueue, idle: list[WorkerSlot], slots: list[WorkerSlot], now: float = 0.0) -> list[tuple[int, str]]:
+def drain(
+    waiting: WorkQueue, idle: list[WorkerSlot], slots: list[WorkerSlot], now: float = 0.0
+) -> list[tuple[int, str]]:
     chosen = []
-    while idle and (choice := turns.choose(idle, slots, now)) is not None:
+    while idle and (choice := waiting.choose(idle, slots, now)) is not None:
         slot, done = choice
         slot.model = done.model
         idle.remove(slot)
@@ -44,7 +46,7 @@ def drain(turns: WorkQueue, idle: list[WorkerSlot], slots: list[WorkerSlot], now
 
 def test_generations_are_served_in_the_order_they_came() -> None:
     places = slots(A, A)
-    both = turns(one=[A] * 3, two=[A] * 3)
+    both = queue(one=[A] * 3, two=[A] * 3)
     served = [job for _ in range(2) for _, job in drain(both, list(places), places)]
     both.add([work("one") for _ in range(2)])  # the next generation of a job goes to the end
     served += [job for _ in range(2) for _, job in drain(both, list(places), places)]
@@ -53,27 +55,27 @@ def test_generations_are_served_in_the_order_they_came() -> None:
 
 def test_a_worker_stays_with_its_model_while_that_has_work() -> None:
     places = slots(A, B)
-    both = turns(one=[A] * 3, two=[B] * 3)
+    both = queue(one=[A] * 3, two=[B] * 3)
     for _ in range(3):
         assert sorted(drain(both, list(places), places)) == [(0, "one"), (1, "two")]
 
 
 def test_a_new_model_gets_its_share_of_workers() -> None:
     places = slots(A, A, A, A)
-    drain(both := turns(one=[A] * 9, two=[B] * 9), list(places), places)
+    drain(both := queue(one=[A] * 9, two=[B] * 9), list(places), places)
     assert sorted(str(slot.model.id) for slot in places if slot.model) == ["a", "a", "b", "b"]
     drain(both, list(places), places)
     assert sorted(str(slot.model.id) for slot in places if slot.model) == ["a", "a", "b", "b"]
 
 
-def test_a_model_that_no_job_uses_any_more_gives_way() -> None:
+def test_workers_leave_a_model_that_no_job_uses_any_more() -> None:
     places = slots(B, B)
-    assert len(drain(turns(one=[A] * 2), list(places), places)) == 2
+    assert len(drain(queue(one=[A] * 2), list(places), places)) == 2
 
 
-def test_one_worker_for_two_models_changes_seldom() -> None:
+def test_a_single_worker_for_two_models_changes_seldom() -> None:
     places = slots(A)
-    both = turns(one=[A] * 3, two=[B] * 3)
+    both = queue(one=[A] * 3, two=[B] * 3)
     assert drain(both, list(places), places, now=1.0) == [(0, "one")]
     assert drain(both, list(places), places, now=1.5) == [(0, "one")]
     assert drain(both, list(places), places, now=HOLD_SECONDS + 1) == [(0, "two")]
@@ -81,7 +83,7 @@ def test_one_worker_for_two_models_changes_seldom() -> None:
 
 def test_a_worker_without_work_of_its_model_helps_elsewhere_after_a_while() -> None:
     places = slots(A, A, B, B)
-    one = turns(one=[A] * 9)
+    one = queue(one=[A] * 9)
     one.join("two", B)
     idle = places[2:]
     assert drain(one, list(idle), places, now=BORROW_SECONDS / 2) == []
@@ -91,7 +93,7 @@ def test_a_worker_without_work_of_its_model_helps_elsewhere_after_a_while() -> N
 
 def test_lost_work_comes_first_and_a_job_that_left_is_forgotten() -> None:
     places = slots(A)
-    one = turns(one=[A], two=[A])
+    one = queue(one=[A], two=[A])
     lost = work("one")
     one.put_back(lost)
     assert one.choose(places, places, 0.0) == (places[0], lost)
@@ -101,7 +103,7 @@ def test_lost_work_comes_first_and_a_job_that_left_is_forgotten() -> None:
     assert len(one) == 0
 
 
-def test_removed_work_is_not_given() -> None:
+def test_removed_work_is_not_assigned() -> None:
     places = slots(A)
     one = WorkQueue()
     one.join("one", A)
