@@ -152,7 +152,7 @@ def test_no_server_is_one_line_that_says_what_to_do(free_port: int) -> None:
 
 @pytest.mark.parametrize("url", ["nonsense", "ftp://x", "http://", "http://[", "http://x:port", "127.0.0.1:8400"])
 def test_what_is_not_a_url(url: str) -> None:
-    with pytest.raises(ServiceError, match="not (a|the) URL"):
+    with pytest.raises(ServiceError, match=r"not (a|the) URL"):
         Client(url)
 
 

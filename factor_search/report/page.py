@@ -1,7 +1,9 @@
 """Renders a report as one self-contained HTML page: no script, no network, plots as inline SVG."""
 
 import io
+import json
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from html import escape
 from typing import Any
 
@@ -151,11 +153,19 @@ def _documents(report: dict[str, Any]) -> str:
 
 
 def figure(draw: Callable[[Axes, dict[str, Any]], None], report: dict[str, Any], caption: str) -> str:
-    """Draw a plot as inline SVG with a caption."""
+    """Draw a plot as inline SVG with a caption.
+
+    The page of a plan is written after each of its stages, so the figures of the stages before are remembered.
+    """
+    return f"<figure>{_svg(draw, json.dumps(report))}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+@lru_cache(maxsize=64)
+def _svg(draw: Callable[[Axes, dict[str, Any]], None], report: str) -> str:
     drawing = Figure(figsize=(8, 3.8), layout="constrained")
-    draw(drawing.add_subplot(), report)
+    draw(drawing.add_subplot(), json.loads(report))
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "factor-search"}):
         drawing.savefig(stream, format="svg", metadata={"Date": None})
     svg = stream.getvalue()
-    return f"<figure>{svg[svg.index('<svg') :]}<figcaption>{escape(caption)}</figcaption></figure>"
+    return svg[svg.index("<svg") :]
