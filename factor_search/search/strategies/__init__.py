@@ -8,9 +8,7 @@ from factor_search.search.strategies.auto import Auto
 from factor_search.search.strategies.cma import Cma
 from factor_search.search.strategies.contract import Generation, Result, Strategy
 from factor_search.search.strategies.evolution import Evolution
-from factor_search.search.strategies.nsga2 import nsga2
 from factor_search.search.strategies.random import RandomSearch
-from factor_search.search.strategies.tpe import tpe
 from factor_search.spec import AutoSpec, CmaSpec, EvolutionSpec, Nsga2Spec, StrategySpec, TpeSpec
 
 __all__ = ["Generation", "Result", "Strategy", "build_strategy"]
@@ -35,7 +33,11 @@ def build_strategy(
     if isinstance(spec, CmaSpec):
         return Cma(spec, space, seeds, seed=seed)
     if isinstance(spec, TpeSpec):
+        from factor_search.search.strategies.tpe import tpe  # Optuna, which nothing else here needs, loads slowly
+
         return tpe(spec, space, seeds, seed=seed)
     if isinstance(spec, Nsga2Spec):
+        from factor_search.search.strategies.nsga2 import nsga2
+
         return nsga2(spec, space, seeds, seed=seed)
     return RandomSearch(spec, space, seeds, seed=seed)
