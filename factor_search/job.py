@@ -104,7 +104,7 @@ def _open_folder(out: Path, spec: JobSpec) -> Ledger:
             raise OutputError(f"{out} is the model itself: choose another --out")
         out.mkdir(parents=True, exist_ok=True)
         if (foreign := out / "factors.json").exists() and not identity.exists():
-            raise OutputError(f"{foreign} belongs to something else than this search: choose another --out")
+            raise OutputError(f"{foreign} does not belong to this search: choose another --out")
         earlier = identity.read_text(encoding="utf-8") if identity.exists() else spec.sha256
     except OSError as error:
         raise OutputError(f"cannot create {out}: {error.strerror or error}") from None

@@ -410,7 +410,7 @@ class TestBadInput:
         self.fails(capsys, ["run", spec, "--out", str(checkpoint)], "is the model itself")
         (tmp_path / "foreign").mkdir()
         (tmp_path / "foreign" / "factors.json").write_text("precious")
-        self.fails(capsys, ["run", spec, "--out", str(tmp_path / "foreign")], "not of an earlier run")
+        self.fails(capsys, ["run", spec, "--out", str(tmp_path / "foreign")], "does not belong to this search")
         assert (tmp_path / "foreign" / "factors.json").read_text() == "precious"
 
     def test_a_mended_specification_may_use_the_same_folder(

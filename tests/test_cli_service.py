@@ -299,7 +299,7 @@ def test_serve_says_in_one_line_what_is_wrong(run: Run, monkeypatch: pytest.Monk
         bad: list[tuple[list[Any], str]] = [
             (["--port", port], f"port {port} on 127.0.0.1 is in use"),
             (["--root", "nothing"], "--root nothing is not a folder"),
-            (["--database", "nonsense"], "no database URL"),
+            (["--database", "nonsense"], "not a database URL"),
             (["--database", "sqlite:////no/such/folder/x.db"], "there is no folder"),
             (["--database", "postgresql://nobody@127.0.0.1:1/none"], "cannot use the database"),
         ]
