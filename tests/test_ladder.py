@@ -81,7 +81,7 @@ def test_what_fails_has_no_figures_and_a_single_document_no_error() -> None:
 
 def test_what_a_ladder_cannot_be_of(loaded: LoadedModel) -> None:
     with LocalEvaluator(loaded, 512) as evaluator:
-        with pytest.raises(DataError, match="0 has 256 tokens, of 512 needed"):
+        with pytest.raises(DataError, match="0 has 256 tokens, but 512 are needed"):
             ladder(evaluator, loaded.geometry, {}, DOCUMENTS, [64, 512])
         scored = SampleSet("x", (sample_of("a", DOCUMENTS.samples[0].tokens, (5,)),))
         with pytest.raises(DataError, match="scores only some of its tokens"):

@@ -332,7 +332,7 @@ def test_what_cannot_end_well_is_refused_before_it_begins(
 def test_adapters_need_peft(checkpoint: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document = plan_document(checkpoint, texts, stages=stages(**{"finetune-1": {"settings": {"method": "lora"}}}))
     check.check_plan(parse_plan(document))
-    monkeypatch.setattr(check.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FactorSearchError, match="finetune-1: method 'lora' needs the package peft"):
         check.check_plan(parse_plan(document))
 
