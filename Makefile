@@ -1,5 +1,7 @@
 # Each target sets up its own virtual environment on a fresh machine with Python 3.11 or newer.
 PYTHON ?= python3
+# So many processes share the test files; the tests of one file run in one process.
+TEST_PROCESSES ?= 2
 BIN = .venv/bin
 
 .PHONY: install demo demo-progressive serve test check format bench efficiency campaign clean
@@ -25,7 +27,7 @@ serve: install
 	$(BIN)/factor-search serve $(SERVE)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 check: install
 	$(BIN)/ruff format --check .

@@ -18,11 +18,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background
 
 import psycopg
 import pytest
+import torch
 from transformers import PreTrainedModel
 
 from factor_search.testbed.byte_tokenizer import byte_tokenizer
 from tests.families import tiny_model
 from tests.service import Service
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # as many processes as processors, not as many squared
 
 BOOKS = Path(os.environ.get("FACTOR_SEARCH_BOOKS") or Path(__file__).parents[2] / "shared" / "data" / "books")
 
