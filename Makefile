@@ -27,7 +27,7 @@ serve: install
 	$(BIN)/factor-search serve $(SERVE)
 
 test: install
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff format --check .
