@@ -154,7 +154,7 @@ def test_watch_tells_how_it_ended_by_its_exit_status(
     status, _, err = run("watch", job)
     assert status == expected
     assert "searching ..." in err
-    assert "generation 3: 12 of 16 candidates, best 5.2500, 1,000 tokens/s, 2 workers" in err
+    assert "generation 3: 12 of 16 candidates, best 5.2500 (yarn 6.5000), 1,000 tokens/s, 2 workers" in err
     assert "strange new thing: detail 7" in err
     assert ("failed: no file" in err) == (end == "failed")
     events = [json.loads(line) for line in run("watch", job, "--json")[1].splitlines()]

@@ -348,7 +348,7 @@ def claimed(store: JobStore, evaluations: EvaluationStore) -> Lease:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("nonsense", "no database URL"),
+        ("nonsense", "not a database URL"),
         ("mysql://a/b", "not supported"),
         ("sqlite://", "must be a file"),
         ("sqlite:////no/such/folder/x.db", "there is no folder"),
