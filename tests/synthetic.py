@@ -12,6 +12,7 @@ from factor_search.measure.evaluation import DIVERGED, OK, PRUNED, Evaluation
 from factor_search.measure.race import Race, rungs
 from factor_search.model.configuration import read_geometry
 from factor_search.model.geometry import Geometry
+from factor_search.search.space import SearchSpace
 from factor_search.text.samples import Sample, SampleSet
 
 SAMPLES = SampleSet("search", (Sample("synthetic", np.zeros(2, dtype=np.int64), "0" * 64),))
@@ -20,6 +21,11 @@ SAMPLES = SampleSet("search", (Sample("synthetic", np.zeros(2, dtype=np.int64), 
 def geometry(pairs: int = 16, original: int = 256) -> Geometry:
     config = AutoConfig.for_model("llama", head_dim=2 * pairs, max_position_embeddings=original)
     return read_geometry(config)
+
+
+def contains(space: SearchSpace, factors: Factors) -> bool:
+    """Whether a candidate lies in the space exactly."""
+    return len(factors.rescale_factors) == space.pairs and space.factors(space.project(factors)) == factors
 
 
 def is_monotone(factors: Factors) -> bool:

@@ -23,7 +23,7 @@ from factor_search.search.strategies import Result
 from factor_search.search.strategies.auto import SETTINGS, Auto
 from factor_search.search.strategies.contract import Generation
 from factor_search.spec import BudgetSpec, SpaceSpec
-from tests.synthetic import ManyDocuments, geometry, many_documents
+from tests.synthetic import ManyDocuments, contains, geometry, many_documents
 
 GEOMETRY = geometry(pairs=32)
 SCALE = 8
@@ -114,7 +114,7 @@ def test_generations_are_on_a_rung_or_on_all_documents(documents: int) -> None:
     asked = {generation.documents for generation in generations}
     assert asked == {*rungs(documents), None}
     assert state.ended_by == "tokens"
-    assert all(space_of().contains(factors) for factors in state.candidates)
+    assert all(contains(space_of(), factors) for factors in state.candidates)
 
 
 def test_most_candidates_are_never_evaluated_on_all_documents() -> None:

@@ -133,10 +133,6 @@ class SearchSpace:
             return 0, self.top_level
         return levels[i - 1] if i > critical else 0, levels[i + 1] if i + 1 < self.pairs else self.top_level
 
-    def contains(self, factors: Factors) -> bool:
-        """Return whether a candidate lies in the space exactly."""
-        return len(factors.rescale_factors) == self.pairs and self.factors(self.project(factors)) == factors
-
     def _distance(self, one: Sequence[int], other: Sequence[int]) -> float:
         ratios = (1 + self.step * np.asarray(one)) / (1 + self.step * np.asarray(other))
         return float(np.sum(np.log(ratios) ** 2))
