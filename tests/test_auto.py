@@ -227,7 +227,7 @@ def test_generations_that_fail_altogether(documents: int, failing: set[int]) -> 
             results.append(Result(math.inf) if number in failing else Result(math.fsum(losses) / len(losses), losses))
         strategy.tell(results)
     assert len(set(proposed)) > 100
-    assert all(map(space.contains, proposed))
+    assert all(contains(space, factors) for factors in proposed)
 
 
 def test_the_attention_factor_is_searched_early() -> None:
@@ -306,7 +306,7 @@ def test_a_single_choice_of_initial_tokens_is_kept() -> None:
 def test_every_kind_of_space(changes: dict[str, Any]) -> None:
     space, objective = space_of(**changes), ManyDocuments(STEP)
     state, _ = run(objective, 4, worth(40, 4), space)
-    assert all(map(space.contains, state.candidates))
+    assert all(contains(space, factors) for factors in state.candidates)
     assert objective.common(best_of(state)) < least_of_seeds(objective.common, space)
 
 
@@ -332,6 +332,6 @@ def test_a_tiny_space_comes_to_an_end(space: SearchSpace, documents: int, failin
     watched = Watched(Auto(space, [Factors.of([1.0] * 3)], documents, seed=0))
     state = search(watched, objective, many_documents(documents), BudgetSpec(candidates=10**6), error_rate=0.1)
     assert state.ended_by == "strategy"
-    assert all(map(space.contains, state.candidates))
+    assert all(contains(space, factors) for factors in state.candidates)
     asked = list(itertools.chain(*(generation.candidates for generation in watched.generations)))
     assert len(asked) <= len(set(asked)) * (1 + len(list(rungs(documents))))

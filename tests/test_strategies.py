@@ -226,7 +226,7 @@ def test_evolution_on_any_space_ends_without_repeating_itself(space: SearchSpace
         seen += proposed
         strategy.tell(results_of(proposed))
     assert len(seen) == len(set(seen)) <= 12 + 3 * 8
-    assert all(map(space.contains, seen))
+    assert all(contains(space, factors) for factors in seen)
 
 
 def test_the_first_generation_begins_with_the_seeds() -> None:
