@@ -48,6 +48,7 @@ bench: install
 	$(BIN)/python -m bench.stub_load --postgresql
 	$(BIN)/python -m bench.projection
 	$(BIN)/python -m bench.dashboard
+	$(BIN)/python -m bench.startup
 
 # EFFICIENCY="--jobs 4" changes it. Hours: ten thousand evaluations a model; a second run finds them in the cache.
 efficiency: install
