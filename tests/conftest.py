@@ -29,7 +29,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # as many processes as processors, not as many squared
 
 BOOKS = Path(os.environ.get("FACTOR_SEARCH_BOOKS") or Path(__file__).parents[2] / "shared" / "data" / "books")
-LONG = ("test_ray", "test_topology", "test_plans", "test_docs", "test_cli_service", "test_plan_run", "test_finetune")
+LONG = ("test_ray", "test_testbed", "test_topology", "test_plans", "test_docs", "test_cli_service", "test_plan_run")
 """Files that take minutes come first, so that processes that share the files end together."""
 
 
