@@ -18,7 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parents[1]
 MODULES = ("storage.jobs", "storage.dashboard.projector", "api.app")
-FORMER = {"storage.dashboard.projector": "storage.dashboard.projector"}
+FORMER = {"storage.dashboard.projector": "storage.projector"}
 """Names of modules in earlier checkouts."""
 PROBE = """
 import importlib.util, resource, sys, time
