@@ -21,20 +21,20 @@ MODULES = ("storage.jobs", "storage.dashboard.projector", "api.app")
 FORMER = {"storage.dashboard.projector": "storage.projector"}
 """Names of modules in earlier checkouts."""
 PROBE = """
-import importlib.util, resource, sys, time
-find = importlib.util.find_spec
-names = [name for name in sys.argv[1:] if find(name.rpartition(".")[0]) and find(name)]
+import importlib, resource, sys, time
 start = time.perf_counter()
-importlib.import_module(names[0])
+importlib.import_module(sys.argv[1])
 print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "torch" in sys.modules)
 """
 
 
 def import_cost(checkout: Path, module: str) -> tuple[float, float, bool]:
     """Seconds, peak memory in MB, and whether torch was loaded."""
-    names = [module, FORMER[module]] if module in FORMER else [module]
+    former = FORMER.get(module)
+    if former is not None and (checkout / f"{former.replace('.', '/')}.py").exists():
+        module = former
     printed = subprocess.run(
-        [sys.executable, "-c", PROBE, *names], cwd=checkout, env=environment(checkout), capture_output=True, check=True
+        [sys.executable, "-c", PROBE, module], cwd=checkout, env=environment(checkout), capture_output=True, check=True
     ).stdout.split()
     return float(printed[0]), float(printed[1]), printed[2] == b"True"
 
