@@ -33,7 +33,7 @@ time.sleep(100)
 def test_a_child_that_is_killed_is_started_again_and_stopped_with_us(tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     with Supervisor(command(SLEEPS, marks), name="sleeper", first_delay_seconds=0.05) as supervisor:
-        wait_for(marks.exists)
+        wait_for(lambda: marks.exists() and marks.read_text() == "x")
         first = supervisor.process_id
         assert first is not None
         os.kill(first, signal.SIGKILL)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from factor_search.errors import FactorSearchError, one_line
 from factor_search.factors import Factors
@@ -28,6 +28,7 @@ from workers.recorder import Recorder, Written
 from workers.retrying import retry_while_away
 from workers.tasks import Task
 
+T = TypeVar("T")
 LEASE_LOST, SHUTDOWN = "lease_lost", "shutdown"
 RECORDING_SECONDS = 5.0
 """How long a shutdown waits for results that are still to be recorded."""
@@ -125,6 +126,11 @@ class JobEvaluator:
         """Whether this coordinator may no longer, or need no longer, write results of the job."""
         return self._stopped in (LEASE_LOST, SHUTDOWN)
 
+    def persist(self, call: Callable[[], T]) -> T:
+        """Read or write, repeating the call until the database answers; an event of the job tells of the wait."""
+        back = partial(self._recorder.database_back, [self._lease])
+        return retry_while_away(call, lambda: self.is_released, back)
+
     def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
         """See :func:`factor_search.measure.evaluation.evaluation_key`."""
         identity, original_length = self._prepared.identity, self._prepared.geometry.original_length
@@ -179,7 +185,7 @@ class JobEvaluator:
             return self.key(proposal.factors, samples, documents)
 
         look_up = partial(known_results, self._store, self._lease.job_id, proposals, samples, race, key_of)
-        known = retry_while_away(look_up, lambda: self.is_released)
+        known = self.persist(look_up)
         outcomes = known.stored | known.cut
         reused = [
             _done(proposal, outcomes[proposal.key], reused=True) for proposal in proposals if proposal.key in outcomes

@@ -18,7 +18,6 @@ from workers.policy import Policy
 from workers.pool import Pool
 from workers.progress import ProgressWriter
 from workers.recorder import Recorder
-from workers.retrying import retry_while_away
 
 WAIT_FOR_CAPACITY_SECONDS = 10.0
 
@@ -61,7 +60,7 @@ class JobRun:
 
     def persist(self, call: Callable[[], T]) -> T:
         """Read or write, repeating the call until the database answers."""
-        return retry_while_away(call, lambda: self.evaluator.is_released)
+        return self.evaluator.persist(call)
 
     def wait(self, future: "Future[T]") -> T:
         """The result of a future, unless the job is stopped meanwhile.

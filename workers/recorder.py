@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -55,6 +55,11 @@ class Recorder:
             self._changed.notify()
         return written
 
+    def database_back(self, leases: Iterable[Lease], seconds: float) -> None:
+        """Add an event to jobs that had to wait for the database."""
+        for lease in leases:
+            self.put(lease, lambda batch: batch.events.append(("database_back", {"seconds_away": round(seconds, 1)})))
+
     def close(self) -> None:
         """Write what is left and stop, without waiting for a database that does not answer."""
         with self._changed:
@@ -74,14 +79,10 @@ class Recorder:
                 pending, self._pending = self._pending, {}
             self._write(pending)
 
-    def _report_back(self, leases: list[Lease], seconds: float) -> None:
-        for lease in leases:
-            self.put(lease, lambda batch: batch.events.append(("database_back", {"seconds_away": round(seconds, 1)})))
-
     def _write(self, pending: dict[Lease, _Pending]) -> None:
         try:
             batches = {lease: item.batch for lease, item in pending.items()}
-            back = partial(self._report_back, list(batches))
+            back = partial(self.database_back, list(batches))
             recorded = retry_while_away(lambda: self._store.record(batches), lambda: self._closed, back)
         except Exception as error:
             if len(pending) > 1 and not isinstance(error, DatabaseError):
