@@ -62,6 +62,10 @@ class CheckpointError(FinetuneError):
     """A training checkpoint cannot be read, or was written for another specification, model, data or factors."""
 
 
+class VerificationError(FactorSearchError):
+    """An inference engine cannot load or run what was exported."""
+
+
 class ExportError(FactorSearchError):
     """Factors cannot be expressed in the requested format."""
 

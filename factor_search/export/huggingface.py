@@ -7,19 +7,66 @@ original length. If other factors are given for short inputs, the engine switche
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from factor_search.errors import ExportError, OutputError
+from factor_search.export.contract import Engine, Exported, Limit, Source
 from factor_search.factors_file import FactorsFile, check_belongs
 from factor_search.files.json_documents import read_json, write_json
-from factor_search.model.configuration import read_geometry
 from factor_search.model.geometry import Geometry
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
-def huggingface_config(file: FactorsFile, config: PretrainedConfig, short: FactorsFile | None = None) -> dict[str, Any]:
+
+class HuggingFace(Engine):
+    """A model folder whose ``config.json`` has the factors."""
+
+    name = "huggingface"
+    title = "Hugging Face transformers"
+    writes = "a model folder, or config.json alone"
+    document_name = "config.json"
+
+    def check(self, source: Source) -> None:
+        """The model's RoPE type must be one that longrope can replace."""
+        check_belongs(source.file, source.geometry)
+        if source.short is not None:
+            check_belongs(source.short, source.geometry)
+            _check_pair(source.file, source.short)
+        _check_expressible(source.geometry)
+
+    def limits(self, source: Source) -> list[Limit]:
+        """No configuration can express initial tokens."""
+        return initial_tokens_limit(source, "a Hugging Face configuration")
+
+    def document(self, source: Source) -> dict[str, Any]:
+        """The configuration."""
+        return huggingface_config(source.file, source.config, source.short)
+
+    def write(self, source: Source, out: Path) -> Exported:
+        """The configuration with all other files of the checkpoint."""
+        files = export_huggingface(source.file, source.config, source.checkpoint, out, source.short)
+        return Exported(files)
+
+
+def initial_tokens_limit(source: Source, what: str) -> list[Limit]:
+    """The limit of all formats in which every position is rotated with the same factors."""
+    if not source.file.initial_tokens:
+        return []
+    reason = f"the factors keep {source.file.initial_tokens} initial tokens, which {what} cannot express"
+    return [Limit(reason, "without initial tokens", without_initial_tokens)]
+
+
+def without_initial_tokens(source: Source) -> Source:
+    """The same factors for all positions."""
+    return replace(source, file=source.file.model_copy(update={"initial_tokens": 0}))
+
+
+def huggingface_config(
+    file: FactorsFile, config: "PretrainedConfig", short: FactorsFile | None = None
+) -> dict[str, Any]:
     """Return the model's ``config.json`` with the factors.
 
     It contains both the current ``rope_parameters`` and the older ``rope_scaling`` with ``rope_theta``.
@@ -34,6 +81,8 @@ def huggingface_config(file: FactorsFile, config: PretrainedConfig, short: Facto
             type cannot be replaced by longrope.
         FactorsError: the factors belong to another rotary geometry.
     """
+    from factor_search.model.configuration import read_geometry
+
     geometry = read_geometry(config, file.model.original_length)
     check_belongs(file, geometry)
     if short is not None:
@@ -44,10 +93,7 @@ def huggingface_config(file: FactorsFile, config: PretrainedConfig, short: Facto
             f"the factors keep {file.initial_tokens} initial tokens, which no inference engine can express: search "
             'with "space": {"initial_tokens": [0]}, or export with --drop-initial-tokens and measure what that costs'
         )
-    if geometry.rotated_pairs is not None:
-        raise ExportError(
-            f"{geometry.architecture} uses proportional RoPE, which a longrope configuration cannot express"
-        )
+    _check_expressible(geometry)
     longrope = _longrope(file, geometry, short or file)
     content: dict[str, Any] = config.to_dict()
     text: dict[str, Any] = content
@@ -74,7 +120,7 @@ def huggingface_config(file: FactorsFile, config: PretrainedConfig, short: Facto
 
 def export_huggingface(
     file: FactorsFile,
-    config: PretrainedConfig,
+    config: "PretrainedConfig",
     checkpoint: Callable[[], Path],
     out: Path,
     short: FactorsFile | None = None,
@@ -116,6 +162,13 @@ def export_huggingface(
         raise OutputError(f"cannot write {out}: {error.strerror or error}") from None
     write_json(out / "config.json", content)
     return [out / "config.json", *written]
+
+
+def _check_expressible(geometry: Geometry) -> None:
+    if geometry.rotated_pairs is not None:
+        raise ExportError(
+            f"{geometry.architecture} uses proportional RoPE, which a longrope configuration cannot express"
+        )
 
 
 def _check_pair(long: FactorsFile, short: FactorsFile) -> None:

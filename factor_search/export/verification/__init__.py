@@ -1,0 +1,1 @@
+"""Scores text with installed inference engines, to show that they compute with the exported factors."""
