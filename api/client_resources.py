@@ -142,9 +142,15 @@ class Jobs(Resource[JobSpec, Job]):
             yield from page.evaluations
             following = page.next
 
-    def factors(self, id: str, format: str = "factors") -> dict[str, Any]:
-        """The factors that a finished job found, as ``factors`` file or as ``huggingface`` configuration."""
-        return self._document(id, "factors", format=format)
+    def factors(self, id: str, format: str = "factors", *, nearest: bool = False) -> dict[str, Any]:
+        """The factors that a finished job found, as ``factors`` file or as the JSON that an engine reads.
+
+        Args:
+            id: of the job.
+            format: ``factors``, or a key of :data:`factor_search.export.registry.ENGINES`.
+            nearest: accept the nearest that the format can express.
+        """
+        return self._document(id, "factors", format=format, **({"nearest": "true"} if nearest else {}))
 
 
 class Plans(Resource[PlanSpec, Plan]):

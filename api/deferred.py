@@ -36,12 +36,18 @@ def check_checkpoint(work: AwaitWork, folder: Path) -> None:
     check_checkpoint(work, folder)
 
 
-def huggingface_configuration(factors: FactorsFile, model: ModelSpec) -> dict[str, Any]:
-    """The configuration of a model with factors in it."""
-    from factor_search.export.huggingface import huggingface_config
-    from factor_search.model.loading import load_config
+def engine_document(format: str, factors: FactorsFile, model: ModelSpec, nearest: bool) -> dict[str, Any]:
+    """The JSON that an engine reads, with the factors in it.
 
-    return huggingface_config(factors, load_config(model))
+    Raises:
+        ExportError: the format cannot express the factors.
+    """
+    from factor_search.export.contract import Source
+    from factor_search.export.registry import engine_named, expressible
+
+    engine = engine_named(format)
+    source, _ = expressible(engine, Source(factors, model), nearest=nearest)
+    return engine.document(source)
 
 
 def job_page(report: dict[str, Any]) -> str:

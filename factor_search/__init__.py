@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         load_factors,
         save_factors,
         search_factors,
+        verify_factors,
     )
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "load_factors",
     "save_factors",
     "search_factors",
+    "verify_factors",
 ]
 _VALUES = {"Factors": "factor_search.factors", "FactorsFile": "factor_search.factors_file"}
 

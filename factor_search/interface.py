@@ -4,20 +4,31 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from factor_search.export.huggingface import export_huggingface
+from factor_search.export.contract import Exported, Source
+from factor_search.export.registry import export
+from factor_search.export.verification.contract import Scorer
+from factor_search.export.verification.registry import installed_for, scorer_named
+from factor_search.export.verification.verify import (
+    Verification,
+    compare,
+    reference,
+    scored_length,
+    scored_positions,
+)
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, check_belongs, read_factors
 from factor_search.job import run_job
+from factor_search.measure.comparison import first_tokens, loss_difference
 from factor_search.measure.measurement import PasskeyResult, PerplexityResult, measure
-from factor_search.measure.request import GivenDocuments, MeasurementRequest, Task
+from factor_search.measure.request import GivenDocuments, JobDocuments, MeasurementRequest, Task
 from factor_search.model.configuration import read_geometry
 from factor_search.model.injection import Injector
-from factor_search.model.loading import checkpoint_folder, load_config
 from factor_search.report.document import build_factors_file, build_report, table
 from factor_search.report.results import write_results
 from factor_search.search.selection import JobResult, JobWatcher
@@ -25,6 +36,9 @@ from factor_search.spec import ModelSpec, parse_model, parse_spec
 
 Model = str | Mapping[str, Any]
 """A local folder or hub id, or the fields of a specification's ``model``."""
+
+Documents = GivenDocuments | JobDocuments
+"""Documents on which to measure."""
 
 
 @dataclass(frozen=True)
@@ -153,26 +167,102 @@ def export_factors(
     factors: FactorsFile,
     out: str | Path,
     *,
+    format: str = "huggingface",
     model: Model | None = None,
     short: FactorsFile | None = None,
-) -> list[Path]:
-    """Write a Hugging Face model with the factors in its configuration, which plain transformers loads.
+    nearest: bool = False,
+    measured_on: Documents | None = None,
+    check: bool = True,
+) -> Exported:
+    """Write factors in the format of an inference engine.
 
     Args:
         factors: for long inputs.
-        out: a new folder; or a file ending in ``.json`` for the configuration alone.
+        out: a new folder or file, as the format has it; a file ending in ``.json`` for the part that has the factors.
+        format: a key of :data:`factor_search.export.registry.ENGINES`.
         model: the checkpoint; None is the one that the factors file names.
         short: readjusted factors for inputs up to the original length; None uses the same for all.
+        nearest: write the nearest that the format can express, if it cannot express the factors themselves.
+        measured_on: documents on which to measure what the nearest costs; None measures nothing.
+        check: load what was written, where that is possible, and compare it with the model and the factors.
 
     Returns:
-        The files written.
+        The files written, a command that loads them, and what else the user should know.
 
     Raises:
-        ExportError: a configuration cannot express the factors.
+        ExportError: the format cannot express the factors; says what is nearest, and what it costs if measured.
         FactorSearchError: the model does not fit, or something cannot be written.
     """
-    spec = _model_spec({"id": factors.model.id, "revision": factors.model.revision} if model is None else model)
-    return export_huggingface(factors, load_config(spec), lambda: checkpoint_folder(spec), Path(out), short)
+    spec = _model_of(factors, model)
+    cost = None if measured_on is None else partial(_cost, measured_on)
+    return export(format, Source(factors, spec, short, check), Path(out), nearest=nearest, cost=cost)
+
+
+def verify_factors(
+    factors: FactorsFile,
+    engine: str,
+    data: str | Sequence[str],
+    *,
+    model: Model | None = None,
+    exported: str | Path | None = None,
+    length: int | None = None,
+) -> Verification:
+    """Score a text longer than the original length with an installed engine, and compare with our own scores.
+
+    Args:
+        factors: the factors.
+        engine: ``transformers``, ``llama.cpp``, ...; see :data:`factor_search.export.verification.registry.SCORERS`.
+        data: files or globs; the first document that is long enough is scored.
+        model: the model; None is the one that the factors file names.
+        exported: what was exported for the engine; None exports into a temporary folder.
+        length: tokens of the text; None is a quarter more than the original length, up to the target length.
+
+    Raises:
+        VerificationError: the engine is not installed, or cannot load or run the export.
+        FactorSearchError: the model, the documents or the factors do not fit together; says why.
+    """
+    source = Source(factors, _model_of(factors, model))
+    scorer = scorer_named(engine)
+    if exported is not None:
+        return _verified(source, [scorer], Path(exported), data, length)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        written = export(scorer.format, source, Path(folder, "exported"))
+        return _verified(source, [scorer], written.loaded, data, length)[0]
+
+
+def verify_exported(
+    exported: Exported, format: str, data: str | Sequence[str], *, length: int | None = None
+) -> list[Verification]:
+    """Let each installed engine that loads a format score text with what was exported.
+
+    Args:
+        exported: of :func:`export_factors`.
+        format: its format.
+        data, length: as for :func:`verify_factors`.
+
+    Returns:
+        One for each engine; empty if none is installed, and for formats that :func:`export_factors` checks itself.
+
+    Raises:
+        VerificationError: an engine cannot load or run the export, or computes something else.
+        DataError: no document is long enough.
+    """
+    scorers = [scorer for scorer in installed_for(format) if format != "huggingface"]
+    assert exported.source is not None
+    verifications = _verified(exported.source, scorers, exported.loaded, data, length) if scorers else []
+    for verification in verifications:
+        verification.require_equal(exported.loaded)
+    return verifications
+
+
+def _verified(
+    source: Source, scorers: Sequence[Scorer], path: Path, data: str | Sequence[str], length: int | None
+) -> list[Verification]:
+    tokens = scored_length(source, length)
+    ids = first_tokens(source.model, [data] if isinstance(data, str) else data, tokens)
+    positions = scored_positions(tokens, source.file.model.original_length)
+    expected = reference(source, ids, positions)
+    return [compare(scorer, path, expected, ids, positions) for scorer in scorers]
 
 
 def load_factors(file: str | Path) -> FactorsFile:
@@ -191,6 +281,18 @@ def save_factors(factors: FactorsFile, file: str | Path) -> None:
         OutputError: it cannot be written.
     """
     factors.write(Path(file))
+
+
+def _cost(documents: Documents, source: Source, other: Source) -> str:
+    """What it costs to use the factors of another source, in nats per token."""
+    if other.short is not source.short:  # the two differ for short inputs only
+        return "not measured: the difference is in inputs up to the original length"
+    request = MeasurementRequest(model=source.model, documents=documents, factors=source.file)
+    return str(loss_difference(request, other.file))
+
+
+def _model_of(factors: FactorsFile, model: Model | None) -> ModelSpec:
+    return _model_spec({"id": factors.model.id, "revision": factors.model.revision} if model is None else model)
 
 
 def _model_spec(model: Model) -> ModelSpec:

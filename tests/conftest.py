@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as processors, not as many squared; read on import
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_AUTH_MODE"] = "token"  # read when Ray is imported
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -18,15 +20,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background
 
 import psycopg
 import pytest
-import torch
 from transformers import PreTrainedModel
 
 from factor_search.testbed.byte_tokenizer import byte_tokenizer
 from tests.families import tiny_model
 from tests.service import Service
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # as many processes as processors, not as many squared
 
 BOOKS = Path(os.environ.get("FACTOR_SEARCH_BOOKS") or Path(__file__).parents[2] / "shared" / "data" / "books")
 LONG = ("test_ray", "test_testbed", "test_topology", "test_plans", "test_docs", "test_cli_service", "test_plan_run")

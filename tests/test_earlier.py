@@ -154,7 +154,22 @@ def test_identities_keys_and_stored_json_are_those_of_earlier_versions(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_texts()
-    assert computed() == json.loads((EARLIER / "golden.json").read_text())
+    assert only_known(computed(), golden := json.loads((EARLIER / "golden.json").read_text())) == golden
+
+
+LATER = {"export": {"format": "huggingface", "nearest": False}}
+"""Fields that kinds of stages have gained, with the values that mean what they did before."""
+
+
+def only_known(now: Any, earlier: Any) -> Any:
+    """The document without fields that did not exist, if they have the values of :data:`LATER`."""
+    if isinstance(now, list):
+        return [only_known(a, b) for a, b in zip(now, earlier, strict=True)]
+    if not isinstance(now, dict):
+        return now
+    later = LATER.get(str(now.get("kind")), {})
+    kept = {key: value for key, value in now.items() if key in earlier or (key, value) not in later.items()}
+    return {key: only_known(value, earlier.get(key)) for key, value in kept.items()}
 
 
 def write_texts() -> None:

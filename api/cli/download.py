@@ -11,6 +11,7 @@ from api.cli.arguments import add_id_argument, add_json_argument
 from api.cli.environment import add_server_arguments
 from api.client import Client, ConflictError, Evaluation, Job, Plan
 from factor_search.errors import OutputError
+from factor_search.export.registry import ENGINES
 from factor_search.files.atomic import write_atomically
 
 PARTS = ("search", "validation", "held_out")
@@ -18,7 +19,10 @@ LEDGER_KEYS = (
     *("key", "part", "outcome", "rescale_factors", "initial_tokens", "attention_factor"),
     *("losses", "tokens", "losses_at", "seconds"),
 )
-FILE_OF = {"factors": "factors.json", "huggingface": "config.json"}
+FILE_OF = {"factors": "factors.json"} | {
+    name: engine.document_name for name, engine in ENGINES.items() if engine.document_name is not None
+}
+"""Formats that are one JSON document; the others need the weights, and are exported where the model is."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +32,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="P",
-        help="a folder, or a .json file for the factors alone; default: factors.json, or config.json for huggingface",
+        help="a folder, or a .json file for the factors alone; default: the name that the format gives its JSON",
     )
     parser.add_argument(
         "--format", choices=list(FILE_OF), default="factors", help="format of the factors; default: factors"
+    )
+    parser.add_argument(
+        "--nearest",
+        action="store_true",
+        help="with --format: the nearest that the format can express, if it cannot express the factors themselves",
     )
     parser.add_argument("--force", action="store_true", help="overwrite files with other content")
     add_server_arguments(parser)
@@ -49,13 +58,15 @@ def run(arguments: argparse.Namespace) -> int:
     with Client(arguments.url) as client:
         item = client.of(arguments.id).find(arguments.id)
         out = arguments.out or Path(FILE_OF[arguments.format])
-        files = save(client, item, out, format=arguments.format, force=arguments.force)
+        files = save(client, item, out, format=arguments.format, nearest=arguments.nearest, force=arguments.force)
     written = [str(file) for file in files]
     print(json.dumps({"files": written}) if arguments.json else "\n".join(written))
     return 0
 
 
-def save(client: Client, item: Job | Plan, out: Path, *, format: str = "factors", force: bool = False) -> list[Path]:
+def save(
+    client: Client, item: Job | Plan, out: Path, *, format: str = "factors", nearest: bool = False, force: bool = False
+) -> list[Path]:
     """Fetch and write the results of a finished job, or of the finished stages of a plan; returns the files.
 
     Raises:
@@ -66,13 +77,13 @@ def save(client: Client, item: Job | Plan, out: Path, *, format: str = "factors"
             raise OutputError("--format is for jobs: a plan exports its model in a stage of its own")
         files = _of_plan(client, item, out)
     else:
-        files = _of_job(client, item, out, format)
+        files = _of_job(client, item, out, format, nearest)
     write_files(files, force=force)
     return list(files)
 
 
-def _of_job(client: Client, job: Job, out: Path, format: str) -> dict[Path, bytes]:
-    factors = json_text(client.jobs.factors(job.id, format))
+def _of_job(client: Client, job: Job, out: Path, format: str, nearest: bool) -> dict[Path, bytes]:
+    factors = json_text(client.jobs.factors(job.id, format, nearest=nearest))
     if out.suffix == ".json":
         return {out: factors}
     report = client.jobs.report(job.id)

@@ -5,12 +5,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from api.cli.arguments import add_json_argument, add_model_arguments, model_spec
+from factor_search.export.registry import ENGINES
 from factor_search.spec import INITIAL_TOKENS
 
 if TYPE_CHECKING:
     from factor_search.model.geometry import Geometry
-
-EXPORT_FORMATS = ("huggingface",)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +56,6 @@ def describe(geometry: "Geometry") -> dict[str, Any]:
             "initial_tokens": [count for count in INITIAL_TOKENS if count <= geometry.original_length],
             "target_length": f"above {geometry.original_length}",
         },
-        "export_formats": list(EXPORT_FORMATS) if geometry.rotated_pairs is None else [],
+        "export_formats": list(ENGINES) if geometry.rotated_pairs is None else [],
         "wavelengths": geometry.wavelengths,
     }

@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import Query
+from pydantic import AfterValidator
 from starlette.responses import JSONResponse, Response
 
 from api import deferred
@@ -13,6 +14,7 @@ from api.routes.resource import LARGEST_NUMBER, Resource, Stores, routes_of
 from api.schemas import EXAMPLE_ID, EvaluationPage, Job, JobPage, finite
 from api.shown import shown_evaluation
 from api.submission import submitted_spec, with_warm_start
+from factor_search.export.registry import ENGINES, REFUSED
 from factor_search.factors_file import parse_factors
 from factor_search.spec import JobSpec
 from storage.events import JOB
@@ -27,6 +29,16 @@ def submit(stores: Records, spec: JobSpec, key: str | None, by: str | None) -> t
     spec = with_warm_start(spec, stores)
     deferred.check_possible(spec)
     return stores.jobs.submit(spec, idempotency_key=key, submitted_by=by)
+
+
+FACTORS = "factors"
+FORMATS = (FACTORS, *ENGINES)
+
+
+def _known_format(format: str) -> str:
+    if format not in FORMATS:
+        raise ValueError(REFUSED.get(format) or f"must be one of {', '.join(FORMATS)}")
+    return format
 
 
 def document_of(stores: Records, job: StoredJob, name: str) -> dict[str, Any]:
@@ -95,7 +107,7 @@ def evaluations(
     responses=documented(
         *(404, 409),
         ok={
-            "description": "A factors file, or the model's config.json with the factors in it",
+            "description": "A factors file, or the JSON that an engine reads with the factors in it",
             "content": {
                 "application/json": {
                     "schema": {"anyOf": [{"$ref": "#/components/schemas/FactorsFile"}, {"type": "object"}]}
@@ -108,15 +120,29 @@ def factors(
     job_id: JobId,
     stores: Stores,
     wanted: Annotated[
-        Literal["factors", "huggingface"],
-        Query(alias="format", description="factors: the factors file. huggingface: a config.json."),
-    ] = "factors",
+        str,
+        Query(
+            alias="format",
+            description="factors: the factors file. Others: the JSON that an engine reads, if the format has one.",
+            json_schema_extra={"enum": list(FORMATS)},
+        ),
+        AfterValidator(_known_format),
+    ] = FACTORS,
+    nearest: Annotated[
+        bool, Query(description="Answer with the nearest that the format can express, if not with the factors.")
+    ] = False,
 ) -> Response:
     """The factors as a file, once the job is finished."""
     job = stores.find_job(job_id)
     document = document_of(stores, job, "factors")
-    if wanted == "huggingface":
-        model = job.parse_spec().model
-        stores.settings.policy.check_model(model)
-        document = deferred.huggingface_configuration(parse_factors(document), model)
-    return JSONResponse(finite(document))
+    if wanted == FACTORS:
+        return JSONResponse(finite(document))
+    if ENGINES[wanted].document_name is None:
+        raise RefusedError(
+            409,
+            f"the format {wanted} is not a JSON document but {ENGINES[wanted].writes}: download the factors, and run "
+            f"factor-search export --format {wanted} where the model is",
+        )
+    model = job.parse_spec().model
+    stores.settings.policy.check_model(model)
+    return JSONResponse(finite(deferred.engine_document(wanted, parse_factors(document), model, nearest)))

@@ -25,6 +25,8 @@ class Source:
     model: ModelSpec
     short: FactorsFile | None = None
     """Factors for inputs up to the original length; None uses the same factors for all inputs."""
+    check: bool = True
+    """Whether a model that was written is loaded and compared before it counts as written."""
 
     @cached_property
     def config(self) -> "PretrainedConfig":
@@ -76,10 +78,18 @@ class Exported:
     """What an export wrote."""
 
     files: Sequence[Path]
+    """The first holds the factors."""
     command: str | None = None
     """A command line that loads it, for a shell; None if there is none."""
     notes: Sequence[str] = field(default_factory=tuple)
     """What the user should know, one sentence each."""
+    source: Source | None = None
+    """What was written: as asked, or the nearest to it."""
+
+    @property
+    def loaded(self) -> Path:
+        """What an engine loads: the first file if it holds the model, or else its folder."""
+        return self.files[0] if self.files[0].suffix == ".gguf" else self.files[0].parent
 
 
 class Engine(ABC):
@@ -91,6 +101,8 @@ class Engine(ABC):
     """The engine's own name, for sentences: ``vLLM``."""
     writes: ClassVar[str]
     """What it writes, in half a sentence, for help texts."""
+    holds_initial_tokens: ClassVar[bool] = False
+    """Whether the format can express initial tokens."""
     document_name: ClassVar[str | None]
     """Name of the JSON file that carries the factors; None if they stand in files that hold weights or tables."""
 

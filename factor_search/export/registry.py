@@ -1,6 +1,7 @@
 """All engines, by the word that names them everywhere."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from factor_search.errors import ExportError
@@ -31,24 +32,41 @@ def engine_named(name: str) -> Engine:
     raise ExportError(f"unknown format {name!r}: choose one of {', '.join(ENGINES)}")
 
 
-def expressible(engine: Engine, source: Source, nearest: bool = False) -> Source:
+Cost = Callable[[Source, Source], str]
+"""Measures what it costs to use the second source instead of the first."""
+
+
+def expressible(
+    engine: Engine, source: Source, *, nearest: bool = False, cost: Cost | None = None
+) -> tuple[Source, list[str]]:
     """Return what the format can express: the source itself, or with ``nearest`` the nearest to it.
+
+    Args:
+        engine: the engine.
+        source: factors and model.
+        nearest: whether the nearest will do.
+        cost: measures what the nearest costs, for the message; None says how to have it measured.
+
+    Returns:
+        What it can express, and a sentence for each difference from the source.
 
     Raises:
         ExportError: it cannot express the source, and ``nearest`` is false or there is nothing near.
         FactorsError: the factors belong to another rotary geometry.
     """
     engine.check(source)
-    limits = engine.limits(source)
-    if limits and not nearest:
-        reasons = "; ".join(f"{limit.reason} (the nearest is {limit.nearest})" for limit in limits)
-        raise ExportError(f"{reasons}: --nearest writes the nearest; with --data it also measures what that costs")
-    for limit in limits:
-        source = limit.adapt(source)
-    return source
+    differences, adapted = [], source
+    for limit in engine.limits(source):
+        before, adapted = adapted, limit.adapt(adapted)
+        price = "" if cost is None else f", {cost(before, adapted)}"
+        differences.append(f"{limit.reason}; the nearest is {limit.nearest}{price}")
+    if differences and not nearest:
+        remedy = "--nearest writes that" + ("" if cost else ", and --data measures what it costs")
+        raise ExportError(f"{'; '.join(differences)}: {remedy}")
+    return adapted, differences
 
 
-def export(format: str, source: Source, out: Path, nearest: bool = False) -> Exported:
+def export(format: str, source: Source, out: Path, *, nearest: bool = False, cost: Cost | None = None) -> Exported:
     """Write factors in the format of an engine.
 
     Args:
@@ -56,10 +74,13 @@ def export(format: str, source: Source, out: Path, nearest: bool = False) -> Exp
         source: the factors and the model.
         out: the folder or file to write.
         nearest: write the nearest that the format can express, if it cannot express the factors themselves.
+        cost: see :func:`expressible`.
 
     Raises:
         ExportError, FactorsError: see :func:`engine_named` and :func:`expressible`.
         OutputError: a file cannot be written, or ``out`` is a folder that is not empty.
     """
     engine = engine_named(format)
-    return engine.write(expressible(engine, source, nearest), out)
+    adapted, differences = expressible(engine, source, nearest=nearest, cost=cost)
+    exported = engine.write(adapted, out)
+    return replace(exported, notes=[*differences, *exported.notes], source=adapted)

@@ -87,9 +87,9 @@ def measure(request: MeasurementRequest, on_start: OnStart = lambda samples: Non
         SearchFailedError: a loss is not finite, or memory does not suffice.
     """
     loaded = load_model(request.model)
-    documents = _samples(request, loaded)
+    documents = samples_of(request, loaded)
     check_vocabulary(documents, loaded.model.get_input_embeddings().num_embeddings)
-    factors = _factors(request, loaded.geometry)
+    factors = factors_of(request, loaded.geometry)
     if request.task == "passkey":
         return _passkeys(request, loaded, documents, factors, on_start)
     return _perplexity(request, request.task, loaded, documents, factors, on_start)
@@ -134,8 +134,12 @@ def _passkeys(
     return PasskeyResult(factors=factors, cells=cells)
 
 
-def _samples(request: MeasurementRequest, loaded: LoadedModel) -> SampleSet:
-    """The documents as tokens, without hidden numbers."""
+def samples_of(request: MeasurementRequest, loaded: LoadedModel) -> SampleSet:
+    """The documents as tokens, without hidden numbers.
+
+    Raises:
+        DataError: documents cannot be read, or too few of them are long enough.
+    """
     source, tokenizer, stride = request.documents, CachedTokenizer(loaded.tokenizer), _stride(request)
     if isinstance(source, GivenDocuments):
         documents = documents_from_files(list(source.files), source.column, source.split)
@@ -155,7 +159,12 @@ def _samples(request: MeasurementRequest, loaded: LoadedModel) -> SampleSet:
     return chosen
 
 
-def _factors(request: MeasurementRequest, geometry: Geometry) -> Factors:
+def factors_of(request: MeasurementRequest, geometry: Geometry) -> Factors:
+    """The factors to measure.
+
+    Raises:
+        FactorsError: they belong to another model, or there is no such closed form.
+    """
     if request.factors is not None:
         check_belongs(request.factors, geometry)
         return request.factors.factors

@@ -40,6 +40,11 @@ class Geometry:
         """The number of rotary pairs, d / 2, and of rescale factors."""
         return self.rotary_dim // 2
 
+    @property
+    def unscaled(self) -> Factors:
+        """The factors of the plain RoPE: every lambda_i is 1."""
+        return Factors.of([1.0] * self.pairs)
+
     def inverse_frequencies(self, rescale_factors: Sequence[float] | None = None) -> "Tensor":
         """Return theta_i / lambda_i as float32 of shape (pairs,).
 

@@ -1,13 +1,17 @@
-"""A stage that writes the model with the factors in its configuration."""
+"""A stage that writes the factors in the format of an inference engine."""
 
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from factor_search.factors_file import FactorsModel, factors_file, parse_factors
+from factor_search.errors import ExportError
+from factor_search.export.contract import Source
+from factor_search.export.registry import ENGINES, engine_named, export, expressible
+from factor_search.factors_file import FactorsFile, FactorsModel, factors_file, parse_factors
+from factor_search.files.json_documents import read_json, write_json
 from factor_search.methods import closed_form
 from factor_search.plan.kinds.contract import (
     FACTORS,
@@ -28,18 +32,27 @@ from factor_search.plan.kinds.readjust import ReadjustStage, readjustment_for
 from factor_search.plan.kinds.search import search_named
 from factor_search.spec import ModelSpec
 
-FOLDER, LONG_FILE, SHORT_FILE = "model", "factors.json", "short_factors.json"
+HUGGINGFACE = "huggingface"
+FOLDER, LONG_FILE, SHORT_FILE, NOTES_FILE = "model", "factors.json", "short_factors.json", "export.json"
 """What an export leaves in its folder."""
 
 
 class ExportStage(Stage):
-    """Write the model with the factors in its configuration."""
+    """Write the factors in the format of an inference engine."""
 
     needs_search: ClassVar[str | None] = "nothing to export"
 
     kind: Literal["export"] = "export"
     model: str | None = Field(None, description=MODEL)
     factors: str | None = Field(None, description=FACTORS)
+    format: str = Field(
+        HUGGINGFACE,
+        description="The engine's format, as of the command export: " + ", ".join(ENGINES) + ".",
+        json_schema_extra={"enum": list(ENGINES)},
+    )
+    nearest: bool = Field(
+        False, description="Write the nearest that the format can express, if it cannot express the factors themselves."
+    )
     profile: Literal["static", "switching"] = Field(
         "static",
         description="static: the same factors for short and long inputs. switching: readjusted ones up to the original "
@@ -49,17 +62,30 @@ class ExportStage(Stage):
         None, description="For switching: the readjustment of these factors; null is the last one."
     )
 
+    @field_validator("format")
+    @classmethod
+    def _known(cls, format: str) -> str:
+        try:
+            engine_named(format)
+        except ExportError as error:
+            raise ValueError(str(error)) from None
+        return format
+
 
 class ExportWork(Work):
-    """A model folder to write."""
+    """A model folder, or other files, to write."""
 
     kind: Literal["export"] = "export"
     model: ModelSpec
+    format: str = HUGGINGFACE
+    nearest: bool = False
     factors: FactorsDocument
     short: FactorsDocument | None = Field(description="The short half of a pair; null for the same factors throughout.")
 
     def _identity(self) -> dict[str, Any]:
+        later = {"format": HUGGINGFACE, "nearest": False}  # fields that earlier versions had not
         content = self.model_dump(mode="json", exclude={"stage"})
+        content = {key: value for key, value in content.items() if key not in later or value != later[key]}
         return content | {"factors": content_of(self.factors), "short": self.short and content_of(self.short)}
 
     def access(self) -> Access:
@@ -98,34 +124,37 @@ class ExportKind(StageKind[ExportStage, ExportWork]):
         return stage.model_copy(update={"short": chosen})
 
     def check(self, stage: ExportStage, before: Mapping[str, Stage]) -> None:
-        """A configuration cannot hold initial tokens."""
-        check_no_initial_tokens(stage, stage.factors, before)
+        """Most formats cannot hold initial tokens."""
+        if not stage.nearest and not ENGINES[stage.format].holds_initial_tokens:
+            check_no_initial_tokens(stage, stage.factors, before)
 
     def check_model(self, stage: ExportStage, model: LocalModel) -> None:
-        """The configuration must be able to hold factors."""
-        check_configuration(stage.factors, model)
+        """The format must be able to hold factors for the model."""
+        trial = Source(trial_factors(stage.factors, model), model.spec)
+        expressible(ENGINES[stage.format], trial, nearest=True)
 
     def make_work(self, stage: ExportStage, context: PlanContext) -> ExportWork:
         """The long factors, and the short ones of a pair."""
         return ExportWork(
             stage=str(stage.name),
             model=context.model_of(stage),
+            format=stage.format,
+            nearest=stage.nearest,
             factors=context.factors_of(stage.factors),
             short=context.factors_of(stage.short) if stage.short else None,
         )
 
     def perform(self, work: ExportWork, folder: Path, on_progress: OnProgress) -> Outcome:
         """Write the model folder beside its final place, and move it there when it is whole."""
-        from factor_search.export.huggingface import export_huggingface
-        from factor_search.model.loading import checkpoint_folder, load_config
-
         file, short = parse_factors(work.factors), parse_factors(work.short) if work.short else None
-        config = load_config(work.model)
         final, unfinished = folder / FOLDER, folder / f".{FOLDER}"
         if not final.exists():
             folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(unfinished, ignore_errors=True)
-            export_huggingface(file, config, lambda: checkpoint_folder(work.model), unfinished, short)
+            exported = export(work.format, Source(file, work.model, short), unfinished, nearest=work.nearest)
+            notes = [note.replace(str(unfinished), str(final)) for note in exported.notes]
+            command = exported.command and exported.command.replace(str(unfinished), str(final))
+            write_json(folder / NOTES_FILE, {"command": command, "notes": notes})
             unfinished.rename(final)
         file.write(folder / LONG_FILE)
         if short is not None:
@@ -133,7 +162,12 @@ class ExportKind(StageKind[ExportStage, ExportWork]):
         files = sorted(item.name for item in final.iterdir())
         return Outcome(
             model=work.model.model_copy(update={"id": str(final.resolve()), "revision": None}),
-            report={"profile": "static" if short is None else "switching", "files": files},
+            report={
+                "profile": "static" if short is None else "switching",
+                "format": work.format,
+                "files": files,
+                **read_json(folder / NOTES_FILE, ExportError),
+            },
         )
 
     def figures(self, work: ExportWork, outcome: Outcome) -> dict[str, Any]:
@@ -141,8 +175,10 @@ class ExportKind(StageKind[ExportStage, ExportWork]):
         return {**outcome.report, "model": outcome.model.id if outcome.model else None}
 
     def summary(self, figures: dict[str, Any]) -> str:
-        """The profile."""
-        return f"a checkpoint that plain transformers loads, {figures['profile']}"
+        """The format and the profile."""
+        if figures.get("format", HUGGINGFACE) == HUGGINGFACE:
+            return f"a checkpoint that plain transformers loads, {figures['profile']}"
+        return f"for {ENGINES[figures['format']].title}, {figures['profile']}"
 
 
 def check_no_initial_tokens(stage: Stage, factors: str | None, before: Mapping[str, Stage], remedy: str = "") -> None:
@@ -165,13 +201,17 @@ def check_configuration(factors: str | None, model: LocalModel) -> None:
     Raises:
         ExportError: it cannot.
     """
-    from factor_search.export.huggingface import huggingface_config
+    from factor_search.export.configuration import huggingface_config
     from factor_search.model.loading import load_config
 
+    huggingface_config(trial_factors(factors, model), load_config(model.spec))
+
+
+def trial_factors(factors: str | None, model: LocalModel) -> FactorsFile:
+    """Any factors of the model for the length of a search."""
     length = model.lengths[str(factors)]
     described = FactorsModel.of(model.spec.id, model.spec.revision, model.geometry)
-    trial = factors_file(closed_form("ntk", model.geometry, length), described, length)
-    huggingface_config(trial, load_config(model.spec))
+    return factors_file(closed_form("ntk", model.geometry, length), described, length)
 
 
 KIND = ExportKind()

@@ -1,0 +1,189 @@
+"""Makes the ``config.json`` of a model with factors, as transformers and engines with the same format read it."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from factor_search.errors import ExportError
+from factor_search.factors_file import FactorsFile, check_belongs
+from factor_search.model.geometry import Geometry
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+TEXT_PARTS = ("text_config", "decoder", "llm_config")
+"""Keys of the text part in the configuration of a multi-modal model."""
+
+OF_ROPE_TYPES = frozenset(
+    {
+        *("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "attention_factor"),
+        *("beta_fast", "beta_slow", "mscale", "truncate"),  # yarn
+        *("low_freq_factor", "high_freq_factor"),  # llama3
+        *("short_factor", "long_factor", "short_mscale", "long_mscale"),  # longrope
+        "alpha",  # dynamic, in HunYuan
+    }
+)
+"""Keys of RoPE parameters that only say how frequencies are scaled; attention or the geometry may read others."""
+
+THREE_FIELDS = frozenset({"phi3", "phimoe", "phi4_multimodal"})
+"""Model types of which transformers 4 accepts exactly three fields in ``rope_scaling``."""
+
+
+def huggingface_config(
+    file: FactorsFile, config: "PretrainedConfig", short: FactorsFile | None = None
+) -> dict[str, Any]:
+    """Return the model's ``config.json`` with the factors.
+
+    It contains both the current ``rope_parameters`` and the older ``rope_scaling`` with ``rope_theta``.
+
+    Args:
+        file: the factors.
+        config: the configuration of the model.
+        short: factors for inputs up to the original length; None uses the same factors for all inputs.
+
+    Raises:
+        ExportError: the factors keep initial tokens, the two sets of factors do not fit together, or the model's RoPE
+            cannot be replaced by longrope.
+        FactorsError: the factors belong to another rotary geometry.
+    """
+    from factor_search.model.configuration import read_geometry
+
+    geometry = read_geometry(config, file.model.original_length)
+    check_pair(file, short, geometry)
+    if file.initial_tokens:
+        raise ExportError(
+            f"the factors keep {file.initial_tokens} initial tokens, which a configuration cannot express: search "
+            'with "space": {"initial_tokens": [0]}, or export with --drop-initial-tokens and measure what that costs'
+        )
+    content: dict[str, Any] = config.to_dict()
+    text = text_part(content, config)
+    text["max_position_embeddings"] = max(file.target_length, int(text.get("max_position_embeddings") or 0))
+    if geometry.layer_type is None:
+        own = text["rope_parameters"]
+        text["rope_parameters"] = _parameters(own, file, short, geometry)
+        _add_legacy(text, geometry, switching=short is not None)
+    else:
+        own = text["rope_parameters"]
+        text["rope_parameters"] = own | {
+            geometry.layer_type: _parameters(own[geometry.layer_type], file, short, geometry)
+        }
+    if "original_max_position_embeddings" in text:  # overrides the one in rope_parameters
+        text["original_max_position_embeddings"] = file.model.original_length
+    if text.get("head_dim") is None:  # older readers do not derive it
+        text["head_dim"] = geometry.config.hidden_size // geometry.config.num_attention_heads
+    return content
+
+
+def check_pair(file: FactorsFile, short: FactorsFile | None, geometry: Geometry) -> None:
+    """Check that a configuration of the model can express the factors, apart from initial tokens.
+
+    Raises:
+        ExportError: it cannot; the message says why.
+        FactorsError: the factors belong to another rotary geometry.
+    """
+    check_belongs(file, geometry)
+    if geometry.rotated_pairs is not None:
+        raise ExportError(
+            f"{geometry.architecture} uses proportional RoPE, which a longrope configuration cannot express"
+        )
+    if short is None:
+        return
+    check_belongs(short, geometry)
+    if short.initial_tokens:
+        raise ExportError(f"the short factors keep {short.initial_tokens} initial tokens, which no engine can express")
+    if short.model.original_length != file.model.original_length or short.target_length > short.model.original_length:
+        raise ExportError(
+            f"the short factors are for {short.target_length} tokens, but configurations switch at the original length "
+            f"of {file.model.original_length}: readjust them at that length"
+        )
+    if short.attention_factor != file.attention_factor:
+        raise ExportError(
+            f"the attention factor is {file.attention_factor:g} for long inputs and {short.attention_factor:g} for "
+            'short ones, but a configuration has one for both: readjust with it as "space": {"attention_factor": ...}'
+        )
+
+
+def text_part(content: dict[str, Any], config: "PretrainedConfig") -> dict[str, Any]:
+    """The part of a whole configuration that describes the language model."""
+    if config.get_text_config(decoder=True) is config:
+        return content
+    return next(content[name] for name in TEXT_PARTS if isinstance(content.get(name), dict))
+
+
+def formula_attention_factor(scale: float, original_length: int) -> float:
+    """The attention factor that engines compute for longrope: sqrt(1 + ln s / ln L) (LongRoPE, 2402.13753)."""
+    return 1.0 if scale <= 1 else math.sqrt(1 + math.log(scale) / math.log(original_length))
+
+
+def loaded_by(content: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Say which versions of transformers load an exported configuration as it is meant.
+
+    Args:
+        content: a configuration, of a language model alone or with its text part in ``text_config``.
+
+    Returns:
+        The versions as a requirement (``>=4.57``), and what transformers 4 would do if it is not among them.
+    """
+    text = next((content[name] for name in TEXT_PARTS if isinstance(content.get(name), dict)), content)
+    parameters = text["rope_parameters"]
+    if "rope_type" not in parameters:
+        return ">=5", "transformers 4 has no RoPE parameters by layer type: it would ignore the factors without a word"
+    if text.get("model_type") in THREE_FIELDS and len(text["rope_scaling"]) != len(("type", "short", "long")):
+        return ">=5", "transformers 4 cannot express this attention factor for the model, and refuses to load it"
+    return ">=4.57", None
+
+
+def _parameters(
+    own: Mapping[str, Any], file: FactorsFile, short: FactorsFile | None, geometry: Geometry
+) -> dict[str, Any]:
+    """Replace how frequencies are scaled; keep what attention layers, the geometry or unknown code read."""
+    kept = {name: value for name, value in own.items() if name not in OF_ROPE_TYPES and value is not None}
+    factor: float = file.scale
+    original = file.model.original_length
+    if kept.get("mscale_all_dim"):  # scales the softmax by (0.1 mscale_all_dim ln factor + 1)^2, but not if "default"
+        if own.get("rope_type", "default") == "default":
+            del kept["mscale_all_dim"]
+        else:
+            factor = own["factor"]
+    if kept.get("llama_4_scaling_beta") is not None:  # scales queries by 1 + beta ln(1 + floor(position / original))
+        own_original = own.get("original_max_position_embeddings", original)
+        if short is not None and own_original != original:
+            raise ExportError(
+                f"{geometry.architecture} scales queries by steps of {own_original} tokens, so its configuration "
+                f"cannot switch at {original}: export without short factors"
+            )
+        original = own_original
+    return kept | {
+        "rope_type": "longrope",
+        "type": "longrope",
+        "rope_theta": geometry.rope_theta,
+        "factor": factor,
+        "original_max_position_embeddings": original,
+        "short_factor": list((short or file).rescale_factors),
+        "long_factor": list(file.rescale_factors),
+        "attention_factor": file.attention_factor,
+        "short_mscale": file.attention_factor,
+        "long_mscale": file.attention_factor,
+    }
+
+
+def _add_legacy(text: dict[str, Any], geometry: Geometry, *, switching: bool) -> None:
+    """Add the keys that transformers 4 and other engines read instead of ``rope_parameters``."""
+    parameters = text["rope_parameters"]
+    text["rope_scaling"] = dict(parameters)
+    text["rope_theta"] = geometry.rope_theta
+    share = parameters.get("partial_rotary_factor")
+    if share is not None:
+        text["partial_rotary_factor"] = share
+    if text.get("model_type", "").startswith("gpt_neox"):
+        text |= {"rotary_emb_base": geometry.rope_theta} | ({} if share is None else {"rotary_pct": share})
+    original = parameters["original_max_position_embeddings"]
+    if switching:  # transformers 4 switches at the one outside, or at the maximum length
+        text["original_max_position_embeddings"] = original
+    if text.get("model_type") in THREE_FIELDS:
+        text["original_max_position_embeddings"] = original
+        formula = formula_attention_factor(text["max_position_embeddings"] / original, original)
+        if math.isclose(parameters["attention_factor"], formula, rel_tol=1e-12):
+            text["rope_scaling"] = {"type": "longrope"} | {
+                name: parameters[name] for name in ("short_factor", "long_factor")
+            }
