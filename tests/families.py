@@ -86,10 +86,58 @@ FAMILIES: dict[str, dict[str, Any]] = {
 """Model type -> what its tiny configuration needs beyond ``SMALL``."""
 
 
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
+LINEAR = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "num_hidden_layers": 4,
+}
+LATENT = FAMILIES["deepseek_v3"]
+MORE_FAMILIES: dict[str, dict[str, Any]] = {
+    **{
+        name: {}
+        for name in (
+            *("arcee", "bitnet", "cohere2", "cwm", "diffllama", "doge", "falcon", "falcon_h1", "flex_olmo"),
+            *("gemma", "glm", "gpt_neox_japanese", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared"),
+            *("jais2", "jetmoe", "lfm2", "minimax", "ministral3", "nanochat", "olmo", "persimmon", "seed_oss"),
+            "vaultgemma",
+        )
+    },
+    "apertus": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    **dict.fromkeys(("helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), HEAD),
+    **dict.fromkeys(("afmoe", "ernie4_5_moe", "exaone_moe", "qwen2_moe"), HEAD | EXPERTS),
+    **dict.fromkeys(
+        ("axk1", "axk2", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "hy_v4", "minicpm3", "youtu"), LATENT
+    ),
+    "dots1": HEAD
+    | {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "n_shared_experts": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+    },
+    "lfm2_moe": EXPERTS | {"layer_types": ["full_attention", "conv"], "num_dense_layers": 1},
+    "olmo3": {"num_hidden_layers": 4, "sliding_window": 16},
+    "qwen3_5_text": HEAD | LINEAR,
+    "qwen3_next": HEAD | EXPERTS | LINEAR,
+}
+"""Further model types, for what is shown once on as many as possible."""
+
+
 def tiny_model(model_type: str, **overrides: Any) -> PreTrainedModel:
     """A model in evaluation mode whose weights depend only on its type and the overrides."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **(SMALL | FAMILIES.get(model_type, {}) | overrides))
+    config = AutoConfig.for_model(model_type, **(SMALL | (FAMILIES | MORE_FAMILIES).get(model_type, {}) | overrides))
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # some families start with tiny weights, which hide differences

@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,7 @@ from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, FactorsModel, factors_file
 from factor_search.model.configuration import read_geometry
 from factor_search.model.injection import Injector
-from factor_search.model.losses import token_losses
-from tests.families import FAMILIES, tiny_model
+from tests.families import FAMILIES, MORE_FAMILIES, tiny_model
 
 TARGET = 256
 LLAMA3 = {
@@ -23,11 +25,30 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in FAMILIES if name not in ("gemma4_text",)},
-    "llama with llama3": ("llama", {"rope_scaling": LLAMA3}),
-    "phi3 with a top-level original length": ("phi3", {"original_max_position_embeddings": 32}),
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 8,
+    "long_factor": [1.0 + i for i in range(8)],
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
 }
+SOFTMAX = {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 64, "mscale": 1.0}
+STEPS = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 64, "llama_4_scaling_beta": 0.1}
+BASES = {"llama3": LLAMA3, "yarn": YARN, "longrope": LONGROPE, "linear": {"rope_type": "linear", "factor": 2.0}}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in (*FAMILIES, *MORE_FAMILIES) if name not in ("gemma4_text",)},
+    **{f"llama with {name}": ("llama", {"rope_scaling": base}) for name, base in BASES.items()},
+    "phi3 with a top-level original length": ("phi3", {"original_max_position_embeddings": 32}),
+    "phi3 with a share of rotary dimensions": ("phi3", {"partial_rotary_factor": 0.5}),
+    "deepseek_v3 with a softmax correction": ("deepseek_v3", {"rope_scaling": SOFTMAX | {"mscale_all_dim": 1.0}}),
+    "deepseek_v3 with a correction not in force": ("deepseek_v3", {"rope_scaling": {"mscale_all_dim": 1.0}}),
+    "minicpm3 with a softmax correction": ("minicpm3", {"rope_scaling": SOFTMAX | {"mscale_all_dim": 0.7}}),
+    "ministral3 with scaled queries": ("ministral3", {"head_dim": 16, "rope_parameters": STEPS | {"rope_theta": 1e6}}),
+    "gpt_neox with its own share": ("gpt_neox", {"rotary_pct": 0.5}),
+}
+LENGTHS = (TARGET, 20)
+"""Beyond and within the original length: the profile is static."""
 
 
 def found_for(model: PreTrainedModel, **values: Any) -> FactorsFile:
@@ -37,24 +58,80 @@ def found_for(model: PreTrainedModel, **values: Any) -> FactorsFile:
     return factors_file(factors, FactorsModel.of("m", None, geometry), target)
 
 
-@pytest.mark.parametrize(("model_type", "overrides"), CASES.values(), ids=CASES)
-def test_plain_transformers_gives_the_same_losses(model_type: str, overrides: dict[str, Any], tmp_path: Path) -> None:
-    model = tiny_model(model_type, **overrides)
+PLAIN = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM
+
+torch.set_num_threads(1)
+for folder in json.loads(sys.argv[1]):
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        logits = []
+        for length in json.loads(sys.argv[2]):
+            tokens = torch.randint(3, 97, (1, length), generator=torch.Generator().manual_seed(4))
+            with torch.inference_mode():
+                logits.append(model(input_ids=tokens).logits[0])
+        torch.save(logits, f"{folder}/logits.pt")
+    except Exception as error:
+        print(f"{folder}: {type(error).__name__}: {error}", file=sys.stderr)
+"""
+
+
+@dataclass
+class Written:
+    """What was expected of an exported model, and where it is."""
+
+    folder: Path
+    found: list[torch.Tensor]
+    plain: list[torch.Tensor]
+
+    @property
+    def loaded(self) -> list[torch.Tensor]:
+        logits: list[torch.Tensor] = torch.load(self.folder / "logits.pt")
+        return logits
+
+
+def write_export(name: str, folder: Path) -> Written:
+    model = tiny_model(*CASES[name][:1], **CASES[name][1])
     file = found_for(model)
-    model.save_pretrained(tmp_path / "source")
-    export_huggingface(
-        file, AutoConfig.from_pretrained(tmp_path / "source"), lambda: tmp_path / "source", tmp_path / "out"
-    )
-    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
-    for length in (TARGET, 20):  # beyond and within the original length: the profile is static
+    source, out = folder / "source" / name, folder / "out" / name
+    model.save_pretrained(source)
+    model = AutoModelForCausalLM.from_pretrained(source).eval()  # some set the row of the padding token to 0
+    export_huggingface(file, AutoConfig.from_pretrained(source), lambda: source, out)
+    found, plain = [], []
+    geometry = read_geometry(model.config)
+    for length in LENGTHS:
         tokens = torch.randint(3, 97, (1, length), generator=torch.Generator().manual_seed(4))
-        with Injector(model, read_geometry(model.config)) as injector, injector.using([file.factors]):
-            ours = token_losses(model, tokens).double().mean().item()
         with torch.inference_mode():
-            theirs = exported(input_ids=tokens, labels=tokens).loss.item()
-        assert theirs == pytest.approx(ours, rel=1e-5)
-        with torch.inference_mode():
-            assert model(input_ids=tokens, labels=tokens).loss.item() != pytest.approx(ours, rel=1e-5)
+            plain.append(model(input_ids=tokens).logits[0])
+            with Injector(model, geometry) as injector, injector.using([file.factors]):
+                found.append(model(input_ids=tokens).logits[0])
+    return Written(out, found, plain)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
+    """Every case exported, and its logits by plain transformers in a fresh process."""
+    folder = tmp_path_factory.mktemp("exports")
+    cases = {name: write_export(name, folder) for name in CASES}
+    folders = [str(case.folder) for case in cases.values()]
+    command = [sys.executable, "-c", PLAIN, json.dumps(folders), json.dumps(LENGTHS)]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return cases
+
+
+def test_there_are_enough_architectures() -> None:
+    assert len({model_type for model_type, _ in CASES.values()}) >= 70
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_plain_transformers_computes_the_same(name: str, written: dict[str, Written]) -> None:
+    case = written[name]
+    assert (case.folder / "logits.pt").exists(), "it cannot be loaded"
+    for loaded, found, plain in zip(case.loaded, case.found, case.plain, strict=True):
+        assert (loaded - found).abs().max() <= 1e-5 * found.abs().max()
+        assert (plain - found).abs().max() > 1e-3 * found.abs().max()
 
 
 def test_both_spellings_are_written(tmp_path: Path) -> None:

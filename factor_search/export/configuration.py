@@ -46,7 +46,7 @@ def huggingface_config(
             cannot be replaced by longrope.
         FactorsError: the factors belong to another rotary geometry.
     """
-    from factor_search.model.configuration import read_geometry
+    from factor_search.model.configuration import head_dim, read_geometry
 
     geometry = read_geometry(config, file.model.original_length)
     check_pair(file, short, geometry)
@@ -69,8 +69,8 @@ def huggingface_config(
         }
     if "original_max_position_embeddings" in text:  # overrides the one in rope_parameters
         text["original_max_position_embeddings"] = file.model.original_length
-    if text.get("head_dim") is None:  # older readers do not derive it
-        text["head_dim"] = geometry.config.hidden_size // geometry.config.num_attention_heads
+    if getattr(geometry.config, "head_dim", None) is None:  # older readers do not derive it
+        text["head_dim"] = head_dim(geometry.config)
     return content
 
 

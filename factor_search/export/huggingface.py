@@ -47,7 +47,7 @@ class HuggingFace(Engine):
 
         content = self.document(source)
         if out.suffix == ".json":
-            write_json(out, content)
+            write_json(out, content, finite=False)
             files = [out]
         else:
             check = PlainCheck.of(source.model, source.file, source.short) if source.check else None
@@ -86,7 +86,7 @@ def export_huggingface(
     """
     content = huggingface_config(file, config, short)
     if out.suffix == ".json":
-        write_json(out, content)
+        write_json(out, content, finite=False)
         return [out]
     return write_model_folder(content, checkpoint(), out, file.target_length, check)
 

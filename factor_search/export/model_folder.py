@@ -65,7 +65,7 @@ def _fill(folder: Path, content: dict[str, Any], checkpoint: Path, target_length
         if item.is_file() and item.name != CONFIGURATION:
             _place(item, folder / item.name)
     _adjust_tokenizer(folder / "tokenizer_config.json", target_length)
-    write_json(folder / CONFIGURATION, content)
+    write_json(folder / CONFIGURATION, content, finite=False)  # Falcon-H1 has an infinite limit
 
 
 def _place(item: Path, destination: Path) -> None:

@@ -35,10 +35,15 @@ def explain(error: ValidationError) -> str:
     return "; ".join(complaints)
 
 
-def write_json(file: Path, content: Any) -> None:
+def write_json(file: Path, content: Any, *, finite: bool = True) -> None:
     """Write indented JSON atomically.
+
+    Args:
+        file: the destination.
+        content: anything that JSON can hold.
+        finite: False writes infinity and NaN as Python does, for documents of others that have them.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    write_text(file, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(file, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=not finite) + "\n")

@@ -35,10 +35,10 @@ def read_geometry(config: PretrainedConfig, original_length: int | None = None) 
     rope_type = parameters.get("rope_type", "default")
     if rope_type != "default" and rope_type not in ROPE_INIT_FUNCTIONS:
         raise UnsupportedModelError(f"{architecture} uses RoPE type {rope_type!r}, which cannot be searched")
-    head_dim = _head_dim(_layer_config(text_config, layer_type))
+    width = head_dim(_layer_config(text_config, layer_type))
     share = parameters.get("partial_rotary_factor") or 1.0
     proportional = rope_type == "proportional"
-    rotary_dim = head_dim if proportional else int(head_dim * share)
+    rotary_dim = width if proportional else int(width * share)
     rotary_dim += rotary_dim % 2  # transformers rounds an odd partial rotary dimension up
     original, configured = _lengths(text_config, parameters)
     return Geometry(
@@ -49,7 +49,7 @@ def read_geometry(config: PretrainedConfig, original_length: int | None = None) 
         configured_length=configured,
         base_rope_type=rope_type,
         layer_type=layer_type,
-        rotated_pairs=int(share * head_dim // 2) if proportional else None,
+        rotated_pairs=int(share * width // 2) if proportional else None,
         config=text_config,
     )
 
@@ -77,7 +77,7 @@ def _layer_config(config: PretrainedConfig, layer_type: str | None) -> Pretraine
     return config.per_layer_config[layer_type]
 
 
-def _head_dim(config: PretrainedConfig) -> int:
+def head_dim(config: PretrainedConfig) -> int:
     """Return the width of the part of a head on which RoPE can act."""
     for name in ("qk_rope_head_dim", "head_dim"):  # multi-head latent attention has a separate rotary part
         value = getattr(config, name, None)
