@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from factor_search.errors import CheckpointError, OutputError, one_line
 from factor_search.export.huggingface import export_huggingface, huggingface_config
+from factor_search.export.verification.plain import PlainCheck
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, FactorsModel, factors_file
 from factor_search.files.json_documents import read_json, write_json
@@ -64,6 +65,7 @@ def write_model(loaded: LoadedModel, file: FactorsFile, folder: Path) -> None:
     """Write weights, tokenizer and a configuration with the factors atomically into a folder.
 
     Raises:
+        ExportError: loaded again, the model computes something else.
         OutputError: the folder cannot be written.
     """
     try:
@@ -72,7 +74,8 @@ def write_model(loaded: LoadedModel, file: FactorsFile, folder: Path) -> None:
             with quietly():
                 loaded.model.save_pretrained(saved)
                 loaded.tokenizer.save_pretrained(saved)
-            export_huggingface(file, loaded.model.config, lambda: saved, whole)  # links the weights
+            check = PlainCheck(lambda: loaded, file)
+            export_huggingface(file, loaded.model.config, lambda: saved, whole, check=check)  # links the weights
             for item in whole.iterdir():
                 if item.is_symlink():  # on a file system without hard links; its target is about to be removed
                     item.resolve().replace(item)

@@ -30,7 +30,8 @@ class Difference:
 
     def __str__(self) -> str:
         error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.4f}"
-        return f"{self.nats:+.4f}{error} nats per token on {self.documents} documents"
+        plural = "" if self.documents == 1 else "s"
+        return f"{self.nats:+.4f}{error} nats per token on {self.documents} document{plural}"
 
 
 def loss_difference(request: MeasurementRequest, other: FactorsFile) -> Difference:

@@ -1,6 +1,7 @@
 """Loads a written model folder plainly, and compares it with the model and the factors of which it was made."""
 
 import inspect
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from factor_search.spec import ModelSpec
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 TOKENS = 24
 SHARE = 1e-5
@@ -40,7 +43,7 @@ class PlainCheck:
         return cls(lambda: load_model(spec), file, short)
 
     def __call__(self, folder: Path) -> None:
-        """Check a folder.
+        """Check a folder; without enough memory for that, a warning is logged.
 
         Raises:
             ExportError: it cannot be loaded, or computes something else.
@@ -53,6 +56,9 @@ class PlainCheck:
         try:
             written = load_model(spec)
         except ModelLoadError as error:
+            if _lacks_memory(error.__cause__):
+                logger.warning("%s was not compared with its model: there is not enough memory for both", folder)
+                return
             raise ExportError(f"the written model cannot be loaded: {one_line(error)}") from error
         for start, logits in expected.items():
             difference = (_logits(written.model, start) - logits).abs().max().item()
@@ -77,6 +83,12 @@ class PlainCheck:
                 noise = max(noise, (again - expected[start]).abs().max().item())  # 0, except on some GPUs
         largest = max(logits.abs().max().item() for logits in expected.values())
         return expected, max(4 * noise, SHARE * largest)
+
+
+def _lacks_memory(error: BaseException | None) -> bool:
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def _takes_positions(model: "PreTrainedModel") -> bool:
