@@ -73,7 +73,7 @@ def demo(arguments: argparse.Namespace) -> int:
         roots, exported = [model.parent, standard_library()], f"--format gguf --out {out / 'extended.gguf'}"
     else:
         spec, out = parse_spec(specification(arguments.candidates)), arguments.out or FOLDER
-        roots, exported = [], "--format huggingface --out extended"
+        roots, exported = [], ""
     document = spec.model_dump(mode="json")
     open_folder(out)
     with server(out, *roots) as url, Client(url) as client:
@@ -84,7 +84,9 @@ def demo(arguments: argparse.Namespace) -> int:
         report = client.jobs.report(job.id)
     print(json.dumps(report) if arguments.json else table(report))
     if not arguments.json:
-        print(f"{out / 'factors.json'}  {out / 'report.html'}\n\n{_next_steps(out, exported)}")
+        print(
+            f"{out / 'factors.json'}  {out / 'report.html'}\n\n{_next_steps(out, exported) if exported else _next_steps(out)}"
+        )
     return 0
 
 
@@ -108,9 +110,7 @@ def progressive(arguments: argparse.Namespace) -> int:
         print(json.dumps({**report, "claims": [vars(claim) for claim in claims]}))
     else:
         print(f"{plan_report.table(report)}\n\n{demo_plan.table(claims)}\n")
-        print(
-            f"{out / 'factors.json'}  {out / 'short_factors.json'}  {out / 'report.html'}\n\n{_next_steps(out, '--format huggingface --out extended')}"
-        )
+        print(f"{out / 'factors.json'}  {out / 'short_factors.json'}  {out / 'report.html'}\n\n{_next_steps(out)}")
     return 0 if all(claim.holds for claim in claims) else 1
 
 
@@ -133,7 +133,7 @@ def _followed(client: Client, item: Job | Plan, out: Path, url: str) -> int:
     return status
 
 
-def _next_steps(out: Path, exported: str) -> str:
+def _next_steps(out: Path, exported: str = "--format huggingface --out extended") -> str:
     return (
         "To see it on the dashboard again:\n"
         f"factor-search serve --database sqlite:///{out / DATABASE}\n"

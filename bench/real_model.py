@@ -1,0 +1,190 @@
+"""A real pretrained model from search to engine: ``python -m bench.real_model --out DIR``.
+
+SmolLM2-135M-Instruct, a GGUF file, is extended from 8,192 to 16,384 tokens: a search on books (or on modules of the
+standard library), perplexity on held-out documents, passkeys and needles before and after, a patched GGUF file, and the
+perplexity that llama.cpp itself computes with it, untouched, with YaRN, and with the found factors. Every step is kept
+in the folder; the same command continues. Two cores take hours; ``--steps`` runs some of them.
+"""
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import factor_search as fs
+from api.cli.demo import pretrained
+from api.cli.pretrained import smollm2
+from api.cli.progress import JobProgress
+from factor_search.export.contract import Source
+from factor_search.export.registry import export
+from factor_search.export.verification.registry import scorer_named
+from factor_search.export.verification.verify import reference
+from factor_search.factors_file import FactorsFile, FactorsModel, factors_file
+from factor_search.files.json_documents import read_json, write_json
+from factor_search.measure.comparison import first_tokens
+from factor_search.measure.statistics import paired_difference
+from factor_search.methods import closed_form
+from factor_search.model.configuration import read_geometry
+from factor_search.model.loading import load_config
+from factor_search.spec import ModelSpec
+
+BOOKS = Path(os.environ.get("FACTOR_SEARCH_BOOKS") or Path(__file__).parents[2] / "shared" / "data" / "books")
+SEARCHED, HELD_OUT = (
+    ("complete_angler.txt", "devils_dictionary.txt"),
+    ("critical_essays.txt", "little_colonels_hero.txt"),
+)
+"""Books for search and validation, and others of which pieces are held out."""
+SCORED = 256
+"""Positions of a text that llama.cpp scores, evenly beyond the original length."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is run, and where its results are."""
+
+    out: Path
+    target: int
+    candidates: int
+    documents: int
+    """Held-out documents."""
+
+    @property
+    def model(self) -> ModelSpec:
+        return ModelSpec(id=str(smollm2()), dtype="bfloat16")
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        spec: dict[str, Any] = pretrained(smollm2(), self.candidates) | {"target_length": self.target}
+        data: dict[str, Any] = dict(spec["data"]) | {"held_out_documents": self.documents}
+        if BOOKS.is_dir():
+            data |= {
+                "files": [str(BOOKS / name) for name in SEARCHED],
+                "held_out_files": [str(BOOKS / name) for name in HELD_OUT],
+                "cut_long_documents": True,
+            }
+        return spec | {"data": data}
+
+    @property
+    def held_out(self) -> list[str]:
+        data = self.spec["data"]
+        files: list[str] = data.get("held_out_files") or data["files"]
+        return files
+
+    def found(self) -> FactorsFile:
+        return fs.load_factors(self.out / "search" / "factors.json")
+
+    def method(self, name: str) -> FactorsFile:
+        geometry = read_geometry(load_config(self.model))
+        described = FactorsModel.of(self.model.id, None, geometry)
+        return factors_file(closed_form(name, geometry, self.target), described, self.target)
+
+    def compared(self) -> dict[str, FactorsFile]:
+        """The model untouched, YaRN, and what was found."""
+        return {"none": self.method("none"), "yarn": self.method("yarn"), "found": self.found()}
+
+
+def run_search(setting: Setting) -> dict[str, Any]:
+    """Search, validation and held-out documents; kept as by ``factor-search run``."""
+    spec = setting.spec
+    rest = {key: value for key, value in spec.items() if key not in ("model", "data", "target_length")}
+    model = setting.model.model_dump(exclude_unset=True)
+    progress = JobProgress()
+    try:
+        result = fs.search_factors(
+            model, spec["data"], setting.target, out=setting.out / "search", watcher=progress.watcher(), **rest
+        )
+    finally:
+        progress.close()
+    print(result.table())
+    return {"comparison": result.report["comparison"], "results": result.report["results"]}
+
+
+def run_retrieval(setting: Setting) -> dict[str, Any]:
+    """Passkeys within and beyond the original length, and needles."""
+    figures: dict[str, Any] = {}
+    for name, factors in setting.compared().items():
+        for task, lengths in (("passkey", (2048, 4096, 8192, 12_288, setting.target)), ("needle", (setting.target,))):
+            for length in lengths:
+                result = fs.evaluate_factors(
+                    setting.model.model_dump(exclude_unset=True),
+                    setting.held_out,
+                    length,
+                    factors,
+                    task=task,  # type: ignore[arg-type]
+                    documents=2,
+                )
+                figures.setdefault(name, {})[f"{task} {length}"] = result.as_json()
+                print(name, task, length, result.table(), flush=True)
+    return figures
+
+
+def run_engine(setting: Setting) -> dict[str, Any]:
+    """Patched GGUF files, and the perplexity that llama.cpp and transformers give the same positions of texts."""
+    scorer = scorer_named("llama.cpp")
+    original = setting.found().model.original_length
+    positions = [original + round(i * (setting.target - 1 - original) / (SCORED - 1)) for i in range(SCORED)]
+    figures: dict[str, Any] = {}
+    for text in setting.held_out:
+        ids = first_tokens(setting.model, [text], setting.target)
+        for name, file in setting.compared().items():
+            patched = setting.out / f"{name}.gguf"
+            source = Source(file, setting.model, check=False)
+            if not patched.exists():
+                export("gguf", source, patched)
+            ours = reference(source, ids, positions).found
+            theirs = scorer.log_probabilities(patched, ids, positions)
+            figures.setdefault(name, {})[Path(text).name] = {"transformers": ours, "llama.cpp": theirs}
+            print(f"{Path(text).name} {name}: {_perplexity(ours):.4f} {_perplexity(theirs):.4f}", flush=True)
+    return figures | {"summary": _summary(figures)}
+
+
+def _summary(figures: dict[str, dict[str, dict[str, list[float]]]]) -> dict[str, Any]:
+    """Perplexity by both, and the paired difference between found and YaRN over texts."""
+    engines = ("transformers", "llama.cpp")
+    means = {
+        name: {engine: [-math.fsum(text[engine]) / len(text[engine]) for text in texts.values()] for engine in engines}
+        for name, texts in figures.items()
+    }
+    perplexities = {
+        name: {engine: math.exp(math.fsum(losses) / len(losses)) for engine, losses in by_engine.items()}
+        for name, by_engine in means.items()
+    }
+    found, yarn = means["found"]["llama.cpp"], means["yarn"]["llama.cpp"]
+    difference = paired_difference(found, yarn, [SCORED] * len(found))
+    return {"perplexities": perplexities, "found - yarn in llama.cpp": difference}
+
+
+def _perplexity(scores: Sequence[float]) -> float:
+    return math.exp(-math.fsum(scores) / len(scores))
+
+
+STEPS: dict[str, Callable[[Setting], dict[str, Any]]] = {
+    "search": run_search,
+    "retrieval": run_retrieval,
+    "engine": run_engine,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("--out", type=Path, default=Path("bench/results/smollm2"))
+    parser.add_argument("--target", type=int, default=16_384, help="on a GPU up to 65536")
+    parser.add_argument("--candidates", type=int, default=24)
+    parser.add_argument("--documents", type=int, default=8, help="held-out documents")
+    parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS))
+    arguments = parser.parse_args()
+    setting = Setting(arguments.out, arguments.target, arguments.candidates, arguments.documents)
+    setting.out.mkdir(parents=True, exist_ok=True)
+    for name in arguments.steps:
+        file = setting.out / f"{name}.json"
+        if not file.exists():
+            write_json(file, STEPS[name](setting))
+        print(json.dumps({name: read_json(file, RuntimeError)}, indent=1)[:4000], flush=True)
+
+
+if __name__ == "__main__":
+    main()
