@@ -31,6 +31,7 @@ DATABASE = "jobs.db"
 FOLDER, PROGRESSIVE_FOLDER = Path("demo-results"), Path("demo-progressive-results")
 PRETRAINED = "smollm2"
 PRETRAINED_FOLDER = Path("demo-smollm2-results")
+HUGGINGFACE = "--format huggingface --out extended"
 LEAST_BYTES = 60_000
 """Of a module that has 16,384 tokens of SmolLM2."""
 STOP_SECONDS = 20
@@ -73,7 +74,7 @@ def demo(arguments: argparse.Namespace) -> int:
         roots, exported = [model.parent, standard_library()], f"--format gguf --out {out / 'extended.gguf'}"
     else:
         spec, out = parse_spec(specification(arguments.candidates)), arguments.out or FOLDER
-        roots, exported = [], ""
+        roots, exported = [], HUGGINGFACE
     document = spec.model_dump(mode="json")
     open_folder(out)
     with server(out, *roots) as url, Client(url) as client:
@@ -84,9 +85,7 @@ def demo(arguments: argparse.Namespace) -> int:
         report = client.jobs.report(job.id)
     print(json.dumps(report) if arguments.json else table(report))
     if not arguments.json:
-        print(
-            f"{out / 'factors.json'}  {out / 'report.html'}\n\n{_next_steps(out, exported) if exported else _next_steps(out)}"
-        )
+        print(f"{out / 'factors.json'}  {out / 'report.html'}\n\n{_next_steps(out, exported)}")
     return 0
 
 
@@ -133,7 +132,7 @@ def _followed(client: Client, item: Job | Plan, out: Path, url: str) -> int:
     return status
 
 
-def _next_steps(out: Path, exported: str = "--format huggingface --out extended") -> str:
+def _next_steps(out: Path, exported: str = HUGGINGFACE) -> str:
     return (
         "To see it on the dashboard again:\n"
         f"factor-search serve --database sqlite:///{out / DATABASE}\n"
