@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from api.cli.arguments import add_json_argument
+from api.cli.arguments import add_json_argument, add_remote_code_argument
 from api.cli.inspect import EXPORT_FORMATS
 from factor_search.factors_file import read_factors
 from factor_search.spec import ModelSpec
@@ -15,6 +15,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--factors", type=Path, required=True, metavar="F.json", help="a factors file")
     parser.add_argument("--format", required=True, choices=EXPORT_FORMATS, help="the engine's format")
     parser.add_argument("--model", metavar="M", help="the checkpoint; default: the one named in the factors file")
+    add_remote_code_argument(parser)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="P", help="a folder, or a file ending in .json for the configuration"
     )
@@ -41,7 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
     file = read_factors(arguments.factors)
     if arguments.drop_initial_tokens:
         file = file.model_copy(update={"initial_tokens": 0})
-    spec = ModelSpec(id=arguments.model or file.model.id, revision=None if arguments.model else file.model.revision)
+    spec = ModelSpec(
+        id=arguments.model or file.model.id,
+        revision=None if arguments.model else file.model.revision,
+        trust_remote_code=bool(arguments.trust_remote_code),
+    )
     config = load_config(spec)
     short = read_factors(arguments.short_factors) if arguments.short_factors else None
     written = export_huggingface(file, config, lambda: checkpoint_folder(spec), arguments.out, short)

@@ -35,10 +35,13 @@ def expressible(engine: Engine, source: Source, nearest: bool = False) -> Source
     """Return what the format can express: the source itself, or with ``nearest`` the nearest to it.
 
     Raises:
-        ExportError: it cannot express the source, and ``nearest`` is false or there is nothing near.
+        ExportError: it cannot express the source, and ``nearest`` is false or there is nothing near; or no factors
+            lengthen what the model sees, so the export would promise a length that it does not have.
         FactorsError: the factors belong to another rotary geometry.
     """
     engine.check(source)
+    if source.geometry.no_longer_context is not None:
+        raise ExportError(source.geometry.no_longer_context)
     limits = engine.limits(source)
     if limits and not nearest:
         reasons = "; ".join(f"{limit.reason} (the nearest is {limit.nearest})" for limit in limits)
