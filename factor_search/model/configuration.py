@@ -51,7 +51,7 @@ def read_geometry(config: PretrainedConfig, original_length: int | None = None) 
         theta, rope_type = theta * alpha ** (rotary_dim / (rotary_dim - 2)), "default"  # as in its modeling code
         notes.append(f"alpha {alpha:g} of the configuration is a fixed larger base, which counts as rope_theta")
     original, configured = _lengths(text_config, parameters)
-    if rope_type == "linear" and original_length is None:
+    if rope_type == "linear" and original_length is None and original == configured:
         original, configured, note = _linear_lengths(text_config, parameters, original)
         notes.append(note)
     return Geometry(

@@ -94,8 +94,8 @@ def _check_frequencies(live: Tensor, attention: float, geometry: Geometry) -> No
         return
     raise UnsupportedModelError(
         f"the frequencies in the rotary modules of {geometry.architecture} ({shown}, ...) {fault}, so they are not "
-        "those of RoPE, nor what its configuration says: its code computes something else, or this version of transformers "
-        "does not initialise it"
+        "those of RoPE, nor what its configuration says: its code computes something else, or this version of "
+        "transformers does not initialise it"
     )
 
 
