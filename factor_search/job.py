@@ -43,6 +43,8 @@ def run_job(spec: JobSpec, out: Path, watcher: JobWatcher | None = None) -> JobR
         watcher.phase(f"loading {spec.model.id}")
         loaded = load_model(spec.model)
         probe(loaded.model, loaded.geometry)
+        if loaded.geometry != problem.geometry:  # what the live model computes with counts
+            problem = SearchProblem.of(spec, loaded.geometry)
         watcher.phase("reading documents")
         samples = read_samples(spec, loaded, watcher.documents)
         with LocalEvaluator(loaded, spec.target_length, spec.stride) as local:
@@ -54,7 +56,8 @@ def check_possible(spec: JobSpec) -> None:
 
     Raises:
         DataError: a path or glob matches nothing.
-        ModelError: a local model's configuration is broken, or has no rotary position embeddings.
+        ModelError: a local model's configuration is broken, has no rotary position embeddings, or none that sees
+            beyond the original length; or transformers cannot load it.
         FactorsError: the factors of a warm start cannot be read, or belong to another model.
         SpecError: the target length, or the space, does not fit a local model.
     """

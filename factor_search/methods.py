@@ -25,14 +25,14 @@ def position_interpolation(geometry: Geometry, target_length: int) -> Factors:
 
 def ntk_aware(geometry: Geometry, target_length: int) -> Factors:
     """NTK-aware scaling uses base' = base * s^(d/(d-2)), so that lambda of the last pair is s (2309.00071, eq. 16)."""
-    d = geometry.rotary_dim
+    d = geometry.exponent_dim
     base = geometry.rope_theta * _scale(geometry, target_length) ** (d / max(d - 2, 1))
     return _new_base(geometry, base)
 
 
 def dynamic_ntk(geometry: Geometry, target_length: int) -> Factors:
     """Dynamic NTK at length n = sL, as in inference engines: base' = base * (s n / L - (s - 1))^(d/(d-2))."""
-    d = geometry.rotary_dim
+    d = geometry.exponent_dim
     scale = _scale(geometry, target_length)
     base = geometry.rope_theta * (scale * target_length / geometry.original_length - (scale - 1)) ** (d / max(d - 2, 1))
     return _new_base(geometry, base)
@@ -55,7 +55,7 @@ def yarn(geometry: Geometry, target_length: int, beta_fast: float = 32.0, beta_s
     See 2309.00071, eq. 17-23. As in the authors' code and in transformers, the ramp ends at whole dimensions.
     """
     scale = _scale(geometry, target_length)
-    d, base, length = geometry.rotary_dim, geometry.rope_theta, geometry.original_length
+    d, base, length = geometry.exponent_dim, geometry.rope_theta, geometry.original_length
 
     def dimension_of(rotations: float) -> float:
         """Return the pair index that makes so many rotations within the original length."""
@@ -149,4 +149,4 @@ def _scale(geometry: Geometry, target_length: int) -> float:
 def _new_base(geometry: Geometry, base: float) -> Factors:
     """Express a new base as factors: lambda_i = (base' / base)^(2i/d)."""
     ratio = base / geometry.rope_theta
-    return Factors.of([ratio ** (2 * i / geometry.rotary_dim) for i in range(geometry.pairs)])
+    return Factors.of([ratio ** (2 * i / geometry.exponent_dim) for i in range(geometry.pairs)])

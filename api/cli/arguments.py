@@ -1,7 +1,9 @@
 """Arguments that several commands share."""
 
 import argparse
+from typing import Any
 
+from factor_search.factors_file import FactorsFile
 from factor_search.spec import JobSpec, ModelSpec, parse_spec
 
 
@@ -15,6 +17,25 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = Tru
         metavar="L",
         help="context length in tokens the model was trained for; overrides a wrong value in its configuration",
     )
+    add_remote_code_argument(parser)
+
+
+def add_remote_code_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add ``--trust-remote-code``; None if it is not given, so that a specification keeps what it says."""
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        default=None,
+        help="run the Python code that comes with the checkpoint; read it first",
+    )
+
+
+def model_of_factors(arguments: argparse.Namespace, file: FactorsFile) -> dict[str, Any]:
+    """The fields of the model that ``--model`` names, or else of the one that a factors file names."""
+    model = {"id": file.model.id, "revision": file.model.revision}
+    if arguments.model is not None:
+        model = {"id": arguments.model}
+    return model | {"trust_remote_code": bool(arguments.trust_remote_code)}
 
 
 def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +48,7 @@ def add_compute_arguments(parser: argparse.ArgumentParser) -> None:
 def model_spec(arguments: argparse.Namespace, base: ModelSpec | None = None) -> ModelSpec:
     """The validated model that the arguments describe; they override the one of a specification."""
     names = {"model": "id", "revision": "revision", "original_length": "original_length"}
-    names |= {name: name for name in ("dtype", "attention", "device")}
+    names |= {name: name for name in ("dtype", "attention", "device", "trust_remote_code")}
     given = {key: getattr(arguments, name) for name, key in names.items() if getattr(arguments, name, None) is not None}
     described = (base.model_dump() if base else {}) | given
     job: JobSpec = parse_spec({"model": described, "data": ["-"], "target_length": 1})

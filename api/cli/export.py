@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from api.cli.arguments import add_json_argument
+from api.cli.arguments import add_json_argument, add_remote_code_argument, model_of_factors
 from factor_search.errors import DataError, SpecError
 from factor_search.export.registry import ENGINES, REFUSED, engine_named
 from factor_search.export.verification.registry import installed_for
@@ -32,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"the engine's format ({formats})",
     )
     parser.add_argument("--model", metavar="M", help="the checkpoint; default: the one named in the factors file")
+    add_remote_code_argument(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         file,
         arguments.out,
         format=arguments.format,
-        model=arguments.model,
+        model=model_of_factors(arguments, file),
         short=read_factors(arguments.short_factors) if arguments.short_factors else None,
         nearest=arguments.nearest,
         measured_on=_documents(arguments),

@@ -31,16 +31,21 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     wavelengths = description.pop("wavelengths")
     for key, value in description.items():
+        if key == "searchable" and value is False:
+            value = f"no: {description['not_searchable_because']}"
         if isinstance(value, dict):
             value = "; ".join(f"{name.replace('_', ' ')} {what}" for name, what in value.items())
-        if value is not None:
-            print(f"{key.replace('_', ' '):22}{', '.join(value) if isinstance(value, list) else value}")
+        if value and key != "not_searchable_because":
+            separator = "; " if key == "notes" else ", "
+            print(f"{key.replace('_', ' '):22}{separator.join(value) if isinstance(value, list) else value}")
     print(f"{'wavelengths':22}{', '.join(f'{value:.4g}' for value in wavelengths)}")
     return 0
 
 
 def describe(geometry: "Geometry") -> dict[str, Any]:
     """The geometry as JSON."""
+    reason = geometry.not_loadable or geometry.no_longer_context
+    exportable = geometry.rotated_pairs is None and geometry.no_longer_context is None
     return {
         "architecture": geometry.architecture,
         "rope_theta": geometry.rope_theta,
@@ -51,11 +56,15 @@ def describe(geometry: "Geometry") -> dict[str, Any]:
         "configured_length": geometry.configured_length,
         "base_rope_type": geometry.base_rope_type,
         "critical_dimension": geometry.critical_dimension,
-        "searchable": {
+        "reach": geometry.reach,
+        "searchable": reason is None
+        and {
             "rescale_factors": geometry.rotated_pairs or geometry.pairs,
             "initial_tokens": [count for count in INITIAL_TOKENS if count <= geometry.original_length],
             "target_length": f"above {geometry.original_length}",
         },
-        "export_formats": list(ENGINES) if geometry.rotated_pairs is None else [],
+        "not_searchable_because": reason,
+        "notes": list(geometry.notes),
+        "export_formats": list(ENGINES) if exportable else [],
         "wavelengths": geometry.wavelengths,
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from api.cli.arguments import add_remote_code_argument
 from factor_search.errors import SpecError
 from factor_search.files.json_documents import read_json
 from factor_search.plan.spec import PlanSpec, is_plan, parse_plan
@@ -41,6 +42,7 @@ def add_specification_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--candidates", type=int, metavar="N", help="budget of the search")
     group.add_argument("--seed", type=int, metavar="N", help="seed of the search and of the choice of documents")
     group.add_argument("--name", help="name of the job or plan")
+    add_remote_code_argument(group)
     group.add_argument("--recipe", metavar="R", help="make it a plan with these stages: longrope or longrope2")
     group.add_argument(
         "--set",
@@ -107,6 +109,7 @@ def _changes(arguments: argparse.Namespace) -> Iterator[Change]:
         "candidates": ("budget", "candidates"),
         "seed": ("seed",),
         "name": ("name",),
+        "trust_remote_code": ("model", "trust_remote_code"),
         "recipe": ("recipe",),
     }
     for name, path in paths.items():

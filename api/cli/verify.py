@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from api.cli.arguments import add_json_argument
+from api.cli.arguments import add_json_argument, add_remote_code_argument, model_of_factors
 from factor_search.export.verification.registry import SCORERS
 from factor_search.factors_file import read_factors
 from factor_search.testbed.corpus import held_out_files
@@ -15,6 +15,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--factors", type=Path, required=True, metavar="F.json", help="a factors file")
     parser.add_argument("--engine", required=True, choices=list(SCORERS), help="an installed inference engine")
     parser.add_argument("--model", metavar="M", help="the checkpoint; default: the one named in the factors file")
+    add_remote_code_argument(parser)
     parser.add_argument(
         "--exported",
         type=Path,
@@ -46,11 +47,12 @@ def run(arguments: argparse.Namespace) -> int:
     from factor_search.export.verification.verify import Verdict
     from factor_search.interface import verify_factors
 
+    file = read_factors(arguments.factors)
     verification = verify_factors(
-        read_factors(arguments.factors),
+        file,
         arguments.engine,
         arguments.data or [str(file) for file in held_out_files()],
-        model=arguments.model,
+        model=model_of_factors(arguments, file),
         exported=arguments.exported,
         length=arguments.length,
     )

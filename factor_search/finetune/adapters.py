@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from factor_search.errors import FinetuneError, SpecError
 from factor_search.finetune.spec import LoraSpec
-from factor_search.model.loading import decoder_of
+from factor_search.model.decoder import decoder_of
 
 ADAPTER, HOLDER = "default", "model"
 

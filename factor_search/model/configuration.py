@@ -7,8 +7,12 @@ from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from factor_search.errors import UnsupportedModelError
+from factor_search.model.auto_class import why_not_loadable
 from factor_search.model.geometry import Geometry
+from factor_search.model.reach import rotated_reach
 
+LEAST_TRAINED_LENGTH = 2048
+"""No published language model with linear scaling was trained for fewer tokens before it."""
 SEARCHED_LAYER_TYPE = "full_attention"
 """The layer type to search where RoPE differs by layer type: other layers attend within a sliding window only."""
 
@@ -39,17 +43,30 @@ def read_geometry(config: PretrainedConfig, original_length: int | None = None) 
     share = parameters.get("partial_rotary_factor") or 1.0
     proportional = rope_type == "proportional"
     rotary_dim = width if proportional else int(width * share)
-    rotary_dim += rotary_dim % 2  # transformers rounds an odd partial rotary dimension up
+    odd = rotary_dim % 2  # transformers rounds an odd partial rotary dimension up, but not in the exponents
+    rotary_dim += odd
+    theta, notes = float(parameters["rope_theta"]), []
+    if rope_type == "dynamic" and parameters.get("alpha") and config.model_type.startswith("hunyuan"):
+        alpha = float(parameters["alpha"])
+        theta, rope_type = theta * alpha ** (rotary_dim / (rotary_dim - 2)), "default"  # as in its modeling code
+        notes.append(f"alpha {alpha:g} of the configuration is a fixed larger base, which counts as rope_theta")
     original, configured = _lengths(text_config, parameters)
+    if rope_type == "linear" and original_length is None and original == configured:
+        original, configured, note = _linear_lengths(text_config, parameters, original)
+        notes.append(note)
     return Geometry(
         architecture=architecture,
-        rope_theta=float(parameters["rope_theta"]),
+        rope_theta=theta,
         rotary_dim=rotary_dim,
         original_length=original_length or original,
         configured_length=configured,
         base_rope_type=rope_type,
+        odd=bool(odd),
         layer_type=layer_type,
         rotated_pairs=int(share * width // 2) if proportional else None,
+        reach=rotated_reach(text_config),
+        not_loadable=why_not_loadable(config),
+        notes=tuple(notes),
         config=text_config,
     )
 
@@ -61,6 +78,8 @@ def _searched_parameters(
     nested = {key: value for key, value in rope_parameters.items() if isinstance(value, Mapping)}
     if "rope_theta" in rope_parameters or not nested:
         return None, rope_parameters
+    used = set(getattr(config, "layer_types", None) or ())
+    nested = {key: value for key, value in nested.items() if key in used} or nested
     if SEARCHED_LAYER_TYPE in nested:
         return SEARCHED_LAYER_TYPE, nested[SEARCHED_LAYER_TYPE]
     if len(nested) == 1:
@@ -100,3 +119,21 @@ def _lengths(config: PretrainedConfig, parameters: Mapping[str, Any]) -> tuple[i
             "model.original_length"
         )
     return int(original), int(configured or original)
+
+
+def _linear_lengths(config: PretrainedConfig, parameters: Mapping[str, Any], length: int) -> tuple[int, int, str]:
+    """Return the original and the configured length of a model with linear scaling, and what was assumed.
+
+    Nothing in a configuration says whether max_position_embeddings includes the factor. In most published models it
+    does; if it did not, the closed forms would be weaker than the model as it is.
+    """
+    factor = parameters.get("factor") or 1.0
+    stated = getattr(config, "max_sequence_length", None) or 0  # vicuna-16k has it beside max_position_embeddings
+    divided = length / factor
+    apart = factor <= 1 or divided != int(divided) or divided < 8 or divided < LEAST_TRAINED_LENGTH <= length
+    named, overridden = f"max_position_embeddings, {length}, is taken", "--original-length overrides it"
+    if apart or stated >= length * factor:
+        note = f"{named} for the original length, before the linear factor {factor:g}: {overridden}"
+        return length, round(length * max(factor, 1.0)), note
+    note = f"{named} to include the linear factor {factor:g}, so the original length is {int(divided)}: {overridden}"
+    return int(divided), length, note

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from factor_search.errors import UnsupportedModelError
 from factor_search.factors import Factors
 
 if TYPE_CHECKING:
@@ -21,17 +22,27 @@ class Geometry:
     rope_theta: float
     """Base of the geometric series theta_i = rope_theta^(-2i/d)."""
     rotary_dim: int
-    """d: rotary dimensions of a head, which form d / 2 pairs."""
+    """Rotary dimensions of a head, which form as many pairs as half of them."""
     original_length: int
     """L: tokens of context the model was trained for, before any scaling."""
     configured_length: int
     """Tokens of context that the configuration allows, including its scaling."""
     base_rope_type: str
-    """RoPE type of the configuration (``default``, ``llama3``, ``yarn``, ...)."""
+    """RoPE type of the configuration (``default``, ``llama3``, ``yarn``, ...); ``live`` if ``live_factors`` count."""
+    odd: bool = False
+    """Whether a partial rotary factor gives an odd d, one below ``rotary_dim``; the last pair has one more."""
     layer_type: str | None = None
     """The layer type whose RoPE is rescaled, for models with several."""
     rotated_pairs: int | None = None
     """How many leading pairs rotate, where the RoPE type leaves the others fixed; None means all of them."""
+    reach: int | None = None
+    """Tokens that the farthest seeing layer with RoPE sees, itself included; None if it sees all."""
+    live_factors: Factors | None = None
+    """The scaling of the loaded model, where it is another than its configuration was read to mean."""
+    not_loadable: str | None = field(default=None, repr=False, compare=False)
+    """Why the model cannot be loaded for measuring, as a sentence without its full stop; None if it can."""
+    notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """What was assumed or found while the geometry was read, one sentence each."""
     config: "PretrainedConfig" = field(repr=False, compare=False)
     """The text configuration from which the geometry was read."""
 
@@ -45,6 +56,11 @@ class Geometry:
         """The factors of the plain RoPE: every lambda_i is 1."""
         return Factors.of([1.0] * self.pairs)
 
+    @property
+    def exponent_dim(self) -> int:
+        """d in the exponents of theta_i = rope_theta^(-2i/d): the rotary dimensions before they are rounded up."""
+        return self.rotary_dim - self.odd
+
     def inverse_frequencies(self, rescale_factors: Sequence[float] | None = None) -> "Tensor":
         """Return theta_i / lambda_i as float32 of shape (pairs,).
 
@@ -53,7 +69,7 @@ class Geometry:
         """
         import torch
 
-        exponents = torch.arange(0, self.rotary_dim, 2, dtype=torch.int64).float() / self.rotary_dim
+        exponents = torch.arange(0, self.rotary_dim, 2, dtype=torch.int64).float() / self.exponent_dim
         factors = torch.tensor(rescale_factors or [1.0] * self.pairs, dtype=torch.float32)
         inverse = 1.0 / (factors * self.rope_theta**exponents)
         if self.rotated_pairs is not None:
@@ -63,7 +79,7 @@ class Geometry:
     @property
     def wavelengths(self) -> list[float]:
         """The wavelength 2 pi / theta_i of each pair, in tokens."""
-        return [2 * math.pi * self.rope_theta ** (2 * i / self.rotary_dim) for i in range(self.pairs)]
+        return [2 * math.pi * self.rope_theta ** (2 * i / self.exponent_dim) for i in range(self.pairs)]
 
     @property
     def critical_dimension(self) -> int:
@@ -72,13 +88,38 @@ class Geometry:
         d_tcd = 2 ceil((d/2) log_base(L / 2 pi)) (LongRoPE2, 2502.20082, eq. 3).
         """
         share = math.log(self.original_length / (2 * math.pi), self.rope_theta)
-        return min(max(2 * math.ceil(self.pairs * share), 0), self.rotary_dim)
+        return min(max(2 * math.ceil(self.exponent_dim / 2 * share), 0), self.rotary_dim)
 
-    def configured_factors(self, target_length: int) -> Factors | None:
+    @property
+    def no_longer_context(self) -> str | None:
+        """Why no factors lengthen the context, as a sentence without its full stop; None if they may."""
+        if self.reach is None or self.reach > self.original_length:
+            return None
+        return (
+            f"every layer of {self.architecture} with RoPE sees at most {self.reach} tokens, and its original length "
+            f"is {self.original_length}: no rescale factors lengthen what it sees"
+        )
+
+    def check_searchable(self) -> None:
+        """Refuse a model for which nothing can be searched.
+
+        Raises:
+            UnsupportedModelError: says why.
+        """
+        reason = self.not_loadable or self.no_longer_context
+        if reason is not None:
+            raise UnsupportedModelError(reason)
+
+    def configured_factors(self, target_length: int | None) -> Factors | None:
         """Return the scaling of the configuration as factors relative to the plain theta_i, or None if it has none.
 
         A model with RoPE type llama3, yarn or longrope computes with these factors already.
+
+        Args:
+            target_length: tokens of an input, on which dynamic and longrope depend; None is a model just loaded.
         """
+        if self.live_factors is not None:
+            return self.live_factors
         if self.base_rope_type in ("default", "proportional"):
             return None
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

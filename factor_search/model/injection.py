@@ -18,15 +18,15 @@ from transformers import PreTrainedModel
 
 from factor_search.errors import FactorsError, UnsupportedModelError
 from factor_search.factors import Factors
+from factor_search.model.decoder import decoder_of
 from factor_search.model.geometry import Geometry
-from factor_search.model.loading import decoder_of
 
 Rotation = Any
 """What a rotary module returns: a tensor (complex) or a tuple of tensors (cos, sin), batch first."""
 
 
 @dataclass(frozen=True)
-class _Site:
+class Site:
     """One rotary module, with the names of its frequency buffer and of its scaling."""
 
     module: nn.Module
@@ -52,7 +52,7 @@ class Injector:
             UnsupportedModelError: there are none, or their geometry differs from the configuration's.
         """
         self.geometry = geometry
-        self._sites = _find_sites(model, geometry)
+        self._sites = find_sites(decoder_of(model), geometry)
         self._rows: list[Factors] = []
         self._instance_forwards: list[Callable[..., Rotation] | None] = []
 
@@ -93,7 +93,7 @@ class Injector:
         finally:
             self._rows = previous
 
-    def _wrapped(self, site: _Site) -> Callable[..., Rotation]:
+    def _wrapped(self, site: Site) -> Callable[..., Rotation]:
         own_forward = site.module.forward
 
         def forward(x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Rotation:
@@ -119,7 +119,7 @@ class Injector:
 
     def _rotation(
         self,
-        site: _Site,
+        site: Site,
         own_forward: Callable[..., Rotation],
         factors: Factors,
         x: Tensor,
@@ -152,11 +152,16 @@ class Injector:
         )
 
 
-def _find_sites(model: PreTrainedModel, geometry: Geometry) -> list[_Site]:
+def find_sites(decoder: nn.Module, geometry: Geometry) -> list[Site]:
+    """Return the rotary modules whose frequencies factors rescale.
+
+    Raises:
+        UnsupportedModelError: there are none, or their geometry differs from the configuration's.
+    """
     prefix = f"{geometry.layer_type}_" if geometry.layer_type else ""
     buffer, scaling = f"{prefix}inv_freq", f"{prefix}attention_scaling"
     sites = []
-    for module in decoder_of(model).modules():
+    for module in decoder.modules():
         if "position_ids" not in inspect.signature(module.forward).parameters:
             continue
         if module._buffers.get(buffer) is not None:
@@ -165,7 +170,7 @@ def _find_sites(model: PreTrainedModel, geometry: Geometry) -> list[_Site]:
             name, layer_type = ("inv_freq", "attention_scaling"), None
         else:
             continue
-        sites.append(_Site(module, *name, layer_type, inspect.unwrap(type(module).forward)))
+        sites.append(Site(module, *name, layer_type, inspect.unwrap(type(module).forward)))
     if not sites:
         raise UnsupportedModelError(
             f"{geometry.architecture} has no rotary module with an inverse-frequency buffer: factors cannot be applied "

@@ -12,16 +12,18 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from factor_search.errors import ModelLoadError, UnsupportedModelError, one_line
+from factor_search.errors import FactorSearchError, ModelLoadError, UnsupportedModelError, one_line
 from factor_search.files.atomic import write_atomically
 from factor_search.files.cache import cache_folder
 from factor_search.files.canonical_json import sha256_of
+from factor_search.model.auto_class import auto_class
 from factor_search.model.configuration import read_geometry
+from factor_search.model.configuration_file import adapters_of, configuration
 from factor_search.model.geometry import Geometry
+from factor_search.model.live_frequencies import with_live_frequencies
 from factor_search.spec import ModelSpec, looks_local
 
 
@@ -51,37 +53,45 @@ def load_model(spec: ModelSpec) -> LoadedModel:
 
     Raises:
         ModelLoadError: there is no such model, its files are broken, or weights are missing.
-        UnsupportedModelError: the model has no rotary position embeddings.
+        UnsupportedModelError: the model has no rotary position embeddings, or its rotary modules hold frequencies that
+            are not those of RoPE; or transformers cannot predict text with it.
     """
     config = load_config(spec)
     geometry = read_geometry(config, spec.original_length)
+    loader = auto_class(config)
     device = _device(spec)
-    options: dict[str, Any] = {"dtype": spec.dtype, **_origin(spec)}
+    options: dict[str, Any] = {"config": config, "dtype": spec.dtype, **_origin(spec)}
     if spec.attention != "auto":
         options["attn_implementation"] = spec.attention
     with quietly(), _explained(spec, "model"):
-        model, information = AutoModelForCausalLM.from_pretrained(spec.id, output_loading_info=True, **options)
+        model, information = loader.from_pretrained(spec.id, output_loading_info=True, **options)
     absent = sorted(information["missing_keys"]) + sorted(str(key) for key in information["mismatched_keys"])
     if absent:
         raise ModelLoadError(
             f"the checkpoint of {spec.id} lacks {len(absent)} weights that the model needs, {absent[0]} among them: "
             "transformers would initialise them at random; give a complete checkpoint"
         )
+    geometry = with_live_frequencies(model, geometry)
     with _explained(spec, f"weights on device {device}"):
         model = model.to(device).eval()
+    if geometry.odd or config.get_text_config(decoder=True) is not config:
+        _check_reads_text(model, geometry)
     return LoadedModel(model, load_tokenizer(spec), geometry, content_hash(spec, config), spec)
 
 
 def load_config(spec: ModelSpec) -> PretrainedConfig:
-    """Load the configuration of a model.
+    """Load the configuration of a model; see :func:`factor_search.model.configuration_file.configuration`.
 
     Raises:
-        ModelLoadError: there is none, or it is broken.
+        ModelLoadError: there is none, it is broken, or there are only adapters of another model.
     """
     if looks_local(spec.id) and not Path(spec.id).is_dir():
         raise ModelLoadError(f"there is no model folder {spec.id}")
     with quietly(), _explained(spec, "configuration"):
-        return AutoConfig.from_pretrained(spec.id, **_origin(spec))
+        adapters = adapters_of(spec)
+        if adapters is not None:
+            raise ModelLoadError(adapters)
+        return configuration(spec)
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
@@ -91,7 +101,7 @@ def load_tokenizer(spec: ModelSpec) -> Any:
         ModelLoadError: there is none, or it is broken.
     """
     with quietly(), _explained(spec, "tokenizer"):
-        return AutoTokenizer.from_pretrained(spec.id, **_origin(spec))
+        return AutoTokenizer.from_pretrained(spec.id, config=configuration(spec), **_origin(spec))
 
 
 def checkpoint_folder(spec: ModelSpec) -> Path:
@@ -104,18 +114,6 @@ def checkpoint_folder(spec: ModelSpec) -> Path:
         return Path(spec.id)
     with quietly(), _explained(spec, "files"):
         return Path(snapshot_download(spec.id, revision=spec.revision))
-
-
-def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """Return the decoder of a causal language model, which computes hidden states from token ids.
-
-    Raises:
-        UnsupportedModelError: the decoder is not a separate module.
-    """
-    for candidate in (model.get_decoder(), getattr(model, "model", None), model.base_model):
-        if isinstance(candidate, nn.Module) and candidate is not model:
-            return candidate
-    raise UnsupportedModelError(f"{type(model).__name__} does not separate its decoder from its head")
 
 
 def content_hash(spec: ModelSpec, config: PretrainedConfig) -> str:
@@ -154,6 +152,24 @@ def _file_hash(file: Path) -> str:
 
 def _origin(spec: ModelSpec) -> dict[str, Any]:
     return {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+
+
+@torch.inference_mode()
+def _check_reads_text(model: PreTrainedModel, geometry: Geometry) -> None:
+    """Check that a model predicts text without images or sound, and rotates an odd dimension if it has one.
+
+    Raises:
+        UnsupportedModelError: it does not.
+    """
+    ids = torch.ones(1, 2, dtype=torch.long, device=model.device)
+    try:
+        logits = model(input_ids=ids, use_cache=False, return_dict=True).logits
+        assert logits.shape[:2] == ids.shape
+    except Exception as error:  # whatever the code of a model raises without its other inputs
+        raise UnsupportedModelError(
+            f"{geometry.architecture} does not compute logits of a text alone in this version of transformers "
+            f"({one_line(error)}): give the checkpoint of its language model alone, if there is one"
+        ) from error
 
 
 def _device(spec: ModelSpec) -> torch.device:
@@ -204,6 +220,13 @@ def _explained(spec: ModelSpec, what: str) -> Iterator[None]:
     """Convert any error that third-party loaders raise on a broken checkpoint into a one-line error."""
     try:
         yield
+    except FactorSearchError:
+        raise
     except Exception as error:
+        if not spec.trust_remote_code and "trust_remote_code" in str(error):
+            raise ModelLoadError(
+                f"the {what} of {spec.id} needs Python code that comes with it, and runs only if you allow that: read "
+                'the code, then give --trust-remote-code, or "trust_remote_code": true in the model of a specification'
+            ) from None
         place = "" if Path(spec.id).is_dir() else " (there is no such folder here, so it was looked for on the hub)"
         raise ModelLoadError(f"cannot load the {what} of {spec.id}{place}: {one_line(error)}") from error

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from factor_search.model.loading import decoder_of
+from factor_search.model.decoder import decoder_of
 
 REUSED_BYTES = 20 * 2**20
 """Bytes of a chunk of logits. The C library reuses blocks of up to 32 MB; it maps larger ones and zeroes every page."""

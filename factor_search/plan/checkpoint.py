@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from factor_search.errors import ModelLoadError, UnsupportedModelError, one_line
 from factor_search.factors_file import parse_factors
+from factor_search.model.auto_class import auto_class
 from factor_search.model.configuration import read_geometry
 from factor_search.model.geometry import Geometry
 from factor_search.model.injection import probe
@@ -64,7 +65,7 @@ def _check_architecture(path: Path, ours: PretrainedConfig, theirs: PretrainedCo
 
 
 def _check_rotation(path: Path, ours: Geometry, theirs: Geometry) -> None:
-    for name in ("rope_theta", "rotary_dim", "layer_type", "rotated_pairs"):
+    for name in ("rope_theta", "rotary_dim", "odd", "layer_type", "rotated_pairs"):
         if getattr(theirs, name) != getattr(ours, name):
             raise UnsupportedModelError(
                 f"{path} has {name} {getattr(theirs, name)}, but the plan's model has {getattr(ours, name)}: factors "
@@ -74,9 +75,10 @@ def _check_rotation(path: Path, ours: Geometry, theirs: Geometry) -> None:
 
 def _shapes(config: PretrainedConfig, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Shapes of all weights that a configuration asks for, without any in memory."""
+    loader = auto_class(config)
     try:
         with quietly(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+            model = loader.from_config(config, trust_remote_code=spec.trust_remote_code)
     except Exception as error:  # whatever model code raises on a broken configuration
         raise ModelLoadError(f"cannot build the model that {spec.id} describes: {one_line(error)}") from error
     return {name: tuple(weight.shape) for name, weight in model.named_parameters()}

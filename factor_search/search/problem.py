@@ -34,11 +34,13 @@ class SearchProblem:
 
         Raises:
             FactorsError: known factors belong to another model.
+            UnsupportedModelError: nothing can be searched for the model, saying why.
             SpecError: the space does not fit the model, known factors have the name of a closed form, or there are so
                 many of them that the closed forms do not fit into the first generation.
         """
         assert not spec.warm_start.files, "read before a search begins"
         assert not spec.warm_start.jobs, "looked up before a search begins"
+        geometry.check_searchable()
         space = SearchSpace.of(spec, geometry)
         methods = _methods(spec, geometry)
         return cls(spec=spec, geometry=geometry, space=space, methods=methods, seeds=_seeds(spec, geometry, methods))

@@ -56,10 +56,16 @@ class SearchSpace:
     def of(cls, spec: JobSpec, geometry: Geometry) -> "SearchSpace":
         """Build the space of a job; the strategies auto and cma have a larger default for the upper bound.
 
+        A default bound is never below the factors that the model is configured with.
+
         Raises:
             SpecError: see :meth:`build`.
         """
         upper_bound = UPPER_BOUND_BEYOND if spec.strategy.kind in ("auto", "cma") else UPPER_BOUND
+        configured = geometry.configured_factors(spec.target_length)
+        if configured is not None:  # the space contains the model as it is
+            scale = spec.space.scale or max(spec.target_length / geometry.original_length, 1.0)
+            upper_bound = max(upper_bound, max(configured.rescale_factors) / scale)
         space = spec.space.model_copy(update={"upper_bound": spec.space.upper_bound or upper_bound})
         return cls.build(space, geometry, spec.target_length)
 

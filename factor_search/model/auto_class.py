@@ -1,0 +1,44 @@
+"""Chooses the class of transformers that loads a configuration as a model that predicts text."""
+
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PretrainedConfig, __version__
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
+
+from factor_search.errors import UnsupportedModelError
+
+CAUSAL = "AutoModelForCausalLM"
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """Return the class whose ``from_pretrained`` and ``from_config`` make the model.
+
+    A multi-modal model that is not known as a causal language model is loaded whole, and reads text alone.
+
+    Raises:
+        UnsupportedModelError: transformers knows no class that predicts text with it.
+    """
+    reason = why_not_loadable(config)
+    if reason is not None:
+        raise UnsupportedModelError(reason)
+    return AutoModelForCausalLM if _is_causal(config) else AutoModelForMultimodalLM
+
+
+def why_not_loadable(config: PretrainedConfig) -> str | None:
+    """Return why no class predicts text with a configuration, as a sentence without its full stop; None if one does."""
+    architecture = (config.architectures or [type(config).__name__])[0]
+    if getattr(config, "is_encoder_decoder", False):
+        return (
+            f"{architecture} is an encoder with a decoder, which does not continue a text by itself: give a causal "
+            "language model"
+        )
+    if _is_causal(config) or type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING:
+        return None
+    return (
+        f"transformers {__version__} knows {architecture} (model type {config.model_type!r}) neither as a causal "
+        "language model nor as a multi-modal one: give the checkpoint of its language model alone, if there is one"
+    )
+
+
+def _is_causal(config: PretrainedConfig) -> bool:
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or CAUSAL in (getattr(config, "auto_map", None) or {})
