@@ -1,8 +1,7 @@
 """The functions that ``import factor_search`` gives to notebooks and scripts."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from factor_search.factors_file import FactorsFile, check_belongs, read_factors
 from factor_search.job import run_job
 from factor_search.measure.measurement import PasskeyResult, PerplexityResult, measure
 from factor_search.measure.request import GivenDocuments, MeasurementRequest, Task
+from factor_search.model.application import Application, configuration_of
 from factor_search.model.configuration import read_geometry
-from factor_search.model.injection import Injector
 from factor_search.model.loading import checkpoint_folder, load_config
 from factor_search.report.document import build_factors_file, build_report, table
 from factor_search.report.results import write_results
@@ -124,29 +123,48 @@ def evaluate_factors(
     return measure(asked)
 
 
-@contextmanager
-def apply_factors(model: PreTrainedModel, factors: FactorsFile | Factors) -> Iterator[PreTrainedModel]:
-    """Within this context a loaded transformers model computes with the given factors; afterwards it is as before.
+def apply(model: PreTrainedModel, factors: FactorsFile | Factors) -> Application[PreTrainedModel]:
+    """Let a loaded transformers model compute with factors, until ``restore()`` or the end of a ``with`` block.
 
-    Initial tokens and the attention factor are in force as well. One key-value cache must not be used both within and
-    outside the context: it would mix keys rotated with different factors.
+    ::
+
+        with fs.apply(model, factors):
+            model.generate(...)
+
+        applied = fs.apply(model, factors)
+        model.generate(...)
+        applied.restore()
+
+    Initial tokens and the attention factor are in force as well. Without ``restore`` the factors stay in force as long
+    as the model exists. Afterwards the model is as before: no module, buffer or hook differs.
+
+    * Position ids decide which tokens are initial. A call with an attention mask and without position ids gets those
+      that ``generate`` would give, so a left-padded batch is right.
+    * One key-value cache must not be used both with and without the factors: it would mix keys rotated with different
+      factors.
+    * A compiled model is compiled again at its next call, and so is everything else that ``torch.compile`` made in this
+      process.
+    * ``save_pretrained`` writes the model's own configuration, without the factors: use :func:`export_factors`. A copy
+      of the model made meanwhile keeps the factors.
 
     Args:
-        model: a causal language model, on any device.
+        model: a causal language model, on any device; compiled or not.
         factors: of :func:`load_factors`, or a candidate.
 
     Raises:
-        FactorsError: the factors belong to another rotary geometry.
+        FactorsError: the factors belong to another rotary geometry, or the model has factors applied already.
         UnsupportedModelError: the model has no rotary modules that factors can be put into.
     """
-    if isinstance(factors, FactorsFile):
-        geometry = read_geometry(model.config, factors.model.original_length)
-        check_belongs(factors, geometry)
-        candidate = factors.factors
-    else:
-        geometry, candidate = read_geometry(model.config), factors
-    with Injector(model, geometry) as injector, injector.using([candidate]):
-        yield model
+    config = configuration_of(model)
+    if not isinstance(factors, FactorsFile):
+        return Application(model, read_geometry(config), factors)
+    geometry = read_geometry(config, factors.model.original_length)
+    check_belongs(factors, geometry)
+    return Application(model, geometry, factors.factors, factors.target_length)
+
+
+apply_factors = apply
+"""The name of :func:`apply` in earlier versions."""
 
 
 def export_factors(
