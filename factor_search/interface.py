@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from factor_search.export.huggingface import export_huggingface
+from factor_search.export.reading import read_foreign
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, check_belongs, read_factors
 from factor_search.job import run_job
@@ -191,6 +192,33 @@ def export_factors(
     """
     spec = _model_spec({"id": factors.model.id, "revision": factors.model.revision} if model is None else model)
     return export_huggingface(factors, load_config(spec), lambda: checkpoint_folder(spec), Path(out), short)
+
+
+def import_factors(
+    source: str | Path | Mapping[str, Any] | Sequence[float],
+    *,
+    model: Model | None = None,
+    target_length: int | None = None,
+    trust_remote_code: bool = False,
+) -> FactorsFile:
+    """Read factors from another format.
+
+    Args:
+        source: a model folder, hub id or GGUF file, whose RoPE scaling is read (longrope, yarn, llama3, linear, ...); a
+            config.json; a published table with ``rescale_factors``; a list of numbers as JSON, CSV or .npy. Or what
+            such a file contains.
+        model: the model to which the factors belong; None is the one that the source describes.
+        target_length: tokens for which the factors are; None is what the source says. For longrope, one up to the
+            original length chooses the short list.
+        trust_remote_code: run Python code that comes with a source that is a model.
+
+    Raises:
+        FactorsError: the source has no factors, they do not fit the model, or something is missing; says what.
+        ModelError: a model cannot be read.
+    """
+    origin = ModelSpec(id="-", trust_remote_code=trust_remote_code)
+    spec = None if model is None else _model_spec(model)
+    return read_foreign(source, model=spec, target_length=target_length, origin=origin)
 
 
 def load_factors(file: str | Path) -> FactorsFile:
