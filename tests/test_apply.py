@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel, StaticCache
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CompileConfig, PreTrainedModel, StaticCache
 
 import factor_search as fs
 from factor_search.errors import FactorsError, UnsupportedModelError
@@ -84,17 +84,17 @@ def test_cached_generation_equals_recomputation_across_the_original_length(base:
     assert (without[:, -1] - answer.logits[-1]).abs().max() > 0.01, "initial tokens make a difference"
 
 
-@pytest.mark.parametrize(
-    "model_type", ["phi3", "gemma3_text", "gpt_neox", "deepseek_v3", "qwen3", "cohere", "llama4_text"]
-)
-def test_generation_of_other_families(model_type: str) -> None:
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_generation_of_every_family(model_type: str) -> None:
     model = tiny_model(model_type)
     pairs = read_geometry(model.config).pairs
     with fs.apply(model, Factors.of([1.0 + 0.6 * i for i in range(pairs)], 6, 1.2)):
-        answer = generated(model, ids(1, 58), max_new_tokens=12)
+        answer = generated(model, ids(1, 60), max_new_tokens=8)
         for step, cached in enumerate(answer.logits):
-            recomputed = logits(model, answer.sequences[:, : 58 + step], use_cache=False)[:, -1]
+            recomputed = logits(model, answer.sequences[:, : 60 + step], use_cache=False)[:, -1]
             torch.testing.assert_close(cached, recomputed, rtol=1e-3, atol=1e-3)
+        static = generated(model, ids(1, 60), max_new_tokens=8, cache_implementation="static")
+        assert torch.equal(static.sequences, answer.sequences)
 
 
 def test_a_longrope_model_that_drops_its_cache_at_the_original_length() -> None:
@@ -212,7 +212,24 @@ def test_a_model_compiled_before_and_one_compiled_meanwhile(compiled: Callable[[
     assert torch.equal(logits(meanwhile, tokens, attention_mask=mask), own)
 
 
-@pytest.mark.parametrize("model_type", [*FAMILIES])
+def test_generation_that_compiles(compiled: Callable[[PreTrainedModel], Any]) -> None:
+    """As generate does by itself with a static cache on a GPU; each set of factors is compiled anew."""
+    model = tiny_model("llama")
+    settings = CompileConfig(backend="eager", fullgraph=True, mode=None)
+    settings._compile_all_devices = True
+    arguments = {"max_new_tokens": 50, "cache_implementation": "static"}
+    own = generated(model, ids(1, 20), **arguments).sequences
+    texts = []
+    for factors in (FACTORS, Factors.of([3.0] * 8, 2, 1.1)):
+        with fs.apply(model, factors):
+            texts.append(generated(model, ids(1, 20), **arguments, compile_config=settings).sequences)
+            assert torch.equal(texts[-1], generated(model, ids(1, 20), **arguments).sequences)
+    texts.append(generated(model, ids(1, 20), **arguments, compile_config=settings).sequences)
+    assert torch.equal(texts[-1], own)
+    assert len({tuple(text[0].tolist()) for text in texts}) == 3
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_nothing_is_left_behind(model_type: str) -> None:
     model = tiny_model(model_type)
     pairs = read_geometry(model.config).pairs
