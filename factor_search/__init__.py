@@ -6,7 +6,7 @@
 
     result = fs.search_factors(model="path/or/hub-id", data="books/*.txt", target_length=32768, out="results")
     print(result.table())
-    with fs.apply_factors(model, fs.load_factors("results/factors.json")):
+    with fs.apply(model, fs.load_factors("results/factors.json")):
         model.generate(...)
 
 The functions are imported from :mod:`factor_search.interface` when they are first used: importing the package, or one
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from factor_search.factors_file import FactorsFile
     from factor_search.interface import (
         SearchResult,
+        apply,
         apply_factors,
         evaluate_factors,
         export_factors,
+        import_factors,
         load_factors,
         save_factors,
         search_factors,
@@ -37,9 +39,11 @@ __all__ = [
     "FactorsFile",
     "SearchResult",
     "__version__",
+    "apply",
     "apply_factors",
     "evaluate_factors",
     "export_factors",
+    "import_factors",
     "load_factors",
     "save_factors",
     "search_factors",

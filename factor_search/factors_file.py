@@ -13,6 +13,8 @@ from factor_search.files.json_documents import explain, read_json, write_json
 from factor_search.model.geometry import Geometry
 
 SCHEMA = "factor-search/factors@1"
+LEAST = 0.99
+"""The smallest factor of a vector that extends the context; the smallest published is 0.998 (MiniCPM4)."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -91,10 +93,10 @@ class FactorsFile(_Part):
             factors = self.factors
         except FactorsError as error:
             raise ValueError(str(error)) from None
-        # A model's own scaling may have a factor slightly below 1 (published longrope vectors do).
+        # A model's own scaling may have factors below 1; published vectors for others go slightly below.
         extends = self.target_length >= self.model.original_length and self.model.base_rope_type == "default"
         for i, value in enumerate(factors.rescale_factors):
-            if extends and value < 1:
+            if extends and value < LEAST:
                 raise ValueError(
                     f"rescale_factors[{i}] is {value}: below 1 it would shorten the context, but the target length is "
                     "not below the original"

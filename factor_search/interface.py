@@ -1,8 +1,7 @@
 """The functions that ``import factor_search`` gives to notebooks and scripts."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from factor_search.export.contract import Exported, Source
+from factor_search.export.reading import read_foreign
 from factor_search.export.registry import export
 from factor_search.export.verification.contract import Scorer
 from factor_search.export.verification.registry import installed_for, scorer_named
@@ -27,8 +27,8 @@ from factor_search.job import run_job
 from factor_search.measure.comparison import first_tokens, loss_difference
 from factor_search.measure.measurement import PasskeyResult, PerplexityResult, measure
 from factor_search.measure.request import GivenDocuments, JobDocuments, MeasurementRequest, Task
+from factor_search.model.application import Application, configuration_of
 from factor_search.model.configuration import read_geometry
-from factor_search.model.injection import Injector
 from factor_search.report.document import build_factors_file, build_report, table
 from factor_search.report.results import write_results
 from factor_search.search.selection import JobResult, JobWatcher
@@ -138,29 +138,48 @@ def evaluate_factors(
     return measure(asked)
 
 
-@contextmanager
-def apply_factors(model: PreTrainedModel, factors: FactorsFile | Factors) -> Iterator[PreTrainedModel]:
-    """Within this context a loaded transformers model computes with the given factors; afterwards it is as before.
+def apply(model: PreTrainedModel, factors: FactorsFile | Factors) -> Application[PreTrainedModel]:
+    """Let a loaded transformers model compute with factors, until ``restore()`` or the end of a ``with`` block.
 
-    Initial tokens and the attention factor are in force as well. One key-value cache must not be used both within and
-    outside the context: it would mix keys rotated with different factors.
+    ::
+
+        with fs.apply(model, factors):
+            model.generate(...)
+
+        applied = fs.apply(model, factors)
+        model.generate(...)
+        applied.restore()
+
+    Initial tokens and the attention factor are in force as well. Without ``restore`` the factors stay in force as long
+    as the model exists. Afterwards the model is as before: no module, buffer or hook differs.
+
+    * Position ids decide which tokens are initial. A call with an attention mask and without position ids gets those
+      that ``generate`` would give, so a left-padded batch is right.
+    * One key-value cache must not be used both with and without the factors: it would mix keys rotated with different
+      factors.
+    * A compiled model is compiled again at its next call, and so is everything else that ``torch.compile`` made in this
+      process.
+    * ``save_pretrained`` writes the model's own configuration, without the factors: use :func:`export_factors`. A copy
+      of the model made meanwhile keeps the factors.
 
     Args:
-        model: a causal language model, on any device.
+        model: a causal language model, on any device; compiled or not.
         factors: of :func:`load_factors`, or a candidate.
 
     Raises:
-        FactorsError: the factors belong to another rotary geometry.
+        FactorsError: the factors belong to another rotary geometry, or the model has factors applied already.
         UnsupportedModelError: the model has no rotary modules that factors can be put into.
     """
-    if isinstance(factors, FactorsFile):
-        geometry = read_geometry(model.config, factors.model.original_length)
-        check_belongs(factors, geometry)
-        candidate = factors.factors
-    else:
-        geometry, candidate = read_geometry(model.config), factors
-    with Injector(model, geometry) as injector, injector.using([candidate]):
-        yield model
+    config = configuration_of(model)
+    if not isinstance(factors, FactorsFile):
+        return Application(model, read_geometry(config), factors)
+    geometry = read_geometry(config, factors.model.original_length)
+    check_belongs(factors, geometry)
+    return Application(model, geometry, factors.factors, factors.target_length)
+
+
+apply_factors = apply
+"""The name of :func:`apply` in earlier versions."""
 
 
 def export_factors(
@@ -263,6 +282,33 @@ def _verified(
     positions = scored_positions(tokens, source.file.model.original_length)
     expected = reference(source, ids, positions)
     return [compare(scorer, path, expected, ids, positions) for scorer in scorers]
+
+
+def import_factors(
+    source: str | Path | Mapping[str, Any] | Sequence[float],
+    *,
+    model: Model | None = None,
+    target_length: int | None = None,
+    trust_remote_code: bool = False,
+) -> FactorsFile:
+    """Read factors from another format.
+
+    Args:
+        source: a model folder, hub id or GGUF file, whose RoPE scaling is read (longrope, yarn, llama3, linear, ...); a
+            config.json; a published table with ``rescale_factors``; a list of numbers as JSON, CSV or .npy. Or what
+            such a file contains.
+        model: the model to which the factors belong; None is the one that the source describes.
+        target_length: tokens for which the factors are; None is what the source says. For longrope, one up to the
+            original length chooses the short list.
+        trust_remote_code: run Python code that comes with a source that is a model.
+
+    Raises:
+        FactorsError: the source has no factors, they do not fit the model, or something is missing; says what.
+        ModelError: a model cannot be read.
+    """
+    origin = ModelSpec(id="-", trust_remote_code=trust_remote_code)
+    spec = None if model is None else _model_spec(model)
+    return read_foreign(source, model=spec, target_length=target_length, origin=origin)
 
 
 def load_factors(file: str | Path) -> FactorsFile:

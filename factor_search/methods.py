@@ -9,6 +9,7 @@ from collections.abc import Callable
 from factor_search.errors import SpecError
 from factor_search.factors import Factors
 from factor_search.model.geometry import Geometry
+from factor_search.model.geometry import longrope_attention_factor as longrope_attention_factor  # beside yarn's
 
 AS_CONFIGURED = "as-configured"
 
@@ -135,11 +136,6 @@ def closed_forms(geometry: Geometry, target_length: int) -> dict[str, Factors]:
 def yarn_attention_factor(scale: float) -> float:
     """YaRN's attention factor is 0.1 ln s + 1 (2309.00071, eq. 22)."""
     return 0.1 * math.log(scale) + 1.0 if scale > 1 else 1.0
-
-
-def longrope_attention_factor(scale: float, original_length: int) -> float:
-    """LongRoPE's attention factor is sqrt(1 + ln s / ln L), as in its published models."""
-    return math.sqrt(1 + math.log(scale) / math.log(original_length)) if scale > 1 else 1.0
 
 
 def _scale(geometry: Geometry, target_length: int) -> float:

@@ -62,7 +62,7 @@ def test_every_family(model_type: str) -> None:
     assert all("forward" not in module.__dict__ for module in model.modules())
 
 
-def test_multi_axis_positions_of_a_multimodal_model() -> None:
+def multimodal() -> PreTrainedModel:
     """Qwen2.5-VL keeps three positions for each token, and its rotations have that axis in front of the batch."""
     config = AutoConfig.for_model("qwen2_5_vl")
     text, vision = config.get_text_config(decoder=True), config.vision_config
@@ -73,7 +73,11 @@ def test_multi_axis_positions_of_a_multimodal_model() -> None:
         setattr(vision, name, 64)
     vision.depth, vision.num_heads, config.image_token_id, config.video_token_id = 1, 4, 95, 96
     torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def test_multi_axis_positions_of_a_multimodal_model() -> None:
+    model = multimodal()
     geometry = read_geometry(model.config)
     probe(model, geometry)
     tokens, rows = ids(3), candidates(geometry)

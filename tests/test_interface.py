@@ -54,9 +54,9 @@ def test_factors_are_applied_to_a_live_model_and_taken_back(
         return computed
 
     before = logits(model)
-    with fs.apply_factors(model, factors) as applied:
+    with fs.apply(model, factors) as applied:
         within = logits(applied)
-    with fs.apply_factors(model, factors.factors):
+    with fs.apply(model, factors.factors):
         assert torch.equal(logits(model), within), "a candidate acts as the file does"
     assert torch.equal(logits(model), before)
     assert not torch.equal(within, before)
@@ -65,7 +65,7 @@ def test_factors_are_applied_to_a_live_model_and_taken_back(
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported").eval()
     torch.testing.assert_close(logits(exported), within, rtol=1e-5, atol=1e-5)
     other = factors.model_copy(update={"model": factors.model.model_copy(update={"rope_theta": 77.0})})
-    with pytest.raises(FactorsError, match="rope_theta"), fs.apply_factors(model, other):
+    with pytest.raises(FactorsError, match="rope_theta"), fs.apply(model, other):
         pass
 
 

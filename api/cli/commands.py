@@ -46,6 +46,7 @@ COMMANDS = {
     "methods": Command("methods", "print the rescale factors of the closed-form methods"),
     "export": Command("export", "write rescale factors in the format of an inference engine"),
     "verify": Command("verify", "show that an installed inference engine computes with rescale factors"),
+    "import": Command("import_factors", "read rescale factors from another format into a factors file"),
     "serve": Command("serve", "run the service: REST interface, dashboard and coordinator", SERVICE_PACKAGES),
     "submit": Command("submit", "submit a search job or an extension plan to a server", CLIENT_PACKAGES),
     "jobs": Command("listing", "list the jobs on a server, newest first", CLIENT_PACKAGES),

@@ -127,3 +127,8 @@ class Geometry:
         initialise = ROPE_INIT_FUNCTIONS[self.base_rope_type]
         inverse, attention_factor = initialise(self.config, None, seq_len=target_length, layer_type=self.layer_type)
         return Factors.of((self.inverse_frequencies() / inverse).tolist(), 0, attention_factor)
+
+
+def longrope_attention_factor(scale: float, original_length: int) -> float:
+    """LongRoPE's attention factor is sqrt(1 + ln s / ln L), as in its published models."""
+    return math.sqrt(1 + math.log(scale) / math.log(original_length)) if scale > 1 else 1.0

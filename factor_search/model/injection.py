@@ -36,6 +36,14 @@ class Site:
     plain_forward: Callable[..., Rotation]
     """The class's forward without the decorator that recomputes frequencies for dynamic RoPE types."""
 
+    @classmethod
+    def of(cls, module: nn.Module, buffer: str, scaling: str, layer_type: str | None) -> "Site":
+        """Describe a rotary module."""
+        return cls(module, buffer, scaling, layer_type, inspect.unwrap(type(module).forward))
+
+    def __reduce__(self) -> Any:
+        return Site.of, (self.module, self.buffer, self.scaling, self.layer_type)  # pickle finds no plain_forward
+
 
 class Injector:
     """Applies candidates to the rotary modules of one model; as a context manager, it restores them exactly.
@@ -113,7 +121,7 @@ class Injector:
             parts = [
                 rotation(row, position_ids if shared else position_ids[..., b : b + 1, :]) for b, row in enumerate(rows)
             ]
-            return _map_tensors(lambda *tensors: torch.cat(tensors, dim=_batch_dim(position_ids, tensors[0])), *parts)
+            return map_tensors(lambda *tensors: torch.cat(tensors, dim=_batch_dim(position_ids, tensors[0])), *parts)
 
         return forward
 
@@ -143,12 +151,12 @@ class Injector:
             if has_scaling:
                 setattr(module, site.scaling, own_scaling)
         if not has_scaling:
-            rotation = _map_tensors(lambda tensor: tensor * factors.attention_factor, rotation)
+            rotation = map_tensors(lambda tensor: tensor * factors.attention_factor, rotation)
         if factors.initial_tokens == 0:
             return rotation
         base = own_forward(x, position_ids, *args, **kwargs)
-        return _map_tensors(
-            lambda kept, rescaled: _where_initial(position_ids, factors.initial_tokens, kept, rescaled), base, rotation
+        return map_tensors(
+            lambda kept, rescaled: where_initial(position_ids, factors.initial_tokens, kept, rescaled), base, rotation
         )
 
 
@@ -170,7 +178,7 @@ def find_sites(decoder: nn.Module, geometry: Geometry) -> list[Site]:
             name, layer_type = ("inv_freq", "attention_scaling"), None
         else:
             continue
-        sites.append(Site(module, *name, layer_type, inspect.unwrap(type(module).forward)))
+        sites.append(Site.of(module, *name, layer_type))
     if not sites:
         raise UnsupportedModelError(
             f"{geometry.architecture} has no rotary module with an inverse-frequency buffer: factors cannot be applied "
@@ -186,7 +194,7 @@ def find_sites(decoder: nn.Module, geometry: Geometry) -> list[Site]:
     return sites
 
 
-def _map_tensors(function: Callable[..., Tensor], *rotations: Rotation) -> Rotation:
+def map_tensors(function: Callable[..., Tensor], *rotations: Rotation) -> Rotation:
     """Apply a function to the tensors of rotations of the same structure."""
     if isinstance(rotations[0], tuple):
         return tuple(function(*tensors) for tensors in zip(*rotations, strict=True))
@@ -198,7 +206,7 @@ def _batch_dim(position_ids: Tensor, rotation: Tensor) -> int:
     return 1 if position_ids.ndim == 3 and rotation.ndim == 4 else 0
 
 
-def _where_initial(position_ids: Tensor, initial_tokens: int, kept: Tensor, rescaled: Tensor) -> Tensor:
+def where_initial(position_ids: Tensor, initial_tokens: int, kept: Tensor, rescaled: Tensor) -> Tensor:
     """Select ``kept`` where position < initial_tokens, and ``rescaled`` elsewhere."""
     positions = position_ids if position_ids.ndim == 2 else position_ids[0]  # (B or 1, T); all axes of a text are equal
     leading = _batch_dim(position_ids, kept)
