@@ -49,8 +49,8 @@ TARGETS = {"linear": 256, "llama3": 512, "yarn": 256, "longrope": 256}
 
 
 def scaled(rope_type: str) -> PreTrainedModel:
-    longest = {} if rope_type == "linear" else {"max_position_embeddings": TARGETS[rope_type]}
-    return tiny_model("llama", vocab_size=257, rope_scaling=SCALINGS[rope_type], **longest)
+    longest = TARGETS[rope_type]
+    return tiny_model("llama", vocab_size=257, rope_scaling=SCALINGS[rope_type], max_position_embeddings=longest)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_the_lists_of_longrope(folder: Callable[[str], Path], tmp_path: Path) ->
     long, short = fs.import_factors(source), fs.import_factors(source, target_length=64)
     assert (long.rescale_factors, short.rescale_factors) == (LONG, SHORT)
     assert long.attention_factor == short.attention_factor == longrope_attention_factor(4, 64)
-    files = fs.export_factors(long, tmp_path / "pair.json", short=short)
+    files = fs.export_factors(long, tmp_path / "pair.json", short=short).files
     pair = json.loads(files[0].read_text())["rope_parameters"]
     assert (pair["long_factor"], pair["short_factor"]) == (LONG, SHORT)
 
@@ -249,7 +249,7 @@ def test_published_vectors(file: Path | None, tmp_path: Path) -> None:
     config = {"model_type": "llama", "head_dim": read.model.rotary_dim, "max_position_embeddings": original}
     written(tmp_path / "config.json", config | {"rope_theta": read.model.rope_theta})
     ours = fs.import_factors(file, model=str(tmp_path))
-    exported = fs.export_factors(ours, tmp_path / "exported.json")
+    exported = fs.export_factors(ours, tmp_path / "exported.json").files
     again = fs.import_factors(exported[0], target_length=max(read.target_length, original + 1))
     assert again.factors == read.factors
     fs.save_factors(ours, tmp_path / "factors.json")

@@ -60,7 +60,7 @@ def test_factors_are_applied_to_a_live_model_and_taken_back(
         assert torch.equal(logits(model), within), "a candidate acts as the file does"
     assert torch.equal(logits(model), before)
     assert not torch.equal(within, before)
-    files = fs.export_factors(factors, tmp_path / "exported")
+    files = fs.export_factors(factors, tmp_path / "exported").files
     assert tmp_path / "exported" / "config.json" in files
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported").eval()
     torch.testing.assert_close(logits(exported), within, rtol=1e-5, atol=1e-5)
