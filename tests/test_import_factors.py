@@ -82,8 +82,7 @@ def test_factors_as_configured_compute_what_the_plain_model_computes(
     """On the scaled model and on one without scaling; bit for bit, unless no float32 factor gives a frequency."""
     model = AutoModelForCausalLM.from_pretrained(folder(rope_type)).eval()
     file = fs.import_factors(folder(rope_type))
-    assert (file.target_length, file.model.original_length) == (TARGETS[rope_type], 64)
-    assert file.model.base_rope_type == rope_type
+    assert (file.model.base_rope_type, file.scale) == (rope_type, SCALINGS[rope_type]["factor"])
     tokens = torch.randint(3, 250, (1, 200), generator=torch.Generator().manual_seed(1))
     close = {"rtol": 0, "atol": 0 if rope_type in ("linear", "longrope") else 5e-5}
     unscaled = tiny_model("llama", vocab_size=257)
@@ -183,6 +182,9 @@ LISTS: dict[str, Callable[[Path], Path]] = {
     "one a line.csv": lambda file: save(file, "\n".join(map(str, LONG)) + "\n"),
     "in a line.csv": lambda file: save(file, ", ".join(map(str, LONG))),
     "rows.csv": lambda file: save(file, "\n".join([",".join(map(str, LONG))] * 3)),
+    "spaces.csv": lambda file: save(file, " ".join(map(str, LONG)) + " \n"),
+    "column.json": lambda file: written(file, [[number] for number in LONG]),
+    "column.npy": lambda file: save_array(file, np.array(LONG)[:, None]),
     "list.txt": lambda file: save(file, "\r\n".join(map(str, LONG))),
     "list.npy": lambda file: save_array(file, np.array(LONG)),
     "rows.npy": lambda file: save_array(file, np.array([LONG, LONG])),
@@ -302,16 +304,21 @@ def test_what_cannot_be_read(name: str, checkpoint: Path, tmp_path: Path) -> Non
     assert "given.json" in str(caught.value) or isinstance(caught.value, ModelError)
 
 
+NUMBER = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (), }".ljust(127) + b"\n" + bytes(8)
+"""A .npy file of one number."""
 FILES: dict[str, tuple[bytes, str]] = {
     "empty.json": (b"", "not JSON"),
     "text.json": (b'"path/or/hub-id"', "holds no factors"),
     "bytes.json": (b"\xff\xfe", "not UTF-8"),
     "words.csv": (b"1.0,two,3.0", "something other than numbers"),
-    "bytes.csv": (b"\xff\xfe\x00", "not a text file"),
+    "bytes.csv": (b"\xff\xfe\x00", "not UTF-8 text"),
     "empty.csv": (b"\n \n", "holds no factors"),
     "zeros.txt": (b"0\n" * 8, "is 0.0"),
     "broken.npy": (b"\x93NUMPY\x01", "not a .npy file"),
     "words.npy": (b"hello", "not a .npy file"),
+    "zip.npy": (b"PK\x03\x04", "not a .npy file"),
+    "one.npy": (NUMBER, "holds no factors"),
+    "report.json": (b'{"schema": "factor-search/report@1", "rescale_factors": [1]}', "unknown schema"),
     "large.json": (b" " * (2**24 + 1), "more than 16 MiB"),
 }
 

@@ -1,6 +1,6 @@
 """Reads factors from other formats: configurations, published tables, lists of numbers, model folders, GGUF files."""
 
-import csv
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -119,7 +119,7 @@ def _of_document(content: Any, name: str, target_length: int | None, origin: Mod
         content = content.tolist() if hasattr(content, "tolist") else content  # an array or a tensor
         return _Found(rescale_factors=_vector(content, name))
     document = dict(content)
-    if document.get("schema") == SCHEMA:
+    if "schema" in document:
         return _of_factors_file(document, name)
     if "rescale_factors" in document:
         return _of_table(document, name)
@@ -137,23 +137,22 @@ def _numpy_array(file: Path) -> Any:
     import numpy as np
 
     try:
-        return np.load(file, allow_pickle=False).tolist()
-    except (ValueError, EOFError) as error:
+        with file.open("rb") as stream:
+            return np.lib.format.read_array(stream, allow_pickle=False).tolist()
+    except (ValueError, EOFError, MemoryError) as error:
         raise FactorsError(f"{file} is not a .npy file of numbers: {error}") from None
 
 
-def _rows(file: Path) -> list[Any]:
-    """Return the numbers of a file, one row a line: numbers of one line, or one number a line, are a vector."""
+def _rows(file: Path) -> list[list[float]]:
+    """Return the numbers of a text file by line; commas, semicolons and spaces separate them."""
     try:
-        with file.open(encoding="utf-8", newline="") as stream:
-            rows = [[cell for cell in row if cell.strip()] for row in csv.reader(stream)]
-    except (UnicodeDecodeError, csv.Error):
-        raise FactorsError(f"{file} is not a text file with numbers") from None
-    try:
-        numbers = [[float(cell) for cell in row] for row in rows if row]
+        lines = file.read_text(encoding="utf-8").splitlines()
+        rows = [[float(cell) for cell in re.split(r"[\s,;]+", line.strip(" \t,;")) if cell] for line in lines]
+    except UnicodeDecodeError:
+        raise FactorsError(f"{file} is not UTF-8 text") from None
     except ValueError as error:
         raise FactorsError(f"{file} has something other than numbers: {error}") from None
-    return [row[0] for row in numbers] if all(len(row) == 1 for row in numbers) else numbers
+    return [row for row in rows if row]
 
 
 def _vector(content: Any, name: str) -> list[float]:
@@ -164,6 +163,8 @@ def _vector(content: Any, name: str) -> list[float]:
     """
     rows = content if isinstance(content, list | tuple) else None
     if rows and all(isinstance(row, list | tuple) for row in rows):
+        if all(len(row) == 1 for row in rows):  # a column
+            rows = [[row[0] for row in rows]]
         if any(row != rows[0] for row in rows):
             raise FactorsError(f"{name} has different factors for each layer, which no model here can be given")
         rows = rows[0]
