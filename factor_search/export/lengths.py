@@ -56,25 +56,30 @@ def lengths_for(attention_factor: float, target_length: int, original_length: in
 
     Args:
         attention_factor: a, at least 1.
-        target_length: the least ``max_position_embeddings``, in tokens; the result's is at most twice that, or exact.
+        target_length: the least ``max_position_embeddings``, in tokens.
         original_length: the model's own original length, which is tried first.
 
     Returns:
-        The first pair whose attention factor differs by less than :data:`PRECISION`, or else the nearest pair.
+        A pair whose attention factor differs by less than :data:`PRECISION`, with the least window; or else the
+        nearest pair with a window below twice the target length. Where all those differ by more than
+        :data:`REPORTED`, since o is small for a large a, o = L with the window m = L^(a^2).
     """
-    best, least = Lengths(target_length, target_length), math.inf
-    for lengths in _candidates(attention_factor, target_length, original_length):
-        error = abs(lengths.attention_factor / attention_factor - 1)
-        if error < least:
-            best, least = lengths, error
-        if error < PRECISION:
-            break
-    return best
+
+    def error(lengths: Lengths) -> float:
+        return abs(lengths.attention_factor / attention_factor - 1)
+
+    nearest = Lengths(target_length, original_length)
+    for lengths in _windows(attention_factor, target_length):
+        if error(nearest) < PRECISION:
+            return nearest
+        nearest = min(nearest, lengths, key=error)
+    if error(nearest) > REPORTED:
+        window = round(min(original_length ** (attention_factor**2), 2.0**53))
+        return min(nearest, Lengths(max(window, target_length), original_length), key=error)
+    return nearest
 
 
-def _candidates(a: float, target_length: int, original_length: int) -> Iterator[Lengths]:
-    yield Lengths(target_length, original_length)
+def _windows(a: float, target_length: int) -> Iterator[Lengths]:
     yield Lengths(target_length, target_length)  # a = 1
     for maximum in range(target_length, target_length + min(target_length, _SEARCHED)):
         yield Lengths(maximum, max(round(maximum ** (1 / a**2)), 2))
-    yield Lengths(max(round(min(original_length ** (a**2), 2.0**53)), target_length), original_length)

@@ -10,7 +10,7 @@ from factor_search.export.huggingface import HuggingFace
 
 def static(source: Source) -> Source:
     """The factors for long inputs, for all inputs."""
-    return replace(source, short=None)
+    return source if source.short is None else replace(source, short=None)
 
 
 def switching_limit(source: Source, reason: str) -> list[Limit]:

@@ -135,8 +135,8 @@ class _Tables:
             np.arctan2(sin[1], cos[1]), plain, rtol=0.02, atol=1e-3
         ):
             raise ExportError(
-                f"the tables in {self.file} do not rotate with the rope_theta of {file.model.id}: the factors belong to "
-                "another model, or the folder has factors already; give the folder as the builder made it"
+                f"the tables in {self.file} do not rotate with the rope_theta of {file.model.id}: the factors belong "
+                "to another model, or the folder has factors already; give the folder as the builder made it"
             )
 
     def replace(self, file: FactorsFile) -> None:
