@@ -37,7 +37,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ("llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "granite", "smollm3")},
     "apertus": ("apertus", {"mlp_bias": False, "post_norm": False, "qk_norm": True}),
     "dots1": ("dots1", HEAD | EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}),
-    "gemma3_text": ("gemma3_text", {}),
+    "gemma3_text": (
+        "gemma3_text",
+        {
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5_000.0},
+                "full_attention": {"rope_type": "default", "rope_theta": 500_000.0},
+            },
+        },
+    ),
     "granitemoe": ("granitemoe", MIXTURE),
     "olmoe": ("olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
     "seed_oss": ("seed_oss", HEAD),
@@ -83,9 +92,17 @@ def test_mlx_computes_with_the_factors(model_type: str, overrides: dict[str, Any
     exported = export("mlx", source, tmp_path / "out")
     theirs = scored_by_mlx(tmp_path / "out")
     assert largest_difference(theirs, log_probabilities(model, source.file.factors)) <= 1e-4
-    assert largest_difference(theirs, log_probabilities(model, None)) > 0.1  # in gemma3_text one layer is rescaled
+    assert largest_difference(theirs, log_probabilities(model, None)) > 0.1  # in gemma3_text two layers are rescaled
     assert exported.command == f"mlx_lm.generate --model {tmp_path / 'out'} --prompt Hello"
     assert exported.files[0] == tmp_path / "out" / "config.json"
+
+
+def test_scores_are_in_float32_whatever_the_files_have(tmp_path: Path) -> None:
+    model = tiny_model("llama").bfloat16()
+    source = source_of(model, tmp_path / "model")
+    export("mlx", source, tmp_path / "out")
+    ours = log_probabilities(model.float(), source.file.factors)
+    assert largest_difference(scored_by_mlx(tmp_path / "out"), ours) <= 1e-4
 
 
 def test_every_accepted_type_is_run() -> None:
