@@ -247,10 +247,10 @@ def test_overrides_of_multi_modal_models_are_in_the_text_part(tmp_path: Path) ->
         ("vllm", "deepseek_v3", "rotates neighbouring dimensions"),
         ("vllm", "ernie4_5", "rotates neighbouring dimensions"),
         ("vllm", "gpt_oss", "composes the RoPE parameters"),
-        ("sglang", "mixtral", "SGLang 0.5.23 is not known to compute with factors for models of type 'mixtral'"),
-        ("sglang", "deepseek_v3", "models of type 'deepseek_v3'"),
-        ("exllamav3", "cohere", "ExLlamaV3 1.6 is not known to compute with factors for models of type 'cohere'"),
-        ("tensorrt-llm", "qwen3", "TensorRT-LLM 1.2 is not known to compute with factors for models of type 'qwen3'"),
+        ("sglang", "mixtral", "SGLang 0.5.23 is not known to compute with factors for models of type mixtral"),
+        ("sglang", "deepseek_v3", "models of type deepseek_v3"),
+        ("exllamav3", "cohere", "ExLlamaV3 1.6 is not known to compute with factors for models of type cohere"),
+        ("tensorrt-llm", "qwen3", "TensorRT-LLM 1.2 is not known to compute with factors for models of type qwen3"),
     ],
 )
 def test_models_that_an_engine_computes_otherwise(format: str, model_type: str, reason: str, tmp_path: Path) -> None:

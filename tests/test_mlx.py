@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from factor_search.errors import ExportError, VerificationError
 from factor_search.export.contract import Source
@@ -97,6 +97,44 @@ def test_mlx_computes_with_the_factors(model_type: str, overrides: dict[str, Any
     assert exported.files[0] == tmp_path / "out" / "config.json"
 
 
+TEXT = HEAD | {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+MULTI_MODAL: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "gemma3": (
+        {"query_pre_attn_scalar": 16, "sliding_window": 8, "num_hidden_layers": 6},
+        {},
+        {"mm_tokens_per_image": 4},
+    ),
+    "mistral3": ({"model_type": "mistral", "num_hidden_layers": 2}, {"model_type": "pixtral", "head_dim": 16}, {}),
+}
+
+
+@pytest.mark.parametrize("model_type", MULTI_MODAL)
+def test_the_text_part_of_multi_modal_models(model_type: str, tmp_path: Path) -> None:
+    text, vision, whole = MULTI_MODAL[model_type]
+    config = AutoConfig.for_model(
+        model_type,
+        text_config=TEXT
+        | {"max_position_embeddings": 64, "num_key_value_heads": 2, "tie_word_embeddings": False}
+        | text,
+        vision_config=VISION | {"image_size": 28, "patch_size": 14} | vision,
+        image_token_index=96,
+        tie_word_embeddings=False,
+        **whole,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config).eval().float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                torch.nn.init.normal_(parameter, std=0.15)
+    source = source_of(model, tmp_path / "model")
+    export("mlx", source, tmp_path / "out")
+    theirs = scored_by_mlx(tmp_path / "out")
+    assert largest_difference(theirs, log_probabilities(model, source.file.factors)) <= 1e-4
+    assert largest_difference(theirs, log_probabilities(model, None)) > 0.1
+
+
 def test_scores_are_in_float32_whatever_the_files_have(tmp_path: Path) -> None:
     model = tiny_model("llama").bfloat16()
     source = source_of(model, tmp_path / "model")
@@ -106,7 +144,7 @@ def test_scores_are_in_float32_whatever_the_files_have(tmp_path: Path) -> None:
 
 
 def test_every_accepted_type_is_run() -> None:
-    assert {model_type for model_type, _ in MODELS.values()} == ACCEPTED
+    assert {model_type for model_type, _ in MODELS.values()} | set(MULTI_MODAL) == ACCEPTED
 
 
 @pytest.mark.parametrize("attention_factor", [1.0, 1.02, 1.1547, 1.4])
@@ -137,9 +175,7 @@ def test_a_configuration_of_transformers_5_alone_is_ignored(tmp_path: Path) -> N
 )
 def test_models_that_compute_something_else_are_refused(model_type: str, tmp_path: Path) -> None:
     source = source_of(tiny_model(model_type), tmp_path / "model")
-    with pytest.raises(
-        ExportError, match=rf"models of type '{model_type}', only for apertus, .*: export another format"
-    ):
+    with pytest.raises(ExportError, match=rf"models of type {model_type}, only for apertus, .*: export another format"):
         export("mlx", source, tmp_path / "out", nearest=True)
     assert not (tmp_path / "out").exists()
 

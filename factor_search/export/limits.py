@@ -63,10 +63,11 @@ def check_computes(source: Source, engine: str, accepted: Collection[str]) -> No
     Raises:
         ExportError: it does not, or is not known to.
     """
-    if (model_type := source.config.model_type) not in accepted:
+    kinds = {source.config.model_type, source.geometry.config.model_type}  # of the whole, and of its text part
+    if not kinds <= set(accepted):
         raise ExportError(
-            f"{engine} is not known to compute with factors for models of type {model_type!r}, only for "
-            f"{', '.join(sorted(accepted))}: export another format"
+            f"{engine} is not known to compute with factors for models of type {' with '.join(sorted(kinds))}, only "
+            f"for {', '.join(sorted(accepted))}: export another format"
         )
 
 

@@ -19,17 +19,19 @@ from factor_search.export.contract import Engine, Exported, Limit, Source
 from factor_search.export.huggingface import initial_tokens_limit
 from factor_search.export.lengths import Lengths, lengths_for
 from factor_search.export.limits import attention_factor_limit, check_computes, check_configuration, switching_limit
-from factor_search.export.model_folder import configuration_with_lengths, shell_command, write_model_folder
+from factor_search.export.model_folder import configuration_with_lengths, shell_command, text_part, write_model_folder
 
 ACCEPTED = frozenset(
     {
         "apertus",
         "dots1",
+        "gemma3",
         "gemma3_text",
         "granite",
         "granitemoe",
         "llama",
         "mistral",
+        "mistral3",
         "olmo2",
         "olmoe",
         "phi3",
@@ -66,10 +68,12 @@ class MLX(Engine):
     def document(self, source: Source) -> dict[str, Any]:
         """The configuration."""
         content = configuration_with_lengths(source, _lengths(source))
+        name, text = text_part(content, source)
+        if name is not None:  # gemma3.py takes a default of its own otherwise
+            content["vocab_size"] = text["vocab_size"]
         if source.geometry.layer_type is not None:  # gemma3_text.py reads the other layers' RoPE and their order so
-            kinds = content["layer_types"]
-            content["sliding_window_pattern"] = kinds.index(source.geometry.layer_type) + 1
-            content["rope_local_base_freq"] = content["rope_parameters"]["sliding_attention"]["rope_theta"]
+            text["sliding_window_pattern"] = text["layer_types"].index(source.geometry.layer_type) + 1
+            text["rope_local_base_freq"] = text["rope_parameters"]["sliding_attention"]["rope_theta"]
         return content
 
     def write(self, source: Source, out: Path) -> Exported:

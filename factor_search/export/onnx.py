@@ -32,8 +32,13 @@ if TYPE_CHECKING:
 SETTINGS = "genai_config.json"
 TABLES = "rotary_tables.data"
 """The file beside the model that holds the new tables."""
-_TABLE_INPUTS = {"GroupQueryAttention": (7, 8), "RotaryEmbedding": (2, 3), "PagedAttention": (8, 9)}
-"""Where the operators of ONNX Runtime (domain com.microsoft) take cos and sin."""
+_TABLE_INPUTS = {
+    ("com.microsoft", "GroupQueryAttention"): (7, 8),
+    ("com.microsoft", "PagedAttention"): (8, 9),
+    ("com.microsoft", "RotaryEmbedding"): (2, 3),
+    ("", "RotaryEmbedding"): (1, 2),
+}
+"""Where operators take cos and sin, by domain and name."""
 
 
 class ONNX(Engine):
@@ -201,7 +206,7 @@ def _table_names(graph: "GraphProto") -> set[tuple[str, str]]:
     return {
         (node.input[cos], node.input[sin])
         for node in graph.node
-        for cos, sin in [_TABLE_INPUTS.get(node.op_type, (0, 0))]
+        for cos, sin in [_TABLE_INPUTS.get((node.domain, node.op_type), (0, 0))]
         if cos and len(node.input) > sin and node.input[cos] and node.input[sin]
     }
 

