@@ -77,7 +77,8 @@ def differences(engine: str, format: str, model_type: str) -> tuple[float, float
     def ours(rows: list[Factors]) -> torch.Tensor:
         with torch.inference_mode(), Injector(model, geometry) as injector, injector.using(rows):
             logits = model(input_ids=ids).logits[0].log_softmax(-1)
-        return logits[:-1].gather(1, ids[0, 1:, None])[:, 0]
+        chosen: torch.Tensor = logits[:-1].gather(1, ids[0, 1:, None])[:, 0]
+        return chosen
 
     scaled, plain = ours([factors]), ours([])
     return (theirs - scaled).abs().max().item(), (theirs - plain).abs().max().item()
@@ -113,9 +114,8 @@ def main() -> None:
                 failed = True
                 print(f"{model_type:14} {format:12} {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
                 continue
-            difference, unscaled = result[0]
-            failed |= not float(difference) <= 1e-4 < 0.1 < float(unscaled)
-            print(f"{model_type:14} {format:12} {difference:>17} {unscaled:>9}", flush=True)
+            failed |= not float(result[0][0]) <= 1e-4 < 0.1 < float(result[0][1])
+            print(f"{model_type:14} {format:12} {result[0][0]:>17} {result[0][1]:>9}", flush=True)
     sys.exit(failed)
 
 
