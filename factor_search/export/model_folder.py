@@ -1,6 +1,7 @@
-"""Writes a model folder: a new configuration with all other files of a checkpoint."""
+"""Writes what exports consist of: a model folder with a new configuration, any other folder, or one JSON document."""
 
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -43,32 +44,51 @@ def write_model_folder(
             f"{checkpoint} is a GGUF file, which this format does not take: export with --format gguf, or give the "
             "folder of the model as --model"
         )
+
+    def fill(folder: Path) -> None:
+        for item in sorted(checkpoint.iterdir()):
+            if item.is_file() and item.name != CONFIGURATION:
+                link_or_copy(item, folder / item.name)
+        _adjust_tokenizer(folder / "tokenizer_config.json", target_length)
+        write_json(folder / CONFIGURATION, content, finite=False)  # Falcon-H1 has an infinite limit
+        if check is not None:
+            check(folder)
+
+    return sorted(write_folder(out, fill), key=lambda file: file.name != CONFIGURATION)
+
+
+def write_folder(out: Path, fill: Callable[[Path], None]) -> list[Path]:
+    """Write a folder, whole or not at all.
+
+    Args:
+        out: the folder to write.
+        fill: writes all files into an empty folder beside it.
+
+    Returns:
+        The files written.
+
+    Raises:
+        OutputError: a file cannot be written, or ``out`` is a folder that is not empty.
+    """
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise OutputError(f"{out} is not empty: choose another --out")
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as staging:
-            folder = Path(staging, "model")
-            folder.mkdir()
-            _fill(folder, content, checkpoint, target_length)
-            if check is not None:
-                check(folder)
-            folder.rename(out)
+        partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        try:
+            fill(partial)
+            partial.chmod(0o755)
+            os.replace(partial, out)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error.strerror or error}") from None
-    names = sorted(item.name for item in out.iterdir() if item.name != CONFIGURATION)
-    return [out / CONFIGURATION, *(out / name for name in names)]
+    return sorted(out.iterdir())
 
 
-def _fill(folder: Path, content: dict[str, Any], checkpoint: Path, target_length: int) -> None:
-    for item in sorted(checkpoint.iterdir()):
-        if item.is_file() and item.name != CONFIGURATION:
-            _place(item, folder / item.name)
-    _adjust_tokenizer(folder / "tokenizer_config.json", target_length)
-    write_json(folder / CONFIGURATION, content, finite=False)  # Falcon-H1 has an infinite limit
-
-
-def _place(item: Path, destination: Path) -> None:
+def link_or_copy(item: Path, destination: Path) -> None:
+    """Copy a small file or a JSON; link a large one, so that it takes no space."""
     if item.suffix == ".json" or item.stat().st_size < 2**20:
         shutil.copyfile(item, destination)
         return
@@ -76,6 +96,31 @@ def _place(item: Path, destination: Path) -> None:
         os.link(item.resolve(), destination)
     except OSError:  # another file system
         os.symlink(item.resolve(), destination)
+
+
+def write_document(content: dict[str, Any], out: Path, name: str) -> Path:
+    """Write one JSON document.
+
+    Args:
+        content: the document.
+        out: a file name that ends in ``.json``, or a folder.
+        name: the name of the document in a folder.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    file = out if out.suffix == ".json" else out / name
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {file}: {error.strerror or error}") from None
+    write_json(file, content)
+    return file
+
+
+def shell_command(*words: str | int | Path) -> str:
+    """Join the words of a command, each quoted for a shell."""
+    return shlex.join(str(word) for word in words)
 
 
 def _adjust_tokenizer(file: Path, target_length: int) -> None:
