@@ -1,6 +1,6 @@
 """Reads factors from other formats: configurations, published tables, lists of numbers, model folders, GGUF files."""
 
-import re
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,19 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from factor_search.errors import FactorsError, ModelLoadError
+from factor_search.errors import FactorsError, ModelLoadError, one_line
+from factor_search.export.foreign_files import ACCEPTED, document_of, number, tokens, vector
 from factor_search.factors_file import SCHEMA, FactorsFile, FactorsModel, parse_factors
-from factor_search.files.json_documents import read_json, write_json
 from factor_search.model.geometry import longrope_attention_factor
 from factor_search.spec import ModelSpec, looks_local
 
-ACCEPTED = (
-    "a model folder, a hub id or a GGUF file; a config.json; a factors.json; a JSON table with rescale_factors or "
-    "long_factor; or a list of numbers as JSON, CSV or .npy"
-)
-LARGEST = 1e30
-"""Of all numbers: larger ones are not meant, and some do not fit into a float."""
-LARGEST_BYTES = 2**24
 DEEPEST = 4
 """Largest number of dictionaries around ``long_factor``."""
 
@@ -66,7 +59,7 @@ def read_foreign(
     if isinstance(source, str | Path) and _is_model(source):
         found = _of_model(origin.model_copy(update={"id": name}), name, target_length)
     else:
-        found = _of_document(_document(source), name, target_length, origin, known_model=model is not None)
+        found = _of_document(document_of(source), name, target_length, origin, known_model=model is not None)
     if origin.original_length is not None:
         told = {"original_length": origin.original_length}
         found = replace(found, original_length=origin.original_length, model=found.model | told)
@@ -92,32 +85,11 @@ def _is_model(source: str | Path) -> bool:
     return True
 
 
-def _document(source: Any) -> Any:
-    """Return the content of a file; what is not the name of one is the content already.
-
-    Raises:
-        FactorsError: the file cannot be read.
-    """
-    if not isinstance(source, str | Path):
-        return source
-    path = Path(source)
-    try:
-        if path.stat().st_size > LARGEST_BYTES:
-            raise FactorsError(f"{path} has more than {LARGEST_BYTES // 2**20} MiB: factors are read from {ACCEPTED}")
-        if path.suffix == ".npy":
-            return _numpy_array(path)
-        if path.suffix in (".csv", ".txt"):
-            return _rows(path)
-    except OSError as error:
-        raise FactorsError(f"cannot read {path}: {error.strerror or error}") from None
-    return read_json(path, FactorsError)
-
-
 def _of_document(content: Any, name: str, target_length: int | None, origin: ModelSpec, known_model: bool) -> _Found:
     """Read the factors of a document, whose keys say what it is."""
     if not isinstance(content, Mapping):
         content = content.tolist() if hasattr(content, "tolist") else content  # an array or a tensor
-        return _Found(rescale_factors=_vector(content, name))
+        return _Found(rescale_factors=vector(content, name))
     document = dict(content)
     if "schema" in document:
         return _of_factors_file(document, name)
@@ -131,49 +103,6 @@ def _of_document(content: Any, name: str, target_length: int | None, origin: Mod
         if not known_model or not list(_holders(document, DEEPEST)):
             raise
         return _of_part_of_configuration(document, name, target_length)  # transformers does not know the model
-
-
-def _numpy_array(file: Path) -> Any:
-    import numpy as np
-
-    try:
-        with file.open("rb") as stream:
-            return np.lib.format.read_array(stream, allow_pickle=False).tolist()
-    except (ValueError, EOFError, MemoryError) as error:
-        raise FactorsError(f"{file} is not a .npy file of numbers: {error}") from None
-
-
-def _rows(file: Path) -> list[list[float]]:
-    """Return the numbers of a text file by line; commas, semicolons and spaces separate them."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        rows = [[float(cell) for cell in re.split(r"[\s,;]+", line.strip(" \t,;")) if cell] for line in lines]
-    except UnicodeDecodeError:
-        raise FactorsError(f"{file} is not UTF-8 text") from None
-    except ValueError as error:
-        raise FactorsError(f"{file} has something other than numbers: {error}") from None
-    return [row for row in rows if row]
-
-
-def _vector(content: Any, name: str) -> list[float]:
-    """Return a list of numbers; of rows that are equal, as LongRoPE has one for each layer, the first.
-
-    Raises:
-        FactorsError: it is something else.
-    """
-    rows = content if isinstance(content, list | tuple) else None
-    if rows and all(isinstance(row, list | tuple) for row in rows):
-        if all(len(row) == 1 for row in rows):  # a column
-            rows = [[row[0] for row in rows]]
-        if any(row != rows[0] for row in rows):
-            raise FactorsError(f"{name} has different factors for each layer, which no model here can be given")
-        rows = rows[0]
-    if not rows:
-        raise FactorsError(f"{name} holds no factors: they are read from {ACCEPTED}")
-    for i, value in enumerate(rows):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST < value < LARGEST:
-            raise FactorsError(f"{name}: factor {i} is {value!r:.40}, not a number above 0")
-    return [float(value) for value in rows]
 
 
 def _of_factors_file(document: dict[str, Any], name: str) -> _Found:
@@ -193,18 +122,18 @@ def _of_table(document: dict[str, Any], name: str) -> _Found:
     """Read a published table: ``rescale_factors`` with as much of its model, target length and so on as it has."""
     theirs = document.get("model")
     theirs = theirs if isinstance(theirs, dict) else {}
-    original = _tokens(theirs.get("original_length", document.get("original_length")), "original_length", name)
+    original = tokens(theirs.get("original_length", document.get("original_length")), "original_length", name)
     known = {
         "id": theirs.get("id", theirs.get("name", document.get("name"))),
-        "rope_theta": _number(theirs.get("rope_theta"), "rope_theta", name),
+        "rope_theta": number(theirs.get("rope_theta"), "rope_theta", name),
         "rotary_dim": theirs.get("rotary_dim", theirs.get("head_dim")),
         "original_length": original,
     }
     return _Found(
-        rescale_factors=_vector(document["rescale_factors"], name),
+        rescale_factors=vector(document["rescale_factors"], name),
         initial_tokens=document.get("initial_tokens", 0),
-        attention_factor=_number(document.get("attention_factor"), "attention_factor", name),
-        target_length=_tokens(document.get("target_length"), "target_length", name),
+        attention_factor=number(document.get("attention_factor"), "attention_factor", name),
+        target_length=tokens(document.get("target_length"), "target_length", name),
         original_length=original,
         model={key: value for key, value in known.items() if value is not None},
     )
@@ -216,19 +145,19 @@ def _of_part_of_configuration(document: dict[str, Any], name: str, target_length
     if not holders:
         raise FactorsError(f"{name} has neither rescale_factors nor long_factor: factors are read from {ACCEPTED}")
     scaling, found = holders[0], {key: value for holder in reversed(holders) for key, value in holder.items()}
-    original = _tokens(found.get("original_max_position_embeddings"), "original_max_position_embeddings", name)
-    longest = _number(found.get("max_position_embeddings"), "max_position_embeddings", name)
-    factor = _number(scaling.get("factor"), "factor", name)
+    original = tokens(found.get("original_max_position_embeddings"), "original_max_position_embeddings", name)
+    longest = number(found.get("max_position_embeddings"), "max_position_embeddings", name)
+    factor = number(scaling.get("factor"), "factor", name)
     if longest is None and factor is not None and original is not None:
         longest = factor * original
     attention = scaling.get("attention_factor", scaling.get("long_mscale"))
     if attention is None and factor is not None and original is not None:
         attention = longrope_attention_factor(factor, original)
     short = original is not None and target_length is not None and target_length <= original
-    rope_theta = _number(found.get("rope_theta"), "rope_theta", name)
+    rope_theta = number(found.get("rope_theta"), "rope_theta", name)
     return _Found(
-        rescale_factors=_vector(scaling.get("short_factor") if short else scaling["long_factor"], name),
-        attention_factor=_number(attention, "attention_factor", name),
+        rescale_factors=vector(scaling.get("short_factor") if short else scaling["long_factor"], name),
+        attention_factor=number(attention, "attention_factor", name),
         target_length=None if longest is None else round(longest),
         original_length=original,
         model={} if rope_theta is None else {"rope_theta": rope_theta},
@@ -247,7 +176,10 @@ def _of_whole_configuration(
     if path.name == "config.json":
         return _of_model(origin.model_copy(update={"id": str(path.parent)}), name, target_length)
     with tempfile.TemporaryDirectory() as folder:
-        write_json(Path(folder) / "config.json", document)
+        try:
+            (Path(folder) / "config.json").write_text(json.dumps(document), encoding="utf-8")
+        except (TypeError, ValueError) as error:
+            raise FactorsError(f"{name} is not a JSON document: {error}") from None
         try:
             found = _of_model(origin.model_copy(update={"id": folder}), name, target_length)
         except ModelLoadError as error:
@@ -262,13 +194,18 @@ def _of_model(spec: ModelSpec, name: str, target_length: int | None) -> _Found:
     from factor_search.model.configuration import read_geometry
     from factor_search.model.loading import load_config
 
-    geometry = read_geometry(load_config(spec), spec.original_length)
+    config = load_config(spec)
+    try:
+        geometry = read_geometry(config, spec.original_length)
+        target = target_length or default_target_length(geometry)
+        model = FactorsModel.of(spec.id, spec.revision, geometry).model_dump()
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FactorsError(f"{name}: the configuration is broken: {one_line(error)}") from None
     if "dynamic" in geometry.base_rope_type and target_length is None:
         raise FactorsError(
             f"{name} has dynamic RoPE, whose factors depend on the length of the input: give the target length "
             "(--target-length) for which they are wanted"
         )
-    target = target_length or default_target_length(geometry)
     with _named(name):
         factors = as_configured(geometry, target)
     return _Found(
@@ -276,7 +213,7 @@ def _of_model(spec: ModelSpec, name: str, target_length: int | None) -> _Found:
         attention_factor=factors.attention_factor,
         target_length=target,
         original_length=geometry.original_length,
-        model=FactorsModel.of(spec.id, spec.revision, geometry).model_dump(),
+        model=model,
     )
 
 
@@ -346,21 +283,6 @@ def _holders(document: dict[str, Any], depth: int) -> Iterator[dict[str, Any]]:
             yield from found
             yield document
             return
-
-
-def _number(value: Any, key: str, name: str) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < LARGEST:
-        raise FactorsError(f"{name}: {key} is {value!r:.40}, not a number above 0")
-    return float(value)
-
-
-def _tokens(value: Any, key: str, name: str) -> int | None:
-    number = _number(value, key, name)
-    if number is None or number.is_integer():
-        return None if number is None else int(number)
-    raise FactorsError(f"{name}: {key} is {value!r:.40}, not a whole number of tokens")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from factor_search.errors import FactorsError
+from factor_search.errors import FactorsError, one_line
 from factor_search.factors import Factors
 from factor_search.model.geometry import Geometry
 
@@ -32,9 +32,9 @@ def as_configured(geometry: Geometry, target_length: int) -> Factors:
     """
     try:
         return _as_configured(geometry, target_length)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # of transformers, which checks nothing itself
+    except (ArithmeticError, KeyError, TypeError, ValueError, RuntimeError) as error:  # transformers checks little
         raise FactorsError(
-            f"the parameters of RoPE type {geometry.base_rope_type!r} are not complete or do not fit: {error}"
+            f"the parameters of RoPE type {geometry.base_rope_type!r} are not complete or do not fit: {one_line(error)}"
         ) from None
 
 
