@@ -157,7 +157,7 @@ def test_exllamav3_computes_the_factors(attention_factor: float, tmp_path: Path)
 
 def test_tensorrt_llm_computes_the_factors_with_the_formula_only(llama: Source, tmp_path: Path) -> None:
     formula = math.sqrt(1 + math.log(4) / math.log(64))
-    with pytest.raises(ExportError, match=r"1.17, and TensorRT-LLM .* \(the nearest is the formula's, 1.1547\)"):
+    with pytest.raises(ExportError, match=r"1.17, and TensorRT-LLM .*; the nearest is the formula's, 1.1547: "):
         export("tensorrt-llm", llama, tmp_path / "exported.json")
     export("tensorrt-llm", llama, tmp_path / "exported.json", nearest=True)
     content = json.loads((tmp_path / "exported.json").read_text())
@@ -226,7 +226,7 @@ def test_the_command_of_sglang(llama: Source, tmp_path: Path) -> None:
 
 
 def test_overrides_of_multi_modal_models_are_in_the_text_part(tmp_path: Path) -> None:
-    text = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4} | HEAD
+    text = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 6, "num_attention_heads": 4} | HEAD
     config = AutoConfig.for_model("gemma3", text_config=text | {"max_position_embeddings": ORIGINAL})
     config.architectures = ["Gemma3ForConditionalGeneration"]
     config.save_pretrained(tmp_path / "model")
@@ -308,11 +308,11 @@ def test_a_model_folder_is_one_that_transformers_loads_too(format: str, llama: S
 def test_a_folder_is_written_whole_or_not_at_all(
     llama: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(source: Source) -> Path:
+    def fails(item: Path, destination: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Source, "checkpoint", fails)
+        patch.setattr("factor_search.export.model_folder.link_or_copy", fails)
         with pytest.raises(OutputError, match="No space left on device"):
             export("mlx", llama, tmp_path / "new" / "out")
     assert list((tmp_path / "new").iterdir()) == []

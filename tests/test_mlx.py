@@ -183,7 +183,7 @@ def test_models_that_compute_something_else_are_refused(model_type: str, tmp_pat
 def test_the_nearest_without_initial_tokens_and_with_an_attention_factor_of_1(tmp_path: Path) -> None:
     model = tiny_model("llama")
     source = source_of(model, tmp_path / "model", attention_factor=0.9, initial_tokens=4)
-    with pytest.raises(ExportError, match=r"4 initial tokens, .*; the attention factor is 0.9, .* below 1 .*--nearest"):
+    with pytest.raises(ExportError, match=r"4 initial tokens, .*; the attention factor is 0.9, .* below 1; ."):
         export("mlx", source, tmp_path / "out")
     export("mlx", source, tmp_path / "out", nearest=True)
     nearest = Factors.of(source.file.rescale_factors)

@@ -110,7 +110,7 @@ def test_nothing_is_left_of_a_folder_that_was_refused(
         export("huggingface", source, tmp_path / "out")
     assert not list(tmp_path.iterdir())
     export("huggingface", replace(source, check=False), tmp_path / "out")
-    monkeypatch.setattr("factor_search.export.model_folder._place", lambda *paths: None)
+    monkeypatch.setattr("factor_search.export.model_folder.link_or_copy", lambda *paths: None)
     with pytest.raises(ExportError, match="cannot be loaded"):
         export("huggingface", source, tmp_path / "empty")
 
@@ -168,7 +168,7 @@ def test_what_a_format_cannot_express_is_refused_with_what_is_nearest(checkpoint
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
-def test_limits_add_up() -> None:
+def test_limits_add_up(checkpoint: Path) -> None:
     class Narrow(Engine):
         name, title, writes, document_name = "narrow", "Narrow", "nothing", None
 
@@ -192,8 +192,7 @@ def test_limits_add_up() -> None:
         pairs.append((one, other))
         return "much"
 
-    model = FactorsModel(id="m", architecture="A", rope_theta=1e4, rotary_dim=4, original_length=64, base_rope_type="d")
-    source = Source(factors_file(Factors.of([1.0, 2.0], 4, 1.2), model, TARGET), ModelSpec(id="m"))
+    source = Source(found(checkpoint, 4, 1.2), ModelSpec(id=str(checkpoint)))
     adapted, differences = expressible(Narrow(), source, nearest=True, cost=cost)
     assert (adapted.file.initial_tokens, adapted.file.attention_factor) == (0, 1.0)
     assert differences == ["tokens; the nearest is without, much", "attention; the nearest is 1, much"]

@@ -82,6 +82,8 @@ def check_pair(file: FactorsFile, short: FactorsFile | None, geometry: Geometry)
         FactorsError: the factors belong to another rotary geometry.
     """
     check_belongs(file, geometry)
+    if geometry.no_longer_context is not None:  # the export would promise a length that the model does not see
+        raise ExportError(geometry.no_longer_context)
     if geometry.rotated_pairs is not None:
         raise ExportError(
             f"{geometry.architecture} uses proportional RoPE, which a longrope configuration cannot express"

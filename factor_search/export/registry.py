@@ -59,13 +59,10 @@ def expressible(
         What it can express, and a sentence for each difference from the source.
 
     Raises:
-        ExportError: it cannot express the source, and ``nearest`` is false or there is nothing near; or no factors
-            lengthen what the model sees, so the export would promise a length that it does not have.
+        ExportError: it cannot express the source, and ``nearest`` is false or there is nothing near.
         FactorsError: the factors belong to another rotary geometry.
     """
     engine.check(source)
-    if source.geometry.no_longer_context is not None:
-        raise ExportError(source.geometry.no_longer_context)
     differences, adapted = [], source
     for limit in engine.limits(source):
         before, adapted = adapted, limit.adapt(adapted)
