@@ -169,6 +169,8 @@ def _check_expressible(geometry: Geometry) -> None:
         raise ExportError(
             f"{geometry.architecture} uses proportional RoPE, which a longrope configuration cannot express"
         )
+    if geometry.no_longer_context is not None:
+        raise ExportError(geometry.no_longer_context)
 
 
 def _check_pair(long: FactorsFile, short: FactorsFile) -> None:
