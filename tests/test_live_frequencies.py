@@ -10,7 +10,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from factor_search.errors import UnsupportedModelError
+from factor_search.export.huggingface import huggingface_config
 from factor_search.factors import Factors
+from factor_search.factors_file import FactorsModel, factors_file
+from factor_search.files.json_documents import write_json
 from factor_search.job import run_job
 from factor_search.methods import closed_form, closed_forms
 from factor_search.model.configuration import read_geometry
@@ -18,7 +21,7 @@ from factor_search.model.decoder import decoder_of
 from factor_search.model.geometry import Geometry
 from factor_search.model.injection import Injector, find_sites
 from factor_search.model.live_frequencies import with_live_frequencies
-from factor_search.model.loading import load_model
+from factor_search.model.loading import load_config, load_model
 from factor_search.report.document import build_factors_file
 from factor_search.spec import ModelSpec, parse_spec
 from tests.conftest import save_checkpoint
@@ -113,6 +116,19 @@ def test_alpha_of_hunyuan_is_a_larger_base(model_type: str) -> None:
     with Injector(model, geometry) as injector, injector.using([closed_form("none", geometry, 256)]):
         injected = logits(model)
     torch.testing.assert_close(injected, logits(model), rtol=0, atol=1e-5)
+
+
+def test_alpha_of_hunyuan_is_exported(tmp_path: Path) -> None:
+    """The exported base is the larger one, and its configuration no longer has an alpha that would raise it again."""
+    folder = save_checkpoint(tiny_model("hunyuan_v1_dense", vocab_size=257, **ALPHA), tmp_path / "model")
+    loaded = load_model(ModelSpec(id=str(folder)))
+    candidate = Factors.of([1.0 + i for i in range(8)], 0, 1.1)
+    file = factors_file(candidate, FactorsModel.of(str(folder), None, loaded.geometry), 256)
+    write_json(folder / "config.json", huggingface_config(file, load_config(ModelSpec(id=str(folder)))))
+    exported = AutoModelForCausalLM.from_pretrained(folder)
+    with Injector(loaded.model, loaded.geometry) as injector, injector.using([candidate]):
+        injected = logits(loaded.model, 90)
+    torch.testing.assert_close(logits(exported, 90), injected, rtol=0, atol=1e-5)
 
 
 def test_a_model_that_cannot_rotate_an_odd_dimension_is_refused(tmp_path: Path) -> None:
@@ -263,3 +279,13 @@ def test_the_model_loaded_from_a_folder_is_checked(tmp_path: Path) -> None:
     with Injector(loaded.model, loaded.geometry) as injector, injector.using([Factors.of([1.0] * 8)]):
         injected = logits(loaded.model)
     torch.testing.assert_close(injected, logits(own), rtol=0, atol=1e-5)
+
+
+def test_code_of_an_earlier_checkpoint_is_not_used(tmp_path: Path) -> None:
+    """Transformers ties modeling code to the class of a configuration, which two checkpoints may share."""
+    folders = [with_own_code(tmp_path / name) for name in ("first", "second")]
+    code = folders[1] / "modeling_own.py"
+    code.write_text(code.read_text().replace("500_000.0", "700_000.0"))
+    for folder, base in zip(folders, (500_000.0, 700_000.0), strict=True):
+        loaded = load_model(ModelSpec(id=str(folder), trust_remote_code=True))
+        assert loaded.geometry.rope_theta == pytest.approx(base, rel=1e-5)

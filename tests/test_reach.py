@@ -20,6 +20,8 @@ from factor_search.model.injection import Injector
 from factor_search.spec import ModelSpec, parse_spec
 from tests.conftest import save_checkpoint
 from tests.families import SMALL, tiny_model
+from tests.rest_service import app_on, calling
+from workers.policy import Policy
 
 LENGTH, WINDOW = 24, 8
 LAYERS = {"num_hidden_layers": 4}
@@ -119,3 +121,13 @@ def test_nothing_is_searched_or_exported_where_no_layer_sees_more(tmp_path: Path
     file = factors_file(Factors.of([2.0] * 8), FactorsModel.of(spec.id, None, geometry), 128)
     with pytest.raises(ExportError, match="sees at most 32 tokens"):
         expressible(HuggingFace(), Source(file, spec))
+
+
+def test_a_server_refuses_it_when_it_is_submitted(tmp_path: Path, texts: Path) -> None:
+    folder = save_checkpoint(tiny_model("mistral", vocab_size=257, sliding_window=32), tmp_path / "model")
+    policy = Policy((tmp_path, texts), allow_hub=False, allow_remote_code=False)
+    with calling(app_on(tmp_path, policy=policy)) as client:
+        job = {"model": str(folder), "data": [f"{texts}/*.txt"], "target_length": 128}
+        response = client.post("/v1/jobs", json=job)
+    assert response.status_code == 422
+    assert "no rescale factors lengthen what it sees" in response.json()["detail"]

@@ -1,5 +1,7 @@
 """Chooses the class of transformers that loads a configuration as a model that predicts text."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PretrainedConfig, __version__
@@ -22,6 +24,23 @@ def auto_class(config: PretrainedConfig) -> Any:
     if reason is not None:
         raise UnsupportedModelError(reason)
     return AutoModelForCausalLM if _is_causal(config) else AutoModelForMultimodalLM
+
+
+@contextmanager
+def own_code_forgotten() -> Iterator[None]:
+    """After this context, let transformers forget which class of a checkpoint's own code goes with a configuration.
+
+    It keeps that for the whole process. Another checkpoint with the same configuration code and other modeling code
+    would silently be loaded with the code of the first.
+    """
+    mappings = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING)
+    before = [set(mapping._extra_content) for mapping in mappings]
+    try:
+        yield
+    finally:
+        for mapping, known in zip(mappings, before, strict=True):
+            for configuration in set(mapping._extra_content) - known:
+                del mapping._extra_content[configuration]
 
 
 def why_not_loadable(config: PretrainedConfig) -> str | None:

@@ -39,8 +39,8 @@ def read_geometry(config: PretrainedConfig, original_length: int | None = None) 
     rope_type = parameters.get("rope_type", "default")
     if rope_type != "default" and rope_type not in ROPE_INIT_FUNCTIONS:
         raise UnsupportedModelError(f"{architecture} uses RoPE type {rope_type!r}, which cannot be searched")
-    width = head_dim(_layer_config(text_config, layer_type))
     share = parameters.get("partial_rotary_factor") or 1.0
+    width = head_dim(_layer_config(text_config, layer_type), share)
     proportional = rope_type == "proportional"
     rotary_dim = width if proportional else int(width * share)
     odd = rotary_dim % 2  # transformers rounds an odd partial rotary dimension up, but not in the exponents
@@ -96,13 +96,24 @@ def _layer_config(config: PretrainedConfig, layer_type: str | None) -> Pretraine
     return config.per_layer_config[layer_type]
 
 
-def head_dim(config: PretrainedConfig) -> int:
-    """Return the width of the part of a head on which RoPE can act."""
-    for name in ("qk_rope_head_dim", "head_dim"):  # multi-head latent attention has a separate rotary part
-        value = getattr(config, name, None)
-        if value:
-            return int(value)
-    return int(config.hidden_size // config.num_attention_heads)
+def head_dim(config: PretrainedConfig, share: float = 1.0) -> int:
+    """Return the width of the part of a head of which RoPE rotates the given share.
+
+    Raises:
+        UnsupportedModelError: the configuration does not say.
+    """
+    whole, rotary = (getattr(config, name, None) or 0 for name in ("head_dim", "qk_rope_head_dim"))
+    if rotary and int(whole * share) != rotary:  # multi-head latent attention has a separate rotary part
+        return int(rotary)
+    if whole:
+        return int(whole)
+    width, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    if not width or not heads:
+        raise UnsupportedModelError(
+            f"the configuration of model type {config.model_type!r} gives neither head_dim nor hidden_size and "
+            "num_attention_heads, so the number of rotary pairs is unknown"
+        )
+    return int(width // heads)
 
 
 def _lengths(config: PretrainedConfig, parameters: Mapping[str, Any]) -> tuple[int, int]:

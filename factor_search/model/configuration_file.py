@@ -9,6 +9,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.utils import ADAPTER_CONFIG_NAME
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from factor_search.errors import ModelLoadError
 from factor_search.spec import ModelSpec
 
 OLDER_NAMES = {"su": "longrope"}
@@ -32,24 +33,26 @@ def configuration(spec: ModelSpec) -> PretrainedConfig:
     return CONFIG_MAPPING[content["model_type"]].from_dict(content, name_or_path=spec.id, _commit_hash=commit)
 
 
-def adapters_of(spec: ModelSpec) -> str | None:
-    """Return what to do with a checkpoint of adapters, as a sentence without its full stop; None if it is a model."""
+def refuse_adapters(spec: ModelSpec) -> None:
+    """Refuse a checkpoint that holds adapters of another model, in a folder or on the hub.
+
+    Raises:
+        ModelLoadError: names their model and what to do.
+    """
     file = Path(spec.id, ADAPTER_CONFIG_NAME)
     if not Path(spec.id).is_dir():
-        if spec.id.endswith(".gguf"):
-            return None
         try:
             found = find_adapter_config_file(spec.id, revision=spec.revision)
         except Exception:  # no such repository, or no network: what loads the model says so
-            return None
+            return
         file = Path(found) if found else file
     if not file.is_file():
-        return None
+        return
     try:
         base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") or "an unnamed model"
     except (OSError, ValueError, AttributeError):
         base = "an unnamed model"
-    return (
+    raise ModelLoadError(
         f"{spec.id} holds adapters of {base}, not a model: merge them with "
         "PeftModel.from_pretrained(model, adapters).merge_and_unload(), save_pretrained to a new folder together with "
         f"the tokenizer, and give that folder (a merged model has no {ADAPTER_CONFIG_NAME})"

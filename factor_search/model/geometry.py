@@ -97,7 +97,8 @@ class Geometry:
             return None
         return (
             f"every layer of {self.architecture} with RoPE sees at most {self.reach} tokens, and its original length "
-            f"is {self.original_length}: no rescale factors lengthen what it sees"
+            f"is {self.original_length}: no rescale factors lengthen what it sees; a copy with a larger window in its "
+            "config.json can be searched"
         )
 
     def check_searchable(self) -> None:
@@ -117,6 +118,9 @@ class Geometry:
 
         Args:
             target_length: tokens of an input, on which dynamic and longrope depend; None is a model just loaded.
+
+        Raises:
+            UnsupportedModelError: the RoPE type gives another number of frequencies than the model has pairs.
         """
         if self.live_factors is not None:
             return self.live_factors
@@ -126,6 +130,11 @@ class Geometry:
 
         initialise = ROPE_INIT_FUNCTIONS[self.base_rope_type]
         inverse, attention_factor = initialise(self.config, None, seq_len=target_length, layer_type=self.layer_type)
+        if inverse.shape != (self.pairs,):
+            raise UnsupportedModelError(
+                f"RoPE type {self.base_rope_type!r} gives {len(inverse)} frequencies for the configuration of "
+                f"{self.architecture}, which says {self.pairs} rotary pairs"
+            )
         return Factors.of((self.inverse_frequencies() / inverse).tolist(), 0, attention_factor)
 
 

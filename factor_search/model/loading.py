@@ -19,9 +19,9 @@ from factor_search.errors import FactorSearchError, ModelLoadError, UnsupportedM
 from factor_search.files.atomic import write_atomically
 from factor_search.files.cache import cache_folder
 from factor_search.files.canonical_json import sha256_of
-from factor_search.model.auto_class import auto_class
+from factor_search.model.auto_class import auto_class, own_code_forgotten
 from factor_search.model.configuration import read_geometry
-from factor_search.model.configuration_file import adapters_of, configuration
+from factor_search.model.configuration_file import configuration, refuse_adapters
 from factor_search.model.geometry import Geometry
 from factor_search.model.live_frequencies import with_live_frequencies
 from factor_search.spec import ModelSpec, looks_local
@@ -63,7 +63,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     options: dict[str, Any] = {"config": config, "dtype": spec.dtype, **_origin(spec)}
     if spec.attention != "auto":
         options["attn_implementation"] = spec.attention
-    with quietly(), _explained(spec, "model"):
+    with quietly(), _explained(spec, "model"), own_code_forgotten():
         model, information = loader.from_pretrained(spec.id, output_loading_info=True, **options)
     absent = sorted(information["missing_keys"]) + sorted(str(key) for key in information["mismatched_keys"])
     if absent:
@@ -88,10 +88,13 @@ def load_config(spec: ModelSpec) -> PretrainedConfig:
     if looks_local(spec.id) and not Path(spec.id).is_dir():
         raise ModelLoadError(f"there is no model folder {spec.id}")
     with quietly(), _explained(spec, "configuration"):
-        adapters = adapters_of(spec)
-        if adapters is not None:
-            raise ModelLoadError(adapters)
-        return configuration(spec)
+        if Path(spec.id).is_dir():
+            refuse_adapters(spec)
+        try:
+            return configuration(spec)
+        except Exception:
+            refuse_adapters(spec)
+            raise
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:

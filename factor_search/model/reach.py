@@ -36,7 +36,10 @@ def rotated_reach(config: PretrainedConfig) -> int | None:
     Args:
         config: configuration of the language model.
     """
-    windows = list(_rotated_windows(config))
+    try:
+        windows = list(_rotated_windows(config))
+    except RuntimeError:  # what transformers raises for a value that layers do not share, where values differ by layer
+        return None
     if not windows or None in windows:
         return None
     return max(window for window in windows if window is not None)

@@ -65,7 +65,7 @@ class SearchSpace:
         configured = geometry.configured_factors(spec.target_length)
         if configured is not None:  # the space contains the model as it is
             scale = spec.space.scale or max(spec.target_length / geometry.original_length, 1.0)
-            upper_bound = max(upper_bound, max(configured.rescale_factors) / scale)
+            upper_bound = max(upper_bound, (max(configured.rescale_factors) + spec.space.step / 2) / scale)
         space = spec.space.model_copy(update={"upper_bound": spec.space.upper_bound or upper_bound})
         return cls.build(space, geometry, spec.target_length)
 

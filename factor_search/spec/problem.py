@@ -82,7 +82,8 @@ class SpaceSpec(Strict):
         strict=True,
         ge=1.0,
         le=1000.0,
-        description="Largest lambda as a multiple of the scale; null is the paper's 1.25, or 8 for auto and cma.",
+        description="Largest lambda as a multiple of the scale; null is the paper's 1.25, or 8 for auto and cma, and "
+        "in any case enough for the factors that the model is configured with.",
     )
     step: float = Field(0.01, strict=True, ge=1e-4, le=1, description="Step of the grid of lambda.")
     scale: PositiveFloat | None = Field(
