@@ -25,6 +25,7 @@ from workers.policy import Policy
 
 LENGTH, WINDOW = 24, 8
 LAYERS = {"num_hidden_layers": 4}
+WINDOWS = ["sliding_attention"] * 4
 MIXED = ["sliding_attention", "full_attention"] * 2
 CASES: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "llama": ("llama", {}, None),
@@ -50,7 +51,7 @@ CASES: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "gemma3_text": ("gemma3_text", {"sliding_window": WINDOW}, None),
     "gpt_oss": ("gpt_oss", {"sliding_window": WINDOW}, None),
     "olmo3": ("olmo3", LAYERS | {"sliding_window": WINDOW}, None),
-    "olmo3, windows only": ("olmo3", {"sliding_window": WINDOW, "layer_types": ["sliding_attention"] * 2}, WINDOW),
+    "olmo3, windows only": ("olmo3", LAYERS | {"sliding_window": WINDOW, "layer_types": WINDOWS}, WINDOW),
     "cohere2": ("cohere2", LAYERS | {"sliding_window": WINDOW, "layer_types": MIXED}, WINDOW),
     "exaone4, windows": ("exaone4", LAYERS | {"sliding_window": WINDOW, "layer_types": MIXED}, WINDOW),
     "exaone4, no window": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2}, None),
