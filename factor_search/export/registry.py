@@ -5,9 +5,11 @@ from pathlib import Path
 
 from factor_search.errors import ExportError
 from factor_search.export.contract import Engine, Exported, Source
+from factor_search.export.gguf import Gguf
 from factor_search.export.huggingface import HuggingFace
+from factor_search.export.ollama import Ollama
 
-ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in (HuggingFace(),)}
+ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in (HuggingFace(), Gguf(), Ollama())}
 """One entry for each file of this folder that writes a format."""
 
 REFUSED: Mapping[str, str] = {

@@ -5,6 +5,7 @@ all pre-tokenizers. What it drops is taken from the file here, and the live freq
 """
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,12 +31,17 @@ SAME_ARCHITECTURE = {
 """Names in files -> names in the tables of transformers."""
 WHOLE_WORDS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano")
 """Pre-tokenizers with which a word of the vocabulary is one token, whatever the merges say; they begin with BOS."""
-GPT2_SPLIT = frozenset(
-    "gpt-2 phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat a.x-4.0 mellum mpt olmo jais trillion granite-docling "
-    "modern-bert roberta-bpe".split()
-)
+GPT2_SPLIT = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "gigachat", "trillion", "granite-docling", "modern-bert")
 DIGIT_SPLIT = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 QWEN2_SPLIT = ("stablelm2", "hunyuan", "solar-open")
+
+DEFAULT_SPLITS = (
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    r"[0-9][0-9][0-9]",
+)
+"""What llama.cpp splits by, one after the other, where a file does not name its pre-tokenizer."""
 
 
 def gguf_config(file: Path) -> PretrainedConfig:
@@ -55,6 +61,7 @@ def gguf_config(file: Path) -> PretrainedConfig:
     class_name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     if isinstance(class_name, str):
         config.architectures = [class_name]
+    _set_biases(config, header)
     if (getattr(config, "pad_token_id", None) or 0) >= config.vocab_size:  # a default that the file does not state
         config.pad_token_id = None
     rope = read_rope(header)
@@ -94,6 +101,8 @@ def gguf_model(spec: ModelSpec, config: PretrainedConfig, **options: Any) -> tup
             **options,
         )
     model.config.name_or_path = model.name_or_path = spec.id
+    _without_output_bias(model, information)
+    _check_all_used(model, header)
     rope = read_rope(header)
     if rope is not None and getattr(config, "rope_parameters", None):
         _check_live(model, config, rope)
@@ -169,6 +178,13 @@ def _counts_words(architecture: str) -> bool:
     return architecture in GGUF_CONFIG_ARCHS
 
 
+def _set_biases(config: PretrainedConfig, header: Header) -> None:
+    """Let a configuration say which biases the file has; transformers leaves out those that it does not expect."""
+    for option, part in (("attention_bias", "attn_q"), ("mlp_bias", "ffn_up")):
+        if hasattr(config, option):
+            setattr(config, option, any(tensor.name.endswith(f".{part}.bias") for tensor in header.tensors))
+
+
 def _set_rope(config: PretrainedConfig, rope: FileRope) -> None:
     """Let a configuration say what the file says about RoPE, for the layers that see the whole context."""
     if getattr(config, "head_dim", rope.head_dim) != rope.head_dim:
@@ -194,6 +210,30 @@ def _merged(own: dict[str, Any], rope: FileRope) -> dict[str, Any]:
 def _own_dtype(header: Header) -> torch.dtype:
     kinds = {tensor.kind for tensor in header.tensors if len(tensor.shape) > 1}
     return {frozenset({0}): torch.float32, frozenset({1}): torch.float16}.get(frozenset(kinds), torch.bfloat16)
+
+
+def _without_output_bias(model: PreTrainedModel, information: dict[str, Any]) -> None:
+    """Set the biases of attention's output to 0 in files that have biases of q, k and v only, as llama.cpp does."""
+    for name in [name for name in information["missing_keys"] if name.endswith(".o_proj.bias")]:
+        torch.nn.init.zeros_(model.get_parameter(name))
+        information["missing_keys"].remove(name)
+
+
+def _check_all_used(model: PreTrainedModel, header: Header) -> None:
+    """Refuse a file of which transformers uses a part only; its reader leaves out what it cannot place."""
+    if _counts_words(header.architecture) or header.architecture in ("falcon", "bloom"):  # leave out a copy on purpose
+        return
+    tensors = [tensor for tensor in header.tensors if not tensor.name.startswith("rope_")]
+    held = sum(math.prod(tensor.shape) for tensor in tensors)
+    used = sum(
+        weight.numel()
+        for weight in {id(weight): weight for weight in model.state_dict(keep_vars=True).values()}.values()
+    )
+    if held > used:
+        raise UnsupportedModelError(
+            f"{header.file} holds {held} weights, but {type(model).__name__} of transformers uses {used} of them, so "
+            "its losses would not be those of llama.cpp"
+        )
 
 
 def _check_live(model: PreTrainedModel, config: PretrainedConfig, rope: FileRope) -> None:
@@ -233,15 +273,20 @@ def _split_like_llama_cpp(backend: Any, pre: str, file: Path) -> None:
     from tokenizers import Regex, pre_tokenizers
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    unsplit = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+    def split(*patterns: str) -> list[Any]:
+        return [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
+
     if pre in DIGIT_SPLIT:
-        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), plain])
     elif pre in GPT2_SPLIT:
-        backend.pre_tokenizer = byte_level
+        backend.pre_tokenizer = plain
     elif pre in QWEN2_SPLIT:
-        split = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS["qwen2"]), behavior="isolated")
-        unsplit = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([split, unsplit])
+        backend.pre_tokenizer = pre_tokenizers.Sequence([*split(GGUF_PRE_TOKENIZER_SPLITS["qwen2"]), unsplit])
+    elif pre == "default":
+        backend.pre_tokenizer = pre_tokenizers.Sequence([*split(*DEFAULT_SPLITS), unsplit])
     elif pre not in GGUF_PRE_TOKENIZER_SPLITS:
         raise ModelLoadError(
             f"{file} has the pre-tokenizer {pre!r}, which is not known here: texts would become other tokens than in "

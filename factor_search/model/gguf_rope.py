@@ -38,7 +38,7 @@ IGNORE_FREQS = ("llada", "falcon-h1", "pangu-embed", "cogvlm")
 """Architectures whose files llama.cpp loads with ``rope_freqs.weight``, but computes without it."""
 SCALING_TYPES = ("none", "linear", "yarn", "longrope")
 FASTEST, SLOWEST = 32.0, 1.0
-"""YaRN's beta_fast and beta_slow where a file does not say."""
+"""YaRN's beta_fast and beta_slow: llama.cpp does not read those in a file for any of these architectures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,6 @@ class FileRope:
     """Every frequency is divided by this (linear), or those below a ramp (yarn)."""
     attention_factor: float
     """What cos and sin are multiplied by, YaRN's own part included."""
-    beta: tuple[float, float]
-    """beta_fast and beta_slow of YaRN."""
     long_factors: tuple[float, ...] | None
     """What the frequencies are divided by beyond the original length, before the factor; None is 1 throughout."""
     short_factors: tuple[float, ...] | None
@@ -84,7 +82,7 @@ class FileRope:
         def pair_of(rotations: float) -> float:
             return d * math.log(self.original_length / (rotations * 2 * math.pi)) / (2 * math.log(self.rope_theta))
 
-        return max(0, math.floor(pair_of(self.beta[0]))), min(d - 1, math.ceil(pair_of(self.beta[1])))
+        return max(0, math.floor(pair_of(FASTEST))), min(d - 1, math.ceil(pair_of(SLOWEST)))
 
     def as_transformers(self) -> dict[str, Any]:
         """The same in the words of transformers' ``rope_parameters``."""
@@ -101,8 +99,12 @@ class FileRope:
             "attention_factor": self.attention_factor,
         }
         if not rescaled and self.scaling == "yarn":
-            fast, slow = self.beta
-            return parameters | {"rope_type": "yarn", "factor": self.factor, "beta_fast": fast, "beta_slow": slow}
+            return parameters | {
+                "rope_type": "yarn",
+                "factor": self.factor,
+                "beta_fast": FASTEST,
+                "beta_slow": SLOWEST,
+            }
         return parameters | {
             "rope_type": "longrope",
             "factor": max(self.context_length / self.original_length, 1.0),
@@ -145,10 +147,6 @@ def read_rope(header: Header) -> FileRope | None:
         scaling=scaling,
         factor=factor,
         attention_factor=_attention_factor(header, scaling, factor),
-        beta=(
-            shortest(header.get("{arch}.rope.scaling.yarn_beta_fast", FASTEST)),
-            shortest(header.get("{arch}.rope.scaling.yarn_beta_slow", SLOWEST)),
-        ),
         long_factors=long,
         short_factors=short,
     )
@@ -196,14 +194,9 @@ def _values(header: Header, name: str, pairs: int) -> tuple[float, ...] | None:
 
 
 def _attention_factor(header: Header, scaling: str, factor: float) -> float:
-    """``attn_factor`` times YaRN's own 0.1 ln s + 1, which ``yarn_log_multiplier`` divides by a second one."""
+    """``attn_factor`` times YaRN's own 0.1 ln s + 1."""
     own = shortest(header.get("{arch}.rope.scaling.attn_factor", 1.0))
-    if scaling != "yarn" or factor <= 1.0:
-        return own
-    if header.get("{arch}.rope.scaling.yarn_ext_factor", 1.0) != 1.0:
-        raise ModelLoadError(f"{header.file} has a yarn_ext_factor other than 1, which is not supported")
-    divisor = 0.1 * shortest(header.get("{arch}.rope.scaling.yarn_log_multiplier", 0.0)) * math.log(factor) + 1.0
-    return own * (0.1 * math.log(factor) + 1.0) / divisor
+    return own * (0.1 * math.log(factor) + 1.0) if scaling == "yarn" and factor > 1.0 else own
 
 
 def _first(value: "int | Sequence[int] | None") -> int | None:
