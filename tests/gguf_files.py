@@ -12,8 +12,9 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from factor_search.files.gguf import ARRAY, STRING, Entry, read_header, write_gguf
+from factor_search.files.gguf import ARRAY, STRING, Entry, read_header, text_entry, write_gguf
 from factor_search.testbed.byte_tokenizer import byte_tokenizer
+from tests.families import tiny_model
 
 F32, Q4_1, Q8_0 = GGMLQuantizationType.F32, GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q8_0
 
@@ -73,6 +74,22 @@ def write_tiny(
     header = read_header(file)
     no_merges = Entry(ARRAY, None, struct.pack("<IIQ", ARRAY, STRING, 0))  # which the package cannot write
     write_gguf(replace(header, metadata={**header.metadata, "tokenizer.ggml.merges": no_merges}), file)
+    return file
+
+
+def file_of(folder: Path, architecture: str = "llama", **options: Any) -> Path:
+    """A file of any architecture: a real one of three, or a llama that says it were another."""
+    real = architecture if architecture in ("llama", "qwen2", "phi3") else "llama"
+    model = tiny_model(real, vocab_size=257)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("bias"):
+                weight.normal_()
+    file = write_tiny(folder / f"{architecture}.gguf", model, real, **options)
+    if real != architecture:
+        header = read_header(file)
+        metadata = {key.replace(f"{real}.", f"{architecture}."): entry for key, entry in header.metadata.items()}
+        write_gguf(replace(header, metadata={**metadata, "general.architecture": text_entry(architecture)}), file)
     return file
 
 

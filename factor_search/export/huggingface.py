@@ -148,12 +148,18 @@ def export_huggingface(
     if out.suffix == ".json":
         write_json(out, content)
         return [out]
+    folder = checkpoint()
+    if not folder.is_dir():
+        raise ExportError(
+            f"{folder} is a GGUF file, and there is no folder to put the configuration into: export it as gguf, give "
+            "the Hugging Face folder of the model with --model, or name an --out that ends in .json"
+        )
     written = []
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
             raise OutputError(f"{out} is not empty: choose another --out")
-        for item in sorted(checkpoint().iterdir()):
+        for item in sorted(folder.iterdir()):
             if item.is_file() and item.name != "config.json":
                 _place(item, out / item.name)
                 written.append(out / item.name)

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from factor_search.errors import ModelLoadError, UnsupportedModelError
 from factor_search.files.gguf import F32, UINT32, Entry, Header, Tensor, number_entry, read_header, write_gguf
-from factor_search.model.gguf_rope import FileRope, read_rope
+from factor_search.model.gguf_rope import OWN_FREQS, FileRope, read_rope
 from factor_search.spec import ModelSpec
 
 SAME_ARCHITECTURE = {
@@ -53,6 +54,7 @@ def gguf_config(file: Path) -> PretrainedConfig:
     """
     header = read_header(file)
     _check_supported(header)
+    rope = _rope_to_set(header)
     with tempfile.TemporaryDirectory(prefix="gguf-") as folder:
         write_gguf(_described(header), Path(folder, "header.gguf"))
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, gguf_file="header.gguf")
@@ -64,7 +66,6 @@ def gguf_config(file: Path) -> PretrainedConfig:
     _set_biases(config, header)
     if (getattr(config, "pad_token_id", None) or 0) >= config.vocab_size:  # a default that the file does not state
         config.pad_token_id = None
-    rope = read_rope(header)
     if rope is not None and getattr(config, "rope_parameters", None):
         _set_rope(config, rope)
     return config
@@ -103,7 +104,7 @@ def gguf_model(spec: ModelSpec, config: PretrainedConfig, **options: Any) -> tup
     model.config.name_or_path = model.name_or_path = spec.id
     _without_output_bias(model, information)
     _check_all_used(model, header)
-    rope = read_rope(header)
+    rope = _rope_to_set(header)
     if rope is not None and getattr(config, "rope_parameters", None):
         _check_live(model, config, rope)
     return model, information
@@ -138,7 +139,8 @@ def _check_supported(header: Header) -> None:
         from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
     except ImportError:
         raise ModelLoadError("GGUF files need transformers 5.23 or later: upgrade it") from None
-    tables = (GGUF_CONFIG_MAPPING.keys() | GGUF_CONFIG_ARCHS.keys()) - {"general", "tokenizer"}
+    tables = GGUF_CONFIG_MAPPING.keys() | GGUF_CONFIG_ARCHS.keys()
+    tables = {table for table in tables if table in CONFIG_MAPPING_NAMES or table in GGUF_CONFIG_ARCHS}
     names = {name: of for of, name in SAME_ARCHITECTURE.items()}
     if SAME_ARCHITECTURE.get(header.architecture, header.architecture) not in tables:
         raise UnsupportedModelError(
@@ -176,6 +178,11 @@ def _counts_words(architecture: str) -> bool:
     from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
 
     return architecture in GGUF_CONFIG_ARCHS
+
+
+def _rope_to_set(header: Header) -> FileRope | None:
+    """The RoPE of the file; None for models with several geometries, which transformers knows by architecture."""
+    return None if header.architecture in OWN_FREQS else read_rope(header)
 
 
 def _set_biases(config: PretrainedConfig, header: Header) -> None:

@@ -1,6 +1,7 @@
 """Scores text with llama.cpp, from the package ``xllamacpp``."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from factor_search.errors import VerificationError
 from factor_search.export.verification.contract import Scorer
@@ -40,15 +42,16 @@ class LlamaCpp(Scorer):
         if self.version() is None:
             raise VerificationError(f"llama.cpp is not installed: pip install {self.package}")
         with tempfile.TemporaryDirectory(prefix="llama-") as folder:
-            work = {"model": str(_model(exported)), "ids": list(ids), "positions": list(positions)}
+            work: dict[str, Any] = {"model": str(_model(exported)), "ids": list(ids), "positions": list(positions)}
             work |= {"threads": self.threads, "socket": f"{folder}/socket"}
             result = Path(folder, "result.json")
             Path(folder, "work.json").write_text(json.dumps(work))
             command = [sys.executable, "-P", str(PROCESS), f"{folder}/work.json", str(result)]
             finished = subprocess.run(command, capture_output=True, text=True, errors="replace")
-            answer = json.loads(result.read_text()) if result.exists() else {"error": _ending(finished)}
-        if "error" in answer:
-            raise VerificationError(f"llama.cpp cannot score with {exported}: {answer['error']}")
+            answer = json.loads(result.read_text()) if result.exists() else {}
+        if "log_probabilities" not in answer:
+            reason = _reason(finished, answer.get("error", "it said nothing"))
+            raise VerificationError(f"llama.cpp cannot score with {exported}: {reason}")
         return [float(value) for value in answer["log_probabilities"]]
 
 
@@ -61,11 +64,12 @@ def _model(exported: Path) -> Path:
     return files[0]
 
 
-def _ending(finished: "subprocess.CompletedProcess[str]") -> str:
-    """Why a process ended without a result."""
-    lines = [line.strip() for line in (finished.stderr + finished.stdout).splitlines() if line.strip()]
-    telling = [line for line in lines if "error" in line.lower() or "assert" in line.lower()]
-    reason = (telling or lines or ["it said nothing"])[-1]
+def _reason(finished: "subprocess.CompletedProcess[str]", error: str) -> str:
+    """Why there is no result: the first error in the engine's log, or what the process said itself."""
+    for line in finished.stderr.splitlines():
+        if found := re.search(r"error loading model: .*|GGML_ASSERT.*|GGML_ABORT.*|failed to load model.*", line):
+            error = found[0]
+            break
     if finished.returncode < 0:
-        return f"it was ended by {signal.Signals(-finished.returncode).name}: {reason[:300]}"
-    return reason[:300]
+        error = f"it was ended by {signal.Signals(-finished.returncode).name}: {error}"
+    return error[:300]

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from factor_search.errors import ExportError
 from factor_search.factors_file import FactorsModel, factors_file, parse_factors
 from factor_search.methods import closed_form
 from factor_search.plan.kinds.contract import (
@@ -102,7 +103,12 @@ class ExportKind(StageKind[ExportStage, ExportWork]):
         check_no_initial_tokens(stage, stage.factors, before)
 
     def check_model(self, stage: ExportStage, model: LocalModel) -> None:
-        """The configuration must be able to hold factors."""
+        """There must be a folder, whose configuration must be able to hold factors."""
+        if stage.model == "original" and model.spec.id.lower().endswith(".gguf"):
+            raise ExportError(
+                f"{stage.name}: {model.spec.id} is a GGUF file, which has no configuration: leave the stage out, and "
+                "export the factors as gguf"
+            )
         check_configuration(stage.factors, model)
 
     def make_work(self, stage: ExportStage, context: PlanContext) -> ExportWork:
