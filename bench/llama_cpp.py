@@ -10,10 +10,8 @@ as F32, and ``--as-it-is`` shows how much the rounding changes.
 import argparse
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import gguf
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,7 +21,6 @@ from factor_search.export.registry import export
 from factor_search.export.verification.llama_cpp import LlamaCpp
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsModel, factors_file
-from factor_search.files.gguf import F32, Tensor, read_header, write_gguf
 from factor_search.methods import closed_form
 from factor_search.model.injection import Injector
 from factor_search.model.loading import LoadedModel, load_model
@@ -34,16 +31,6 @@ COUNT = 32
 BARS = (5e-5, 3e-4, 2e-3)
 """Mean, 99 % and largest difference in nats."""
 Scores = NDArray[np.float64]
-
-
-def as_f32(source: Path, out: Path) -> Path:
-    """The same model with all weights as F32."""
-    tensors = []
-    for tensor in gguf.GGUFReader(source).tensors:
-        data = np.ascontiguousarray(gguf.dequantize(tensor.data, tensor.tensor_type), "<f4").tobytes()
-        tensors.append(Tensor(tensor.name, tuple(tensor.shape.tolist()), F32, len(data), data))
-    write_gguf(replace(read_header(source), tensors=tuple(tensors)), out)
-    return out
 
 
 @torch.inference_mode()
@@ -67,22 +54,22 @@ def main() -> int:
     parser.add_argument("--as-it-is", action="store_true", help="do not write the weights as F32")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        file = arguments.model if arguments.as_it_is else as_f32(arguments.model, Path(folder, "f32.gguf"))
-        spec = ModelSpec(id=str(file), dtype="float32", device="cpu")
+        llama_cpp = LlamaCpp(as_f32=not arguments.as_it_is)
+        spec = ModelSpec(id=str(arguments.model), dtype="float32", device="cpu")
         loaded = load_model(spec)
         ids = CachedTokenizer(loaded.tokenizer)(arguments.book.read_text())[: arguments.tokens].tolist()
         positions = list(range(len(ids) - COUNT, len(ids)))
         factors = closed_form("yarn", loaded.geometry, arguments.target_length)
-        of = FactorsModel.of(str(file), None, loaded.geometry)
+        of = FactorsModel.of(spec.id, None, loaded.geometry)
         found = factors_file(factors, of, arguments.target_length)
         (exported,) = export("gguf", Source(found, spec), Path(folder)).files
         start = time.monotonic()
-        engine = np.array(LlamaCpp().log_probabilities(exported, ids, positions))
+        engine = np.array(llama_cpp.log_probabilities(exported, ids, positions))
         seconds = time.monotonic() - start
         off = np.abs(engine - transformers_scores(loaded, ids, positions, factors))
         unscaled = np.abs(engine - transformers_scores(loaded, ids, positions, None)).max()
     figures = (off.mean(), np.quantile(off, 0.99), off.max())
-    print(f"llama.cpp {LlamaCpp().version()}, the last {COUNT} of {len(ids)} tokens, {seconds:.0f} s on one thread")
+    print(f"llama.cpp {llama_cpp.version()}, the last {COUNT} of {len(ids)} tokens, {seconds:.0f} s on one thread")
     print(f"mean {figures[0]:.1e}, 99 % {figures[1]:.1e}, largest {figures[2]:.1e}, unscaled {unscaled:.2f}")
     return int(any(figure > bar for figure, bar in zip(figures, BARS, strict=True)) or unscaled <= 0.5)
 

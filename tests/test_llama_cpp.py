@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 from transformers import PreTrainedModel
 
 from factor_search.errors import VerificationError
@@ -20,7 +21,7 @@ from factor_search.model.injection import Injector
 from factor_search.model.loading import load_model
 from factor_search.spec import ModelSpec
 from tests.families import tiny_model
-from tests.gguf_files import write_tiny
+from tests.gguf_files import Q4_1, Q8_0, write_tiny
 
 pytest.importorskip("xllamacpp")
 LENGTH, TARGET = 240, 256
@@ -183,3 +184,19 @@ def test_a_folder_with_one_file_is_that_file(tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="has 2 GGUF files, not one"):
         LlamaCpp().log_probabilities(tmp_path, ids, positions)
     assert LlamaCpp().version()
+
+
+@pytest.mark.parametrize("kind", [Q4_1, Q8_0], ids=["Q4_1", "Q8_0"])
+def test_quantised_weights_are_compared_as_f32(kind: GGMLQuantizationType, tmp_path: Path) -> None:
+    """With quantised weights llama.cpp rounds activations, so it can only be near."""
+    file = write_tiny(tmp_path / "m.gguf", tiny_model("llama", vocab_size=257), quantised=kind)
+    loaded = load_model(ModelSpec(id=str(file), dtype="float32"))
+    factors = Factors.of([1.0 + 0.4 * i for i in range(8)], 0, 1.1)
+    found = factors_file(factors, FactorsModel.of("m", None, loaded.geometry), TARGET)
+    (out,) = export("gguf", Source(found, loaded.spec), tmp_path / "out.gguf").files
+    injected = transformers_scores(loaded.model, factors)
+    exact = np.array(LlamaCpp(as_f32=True).log_probabilities(out, IDS[0].tolist(), POSITIONS))
+    assert all(np.array(differences(exact, injected)) <= BARS)
+    near = differences(engine_scores(out), injected)
+    assert 1e-3 < near[0] < 0.2
+    assert near[0] < 0.3 * differences(engine_scores(out), transformers_scores(loaded.model))[0]
