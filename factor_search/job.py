@@ -64,7 +64,7 @@ def check_possible(spec: JobSpec) -> None:
     spec = embedded(spec)
     for pattern in [*(spec.data.files or ()), *(spec.data.held_out_files or ())]:
         matching_files(pattern)
-    if Path(spec.model.id).is_dir():
+    if Path(spec.model.id).exists():
         SearchProblem.of(spec, read_geometry(load_config(spec.model), spec.model.original_length))
 
 

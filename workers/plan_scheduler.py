@@ -87,6 +87,8 @@ def _version_of(access: Access) -> list[Any]:
     files = [Path(file) for pattern in patterns for file in matching_files(pattern)]
     if model.is_dir():
         files += sorted(file for file in model.iterdir() if file.is_file())
+    elif model.is_file():
+        files.append(model)
     return [[str(file), status.st_size, status.st_mtime_ns] for file in files for status in [file.stat()]]
 
 

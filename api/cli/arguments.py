@@ -9,7 +9,9 @@ from factor_search.spec import JobSpec, ModelSpec, parse_spec
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add ``--model`` and the options that say which version of it is meant."""
-    parser.add_argument("--model", required=required, metavar="M", help="local checkpoint folder, or hub id")
+    parser.add_argument(
+        "--model", required=required, metavar="M", help="local checkpoint folder or GGUF file, or hub id"
+    )
     parser.add_argument("--revision", metavar="R", help="hub revision: a branch, tag or commit")
     parser.add_argument(
         "--original-length",

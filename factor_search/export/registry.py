@@ -7,15 +7,28 @@ from pathlib import Path
 from factor_search.errors import ExportError
 from factor_search.export.contract import Engine, Exported, Source
 from factor_search.export.exllamav3 import ExLlamaV3
+from factor_search.export.gguf import Gguf
 from factor_search.export.huggingface import HuggingFace
 from factor_search.export.mlx import MLX
+from factor_search.export.ollama import Ollama
 from factor_search.export.onnx import ONNX
 from factor_search.export.sglang import SGLang
 from factor_search.export.tensorrt_llm import TensorRTLLM
 from factor_search.export.vllm import VLLM
 
 ENGINES: Mapping[str, Engine] = {
-    engine.name: engine for engine in (HuggingFace(), VLLM(), SGLang(), MLX(), ExLlamaV3(), TensorRTLLM(), ONNX())
+    engine.name: engine
+    for engine in (
+        HuggingFace(),
+        Gguf(),
+        Ollama(),
+        VLLM(),
+        SGLang(),
+        MLX(),
+        ExLlamaV3(),
+        TensorRTLLM(),
+        ONNX(),
+    )
 }
 """One entry for each file of this folder that writes a format."""
 

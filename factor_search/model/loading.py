@@ -19,10 +19,12 @@ from factor_search.errors import FactorSearchError, ModelLoadError, UnsupportedM
 from factor_search.files.atomic import write_atomically
 from factor_search.files.cache import cache_folder
 from factor_search.files.canonical_json import sha256_of
+from factor_search.files.gguf import is_gguf, read_header
 from factor_search.model.auto_class import auto_class, own_code_forgotten
 from factor_search.model.configuration import read_geometry
 from factor_search.model.configuration_file import configuration, refuse_adapters
 from factor_search.model.geometry import Geometry
+from factor_search.model.gguf_file import gguf_config, gguf_model, gguf_tokenizer
 from factor_search.model.live_frequencies import with_live_frequencies
 from factor_search.spec import ModelSpec, looks_local
 
@@ -60,11 +62,13 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     geometry = read_geometry(config, spec.original_length)
     loader = auto_class(config)
     device = _device(spec)
-    options: dict[str, Any] = {"config": config, "dtype": spec.dtype, **_origin(spec)}
-    if spec.attention != "auto":
-        options["attn_implementation"] = spec.attention
+    options: dict[str, Any] = {} if spec.attention == "auto" else {"attn_implementation": spec.attention}
     with quietly(), _explained(spec, "model"), own_code_forgotten():
-        model, information = loader.from_pretrained(spec.id, output_loading_info=True, **options)
+        if is_gguf(spec.id):
+            model, information = gguf_model(spec, config, **options)
+        else:
+            options |= {"config": config, "dtype": spec.dtype, **_origin(spec)}
+            model, information = loader.from_pretrained(spec.id, output_loading_info=True, **options)
     absent = sorted(information["missing_keys"]) + sorted(str(key) for key in information["mismatched_keys"])
     if absent:
         raise ModelLoadError(
@@ -85,6 +89,9 @@ def load_config(spec: ModelSpec) -> PretrainedConfig:
     Raises:
         ModelLoadError: there is none, it is broken, or there are only adapters of another model.
     """
+    if is_gguf(spec.id):
+        with quietly(), _explained(spec, "configuration"):
+            return gguf_config(Path(spec.id))
     if looks_local(spec.id) and not Path(spec.id).is_dir():
         raise ModelLoadError(f"there is no model folder {spec.id}")
     with quietly(), _explained(spec, "configuration"):
@@ -104,15 +111,20 @@ def load_tokenizer(spec: ModelSpec) -> Any:
         ModelLoadError: there is none, or it is broken.
     """
     with quietly(), _explained(spec, "tokenizer"):
+        if is_gguf(spec.id):
+            return gguf_tokenizer(Path(spec.id))
         return AutoTokenizer.from_pretrained(spec.id, config=configuration(spec), **_origin(spec))
 
 
 def checkpoint_folder(spec: ModelSpec) -> Path:
-    """Return the folder with all files of a checkpoint, and download it if it is on the hub.
+    """Return the folder with all files of a checkpoint, or the GGUF file; a checkpoint on the hub is downloaded.
 
     Raises:
-        ModelLoadError: the checkpoint cannot be downloaded.
+        ModelLoadError: the checkpoint cannot be downloaded, or the GGUF file is broken.
     """
+    if is_gguf(spec.id):
+        read_header(Path(spec.id))
+        return Path(spec.id)
     if Path(spec.id).is_dir():
         return Path(spec.id)
     with quietly(), _explained(spec, "files"):
@@ -120,11 +132,13 @@ def checkpoint_folder(spec: ModelSpec) -> Path:
 
 
 def content_hash(spec: ModelSpec, config: PretrainedConfig) -> str:
-    """Identify the weights: by the commit on the hub, or a hash over the folder's configuration and weights.
+    """Identify the weights: by the commit on the hub, or a hash of the GGUF file or the configuration and weights.
 
     Hashing reads every byte; the result is cached by path, size and time of modification of each file.
     """
     folder = Path(spec.id)
+    if is_gguf(spec.id):
+        return _file_hash(folder)
     if not folder.is_dir():
         return str(getattr(config, "_commit_hash", None) or sha256_of([spec.id, spec.revision]))
     digests = {
@@ -231,5 +245,5 @@ def _explained(spec: ModelSpec, what: str) -> Iterator[None]:
                 f"the {what} of {spec.id} needs Python code that comes with it, and runs only if you allow that: read "
                 'the code, then give --trust-remote-code, or "trust_remote_code": true in the model of a specification'
             ) from None
-        place = "" if Path(spec.id).is_dir() else " (there is no such folder here, so it was looked for on the hub)"
+        place = "" if Path(spec.id).exists() else " (there is no such folder here, so it was looked for on the hub)"
         raise ModelLoadError(f"cannot load the {what} of {spec.id}{place}: {one_line(error)}") from error

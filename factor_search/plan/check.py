@@ -36,7 +36,7 @@ def check_plan(plan: PlanSpec) -> None:
         matching_files(pattern)
     for stage in stages:
         kind_of(stage).check_packages(stage)
-    if looks_local(plan.model.id) or Path(plan.model.id).is_dir():
+    if looks_local(plan.model.id) or Path(plan.model.id).exists():
         geometry = read_geometry(load_config(plan.model), plan.model.original_length)
         # all models of a plan have the geometry of its first
         lengths = {str(stage.name): stage.target_length for stage in stages if isinstance(stage, SearchStage)}

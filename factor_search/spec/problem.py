@@ -13,10 +13,14 @@ INITIAL_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
 class ModelSpec(Strict):
     """Which model to search for, and how to run it."""
 
-    id: str = Field(min_length=1, description="A local folder with a Hugging Face checkpoint, or a hub id.")
+    id: str = Field(
+        min_length=1, description="A local folder with a Hugging Face checkpoint, a local GGUF file, or a hub id."
+    )
     revision: str | None = Field(None, description="Hub revision (branch, tag or commit).")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Precision of the weights and the computation; auto is the checkpoint's own."
+        "auto",
+        description="Precision of the weights and the computation; auto is the checkpoint's own, and "
+        "bfloat16 for a quantised GGUF file.",
     )
     attention: str = Field("auto", description="Attention implementation of transformers: auto, sdpa, eager, ...")
     device: str = Field("auto", description="A torch device; auto is a GPU if there is one.")
@@ -31,8 +35,8 @@ class ModelSpec(Strict):
 
 
 def looks_local(model_id: str) -> bool:
-    """Return whether an id can only be a path; ids on the hub are ``name`` or ``owner/name``."""
-    return model_id.startswith((".", "/", "~")) or model_id.count("/") > 1
+    """Return whether an id can only be a path; ids on the hub are ``name`` or ``owner/name``, and GGUF files local."""
+    return model_id.startswith((".", "/", "~")) or model_id.count("/") > 1 or model_id.lower().endswith(".gguf")
 
 
 class DataSpec(Strict):

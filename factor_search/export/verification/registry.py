@@ -4,13 +4,14 @@ from collections.abc import Mapping
 
 from factor_search.errors import VerificationError
 from factor_search.export.verification.contract import Scorer
+from factor_search.export.verification.llama_cpp import LlamaCpp
 from factor_search.export.verification.mlx import MLXScorer
 from factor_search.export.verification.onnx import ONNXScorer
 from factor_search.export.verification.transformers import Transformers
 from factor_search.export.verification.vllm import VLLMScorer
 
 SCORERS: Mapping[str, Scorer] = {
-    scorer.name: scorer for scorer in (Transformers(), MLXScorer(), VLLMScorer(), ONNXScorer())
+    scorer.name: scorer for scorer in (Transformers(), LlamaCpp(), MLXScorer(), VLLMScorer(), ONNXScorer())
 }
 """One entry for each engine that can be run here."""
 

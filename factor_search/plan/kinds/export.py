@@ -129,7 +129,12 @@ class ExportKind(StageKind[ExportStage, ExportWork]):
             check_no_initial_tokens(stage, stage.factors, before)
 
     def check_model(self, stage: ExportStage, model: LocalModel) -> None:
-        """The format must be able to hold factors for the model."""
+        """The format must be able to hold factors for the model, and a configuration needs a folder."""
+        if stage.format == HUGGINGFACE and stage.model == "original" and model.spec.id.lower().endswith(".gguf"):
+            raise ExportError(
+                f"{stage.name}: {model.spec.id} is a GGUF file, which has no configuration: set the stage's format to "
+                "gguf"
+            )
         trial = Source(trial_factors(stage.factors, model), model.spec)
         expressible(ENGINES[stage.format], trial, nearest=True)
 

@@ -1,0 +1,78 @@
+"""Compares log-probabilities of llama.cpp on an exported GGUF file with those of transformers in float32.
+
+    python -m bench.llama_cpp MODEL.gguf BOOK.txt --tokens 8448 --target-length 16384
+
+The factors are YaRN's. Where llama.cpp multiplies with quantised weights, it rounds activations to 8 bits, which
+changes log-probabilities far more than any factor file could be wrong. So the weights of a quantised file are compared
+as F32, and ``--as-it-is`` shows how much the rounding changes.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from factor_search.export.contract import Source
+from factor_search.export.registry import export
+from factor_search.export.verification.llama_cpp import LlamaCpp
+from factor_search.factors import Factors
+from factor_search.factors_file import FactorsModel, factors_file
+from factor_search.methods import closed_form
+from factor_search.model.injection import Injector
+from factor_search.model.loading import LoadedModel, load_model
+from factor_search.spec import ModelSpec
+from factor_search.text.tokens import CachedTokenizer
+
+COUNT = 32
+BARS = (5e-5, 3e-4, 2e-3)
+"""Mean, 99 % and largest difference in nats."""
+Scores = NDArray[np.float64]
+
+
+@torch.inference_mode()
+def transformers_scores(loaded: LoadedModel, ids: list[int], positions: list[int], factors: Factors | None) -> Scores:
+    """Log-probabilities with factors injected; None leaves the model as it is."""
+    rows = [factors] if factors else []
+    with Injector(loaded.model, loaded.geometry) as injector, injector.using(rows):
+        before = torch.tensor([p - 1 for p in positions])
+        logits = loaded.model(torch.tensor([ids]), logits_to_keep=before, use_cache=False).logits[0]
+    scores = torch.log_softmax(logits.double(), dim=-1)
+    return np.array([scores[row, ids[p]].item() for row, p in enumerate(positions)])
+
+
+def main() -> int:
+    """Print the differences; the status is 1 if they are too large."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("book", type=Path)
+    parser.add_argument("--tokens", type=int, default=8448)
+    parser.add_argument("--target-length", type=int, default=16384)
+    parser.add_argument("--as-it-is", action="store_true", help="do not write the weights as F32")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        llama_cpp = LlamaCpp(as_f32=not arguments.as_it_is)
+        spec = ModelSpec(id=str(arguments.model), dtype="float32", device="cpu")
+        loaded = load_model(spec)
+        ids = CachedTokenizer(loaded.tokenizer)(arguments.book.read_text())[: arguments.tokens].tolist()
+        positions = list(range(len(ids) - COUNT, len(ids)))
+        factors = closed_form("yarn", loaded.geometry, arguments.target_length)
+        of = FactorsModel.of(spec.id, None, loaded.geometry)
+        found = factors_file(factors, of, arguments.target_length)
+        (exported,) = export("gguf", Source(found, spec), Path(folder)).files
+        start = time.monotonic()
+        engine = np.array(llama_cpp.log_probabilities(exported, ids, positions))
+        seconds = time.monotonic() - start
+        off = np.abs(engine - transformers_scores(loaded, ids, positions, factors))
+        unscaled = np.abs(engine - transformers_scores(loaded, ids, positions, None)).max()
+    figures = (off.mean(), np.quantile(off, 0.99), off.max())
+    print(f"llama.cpp {llama_cpp.version()}, the last {COUNT} of {len(ids)} tokens, {seconds:.0f} s on one thread")
+    print(f"mean {figures[0]:.1e}, 99 % {figures[1]:.1e}, largest {figures[2]:.1e}, unscaled {unscaled:.2f}")
+    return int(any(figure > bar for figure, bar in zip(figures, BARS, strict=True)) or unscaled <= 0.5)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,129 @@
+"""Headers of GGUF files: copies are exact, and broken files are named in one line."""
+
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import pytest
+
+from factor_search.errors import ModelLoadError, OutputError
+from factor_search.files import gguf as files
+from factor_search.files.gguf import UINT32, Entry, Header, Tensor, number_entry, read_header, text_entry, write_gguf
+from tests.families import tiny_model
+from tests.gguf_files import Q4_1, write_tiny
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("gguf") / "m.gguf", tiny_model("llama", vocab_size=257), quantised=Q4_1)
+
+
+def test_a_copy_is_the_same_file(tiny: Path, tmp_path: Path) -> None:
+    header = read_header(tiny)
+    write_gguf(header, tmp_path / "copy.gguf")
+    assert (tmp_path / "copy.gguf").read_bytes() == tiny.read_bytes()
+    assert header.get("{arch}.context_length") == header.get("llama.context_length") == 64
+    assert header.get("{arch}.absent", 7) == 7
+
+
+def test_the_header_is_what_the_gguf_package_reads(tiny: Path) -> None:
+    ours, theirs = read_header(tiny), gguf.GGUFReader(tiny)
+    assert [key for key in theirs.fields if not key.startswith("GGUF.")] == list(ours.metadata)
+    for key, entry in ours.metadata.items():
+        if entry.value is not None:
+            value = theirs.fields[key].contents()
+            assert (tuple(value) if isinstance(value, list) else value) == entry.value
+    assert len(ours.tensors) == len(theirs.tensors) > 20
+    for mine, other in zip(ours.tensors, theirs.tensors, strict=True):
+        assert (mine.name, mine.shape, mine.kind) == (other.name, tuple(other.shape.tolist()), int(other.tensor_type))
+        assert b"".join(mine.pieces()) == other.data.tobytes()
+
+
+def test_another_alignment_is_kept(tiny: Path, tmp_path: Path) -> None:
+    header = read_header(tiny)
+    aligned = replace(header, metadata={**header.metadata, "general.alignment": number_entry(256, UINT32)})
+    write_gguf(aligned, tmp_path / "aligned.gguf")
+    again = read_header(tmp_path / "aligned.gguf")
+    assert {tensor.start % 256 for tensor in again.tensors} == {0}
+    assert {tensor.start % 256 for tensor in header.tensors} != {0}
+    assert [b"".join(tensor.pieces()) for tensor in again.tensors] == [b"".join(t.pieces()) for t in header.tensors]
+    assert len(gguf.GGUFReader(tmp_path / "aligned.gguf").tensors) == len(header.tensors)
+
+
+def test_a_file_cut_anywhere_is_one_line(tiny: Path, tmp_path: Path) -> None:
+    content, cut = tiny.read_bytes(), tmp_path / "cut.gguf"
+    data = min(tensor.start for tensor in read_header(tiny).tensors)
+    for size in [*range(0, data, 37), data, data + 1, len(content) - 1000]:
+        cut.write_bytes(content[:size])
+        files._read.cache_clear()
+        with pytest.raises(ModelLoadError, match=r"empty|not a GGUF file|ends within its header|not complete") as error:
+            read_header(cut)
+        assert "\n" not in str(error.value)
+        assert str(cut) in str(error.value)
+
+
+def test_a_file_with_any_wrong_byte_gives_no_traceback(tiny: Path, tmp_path: Path) -> None:
+    content, wrong, refused = bytearray(tiny.read_bytes()), tmp_path / "wrong.gguf", []
+    data = min(tensor.start for tensor in read_header(tiny).tensors)
+    for place in range(4, data, 41):
+        damaged = content.copy()
+        damaged[place] ^= 0xFF
+        wrong.write_bytes(damaged)
+        files._read.cache_clear()
+        try:
+            read_header(wrong)
+        except ModelLoadError as error:
+            refused.append(str(error))
+    assert len(refused) > 20
+    assert "\n" not in "".join(refused)
+
+
+def changed(header: Header, **entries: Entry) -> Header:
+    names = {"parts": "split.count", "architecture": "general.architecture"}
+    return replace(header, metadata={**header.metadata, **{names[key]: entry for key, entry in entries.items()}})
+
+
+def test_files_that_are_no_model(tiny: Path, tmp_path: Path) -> None:
+    header, file = read_header(tiny), tmp_path / "m.gguf"
+    with pytest.raises(ModelLoadError, match="there is no GGUF file"):
+        read_header(file)
+    (tmp_path / "folder.gguf").mkdir()
+    with pytest.raises(ModelLoadError, match="is a folder"):
+        read_header(tmp_path / "folder.gguf")
+    with pytest.raises(ModelLoadError, match="cannot read"):
+        read_header(Path("x\0.gguf"))
+    for content, reason in (
+        (b"", "is empty"),
+        (b"PK\3\4 a zip file", "not a GGUF file"),
+        (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "is big-endian"),
+        (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "has version 1 of the format"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "damaged: 'general.architecture'"),
+    ):
+        file.write_bytes(content)
+        files._read.cache_clear()
+        with pytest.raises(ModelLoadError, match=reason):
+            read_header(file)
+    for wrong, reason in (
+        (changed(header, parts=number_entry(3, UINT32)), "one of 3 parts of a model: merge them"),
+        (replace(header, tensors=()), "a vocabulary and no weights"),
+        (replace(header, tensors=(Tensor("t", (4,), 9999, 0, b""),)), "tensor type 9999"),
+        (replace(header, tensors=(header.tensors[0],) * 2), "two tensors of the same name"),
+        (changed(header, architecture=number_entry(1, UINT32)), "is not a text"),
+    ):
+        write_gguf(wrong, file)
+        files._read.cache_clear()
+        with pytest.raises(ModelLoadError, match=reason):
+            read_header(file)
+
+
+def test_nothing_is_left_of_a_file_that_cannot_be_written(tiny: Path, tmp_path: Path) -> None:
+    header = read_header(tiny)
+    gone = replace(header, tensors=(*header.tensors, replace(header.tensors[0], name="t", source=tmp_path / "gone")))
+    with pytest.raises(OutputError, match=r"cannot write .*: No such file"):
+        write_gguf(gone, tmp_path / "out.gguf")
+    with pytest.raises(OutputError, match="cannot write"):
+        write_gguf(header, tmp_path / "absent" / "out.gguf")
+    assert not list(tmp_path.iterdir())
+    write_gguf(changed(header, architecture=text_entry("llama")), tmp_path / "out.gguf")
+    assert (tmp_path / "out.gguf").read_bytes() == tiny.read_bytes()
