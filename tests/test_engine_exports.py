@@ -185,6 +185,9 @@ def test_a_large_attention_factor_needs_a_large_window() -> None:
     lengths = lengths_for(2.5, 256, 64)
     assert lengths == (round(64 ** (2.5**2)), 64)
     assert lengths.attention_factor == pytest.approx(2.5, rel=1e-6)
+    for absurd in (1e3, 1e300):
+        assert lengths_for(absurd, 256, 64).maximum <= 2**53
+    assert Lengths(256, 1).attention_factor == 1.0
 
 
 def test_lengths_of_the_formula_are_the_true_ones() -> None:

@@ -110,7 +110,7 @@ def test_folders_that_do_not_fit_are_refused(built: Path, model: PreTrainedModel
             tmp_path,
             "it has no genai_config.json: build one with 'python -m onnxruntime_genai.models.builder -m m",
         ),
-        (file, tmp_path / "out", "or the folder has factors already"),
+        (file, tmp_path / "out", "has factors already: give the folder as the builder made it"),
         (other_theta, built, "do not rotate with the rope_theta of m"),
         (wider, built, r"have the shape \(64, 8\), but factors for m need 16 columns"),
     ):
@@ -190,6 +190,10 @@ def test_models_without_one_pair_of_tables_are_refused(model: PreTrainedModel, t
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "genai_config.json").write_text('{"model": {}}')
+    lost = folder_with([rotation()], values, tmp_path / "lost")
+    model_file = onnx.load(str(lost / "model.onnx"))
+    onnx.save(model_file, str(lost / "model.onnx"), save_as_external_data=True, location="x.data", size_threshold=0)
+    (lost / "x.data").unlink()
     garbage = folder_with([rotation()], values, tmp_path / "garbage")
     (garbage / "model.onnx").write_bytes(b"not a model")
     for folder, reason in (
@@ -198,10 +202,23 @@ def test_models_without_one_pair_of_tables_are_refused(model: PreTrainedModel, t
         (folder_with(computed, [angles], tmp_path / "computed"), "has no table for cos, but computes it"),
         (broken, "names no model.decoder.filename that exists"),
         (garbage, "cannot read"),
+        (lost, "cannot read cos of"),
     ):
         with pytest.raises(ExportError, match=reason) as caught:
             export("onnx", Source(found_for(model), ModelSpec(id=str(folder))), tmp_path / "new")
         assert "\n" not in str(caught.value)
+
+
+def test_tables_keep_their_precision(model: PreTrainedModel, tmp_path: Path) -> None:
+    from onnx import numpy_helper
+
+    halves = [numpy_helper.from_array(value.astype(np.float16), name) for name, value in tables(64).items()]
+    folder = folder_with([rotation()], halves, tmp_path / "half")
+    export("onnx", Source(found_for(model), ModelSpec(id=str(folder))), tmp_path / "out")
+    written = onnx.load(str(tmp_path / "out" / "model.onnx"))
+    cos, sin = (numpy_helper.to_array(tensor) for tensor in written.graph.initializer)
+    assert (cos.dtype, sin.shape) == (np.float16, (TARGET, 8))
+    np.testing.assert_allclose(cos[0], 1.17, rtol=1e-3)
 
 
 def test_without_the_package_the_message_names_it(

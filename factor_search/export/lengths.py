@@ -21,6 +21,7 @@ PRECISION = 1e-6
 REPORTED = 1e-4
 """Relative error of an attention factor above which an export mentions it."""
 _SEARCHED = 65_536
+_LARGEST = 53 * math.log(2)
 
 
 class Lengths(NamedTuple):
@@ -34,7 +35,7 @@ class Lengths(NamedTuple):
     @property
     def attention_factor(self) -> float:
         """What an engine computes from them: sqrt(1 + ln(m / o) / ln(o)), and 1 unless m > o."""
-        if self.maximum <= self.original:
+        if self.maximum <= self.original or self.original < 2:
             return 1.0
         return math.sqrt(1 + math.log(self.maximum / self.original) / math.log(self.original))
 
@@ -74,7 +75,7 @@ def lengths_for(attention_factor: float, target_length: int, original_length: in
             return nearest
         nearest = min(nearest, lengths, key=error)
     if error(nearest) > REPORTED:
-        window = round(min(original_length ** (attention_factor**2), 2.0**53))
+        window = round(math.exp(min(attention_factor * attention_factor * math.log(original_length), _LARGEST)))
         return min(nearest, Lengths(max(window, target_length), original_length), key=error)
     return nearest
 
@@ -82,4 +83,4 @@ def lengths_for(attention_factor: float, target_length: int, original_length: in
 def _windows(a: float, target_length: int) -> Iterator[Lengths]:
     yield Lengths(target_length, target_length)  # a = 1
     for maximum in range(target_length, target_length + min(target_length, _SEARCHED)):
-        yield Lengths(maximum, max(round(maximum ** (1 / a**2)), 2))
+        yield Lengths(maximum, max(round(maximum ** (1 / (a * a))), 2))

@@ -59,6 +59,8 @@ class ONNX(Engine):
                 f"'python -m onnxruntime_genai.models.builder -m {source.file.model.id} -o FOLDER -p fp32 -e cpu', "
                 "and give --model FOLDER"
             )
+        if (folder / TABLES).exists():
+            raise ExportError(f"{folder} has factors already: give the folder as the builder made it")
         _Tables.of(folder, source.file)
 
     def limits(self, source: Source) -> list[Limit]:
@@ -142,7 +144,7 @@ class _Tables:
         ):
             raise ExportError(
                 f"the tables in {self.file} do not rotate with the rope_theta of {file.model.id}: the factors belong "
-                "to another model, or the folder has factors already; give the folder as the builder made it"
+                "to another model, or the folder was changed; give the folder as the builder made it"
             )
 
     def replace(self, file: FactorsFile) -> None:
@@ -182,7 +184,11 @@ class _Tables:
         """The values of a table; of the one for long inputs, where an If chooses between two."""
         from onnx.numpy_helper import to_array
 
-        values: NDArray[Any] = to_array(_tensor(self.model.graph, name, self.file), str(self.file.parent))
+        tensor = _tensor(self.model.graph, name, self.file)
+        try:
+            values: NDArray[Any] = to_array(tensor, str(self.file.parent))
+        except Exception as error:  # the file beside the model is absent or too short
+            raise ExportError(f"cannot read {name} of {self.file}: {one_line(error)}") from None
         return values
 
 
