@@ -248,6 +248,9 @@ class _PositionsFromMask:
 
 
 def _forget_compiled_code() -> None:
-    """Make torch.compile compile again: it does not notice that a forward or a hook of a module has changed."""
+    """Make torch.compile compile again.
+
+    It does not look for changed hooks, and after 8 versions of a function it gives up or raises an error.
+    """
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
