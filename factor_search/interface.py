@@ -27,8 +27,7 @@ from factor_search.job import run_job
 from factor_search.measure.comparison import first_tokens, loss_difference
 from factor_search.measure.measurement import PasskeyResult, PerplexityResult, measure
 from factor_search.measure.request import GivenDocuments, JobDocuments, MeasurementRequest, Task
-from factor_search.model.application import Application, configuration_of
-from factor_search.model.configuration import read_geometry
+from factor_search.model.application import Application, geometry_of
 from factor_search.report.document import build_factors_file, build_report, table
 from factor_search.report.results import write_results
 from factor_search.search.selection import JobResult, JobWatcher
@@ -170,10 +169,9 @@ def apply(model: PreTrainedModel, factors: FactorsFile | Factors) -> Application
         FactorsError: the factors belong to another rotary geometry, or the model has factors applied already.
         UnsupportedModelError: the model has no rotary modules that factors can be put into.
     """
-    config = configuration_of(model)
     if not isinstance(factors, FactorsFile):
-        return Application(model, read_geometry(config), factors)
-    geometry = read_geometry(config, factors.model.original_length)
+        return Application(model, geometry_of(model), factors)
+    geometry = geometry_of(model, factors.model.original_length)
     check_belongs(factors, geometry)
     return Application(model, geometry, factors.factors, factors.target_length)
 

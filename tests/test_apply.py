@@ -396,3 +396,19 @@ def test_a_model_that_something_else_has_wrapped_meanwhile() -> None:
 
 def test_the_earlier_name() -> None:
     assert fs.apply_factors is fs.apply
+
+
+def test_the_live_base_counts() -> None:
+    """HunYuan's alpha is a larger base, which the configuration does not call rope_theta."""
+    alpha = {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 1000.0, "factor": 1.0}
+    model = tiny_model("hunyuan_v1_dense", head_dim=16, rope_parameters=alpha)
+    geometry = read_geometry(model.config)
+    found = factors_file(Factors.of([2.0] * 8, 0, 1.1), FactorsModel.of("m", None, geometry), 128)
+    with Injector(model, geometry) as injector, injector.using([found.factors]), torch.inference_mode():
+        injected = model(input_ids=torch.arange(3, 90)[None]).logits
+    with fs.apply(model, found), torch.inference_mode():
+        torch.testing.assert_close(model(input_ids=torch.arange(3, 90)[None]).logits, injected)
+    with torch.no_grad():
+        model.model.rotary_emb.inv_freq.copy_(5e5 ** (-torch.arange(0, 16, 2) / 16))
+    with pytest.raises(FactorsError, match="they belong to another model"):
+        fs.apply(model, found)

@@ -116,10 +116,10 @@ def test_the_nearest(tmp_path: Path) -> None:
     engine, file = engine_named("gguf"), file_of(tmp_path)
     source = source_of(file, found(initial_tokens=4), found(target=64))
     with pytest.raises(
-        ExportError, match=r"4 initial tokens, which llama.cpp cannot express .* for llama \(the nearest is"
+        ExportError, match=r"4 initial tokens, which llama.cpp cannot express; .* for llama; the nearest is"
     ):
         export("gguf", source, tmp_path / "out.gguf")
-    nearest = expressible(engine, source, nearest=True)
+    nearest, _ = expressible(engine, source, nearest=True)
     assert (nearest.file.initial_tokens, nearest.short) == (0, None)
     assert nearest.file.rescale_factors == LAMBDAS
     export("gguf", source, tmp_path / "out.gguf", nearest=True)
@@ -128,7 +128,7 @@ def test_the_nearest(tmp_path: Path) -> None:
 def test_qwen2_as_llama_reorders_rows_of_q_and_k_only(tmp_path: Path) -> None:
     file = file_of(tmp_path, "qwen2", quantised=Q4_1)
     with pytest.raises(
-        ExportError, match=r"refuses files of architecture qwen2 with factors .*rewritten as architecture llama"
+        ExportError, match=r"refuses files of architecture qwen2 with factors; .*rewritten as architecture llama"
     ):
         export("gguf", source_of(file), tmp_path / "out.gguf")
     export("gguf", source_of(file), tmp_path / "out.gguf", nearest=True)

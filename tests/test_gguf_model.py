@@ -146,7 +146,7 @@ ROTATED: dict[str, tuple[dict[str, int], str, int]] = {
     "qwen3moe": ({"attention.key_length": 32, "rope.dimension_count": 32}, "Qwen3MoeForCausalLM", 32),
     "qwen2moe": ({}, "Qwen2MoeForCausalLM", 16),
     "gemma2": ({"attention.key_length": 16}, "Gemma2ForCausalLM", 16),
-    "gemma3": ({"attention.key_length": 16}, "Gemma3ForCausalLM", 16),
+    "gemma3": ({"attention.key_length": 16, "block_count": 6}, "Gemma3ForCausalLM", 16),
     "stablelm": ({"rope.dimension_count": 4}, "StableLmForCausalLM", 4),
     "nemotron": ({"rope.dimension_count": 8}, "NemotronForCausalLM", 8),
     "starcoder2": ({}, "Starcoder2ForCausalLM", 16),
@@ -293,8 +293,13 @@ def test_a_plan_on_a_file(texts: Path, tmp_path: Path) -> None:
     plan = plan_document(file, texts)
     search, finetune, *_, last = stages(**{"export-1": {"profile": "static"}})
     search |= {"space": {"initial_tokens": [0]}, "budget": 4}
-    with pytest.raises(ExportError, match="has no configuration: leave the stage out"):
+    with pytest.raises(ExportError, match="has no configuration: set the stage's format to gguf"):
         run_plan(parse_plan(plan | {"stages": [search, last]}), tmp_path / "out")
+    patched = run_plan(parse_plan(plan | {"stages": [search, last | {"format": "gguf"}]}), tmp_path / "patched")
+    described = patched.outcomes[-1].report
+    assert described["files"] == ["m-128.gguf"]
+    assert str(tmp_path / "patched" / "export-1" / "model" / "m-128.gguf") in described["command"]
+    assert load_config(spec(tmp_path / "patched" / "export-1" / "model" / "m-128.gguf")).rope_parameters
     result = run_plan(parse_plan(plan | {"stages": [search, finetune, last]}), tmp_path / "out")
     tuned = result.outcomes[-1].model
     assert tuned is not None
@@ -304,7 +309,7 @@ def test_a_plan_on_a_file(texts: Path, tmp_path: Path) -> None:
 def test_a_folder_cannot_be_exported_from_a_file(tiny: Path, tmp_path: Path) -> None:
     geometry = load_model(spec(tiny)).geometry
     found = factors_file(closed_form("pi", geometry, 128), FactorsModel.of("m", None, geometry), 128)
-    with pytest.raises(ExportError, match="is a GGUF file, and there is no folder"):
+    with pytest.raises(ExportError, match="is a GGUF file, which this format does not take"):
         export("huggingface", Source(found, spec(tiny)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     export("huggingface", Source(found, spec(tiny)), tmp_path / "config.json")

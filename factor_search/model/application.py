@@ -18,9 +18,11 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from factor_search.errors import FactorsError, UnsupportedModelError
 from factor_search.factors import Factors
+from factor_search.model.configuration import read_geometry
 from factor_search.model.decoder import decoder_of
 from factor_search.model.geometry import Geometry
 from factor_search.model.injection import Rotation, Site, find_sites, map_tensors, where_initial
+from factor_search.model.live_frequencies import CHANGING, with_frequencies_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -186,6 +188,20 @@ def configuration_of(model: Any) -> PretrainedConfig:
     if not isinstance(model, nn.Module) or not isinstance(config, PretrainedConfig):
         raise UnsupportedModelError(f"a loaded transformers model is needed, not {type(model).__name__}")
     return config
+
+
+def geometry_of(model: nn.Module, original_length: int | None = None) -> Geometry:
+    """Return the rotary geometry of a loaded model, whose own frequencies count where they are fixed.
+
+    Args:
+        model: a transformers model, also a compiled one.
+        original_length: tokens the model was trained for; overrides a wrong value in the configuration.
+
+    Raises:
+        UnsupportedModelError: it is not a loaded transformers model, or computes RoPE in an unknown way.
+    """
+    geometry = read_geometry(configuration_of(model), original_length)
+    return geometry if geometry.base_rope_type in CHANGING else with_frequencies_of(_decoder(model), geometry)
 
 
 def _decoder(model: nn.Module) -> nn.Module:

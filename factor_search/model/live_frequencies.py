@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from factor_search.errors import UnsupportedModelError
@@ -36,7 +36,12 @@ def with_live_frequencies(model: PreTrainedModel, geometry: Geometry) -> Geometr
         UnsupportedModelError: there are no rotary modules, they differ from each other, or their frequencies are not
             those of RoPE.
     """
-    sites = find_sites(decoder_of(model), geometry)
+    return with_frequencies_of(decoder_of(model), geometry)
+
+
+def with_frequencies_of(decoder: nn.Module, geometry: Geometry) -> Geometry:
+    """See :func:`with_live_frequencies`; takes the decoder itself."""
+    sites = find_sites(decoder, geometry)
     live, attention = _state(sites[0])
     tolerance = max(_tolerance(site) for site in sites)
     name = geometry.architecture
