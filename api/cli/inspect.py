@@ -2,10 +2,14 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from api.cli.arguments import add_json_argument, add_model_arguments, model_spec
-from factor_search.export.registry import ENGINES
+from factor_search.export.contract import Source
+from factor_search.export.registry import accepted_formats
+from factor_search.factors_file import FactorsModel, factors_file
+from factor_search.methods import closed_form
 from factor_search.spec import INITIAL_TOKENS
 
 if TYPE_CHECKING:
@@ -25,7 +29,11 @@ def run(arguments: argparse.Namespace) -> int:
     from factor_search.model.loading import load_config
 
     spec = model_spec(arguments)
-    description = describe(read_geometry(load_config(spec), spec.original_length))
+    geometry = read_geometry(load_config(spec), spec.original_length)
+    length = 2 * geometry.original_length
+    described = FactorsModel.of(spec.id, spec.revision, geometry)
+    trial = factors_file(closed_form("ntk", geometry, length), described, length)
+    description = describe(geometry, accepted_formats(Source(trial, spec)))
     if arguments.json:
         print(json.dumps(description))
         return 0
@@ -42,10 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def describe(geometry: "Geometry") -> dict[str, Any]:
-    """The geometry as JSON."""
+def describe(geometry: "Geometry", formats: Sequence[str]) -> dict[str, Any]:
+    """The geometry as JSON, with the formats of engines that can express factors of the model."""
     reason = geometry.not_loadable or geometry.no_longer_context
-    exportable = geometry.rotated_pairs is None and geometry.no_longer_context is None
     return {
         "architecture": geometry.architecture,
         "rope_theta": geometry.rope_theta,
@@ -65,6 +72,6 @@ def describe(geometry: "Geometry") -> dict[str, Any]:
         },
         "not_searchable_because": reason,
         "notes": list(geometry.notes),
-        "export_formats": list(ENGINES) if exportable else [],
+        "export_formats": list(formats),
         "wavelengths": geometry.wavelengths,
     }

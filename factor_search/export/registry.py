@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from factor_search.errors import ExportError
+from factor_search.errors import ExportError, FactorSearchError
 from factor_search.export.contract import Engine, Exported, Source
 from factor_search.export.exllamav3 import ExLlamaV3
 from factor_search.export.gguf import Gguf
@@ -51,6 +51,19 @@ def engine_named(name: str) -> Engine:
     if name in REFUSED:
         raise ExportError(f"there is no export for {name}: {REFUSED[name]}")
     raise ExportError(f"unknown format {name!r}: choose one of {', '.join(ENGINES)}")
+
+
+def accepted_formats(source: Source) -> list[str]:
+    """The formats that can express factors of this model, or something near."""
+
+    def accepts(engine: Engine) -> bool:
+        try:
+            engine.check(source)
+        except FactorSearchError:
+            return False
+        return True
+
+    return [name for name, engine in ENGINES.items() if accepts(engine)]
 
 
 Cost = Callable[[Source, Source], str]
