@@ -108,13 +108,6 @@ def differences(engine: str, format: str, model_type: str) -> tuple[float, float
     file = factors_file(factors, FactorsModel.of("m", None, geometry), 4 * geometry.original_length)
     ids = torch.randint(3, 97, (1, LENGTH), generator=torch.Generator().manual_seed(4))
     positions = range(1, LENGTH)
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(Path(folder) / "model")
-        source = Source(file, ModelSpec(id=str(Path(folder) / "model")))
-        exported = Path(folder) / ("overrides.json" if format == "vllm" else "out")
-        export(format, source, exported)
-        scorer = SCORERS[engine](source.model.id)
-        theirs = torch.tensor(scorer.log_probabilities(exported, ids[0].tolist(), positions))
 
     def ours(rows: list[Factors]) -> torch.Tensor:
         with torch.inference_mode(), Injector(model, geometry) as injector, injector.using(rows):
@@ -122,7 +115,14 @@ def differences(engine: str, format: str, model_type: str) -> tuple[float, float
         chosen: torch.Tensor = logits[:-1].gather(1, ids[0, 1:, None])[:, 0]
         return chosen
 
-    scaled, plain = ours([factors]), ours([])
+    scaled, plain = ours([factors]), ours([])  # before vLLM changes classes of transformers
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(Path(folder) / "model")
+        source = Source(file, ModelSpec(id=str(Path(folder) / "model")))
+        exported = Path(folder) / ("overrides.json" if format == "vllm" else "out")
+        export(format, source, exported)
+        scorer = SCORERS[engine](source.model.id)
+        theirs = torch.tensor(scorer.log_probabilities(exported, ids[0].tolist(), positions))
     return (theirs - scaled).abs().max().item(), (theirs - plain).abs().max().item()
 
 
