@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from factor_search.errors import ExportError, ModelLoadError, SpecError, Unsuppo
 from factor_search.export.contract import Source
 from factor_search.export.registry import export
 from factor_search.factors_file import FactorsModel, factors_file
+from factor_search.files import gguf as gguf_headers
 from factor_search.files.gguf import UINT32, f32_tensor, number_entry, read_header, text_entry, write_gguf
 from factor_search.interface import search_factors
 from factor_search.methods import closed_form
@@ -314,3 +316,11 @@ def test_a_folder_cannot_be_exported_from_a_file(tiny: Path, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
     export("huggingface", Source(found, spec(tiny)), tmp_path / "config.json")
     assert json.loads((tmp_path / "config.json").read_text())["rope_parameters"]["long_factor"] == [2.0] * 8
+
+
+def test_without_the_package(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("gguf", "gguf.constants"):
+        monkeypatch.setitem(sys.modules, name, None)
+    gguf_headers._read.cache_clear()
+    with pytest.raises(ModelLoadError, match=r"need the package gguf: pip install 'factor-search\[gguf\]'"):
+        load_config(spec(tiny))

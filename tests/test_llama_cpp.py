@@ -1,5 +1,7 @@
 """llama.cpp computes what transformers computes with the same factors, and what its files are read to mean."""
 
+import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,26 @@ from transformers import PreTrainedModel
 
 from factor_search.errors import VerificationError
 from factor_search.export.contract import Source
+from factor_search.export.gguf import patched
 from factor_search.export.registry import export
 from factor_search.export.verification.llama_cpp import LlamaCpp
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsModel, factors_file
+from factor_search.files.gguf import (
+    ARRAY,
+    FLOAT32,
+    UINT32,
+    Entry,
+    Header,
+    f32_tensor,
+    number_entry,
+    read_header,
+    text_entry,
+    write_gguf,
+)
 from factor_search.methods import closed_form
 from factor_search.model.configuration import read_geometry
+from factor_search.model.gguf_rope import IGNORE_FREQS, READ_FREQS
 from factor_search.model.injection import Injector
 from factor_search.model.loading import load_model
 from factor_search.spec import ModelSpec
@@ -25,6 +41,14 @@ from tests.gguf_files import Q4_1, Q8_0, write_tiny
 
 pytest.importorskip("xllamacpp")
 LENGTH, TARGET = 240, 256
+MODEL = FactorsModel(
+    id="m",
+    architecture="LlamaForCausalLM",
+    rope_theta=10_000,
+    rotary_dim=16,
+    original_length=64,
+    base_rope_type="default",
+)
 IDS = torch.randint(0, 256, (1, LENGTH), generator=torch.Generator().manual_seed(4))
 POSITIONS = [*range(96, 216, 4), LENGTH - 2, LENGTH - 1]
 Bars = tuple[float, float, float]
@@ -154,6 +178,63 @@ def test_llama_cpp_takes_the_short_factors_in_a_short_context(tmp_path: Path) ->
         scores = torch.log_softmax(model(torch.tensor([longer])).logits[0].double(), dim=-1)
     theirs = LlamaCpp().log_probabilities(out, longer, [400, 479])
     assert theirs == pytest.approx([scores[p - 1, longer[p]].item() for p in (400, 479)], abs=2e-3)
+
+
+LOADABLE: dict[str, Entry] = {
+    "attention.key_length": number_entry(16, UINT32),
+    "attention.value_length": number_entry(16, UINT32),
+    "attention.scale": number_entry(0.25, FLOAT32),
+    "embedding_scale": number_entry(1.0, FLOAT32),
+    "residual_scale": number_entry(1.0, FLOAT32),
+    "logit_scale": number_entry(1.0, FLOAT32),
+}
+"""What the one or the other architecture wants to know."""
+XIELU = Entry(ARRAY, None, struct.pack("<IIQ2f", ARRAY, FLOAT32, 2, 0.8, 0.8))
+READING = {
+    **dict.fromkeys(("llama", "deci", "exaone", "granite", "granitemoe", "mistral3", "minicpm"), "reads"),
+    **dict.fromkeys(("arcee", "apertus"), "reads"),
+    **dict.fromkeys(("qwen2", "qwen3", "internlm2", "smollm3", "xverse"), "refuses"),
+    "pangu-embedded": "ignores",
+}
+
+
+def loadable(architecture: str, file: Path) -> Header:
+    """A llama that says that it is of another architecture, with the parts that this architecture wants."""
+    header = read_header(write_tiny(file, tiny_model("llama", vocab_size=257)))
+    metadata = {key.replace("llama.", f"{architecture}."): entry for key, entry in header.metadata.items()}
+    metadata |= {f"{architecture}.{key}": entry for key, entry in LOADABLE.items()}
+    metadata["general.architecture"] = text_entry(architecture)
+    tensors = list(header.tensors)
+    if architecture in ("arcee", "apertus"):
+        tensors = [tensor for tensor in tensors if ".ffn_gate." not in tensor.name]
+    for block in (0, 1):
+        if architecture in ("apertus", "qwen3"):
+            tensors += [f32_tensor(f"blk.{block}.attn_{part}_norm.weight", [1.0] * 16) for part in "qk"]
+        if architecture == "pangu-embedded":
+            tensors.append(f32_tensor(f"blk.{block}.attn_output.bias", [0.0] * 64))
+    if architecture == "apertus":
+        metadata |= {f"xielu.{name}": XIELU for name in ("alpha_n", "alpha_p", "beta", "eps")}
+    return replace(header, metadata=metadata, tensors=tuple(tensors))
+
+
+@pytest.mark.parametrize(("architecture", "wanted"), READING.items())
+def test_what_llama_cpp_does_with_factors_by_architecture(architecture: str, wanted: str, tmp_path: Path) -> None:
+    plain, factored = tmp_path / "plain.gguf", tmp_path / "factored.gguf"
+    header = loadable(architecture, tmp_path / "llama.gguf")
+    write_gguf(header, plain)
+    file = factors_file(Factors.of([1.0 + 0.5 * i for i in range(8)]), MODEL, TARGET)
+    write_gguf(patched(header, file), factored)
+    takes = architecture in READ_FREQS
+    assert takes == (wanted == "reads")
+    assert (architecture in IGNORE_FREQS) == (wanted == "ignores")
+    ids, positions = IDS[0].tolist(), [30, 60]
+    before = LlamaCpp().log_probabilities(plain, ids, positions)
+    if wanted == "refuses":
+        with pytest.raises(VerificationError, match="wrong number of tensors"):
+            LlamaCpp().log_probabilities(factored, ids, positions)
+    else:
+        after = LlamaCpp().log_probabilities(factored, ids, positions)
+        assert (np.abs(np.array(after) - before).max() > 1e-3) == takes
 
 
 @pytest.mark.parametrize("kind", ["absent", "no GGUF file", "refused", "aborted", "too short"])

@@ -91,7 +91,9 @@ class Gguf(Engine):
         if out.exists():
             raise OutputError(f"{out} exists: choose another --out")
         write_gguf(patched(header, source.file, source.short, as_llama=isinstance(source, AsLlama)), out)
-        notes = ["A configuration of the engine that sets RoPE scaling (--rope-*) overrides the factors."]
+        notes = [
+            "Options of the engine that scale RoPE (--rope-scaling, --rope-freq-scale, --yarn-...) would change this."
+        ]
         if header.architecture in READ_PAIR:
             notes = ["llama.cpp takes the long factors if the context that -c asks for is beyond the original length."]
         return Exported([out], f"llama-cli -m {shlex.quote(str(out))} -c {target}", notes)

@@ -26,6 +26,7 @@ READ_FREQS = (
     "apertus",
     "exaone",
     "granite",
+    "granitemoe",
     "mistral3",
     "minicpm",
 )
@@ -34,7 +35,7 @@ READ_PAIR = ("phi3", "phimoe", "minicpm3")
 """Architectures whose pair of long and short factors llama.cpp reads."""
 OWN_FREQS = ("gemma4",)
 """Architectures that use ``rope_freqs.weight`` for something else: pairs that do not rotate."""
-IGNORE_FREQS = ("llada", "falcon-h1", "pangu-embed", "cogvlm")
+IGNORE_FREQS = ("llada", "falcon-h1", "pangu-embedded", "cogvlm")
 """Architectures whose files llama.cpp loads with ``rope_freqs.weight``, but computes without it."""
 SCALING_TYPES = ("none", "linear", "yarn", "longrope")
 FASTEST, SLOWEST = 32.0, 1.0
