@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ from factor_search.spec import ModelSpec, parse_model, parse_spec
 
 Model = str | Mapping[str, Any]
 """A local folder or hub id, or the fields of a specification's ``model``."""
+
+ONNX_MARK = "genai_config.json"
+"""A file of a folder for ONNX Runtime GenAI."""
 
 Documents = GivenDocuments | JobDocuments
 """Documents on which to measure."""
@@ -275,11 +278,13 @@ def verify_exported(
 def _verified(
     source: Source, scorers: Sequence[Scorer], path: Path, data: str | Sequence[str], length: int | None
 ) -> list[Verification]:
+    if (Path(source.model.id) / ONNX_MARK).exists():  # transformers does not load it: the searched model is scored
+        source = replace(source, model=_model_of(source.file, None))
     tokens = scored_length(source, length)
     ids = first_tokens(source.model, [data] if isinstance(data, str) else data, tokens)
     positions = scored_positions(tokens, source.file.model.original_length)
     expected = reference(source, ids, positions)
-    return [compare(scorer, path, expected, ids, positions) for scorer in scorers]
+    return [compare(scorer.of(source.model.id), path, expected, ids, positions) for scorer in scorers]
 
 
 def import_factors(

@@ -105,8 +105,11 @@ def run(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace, exported: "Exported") -> list[dict[str, Any]]:
     from factor_search.interface import verify_exported
 
-    if not installed_for(arguments.format):
+    configuration_alone = exported.loaded.suffix == ".json" and ENGINES[arguments.format].document_name == "config.json"
+    if configuration_alone or arguments.format == "huggingface" or not installed_for(arguments.format):
         return []
+    names = ", ".join(scorer.name for scorer in installed_for(arguments.format))
+    print(f"scoring text with {names} and transformers ...", file=sys.stderr, flush=True)
     try:
         verifications = verify_exported(
             exported, arguments.format, arguments.data or [str(file) for file in held_out_files()]

@@ -88,8 +88,8 @@ class Exported:
 
     @property
     def loaded(self) -> Path:
-        """What an engine loads: the first file if it holds the model, or else its folder."""
-        return self.files[0] if self.files[0].suffix == ".gguf" else self.files[0].parent
+        """What an engine loads: the only file, or the folder of several."""
+        return self.files[0] if len(self.files) == 1 else self.files[0].parent
 
 
 class Engine(ABC):

@@ -20,6 +20,14 @@ class Scorer(ABC):
     def version(self) -> str | None:
         """The version of the installed engine; None if it is not installed. Does not load it."""
 
+    def of(self, model: str) -> "Scorer":
+        """The scorer for exports that apply to a model without containing it; most contain it.
+
+        Args:
+            model: folder or hub id.
+        """
+        return self
+
     @abstractmethod
     def log_probabilities(self, exported: Path, ids: Sequence[int], positions: Sequence[int]) -> list[float]:
         """Score tokens of one text with the engine, in float32 where it offers that.

