@@ -202,6 +202,14 @@ def test_a_folder_gets_a_file_named_after_the_length(tmp_path: Path) -> None:
     assert written.command == f"llama-cli -m '{tmp_path}/some folder/llama-256.gguf' -c 256"
 
 
+def test_a_link_into_a_cache_keeps_its_name(tmp_path: Path) -> None:
+    file = file_of(tmp_path).rename(tmp_path / "0a1b2c")
+    (tmp_path / "model.gguf").symlink_to(file)
+    (out,) = export("gguf", source_of(tmp_path / "model.gguf"), tmp_path / "out").files
+    assert out.name == "model-256.gguf"
+    assert not out.is_symlink()
+
+
 def test_ollama(tmp_path: Path) -> None:
     file = file_of(tmp_path).rename(tmp_path / "My Model.Q4_1.gguf")
     out = tmp_path / "out"

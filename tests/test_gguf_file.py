@@ -7,9 +7,15 @@ from pathlib import Path
 import gguf
 import pytest
 
-from factor_search.errors import ModelLoadError, OutputError
+from factor_search.errors import FactorSearchError, ModelLoadError, OutputError
+from factor_search.export.contract import Source
+from factor_search.export.registry import export
+from factor_search.factors import Factors
+from factor_search.factors_file import FactorsModel, factors_file
 from factor_search.files import gguf as files
 from factor_search.files.gguf import UINT32, Entry, Header, Tensor, number_entry, read_header, text_entry, write_gguf
+from factor_search.model.loading import load_config
+from factor_search.spec import ModelSpec
 from tests.families import tiny_model
 from tests.gguf_files import Q4_1, write_tiny
 
@@ -66,16 +72,24 @@ def test_a_file_cut_anywhere_is_one_line(tiny: Path, tmp_path: Path) -> None:
 def test_a_file_with_any_wrong_byte_gives_no_traceback(tiny: Path, tmp_path: Path) -> None:
     content, wrong, refused = bytearray(tiny.read_bytes()), tmp_path / "wrong.gguf", []
     data = min(tensor.start for tensor in read_header(tiny).tensors)
-    for place in range(4, data, 41):
+    vocabulary = range(content.index(b"tokenizer.ggml.tokens") + 100, content.index(b"tokenizer.ggml.token_type") - 20)
+    model = FactorsModel(
+        id="m", architecture="L", rope_theta=10_000, rotary_dim=16, original_length=64, base_rope_type="default"
+    )
+    source = Source(factors_file(Factors.of([1.5] * 8), model, 128), ModelSpec(id=str(wrong)))
+    out = tmp_path / "out.gguf"
+    for place in (place for place in range(4, data, 11) if place not in vocabulary):
         damaged = content.copy()
         damaged[place] ^= 0xFF
         wrong.write_bytes(damaged)
         files._read.cache_clear()
-        try:
-            read_header(wrong)
-        except ModelLoadError as error:
-            refused.append(str(error))
-    assert len(refused) > 20
+        for use in (lambda: load_config(source.model), lambda: export("gguf", source, out)):
+            try:
+                use()
+            except FactorSearchError as error:
+                refused.append(str(error))
+        out.unlink(missing_ok=True)
+    assert len(refused) > 100
     assert "\n" not in "".join(refused)
 
 

@@ -16,11 +16,13 @@ from factor_search.export.contract import Source
 from factor_search.export.gguf import patched
 from factor_search.export.registry import export
 from factor_search.export.verification.llama_cpp import LlamaCpp
+from factor_search.export.verification.llama_cpp_process import start
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsModel, factors_file
 from factor_search.files.gguf import (
     ARRAY,
     FLOAT32,
+    STRING,
     UINT32,
     Entry,
     Header,
@@ -34,7 +36,7 @@ from factor_search.methods import closed_form
 from factor_search.model.configuration import read_geometry
 from factor_search.model.gguf_rope import IGNORE_FREQS, READ_FREQS
 from factor_search.model.injection import Injector
-from factor_search.model.loading import load_model
+from factor_search.model.loading import load_model, load_tokenizer
 from factor_search.spec import ModelSpec
 from tests.families import tiny_model
 from tests.gguf_files import Q4_1, Q8_0, write_tiny
@@ -281,3 +283,82 @@ def test_quantised_weights_are_compared_as_f32(kind: GGMLQuantizationType, tmp_p
     near = differences(engine_scores(out), injected)
     assert 1e-3 < near[0] < 0.2
     assert near[0] < 0.3 * differences(engine_scores(out), transformers_scores(loaded.model))[0]
+
+
+TEXT = "In the year 1984 the best of times, and the worst of times; then the rest of the tale. "
+LINES = [
+    TEXT,
+    "  two  spaces   three    four",
+    "x\n\ny\n  z\t",
+    "naïve 漢字 😀",
+    "Hello",
+    " the",
+    "the 12,345.67 times!",
+]
+
+
+def strings(values: list[str]) -> Entry:
+    packed = b"".join(struct.pack("<Q", len(value.encode())) + value.encode() for value in values)
+    return Entry(ARRAY, None, struct.pack("<IIQ", ARRAY, STRING, len(values)) + packed)
+
+
+def numbers(values: list[Any], kind: int, letter: str) -> Entry:
+    return Entry(ARRAY, None, struct.pack(f"<IIQ{len(values)}{letter}", ARRAY, kind, len(values), *values))
+
+
+def sentencepiece(prefix: bool, bos: bool) -> tuple[int, dict[str, Entry]]:
+    """The size and the metadata of a vocabulary with byte tokens, letters, and pieces of the text."""
+    spaced = "▁" + TEXT.replace(" ", "▁")
+    known, pieces = set(spaced), []
+    for length in range(2, 7):
+        for first in range(len(spaced) - length + 1):
+            piece = spaced[first : first + length]
+            if piece not in known and piece[:-1] in known:
+                known.add(piece)
+                pieces.append(piece)
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces, *sorted(set(spaced))]
+    kinds = [2, 3, 3] + [6] * 256 + [1] * (len(words) - 259)
+    scores = [0.0] * 259 + [-float(rank) for rank in range(len(words) - 259)]
+    return len(words), {
+        "tokenizer.ggml.model": text_entry("llama"),
+        "tokenizer.ggml.tokens": strings(words),
+        "tokenizer.ggml.scores": numbers(scores, FLOAT32, "f"),
+        "tokenizer.ggml.token_type": numbers(kinds, 5, "i"),
+        **{f"tokenizer.ggml.{name}_token_id": number_entry(id, UINT32) for name, id in SPECIAL.items()},
+        "tokenizer.ggml.add_space_prefix": number_entry(prefix, 7),
+        "tokenizer.ggml.add_bos_token": number_entry(bos, 7),
+    }
+
+
+SPECIAL = {"unknown": 0, "bos": 1, "eos": 2}
+
+
+@pytest.mark.parametrize(("prefix", "bos"), [(True, True), (False, False)])
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+def test_texts_become_the_tokens_of_llama_cpp(kind: str, prefix: bool, bos: bool, tmp_path: Path) -> None:
+    size, vocabulary = sentencepiece(prefix, bos)
+    if kind == "bytes":
+        size, vocabulary = 257, {"tokenizer.ggml.add_bos_token": number_entry(bos, 7)}
+    header = read_header(write_tiny(tmp_path / "m.gguf", tiny_model("llama", vocab_size=size), context_length=512))
+    metadata = {**header.metadata, **vocabulary}
+    if kind == "sentencepiece":
+        del metadata["tokenizer.ggml.merges"]
+    write_gguf(replace(header, metadata=metadata), tmp_path / "m.gguf")
+    tokenizer = load_tokenizer(ModelSpec(id=str(tmp_path / "m.gguf")))
+    server = start(str(tmp_path / "m.gguf"), 300, 1, str(tmp_path / "socket"))
+
+    def next_after(prompt: str | list[int]) -> tuple[int, list[float]]:
+        """The number of tokens, and the log-probabilities of the likeliest next words, which tell prompts apart."""
+        answer = server.handle_completions({"prompt": prompt, "n_predict": 1, "n_probs": size, "cache_prompt": False})
+        listed = (answer["choices"][0]["logprobs"] or {"content": [{"top_logprobs": []}]})["content"][0]["top_logprobs"]
+        return answer["usage"]["prompt_tokens"], [one["logprob"] for one in listed]
+
+    compared = 0
+    for line in LINES:
+        ids = tokenizer(line).input_ids
+        of_text, of_ids = next_after(line), next_after(ids)
+        assert of_text[0] == of_ids[0] == len(ids)
+        assert of_text[1] == pytest.approx(of_ids[1], abs=1e-4) or not (of_text[1] and of_ids[1])
+        compared += bool(of_text[1] and of_ids[1])
+    assert compared > 2
+    assert (tokenizer("the").input_ids[0] == tokenizer.bos_token_id) == bos

@@ -130,7 +130,7 @@ def read_header(file: Path) -> Header:
         status = file.stat()
         if file.is_dir():
             raise ModelLoadError(f"{file} is a folder: a model whose name ends in .gguf must be a GGUF file")
-        return _read(file.resolve(), status.st_size, status.st_mtime_ns)
+        return _read(file.absolute(), status.st_size, status.st_mtime_ns)
     except FileNotFoundError:
         raise ModelLoadError(f"there is no GGUF file {file}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name

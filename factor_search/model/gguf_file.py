@@ -125,6 +125,8 @@ def gguf_tokenizer(file: Path) -> Any:
     pre = header.get("tokenizer.ggml.pre", "default")
     if described.get("tokenizer_type") == "gpt2":
         _split_like_llama_cpp(backend, pre, file)
+    elif described.get("tokenizer_type") == "llama" and not architecture.startswith("gemma"):
+        _space_like_llama_cpp(backend, described.get("add_prefix_space", True))
     options = {key: value for key, value in configured.items() if value is not None and not key.startswith("add_")}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **options)
     tokenizer.model_max_length = int(header.get("{arch}.context_length") or tokenizer.model_max_length)
@@ -301,6 +303,15 @@ def _split_like_llama_cpp(backend: Any, pre: str, file: Path) -> None:
         )
     if pre in WHOLE_WORDS:
         backend.model.ignore_merges = True
+
+
+def _space_like_llama_cpp(backend: Any, prefix: bool) -> None:
+    """Let a sentencepiece text begin with one space more, also where it begins with a space already."""
+    from tokenizers import normalizers
+
+    spaces = normalizers.Replace(pattern=" ", content="\u2581")
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), spaces]) if prefix else spaces
+    backend.pre_tokenizer = None
 
 
 def _add_bos(tokenizer: Any, wanted: bool) -> None:

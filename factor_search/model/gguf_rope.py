@@ -124,6 +124,13 @@ def read_rope(header: Header) -> FileRope | None:
     Raises:
         ModelLoadError: a value is missing or impossible, or llama.cpp would not load the file.
     """
+    try:
+        return _rope_of(header)
+    except (TypeError, ValueError, ArithmeticError):
+        raise ModelLoadError(f"{header.file} describes an impossible RoPE: a value is of the wrong kind") from None
+
+
+def _rope_of(header: Header) -> FileRope | None:
     heads, width = _first(header.get("{arch}.attention.head_count")), header.get("{arch}.embedding_length")
     context = header.get("{arch}.context_length")
     if not heads or not width or not context:
