@@ -197,5 +197,5 @@ def check_belongs(file: FactorsFile, geometry: Geometry) -> None:
         if theirs != ours:
             raise FactorsError(
                 f"the factors are for {name} {theirs:g} ({file.model.id}), but {geometry.architecture} has {ours:g}: "
-                "they belong to another model"
+                "they belong to another model, or to one whose code rotates otherwise than its configuration says"
             )

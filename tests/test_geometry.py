@@ -102,3 +102,25 @@ def test_critical_pair_is_the_first_whose_wavelength_exceeds_the_original_length
 def test_models_without_configured_rope_are_refused(model_type: str) -> None:
     with pytest.raises(UnsupportedModelError, match="no RoPE parameters"):
         read_geometry(AutoConfig.for_model(model_type))
+
+
+@pytest.mark.parametrize("rope_type", ["yarn", "dynamic"])
+def test_scaling_of_a_length_that_stands_for_both(rope_type: str) -> None:
+    """Qwen2.5's documentation asks for this, and leaves max_position_embeddings as it is."""
+    rope = {"type": rope_type, "factor": 4.0}
+    geometry = read_geometry(llama_config(max_position_embeddings=32_768, rope_scaling=rope))
+    assert (geometry.original_length, geometry.configured_length) == (32_768, 131_072)
+
+
+def test_configuration_without_the_width_of_its_heads() -> None:
+    """The byte latent transformer is several models."""
+    with pytest.raises(UnsupportedModelError, match="number of rotary pairs is unknown"):
+        read_geometry(AutoConfig.for_model("blt"))
+
+
+def test_share_of_a_head_that_is_its_rotary_part() -> None:
+    """Mistral 4: qk_rope_head_dim is half of head_dim, as the partial rotary factor says again."""
+    settings = {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "kv_lora_rank": 16, "q_lora_rank": 32, "v_head_dim": 16}
+    config = AutoConfig.for_model("mistral4", **(SMALL | settings))
+    assert config.head_dim == 16
+    assert read_geometry(config).rotary_dim == 8

@@ -25,7 +25,7 @@ from factor_search.model.loading import load_config, load_model
 from factor_search.report.document import build_factors_file
 from factor_search.spec import ModelSpec, parse_spec
 from tests.conftest import save_checkpoint
-from tests.families import FAMILIES, tiny_model
+from tests.families import FAMILIES, SMALL, tiny_model
 
 SCALINGS: dict[str, dict[str, Any]] = {
     "linear": {"factor": 4.0},
@@ -53,11 +53,17 @@ def logits(model: PreTrainedModel, length: int = 48) -> torch.Tensor:
     return model(input_ids=torch.arange(length)[None] % 90 + 3, use_cache=False).logits
 
 
+def scaling(rope_type: str, pairs: int) -> dict[str, Any]:
+    lists = {"short_factor": [1.5] * pairs, "long_factor": [3.0] * pairs} if rope_type == "longrope" else {}
+    return {"rope_type": rope_type, **SCALINGS.get(rope_type, {}), **lists}
+
+
 def set_frequencies(model: PreTrainedModel, inverse: torch.Tensor, attention: float = 1.0) -> Geometry:
     """Let the model rotate with other frequencies than its configuration says; returns what that says."""
     geometry = read_geometry(model.config)
     for site in find_sites(decoder_of(model), geometry):
-        site.module.get_buffer(site.buffer).copy_(inverse)
+        for buffer in (site.buffer, f"original_{site.buffer}"):
+            site.module.get_buffer(buffer).copy_(inverse)
         setattr(site.module, site.scaling, attention)
     return geometry
 
@@ -72,9 +78,7 @@ def test_families_rotate_as_configured(model_type: str) -> None:
 @pytest.mark.parametrize("rope_type", SCALINGS)
 @pytest.mark.parametrize("model_type", SCALED)
 def test_scaled_models_rotate_as_configured(model_type: str, rope_type: str) -> None:
-    pairs = read_geometry(tiny_model(model_type).config).pairs
-    lists = {"short_factor": [1.5] * pairs, "long_factor": [3.0] * pairs} if rope_type == "longrope" else {}
-    rope = {"rope_type": rope_type, **SCALINGS[rope_type], **lists}
+    rope = scaling(rope_type, read_geometry(tiny_model(model_type).config).pairs)
     model = tiny_model(model_type, rope_scaling=rope, max_position_embeddings=128)
     geometry = read_geometry(model.config)
     assert geometry.base_rope_type == rope_type
@@ -148,9 +152,7 @@ def test_alpha_elsewhere_is_not_read() -> None:
 
 @pytest.mark.parametrize("rope_type", ["default", "linear", "dynamic", "longrope"])
 def test_another_base_becomes_the_base(rope_type: str) -> None:
-    lists = {"short_factor": [1.5] * 8, "long_factor": [3.0] * 8} if rope_type == "longrope" else {}
-    rope = {"rope_type": rope_type, **SCALINGS.get(rope_type, {}), **lists}
-    model = tiny_model("llama", rope_scaling=rope, max_position_embeddings=128)
+    model = tiny_model("llama", rope_scaling=scaling(rope_type, 8), max_position_embeddings=128)
     base = 1_234_567.0
     geometry = set_frequencies(model, base ** (-torch.arange(0, 16, 2) / 16))
     live = with_live_frequencies(model, geometry)
@@ -197,9 +199,7 @@ def test_frequencies_that_are_not_those_of_rope(inverse: list[float], words: str
 
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
 def test_frequencies_that_change_with_the_length_must_be_known(rope_type: str) -> None:
-    lists = {"short_factor": [1.5] * 8, "long_factor": [3.0] * 8} if rope_type == "longrope" else {}
-    rope = {"rope_type": rope_type, **SCALINGS[rope_type], **lists}
-    model = tiny_model("llama", rope_scaling=rope, max_position_embeddings=128)
+    model = tiny_model("llama", rope_scaling=scaling(rope_type, 8), max_position_embeddings=128)
     geometry = set_frequencies(model, torch.tensor([1.0, 0.5, 0.2, 0.1, 0.05, 0.01, 0.003, 0.002]))
     with pytest.raises(UnsupportedModelError, match="may change with the length"):
         with_live_frequencies(model, geometry)
@@ -289,3 +289,21 @@ def test_code_of_an_earlier_checkpoint_is_not_used(tmp_path: Path) -> None:
     for folder, base in zip(folders, (500_000.0, 700_000.0), strict=True):
         loaded = load_model(ModelSpec(id=str(folder), trust_remote_code=True))
         assert loaded.geometry.rope_theta == pytest.approx(base, rel=1e-5)
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_a_model_that_has_read_a_long_text(rope_type: str) -> None:
+    """Its frequencies are those of that text, until a shorter one comes."""
+    model = tiny_model("llama", rope_scaling=scaling(rope_type, 8), max_position_embeddings=64)
+    geometry = read_geometry(model.config)
+    before = model.model.rotary_emb.inv_freq.clone()
+    logits(model, 200)
+    assert not torch.allclose(model.model.rotary_emb.inv_freq, before)
+    assert with_live_frequencies(model, geometry) is geometry
+
+
+def test_scaling_that_transformers_cannot_compute() -> None:
+    """Mixtral's configuration without head_dim: a key without value."""
+    config = AutoConfig.for_model("mixtral", **SMALL, rope_scaling=scaling("yarn", 8))
+    with pytest.raises(UnsupportedModelError, match="cannot compute RoPE type 'yarn'"):
+        closed_forms(read_geometry(config), 256)

@@ -102,6 +102,14 @@ class TestLinearScaling:
         assert configured is not None
         assert space.factors(space.project(configured)).rescale_factors == configured.rescale_factors
 
+    def test_what_was_assumed_is_printed_before_a_search(self, tmp_path: Path, texts: Path, capsys: Any) -> None:
+        model = tiny_model("llama", vocab_size=257, rope_scaling={"type": "linear", "factor": 4.0})
+        document = tmp_path / "job.json"
+        write_json(document, job(str(save_checkpoint(model, tmp_path / "model")), texts))
+        assert main(["run", str(document), "--out", str(tmp_path / "out")]) == 0
+        assert "is taken to include the linear factor 4" in capsys.readouterr().err
+        assert json.loads((tmp_path / "out" / "factors.json").read_text())["model"]["original_length"] == 16
+
     def test_a_bound_that_the_user_sets_stays(self) -> None:
         document = {"model": "m", "data": "d", "target_length": 128, "space": {"upper_bound": 1.25}}
         space = SearchSpace.of(parse_spec(document), linear(256, 4.0))

@@ -46,6 +46,8 @@ class JobProgress:
 
     def _begin_search(self, problem: SearchProblem) -> None:
         self._problem = problem
+        for note in problem.geometry.notes:
+            self._display.say(note)
 
     def _candidate(self, state: SearchState) -> None:
         assert self._problem is not None

@@ -54,6 +54,8 @@ def read_geometry(config: PretrainedConfig, original_length: int | None = None) 
     if rope_type == "linear" and original_length is None and original == configured:
         original, configured, note = _linear_lengths(text_config, parameters, original)
         notes.append(note)
+    elif original == configured and rope_type != "default":  # the scaling reaches further, as in Qwen2.5 with YaRN
+        configured = round(original * max(parameters.get("factor") or 1.0, 1.0))
     return Geometry(
         architecture=architecture,
         rope_theta=theta,

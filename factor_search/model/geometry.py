@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from factor_search.errors import UnsupportedModelError
+from factor_search.errors import UnsupportedModelError, one_line
 from factor_search.factors import Factors
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ class Geometry:
             target_length: tokens of an input, on which dynamic and longrope depend; None is a model just loaded.
 
         Raises:
-            UnsupportedModelError: the RoPE type gives another number of frequencies than the model has pairs.
+            UnsupportedModelError: transformers cannot compute the scaling from the configuration, or gives another
+                number of frequencies than the model has pairs.
         """
         if self.live_factors is not None:
             return self.live_factors
@@ -129,7 +130,13 @@ class Geometry:
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
         initialise = ROPE_INIT_FUNCTIONS[self.base_rope_type]
-        inverse, attention_factor = initialise(self.config, None, seq_len=target_length, layer_type=self.layer_type)
+        try:
+            inverse, attention_factor = initialise(self.config, None, seq_len=target_length, layer_type=self.layer_type)
+        except Exception as error:  # whatever it raises where keys are missing, or have no value
+            raise UnsupportedModelError(
+                f"transformers cannot compute RoPE type {self.base_rope_type!r} from the configuration of "
+                f"{self.architecture} ({one_line(error)}): complete its config.json"
+            ) from error
         if inverse.shape != (self.pairs,):
             raise UnsupportedModelError(
                 f"RoPE type {self.base_rope_type!r} gives {len(inverse)} frequencies for the configuration of "

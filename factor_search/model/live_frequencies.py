@@ -22,14 +22,14 @@ LARGEST = 1.1
 
 
 def with_live_frequencies(model: PreTrainedModel, geometry: Geometry) -> Geometry:
-    """Return the geometry of a model just loaded: the given one, unless its rotary modules hold other frequencies.
+    """Return the geometry of a loaded model: the given one, unless its rotary modules hold other frequencies.
 
     If they do, a geometric series with another base (theta_i = base^(-2i/d)) becomes the base of the geometry, from
     which closed forms and bounds start. Any other decreasing frequencies become its factors as configured,
     lambda_i = plain theta_i / live theta_i.
 
     Args:
-        model: before its first forward pass, which may change the frequencies of dynamic types.
+        model: a causal language model, not within an :class:`~factor_search.model.injection.Injector`.
         geometry: read from the configuration.
 
     Raises:
@@ -42,11 +42,11 @@ def with_live_frequencies(model: PreTrainedModel, geometry: Geometry) -> Geometr
 def with_frequencies_of(decoder: nn.Module, geometry: Geometry) -> Geometry:
     """See :func:`with_live_frequencies`; takes the decoder itself."""
     sites = find_sites(decoder, geometry)
-    live, attention = _state(sites[0])
+    live, attention = _state(sites[0], geometry)
     tolerance = max(_tolerance(site) for site in sites)
     name = geometry.architecture
     for site in sites[1:]:
-        other, scaling = _state(site)
+        other, scaling = _state(site, geometry)
         if not torch.allclose(other, live, rtol=tolerance, atol=0) or not math.isclose(scaling, attention):
             raise UnsupportedModelError(
                 f"the rotary modules of {name} hold different frequencies, of which its configuration says nothing: "
@@ -73,9 +73,15 @@ def with_frequencies_of(decoder: nn.Module, geometry: Geometry) -> Geometry:
     return replace(geometry, base_rope_type="live", live_factors=factors, notes=(*geometry.notes, note))
 
 
-def _state(site: Site) -> tuple[Tensor, float]:
-    """Return the frequencies of a rotary module as float32 of shape (pairs,), and its attention factor."""
-    return site.module.get_buffer(site.buffer).detach().float().cpu(), float(getattr(site.module, site.scaling, 1.0))
+def _state(site: Site, geometry: Geometry) -> tuple[Tensor, float]:
+    """Return the frequencies of a rotary module as float32 of shape (pairs,), and its attention factor.
+
+    Of the types that change with the length, those before the first forward pass, of which transformers keeps a copy.
+    """
+    live = site.module.get_buffer(site.buffer)
+    if geometry.base_rope_type in CHANGING:
+        live = getattr(site.module, site.buffer.replace("inv_freq", "original_inv_freq"), live)
+    return live.detach().float().cpu(), float(getattr(site.module, site.scaling, 1.0))
 
 
 def _tolerance(site: Site) -> float:

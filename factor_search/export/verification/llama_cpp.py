@@ -23,6 +23,9 @@ from factor_search.files.gguf import F32, Tensor, read_header, write_gguf
 PROCESS = Path(__file__).with_name("llama_cpp_process.py")
 """What loads the engine; a process of its own, since llama.cpp aborts its process on some files."""
 
+LARGEST_F32 = 4 * 2**30
+"""Bytes of weights as F32 that are written without being asked to."""
+
 
 @dataclass(frozen=True)
 class LlamaCpp(Scorer):
@@ -34,9 +37,10 @@ class LlamaCpp(Scorer):
 
     threads: int = 1
     """CPU threads; results of one are the same every time."""
-    as_f32: bool = False
-    """Write the weights as F32 first, 4 bytes each, into the folder for temporary files. With weights of other types
-    llama.cpp rounds activations to 8 or 16 bits, which moves a log-probability by 0.01 to 0.1."""
+    as_f32: bool | None = False
+    """Write the weights as F32 first, 4 bytes each, into the folder for temporary files; None does that up to
+    :data:`LARGEST_F32`. With weights of other types llama.cpp rounds activations to 8 or 16 bits, which moves a
+    log-probability by 0.01 to 0.1."""
 
     def version(self) -> str | None:
         """The version of ``xllamacpp``, which ends in the build of llama.cpp."""
@@ -51,8 +55,10 @@ class LlamaCpp(Scorer):
             raise VerificationError(f"llama.cpp is not installed: pip install {self.package}")
         model = _model(exported)
         with tempfile.TemporaryDirectory(prefix="llama-") as folder:
-            if self.as_f32:
-                header, model = read_header(model), Path(folder, "f32.gguf")
+            header = read_header(model)
+            size = sum(4 * math.prod(tensor.shape) for tensor in header.tensors)
+            if size <= LARGEST_F32 if self.as_f32 is None else self.as_f32:
+                model = Path(folder, "f32.gguf")
                 write_gguf(replace(header, tensors=tuple(map(_as_f32, header.tensors))), model)
             work: dict[str, Any] = {"model": str(model), "ids": list(ids), "positions": list(positions)}
             work |= {"threads": self.threads, "socket": f"{folder}/socket"}

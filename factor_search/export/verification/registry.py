@@ -1,5 +1,6 @@
 """The scorers of all engines, by the word of ``verify --engine``."""
 
+import os
 from collections.abc import Mapping
 
 from factor_search.errors import VerificationError
@@ -11,7 +12,14 @@ from factor_search.export.verification.transformers import Transformers
 from factor_search.export.verification.vllm import VLLMScorer
 
 SCORERS: Mapping[str, Scorer] = {
-    scorer.name: scorer for scorer in (Transformers(), LlamaCpp(), MLXScorer(), VLLMScorer(), ONNXScorer())
+    scorer.name: scorer
+    for scorer in (
+        Transformers(),
+        LlamaCpp(threads=os.cpu_count() or 1, as_f32=None),
+        MLXScorer(),
+        VLLMScorer(),
+        ONNXScorer(),
+    )
 }
 """One entry for each engine that can be run here."""
 
