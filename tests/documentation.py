@@ -13,6 +13,7 @@ from factor_search.plan.spec import is_plan, parse_plan
 from factor_search.spec import parse_spec
 from tests.conftest import save_checkpoint
 from tests.families import tiny_model
+from tests.gguf_files import write_tiny
 from tests.rest_service import app_on, serving
 from tests.service import Service
 from workers.model_worker import ModelWorker
@@ -57,6 +58,7 @@ def prepare(folder: Path) -> None:
     model = tiny_model("llama", vocab_size=257)
     for name in ("path/or/hub-id", "tuned"):
         save_checkpoint(model, folder / name)
+    write_tiny(folder / "model.gguf", model)
     (folder / "models").mkdir()
     (folder / "books").mkdir()
     for number in range(24):

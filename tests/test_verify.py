@@ -1,6 +1,8 @@
 """Exports that an engine proves, and what a format cannot express."""
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ from factor_search.errors import ExportError, ModelLoadError, VerificationError
 from factor_search.export import huggingface
 from factor_search.export.contract import Engine, Exported, Limit, Source
 from factor_search.export.registry import ENGINES, REFUSED, engine_named, export, expressible
+from factor_search.export.verification.contract import Scorer
 from factor_search.export.verification.plain import PlainCheck
 from factor_search.export.verification.registry import SCORERS, installed_for, scorer_named
-from factor_search.export.verification.verify import Verdict, scored_length, scored_positions
+from factor_search.export.verification.verify import Reference, Verdict, compare, scored_length, scored_positions
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, FactorsModel, factors_file
 from factor_search.interface import verify_factors
@@ -72,6 +75,41 @@ def test_an_engine_that_ignores_the_factors_is_found_out(file: FactorsFile, text
 def test_factors_that_change_nothing_prove_nothing(file: FactorsFile, text: str) -> None:
     plain = file.model_copy(update={"rescale_factors": [1.0] * len(file.rescale_factors), "attention_factor": 1.0})
     assert verify_factors(plain, "transformers", text).verdict == Verdict.INCONCLUSIVE
+
+
+class Rounding(Scorer):
+    """An engine that gives other scores, off by a little."""
+
+    name, format, package = "rounding", "huggingface", "rounding"
+
+    def __init__(self, scores: Sequence[float], off: float) -> None:
+        self.scores = [score + off * (-1) ** place for place, score in enumerate(scores)]
+
+    def version(self) -> str:
+        return "1.0"
+
+    def log_probabilities(self, exported: Path, ids: Sequence[int], positions: Sequence[int]) -> list[float]:
+        return self.scores
+
+
+@pytest.mark.parametrize(
+    ("scale", "off", "verdict"),
+    [
+        (1.0, 0.0, Verdict.EQUAL),
+        (1.0, 0.1, Verdict.CLOSE),
+        (0.9, 0.05, Verdict.CLOSE),
+        (1.0, 0.6, Verdict.DIFFERENT),
+        (0.5, 0.0, Verdict.DIFFERENT),
+        (0.0, 0.1, Verdict.DIFFERENT),
+        (1.0, math.nan, Verdict.DIFFERENT),
+    ],
+)
+def test_verdicts(scale: float, off: float, verdict: Verdict) -> None:
+    """An engine between the model without factors (scale 0) and the one with them, and its rounding."""
+    reference = Reference(found=[-1.0 + 0.01 * n for n in range(32)], unscaled=[-2.0 - 0.02 * n for n in range(32)])
+    between = [b + scale * (a - b) for a, b in zip(reference.found, reference.unscaled, strict=True)]
+    found = compare(Rounding(between, off), Path("x"), reference, list(range(40)), list(range(1, 33)))
+    assert found.verdict == verdict
 
 
 @pytest.mark.parametrize(

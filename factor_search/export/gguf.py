@@ -61,6 +61,8 @@ class Gguf(Engine):
         """The model must be a GGUF file of an architecture whose factors llama.cpp reads."""
         header, rope = _read(source)
         _check_architecture(header)
+        if source.geometry.no_longer_context is not None:  # the file would promise a length that the model does not see
+            raise ExportError(source.geometry.no_longer_context)
         for file in (source.file, source.short):
             if file is not None:
                 _check_belongs(file, header, rope)
