@@ -65,6 +65,7 @@ def batch_of_windows(stream: np.ndarray, batch: int, generator: np.random.Genera
 
 
 @torch.inference_mode()
+@torch.inference_mode()
 def held_out_loss(model: LlamaForCausalLM) -> float:
     """Compute the mean loss (nats per byte) over non-overlapping windows of 256 bytes of every held-out module."""
     model.eval()
