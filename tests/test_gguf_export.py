@@ -131,7 +131,8 @@ def test_qwen2_as_llama_reorders_rows_of_q_and_k_only(tmp_path: Path) -> None:
         ExportError, match=r"refuses files of architecture qwen2 with factors .*rewritten as architecture llama"
     ):
         export("gguf", source_of(file), tmp_path / "out.gguf")
-    export("gguf", source_of(file), tmp_path / "out.gguf", nearest=True)
+    written = export("gguf", source_of(file), tmp_path / "out.gguf", nearest=True)
+    assert "architecture llama" in written.notes[-1]
     before, after = GGUFReader(file), GGUFReader(tmp_path / "out.gguf")
     assert after.fields["general.architecture"].contents() == "llama"
     assert not [key for key in after.fields if key.startswith("qwen2.")]
@@ -217,7 +218,7 @@ def test_ollama(tmp_path: Path) -> None:
     assert written.files == [out / "Modelfile", out / "My Model.Q4_1-256.gguf"]
     assert (out / "Modelfile").read_text() == "FROM ./My Model.Q4_1-256.gguf\nPARAMETER num_ctx 256\n"
     assert written.command == f"ollama create my-model.q4_1-256 -f {out}/Modelfile"
-    assert "attention factor read, not run" in written.notes[0]
+    assert "Attention factor read, not run" in written.notes[0]
     export("gguf", source_of(file), tmp_path / "alone.gguf")
     assert (out / "My Model.Q4_1-256.gguf").read_bytes() == (tmp_path / "alone.gguf").read_bytes()
     for wrong, reason in ((out, "is not empty"), (tmp_path / "x.gguf", "needs a folder")):

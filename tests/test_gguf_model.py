@@ -215,6 +215,8 @@ def test_what_would_give_other_losses_than_llama_cpp_is_refused(tmp_path: Path) 
     file = write_tiny(tmp_path / "m.gguf", tiny_model("llama", vocab_size=257))
     with pytest.raises(ModelLoadError, match="pre-tokenizer 'deepseek-coder', which is not known here"):
         load_tokenizer(spec(rewritten(file, tokenizer__ggml__pre=text_entry("deepseek-coder"))))
+    with pytest.raises(ModelLoadError, match="has no vocabulary"):
+        load_tokenizer(spec(rewritten(file, without=("tokenizer.ggml.tokens",))))
     file.unlink()
     write_tiny(file, tiny_model("llama", vocab_size=257))
     with pytest.raises(

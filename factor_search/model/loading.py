@@ -23,7 +23,8 @@ from factor_search.files.canonical_json import sha256_of
 from factor_search.files.gguf import is_gguf, read_header
 from factor_search.model.configuration import read_geometry
 from factor_search.model.geometry import Geometry
-from factor_search.model.gguf_file import gguf_config, gguf_model, gguf_tokenizer
+from factor_search.model.gguf_file import gguf_config, gguf_model
+from factor_search.model.gguf_tokenizer import gguf_tokenizer
 from factor_search.spec import ModelSpec, looks_local
 
 
