@@ -98,7 +98,7 @@ def changed(header: Header, **entries: Entry) -> Header:
     return replace(header, metadata={**header.metadata, **{names[key]: entry for key, entry in entries.items()}})
 
 
-def test_files_that_are_no_model(tiny: Path, tmp_path: Path) -> None:
+def test_what_is_not_a_model(tiny: Path, tmp_path: Path) -> None:
     header, file = read_header(tiny), tmp_path / "m.gguf"
     with pytest.raises(ModelLoadError, match="there is no GGUF file"):
         read_header(file)
