@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 
+from bench.gguf_writer import Q4_1, write_model
 from factor_search.errors import ExportError, FactorSearchError, FactorsError, OutputError
 from factor_search.export.contract import Source
 from factor_search.export.registry import ENGINES, engine_named, export, expressible
@@ -16,7 +17,7 @@ from factor_search.files.gguf import Tensor, read_header
 from factor_search.model.gguf_rope import IGNORE_FREQS, READ_FREQS, READ_PAIR, read_rope
 from factor_search.spec import ModelSpec
 from tests.families import tiny_model
-from tests.gguf_files import Q4_1, file_of, write_tiny
+from tests.gguf_files import file_of
 
 LAMBDAS = [1.0, 1.13, 1.5, 2.0, 2.75, 3.33, 4.0, 6.5]
 MODEL = FactorsModel(
@@ -191,7 +192,7 @@ def test_what_else_is_refused(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_a_base_that_float32_cannot_hold_belongs_all_the_same(tmp_path: Path) -> None:
-    file = write_tiny(tmp_path / "m.gguf", tiny_model("llama", vocab_size=257, rope_theta=1e11))
+    file = write_model(tmp_path / "m.gguf", tiny_model("llama", vocab_size=257, rope_theta=1e11))
     export("gguf", source_of(file, found(rope_theta=1e11)), tmp_path / "out.gguf")
     assert read_rope(read_header(tmp_path / "out.gguf")).rope_theta == 1e11  # type: ignore[union-attr]
 
