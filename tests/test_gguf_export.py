@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 
+from bench.gguf_writer import Q4_1, write_model
 from factor_search.errors import ExportError, FactorSearchError, FactorsError, OutputError
 from factor_search.export.contract import Source
 from factor_search.export.registry import ENGINES, engine_named, export, expressible
@@ -16,7 +17,7 @@ from factor_search.files.gguf import Tensor, read_header
 from factor_search.model.gguf_rope import IGNORE_FREQS, READ_FREQS, READ_PAIR, read_rope
 from factor_search.spec import ModelSpec
 from tests.families import tiny_model
-from tests.gguf_files import Q4_1, file_of, write_tiny
+from tests.gguf_files import file_of
 
 LAMBDAS = [1.0, 1.13, 1.5, 2.0, 2.75, 3.33, 4.0, 6.5]
 MODEL = FactorsModel(
@@ -131,7 +132,8 @@ def test_qwen2_as_llama_reorders_rows_of_q_and_k_only(tmp_path: Path) -> None:
         ExportError, match=r"refuses files of architecture qwen2 with factors; .*rewritten as architecture llama"
     ):
         export("gguf", source_of(file), tmp_path / "out.gguf")
-    export("gguf", source_of(file), tmp_path / "out.gguf", nearest=True)
+    written = export("gguf", source_of(file), tmp_path / "out.gguf", nearest=True)
+    assert "architecture llama" in written.notes[-1]
     before, after = GGUFReader(file), GGUFReader(tmp_path / "out.gguf")
     assert after.fields["general.architecture"].contents() == "llama"
     assert not [key for key in after.fields if key.startswith("qwen2.")]
@@ -190,7 +192,7 @@ def test_what_else_is_refused(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_a_base_that_float32_cannot_hold_belongs_all_the_same(tmp_path: Path) -> None:
-    file = write_tiny(tmp_path / "m.gguf", tiny_model("llama", vocab_size=257, rope_theta=1e11))
+    file = write_model(tmp_path / "m.gguf", tiny_model("llama", vocab_size=257, rope_theta=1e11))
     export("gguf", source_of(file, found(rope_theta=1e11)), tmp_path / "out.gguf")
     assert read_rope(read_header(tmp_path / "out.gguf")).rope_theta == 1e11  # type: ignore[union-attr]
 
@@ -217,7 +219,7 @@ def test_ollama(tmp_path: Path) -> None:
     assert written.files == [out / "Modelfile", out / "My Model.Q4_1-256.gguf"]
     assert (out / "Modelfile").read_text() == "FROM ./My Model.Q4_1-256.gguf\nPARAMETER num_ctx 256\n"
     assert written.command == f"ollama create my-model.q4_1-256 -f {out}/Modelfile"
-    assert "attention factor read, not run" in written.notes[0]
+    assert "Attention factor read, not run" in written.notes[0]
     export("gguf", source_of(file), tmp_path / "alone.gguf")
     assert (out / "My Model.Q4_1-256.gguf").read_bytes() == (tmp_path / "alone.gguf").read_bytes()
     for wrong, reason in ((out, "is not empty"), (tmp_path / "x.gguf", "needs a folder")):

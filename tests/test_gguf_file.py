@@ -7,6 +7,7 @@ from pathlib import Path
 import gguf
 import pytest
 
+from bench.gguf_writer import Q4_1, write_model
 from factor_search.errors import FactorSearchError, ModelLoadError, OutputError
 from factor_search.export.contract import Source
 from factor_search.export.registry import export
@@ -17,12 +18,11 @@ from factor_search.files.gguf import UINT32, Entry, Header, Tensor, number_entry
 from factor_search.model.loading import load_config
 from factor_search.spec import ModelSpec
 from tests.families import tiny_model
-from tests.gguf_files import Q4_1, write_tiny
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("gguf") / "m.gguf", tiny_model("llama", vocab_size=257), quantised=Q4_1)
+    return write_model(tmp_path_factory.mktemp("gguf") / "m.gguf", tiny_model("llama", vocab_size=257), quantised=Q4_1)
 
 
 def test_a_copy_is_the_same_file(tiny: Path, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def changed(header: Header, **entries: Entry) -> Header:
     return replace(header, metadata={**header.metadata, **{names[key]: entry for key, entry in entries.items()}})
 
 
-def test_files_without_a_model(tiny: Path, tmp_path: Path) -> None:
+def test_what_is_not_a_model(tiny: Path, tmp_path: Path) -> None:
     header, file = read_header(tiny), tmp_path / "m.gguf"
     with pytest.raises(ModelLoadError, match="there is no GGUF file"):
         read_header(file)

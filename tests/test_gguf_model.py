@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from api.cli import main
+from bench.gguf_writer import Q4_1, Q8_0, write_model
 from factor_search.errors import ExportError, ModelLoadError, SpecError, UnsupportedModelError
 from factor_search.export.contract import Source
 from factor_search.export.registry import export
@@ -29,7 +30,7 @@ from factor_search.plan.run import run_plan
 from factor_search.plan.spec import parse_plan
 from factor_search.spec import ModelSpec, looks_local, parse_spec
 from tests.families import tiny_model
-from tests.gguf_files import Q4_1, Q8_0, file_of, write_tiny
+from tests.gguf_files import file_of
 from tests.plans import plan_document, stages
 from workers.policy import Policy
 
@@ -38,7 +39,7 @@ IDS = torch.arange(10, 50)[None]
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
-    return write_tiny(tmp_path / "m.gguf", tiny_model("llama", vocab_size=257))
+    return write_model(tmp_path / "m.gguf", tiny_model("llama", vocab_size=257))
 
 
 def spec(file: Path, **values: Any) -> ModelSpec:
@@ -57,7 +58,7 @@ def rewritten(file: Path, *tensors: Any, without: tuple[str, ...] = (), **entrie
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
 def test_the_model_is_that_of_the_file(architecture: str, tmp_path: Path) -> None:
     model = tiny_model(architecture, vocab_size=257)
-    file = write_tiny(tmp_path / "m.gguf", model, architecture)
+    file = write_model(tmp_path / "m.gguf", model, architecture)
     loaded = load_model(spec(file))
     with torch.inference_mode():
         assert torch.equal(loaded.model(IDS).logits, model(IDS).logits)
@@ -85,7 +86,7 @@ def test_it_can_be_saved_and_trained(tiny: Path, tmp_path: Path) -> None:
 
 def test_precision(tmp_path: Path) -> None:
     model = tiny_model("llama", vocab_size=257)
-    file = write_tiny(tmp_path / "m.gguf", model, quantised=Q8_0)
+    file = write_model(tmp_path / "m.gguf", model, quantised=Q8_0)
     assert load_model(spec(file)).model.dtype == torch.bfloat16
     whole = load_model(spec(file, dtype="float32")).model
     assert whole.dtype == torch.float32
@@ -127,16 +128,16 @@ def test_a_scaling_gives_the_original_length(tiny: Path) -> None:
 
 def test_sizes_that_transformers_drops(tmp_path: Path) -> None:
     model = tiny_model("qwen2", vocab_size=257)
-    file = write_tiny(
+    file = write_model(
         tmp_path / "q.gguf", model, "qwen2", extra={"attention.key_length": 16, "attention.value_length": 16}
     )
     assert read_geometry(load_config(spec(file))).rotary_dim == 16
-    partial = write_tiny(tmp_path / "p.gguf", tiny_model("phi3", vocab_size=257), "phi3")
+    partial = write_model(tmp_path / "p.gguf", tiny_model("phi3", vocab_size=257), "phi3")
     rewritten(partial, phi3__rope__dimension_count=number_entry(12, UINT32))
     loaded = load_model(spec(partial))
     assert loaded.geometry.rotary_dim == 12
     probe(loaded.model, loaded.geometry)
-    wide = write_tiny(
+    wide = write_model(
         tmp_path / "w.gguf", tiny_model("llama", vocab_size=320)
     )  # more rows than the tokenizer has words
     rewritten(wide, llama__vocab_size=number_entry(257, UINT32))
@@ -212,16 +213,18 @@ def test_a_file_that_says_something_wrong(entries: dict[str, Any], reason: str, 
 
 
 def test_what_would_give_other_losses_than_llama_cpp_is_refused(tmp_path: Path) -> None:
-    file = write_tiny(tmp_path / "m.gguf", tiny_model("llama", vocab_size=257))
+    file = write_model(tmp_path / "m.gguf", tiny_model("llama", vocab_size=257))
     with pytest.raises(ModelLoadError, match="pre-tokenizer 'deepseek-coder', which is not known here"):
         load_tokenizer(spec(rewritten(file, tokenizer__ggml__pre=text_entry("deepseek-coder"))))
+    with pytest.raises(ModelLoadError, match="has no vocabulary"):
+        load_tokenizer(spec(rewritten(file, without=("tokenizer.ggml.tokens",))))
     file.unlink()
-    write_tiny(file, tiny_model("llama", vocab_size=257))
+    write_model(file, tiny_model("llama", vocab_size=257))
     with pytest.raises(
         UnsupportedModelError, match=r"holds \d+ weights, but LlamaForCausalLM of transformers uses \d+"
     ):
         load_model(spec(rewritten(file, f32_tensor("blk.0.attn_q_norm.weight", [1.0] * 16))))
-    file = write_tiny(
+    file = write_model(
         tmp_path / "q.gguf",
         tiny_model("qwen2", vocab_size=257),
         "qwen2",
@@ -229,7 +232,7 @@ def test_what_would_give_other_losses_than_llama_cpp_is_refused(tmp_path: Path) 
     )
     with pytest.raises(ModelLoadError, match=r"llama\.cpp refuses such a file of architecture qwen2"):
         load_config(spec(file))
-    header = read_header(write_tiny(tmp_path / "t.gguf", tiny_model("llama", vocab_size=257)))
+    header = read_header(write_model(tmp_path / "t.gguf", tiny_model("llama", vocab_size=257)))
     write_gguf(replace(header, tensors=header.tensors[:4] + header.tensors[5:]), tmp_path / "t.gguf")
     with pytest.raises(ModelLoadError, match="lacks 1 weights that the model needs"):
         load_model(spec(tmp_path / "t.gguf"))
@@ -249,7 +252,7 @@ def test_a_bias_of_q_k_and_v_in_a_llama(tmp_path: Path) -> None:
         for name, weight in model.named_parameters():
             if name.endswith("bias"):
                 weight.fill_(0.0 if ".o_proj." in name else 0.4)
-    header = read_header(write_tiny(tmp_path / "m.gguf", model))
+    header = read_header(write_model(tmp_path / "m.gguf", model))
     without = tuple(tensor for tensor in header.tensors if not tensor.name.endswith("attn_output.bias"))
     assert len(without) == len(header.tensors) - 2
     write_gguf(replace(header, tensors=without), tmp_path / "m.gguf")
@@ -275,7 +278,7 @@ def test_policy(tmp_path: Path) -> None:
 
 
 def test_a_search_on_a_file(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = str(write_tiny(tmp_path / "m.gguf", tiny_model("llama", vocab_size=257), quantised=Q4_1))
+    model = str(write_model(tmp_path / "m.gguf", tiny_model("llama", vocab_size=257), quantised=Q4_1))
     documents = {"files": [f"{texts}/*.txt"], "search_documents": 2, "validation_documents": 1, "held_out_documents": 1}
     found = search_factors(model, data=documents, target_length=128, budget={"candidates": 4}, out=tmp_path / "out")
     assert found.factors.model.id == model
@@ -291,7 +294,7 @@ def test_a_search_on_a_file(texts: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_plan_on_a_file(texts: Path, tmp_path: Path) -> None:
-    file = write_tiny(tmp_path / "m.gguf", tiny_model("llama", vocab_size=257), quantised=Q4_1)
+    file = write_model(tmp_path / "m.gguf", tiny_model("llama", vocab_size=257), quantised=Q4_1)
     plan = plan_document(file, texts)
     search, finetune, *_, last = stages(**{"export-1": {"profile": "static"}})
     search |= {"space": {"initial_tokens": [0]}, "budget": 4}

@@ -11,6 +11,7 @@ import torch
 from gguf import GGMLQuantizationType
 from transformers import PreTrainedModel
 
+from bench.gguf_writer import Q4_1, Q8_0, write_model
 from factor_search.errors import VerificationError
 from factor_search.export.contract import Source
 from factor_search.export.gguf import patched
@@ -39,7 +40,6 @@ from factor_search.model.injection import Injector
 from factor_search.model.loading import load_model, load_tokenizer
 from factor_search.spec import ModelSpec
 from tests.families import tiny_model
-from tests.gguf_files import Q4_1, Q8_0, write_tiny
 
 pytest.importorskip("xllamacpp")
 LENGTH, TARGET = 240, 256
@@ -86,7 +86,7 @@ def biased(model: PreTrainedModel) -> PreTrainedModel:
 @pytest.mark.parametrize("architecture", ["llama", "phi3", "qwen2"])
 def test_a_patched_file_computes_with_the_factors(architecture: str, tmp_path: Path) -> None:
     model = biased(tiny_model(architecture, vocab_size=257))
-    source = write_tiny(tmp_path / "m.gguf", model, architecture)
+    source = write_model(tmp_path / "m.gguf", model, architecture)
     geometry = read_geometry(model.config, 64)
     factors = Factors.of([round(1.0 + 0.43 * i, 2) for i in range(geometry.pairs)], 0, 1.17)
     file = factors_file(factors, FactorsModel.of("m", None, geometry), TARGET)
@@ -155,7 +155,7 @@ def test_a_scaling_is_read_as_llama_cpp_reads_it(
     architecture: str, extra: dict[str, Any], tensors: dict[str, Any], rope_type: str, tmp_path: Path
 ) -> None:
     model = biased(tiny_model(architecture, vocab_size=257))
-    file = write_tiny(tmp_path / "m.gguf", model, architecture, extra=extra, tensors=tensors, context_length=TARGET)
+    file = write_model(tmp_path / "m.gguf", model, architecture, extra=extra, tensors=tensors, context_length=TARGET)
     loaded = load_model(ModelSpec(id=str(file)))
     scores = engine_scores(file)
     assert all(np.array(differences(scores, transformers_scores(loaded.model))) <= BARS)
@@ -168,7 +168,7 @@ def test_a_scaling_is_read_as_llama_cpp_reads_it(
 
 def test_llama_cpp_takes_the_short_factors_in_a_short_context(tmp_path: Path) -> None:
     model = tiny_model("phi3", vocab_size=257, max_position_embeddings=256, original_max_position_embeddings=256)
-    source = ModelSpec(id=str(write_tiny(tmp_path / "m.gguf", model, "phi3")))
+    source = ModelSpec(id=str(write_model(tmp_path / "m.gguf", model, "phi3")))
     geometry = read_geometry(model.config)
     of, long = FactorsModel.of("m", None, geometry), Factors.of([1.0 + i for i in range(8)], 0, 1.1)
     short = Factors.of([1.0 + 0.2 * i for i in range(8)], 0, 1.1)
@@ -202,7 +202,7 @@ READING = {
 
 def loadable(architecture: str, file: Path) -> Header:
     """A llama that says that it is of another architecture, with the parts that this architecture wants."""
-    header = read_header(write_tiny(file, tiny_model("llama", vocab_size=257)))
+    header = read_header(write_model(file, tiny_model("llama", vocab_size=257)))
     metadata = {key.replace("llama.", f"{architecture}."): entry for key, entry in header.metadata.items()}
     metadata |= {f"{architecture}.{key}": entry for key, entry in LOADABLE.items()}
     metadata["general.architecture"] = text_entry(architecture)
@@ -245,12 +245,12 @@ def test_what_llama_cpp_cannot_load_is_one_line(kind: str, tmp_path: Path) -> No
     if kind == "no GGUF file":
         file.write_text("no model")
     elif kind == "refused":
-        write_tiny(file, tiny_model("qwen2", vocab_size=257), "qwen2", tensors=FREQS)
+        write_model(file, tiny_model("qwen2", vocab_size=257), "qwen2", tensors=FREQS)
     elif kind == "aborted":
         half = {name: values.astype("float16") for name, values in FREQS.items()}
-        write_tiny(file, tiny_model("llama", vocab_size=257), tensors=half)
+        write_model(file, tiny_model("llama", vocab_size=257), tensors=half)
     elif kind == "too short":
-        write_tiny(file, tiny_model("llama", vocab_size=257))
+        write_model(file, tiny_model("llama", vocab_size=257))
     with pytest.raises(VerificationError, match=f"llama.cpp cannot score with {file}: .") as error:
         LlamaCpp().log_probabilities(file, IDS[0].tolist() * 4, [900])
     assert "\n" not in str(error.value)
@@ -258,7 +258,7 @@ def test_what_llama_cpp_cannot_load_is_one_line(kind: str, tmp_path: Path) -> No
 
 
 def test_a_folder_with_one_file_is_that_file(tmp_path: Path) -> None:
-    file = write_tiny(tmp_path / "m.gguf", tiny_model("llama", vocab_size=257))
+    file = write_model(tmp_path / "m.gguf", tiny_model("llama", vocab_size=257))
     ids, positions = IDS[0].tolist(), [40, 8]
     scores = LlamaCpp().log_probabilities(tmp_path, ids, positions)
     assert scores == LlamaCpp().log_probabilities(file, ids, positions)
@@ -272,7 +272,7 @@ def test_a_folder_with_one_file_is_that_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [Q4_1, Q8_0], ids=["Q4_1", "Q8_0"])
 def test_quantised_weights_are_compared_as_f32(kind: GGMLQuantizationType, tmp_path: Path) -> None:
     """With quantised weights llama.cpp rounds activations, so it can only be near."""
-    file = write_tiny(tmp_path / "m.gguf", tiny_model("llama", vocab_size=257), quantised=kind)
+    file = write_model(tmp_path / "m.gguf", tiny_model("llama", vocab_size=257), quantised=kind)
     loaded = load_model(ModelSpec(id=str(file), dtype="float32"))
     factors = Factors.of([1.0 + 0.4 * i for i in range(8)], 0, 1.1)
     found = factors_file(factors, FactorsModel.of("m", None, loaded.geometry), TARGET)
@@ -339,7 +339,7 @@ def test_texts_become_the_tokens_of_llama_cpp(kind: str, prefix: bool, bos: bool
     size, vocabulary = sentencepiece(prefix, bos)
     if kind == "bytes":
         size, vocabulary = 257, {"tokenizer.ggml.add_bos_token": number_entry(bos, 7)}
-    header = read_header(write_tiny(tmp_path / "m.gguf", tiny_model("llama", vocab_size=size), context_length=512))
+    header = read_header(write_model(tmp_path / "m.gguf", tiny_model("llama", vocab_size=size), context_length=512))
     metadata = {**header.metadata, **vocabulary}
     if kind == "sentencepiece":
         del metadata["tokenizer.ggml.merges"]

@@ -96,8 +96,10 @@ class Gguf(Engine):
         notes = [
             "Options of the engine that scale RoPE (--rope-scaling, --rope-freq-scale, --yarn-...) would change this."
         ]
-        if header.architecture in READ_PAIR:
+        if source.short is not None:
             notes = ["llama.cpp takes the long factors if the context that -c asks for is beyond the original length."]
+        if isinstance(source, AsLlama):
+            notes.append("The file says architecture llama; its weights are the same, in another order of rows.")
         return Exported([out], f"llama-cli -m {shlex.quote(str(out))} -c {target}", notes)
 
 

@@ -39,5 +39,5 @@ class Ollama(Engine):
         modelfile = out / MODELFILE
         write_text(modelfile, f"FROM ./{model.name}\nPARAMETER num_ctx {source.file.target_length}\n")
         name = re.sub(r"[^a-z0-9._-]+", "-", model.stem.lower()).strip("-.")
-        note = "That ollama uses the attention factor was read in its source code (attention factor read, not run)."
+        note = "Attention factor read, not run: that ollama applies it was read in its source code."
         return Exported([modelfile, model], f"ollama create {name} -f {shlex.quote(str(modelfile))}", [note])

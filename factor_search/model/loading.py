@@ -24,7 +24,8 @@ from factor_search.model.auto_class import auto_class, own_code_forgotten
 from factor_search.model.configuration import read_geometry
 from factor_search.model.configuration_file import configuration, refuse_adapters
 from factor_search.model.geometry import Geometry
-from factor_search.model.gguf_file import gguf_config, gguf_model, gguf_tokenizer
+from factor_search.model.gguf_file import gguf_config, gguf_model
+from factor_search.model.gguf_tokenizer import gguf_tokenizer
 from factor_search.model.live_frequencies import with_live_frequencies
 from factor_search.spec import ModelSpec, looks_local
 
