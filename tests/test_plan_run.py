@@ -196,7 +196,7 @@ def test_an_export_that_was_cut_short(finished: tuple[PlanResult, Path], tmp_pat
     again = perform(work, tmp_path)
     assert again.report == outcome.report
     assert again == perform(work, tmp_path)
-    assert {item.name for item in tmp_path.iterdir()} == {"model", "factors.json", "short_factors.json"}
+    assert {item.name for item in tmp_path.iterdir()} == {"model", "factors.json", "short_factors.json", "export.json"}
 
 
 def figures_in(value: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from factor_search.errors import ExportError, FactorsError, OutputError
+from factor_search.errors import ExportError, FactorsError, ModelError, OutputError
 from factor_search.export.contract import Engine, Exported, Limit, Source
 from factor_search.export.huggingface import initial_tokens_limit
 from factor_search.factors_file import FactorsFile
@@ -61,8 +61,7 @@ class Gguf(Engine):
         """The model must be a GGUF file of an architecture whose factors llama.cpp reads."""
         header, rope = _read(source)
         _check_architecture(header)
-        if source.geometry.no_longer_context is not None:  # the file would promise a length that the model does not see
-            raise ExportError(source.geometry.no_longer_context)
+        _check_reach(source)
         for file in (source.file, source.short):
             if file is not None:
                 _check_belongs(file, header, rope)
@@ -181,6 +180,20 @@ def _read(source: Source) -> tuple[Header, FileRope]:
     if rope is None:
         raise ExportError(f"{header.file} describes no attention heads or no context length, so nothing can be scaled")
     return header, rope
+
+
+def _check_reach(source: Source) -> None:
+    """Check that a rotated layer sees beyond the original length, or the file would promise a length that none sees.
+
+    Raises:
+        ExportError: none does, as far as transformers reads the file.
+    """
+    try:
+        reason = source.geometry.no_longer_context
+    except ModelError:  # transformers reads fewer architectures than llama.cpp
+        return
+    if reason is not None:
+        raise ExportError(reason)
 
 
 def _check_architecture(header: Header) -> None:

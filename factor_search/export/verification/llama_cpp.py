@@ -18,7 +18,7 @@ import numpy as np
 
 from factor_search.errors import VerificationError
 from factor_search.export.verification.contract import Scorer
-from factor_search.files.gguf import F32, Tensor, read_header, write_gguf
+from factor_search.files.gguf import F32, Header, Tensor, read_header, write_gguf
 
 PROCESS = Path(__file__).with_name("llama_cpp_process.py")
 """What loads the engine; a process of its own, since llama.cpp aborts its process on some files."""
@@ -55,9 +55,8 @@ class LlamaCpp(Scorer):
             raise VerificationError(f"llama.cpp is not installed: pip install {self.package}")
         model = _model(exported)
         with tempfile.TemporaryDirectory(prefix="llama-") as folder:
-            header = read_header(model)
-            size = sum(4 * math.prod(tensor.shape) for tensor in header.tensors)
-            if size <= LARGEST_F32 if self.as_f32 is None else self.as_f32:
+            header = None if self.as_f32 is False else read_header(model)
+            if header is not None and (self.as_f32 or _f32_bytes(header) <= LARGEST_F32):
                 model = Path(folder, "f32.gguf")
                 write_gguf(replace(header, tensors=tuple(map(_as_f32, header.tensors))), model)
             work: dict[str, Any] = {"model": str(model), "ids": list(ids), "positions": list(positions)}
@@ -86,6 +85,10 @@ class _Dequantised(Tensor):
         kind = gguf.GGMLQuantizationType(self.of.kind)
         data = np.frombuffer(b"".join(self.of.pieces()), np.uint8)
         yield gguf.dequantize(data.reshape(math.prod(self.shape[1:]), -1), kind).astype("<f4").tobytes()
+
+
+def _f32_bytes(header: Header) -> int:
+    return sum(4 * math.prod(tensor.shape) for tensor in header.tensors)
 
 
 def _as_f32(tensor: Tensor) -> Tensor:
