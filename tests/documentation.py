@@ -8,12 +8,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.gguf_writer import write_model
 from factor_search.factors_file import parse_factors
 from factor_search.plan.spec import is_plan, parse_plan
 from factor_search.spec import parse_spec
 from tests.conftest import save_checkpoint
 from tests.families import tiny_model
-from tests.gguf_files import write_tiny
 from tests.rest_service import app_on, serving
 from tests.service import Service
 from workers.model_worker import ModelWorker
@@ -58,7 +58,7 @@ def prepare(folder: Path) -> None:
     model = tiny_model("llama", vocab_size=257)
     for name in ("path/or/hub-id", "tuned"):
         save_checkpoint(model, folder / name)
-    write_tiny(folder / "model.gguf", model)
+    write_model(folder / "model.gguf", model)
     (folder / "models").mkdir()
     (folder / "books").mkdir()
     for number in range(24):
