@@ -8,11 +8,14 @@ import json
 import math
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 FORCE = 1e4
 """Added to the logit of the token that is wanted, before the sampler."""
+LOG_SECONDS = 0.2
+"""The engine's log is written by a thread, which the end of the process would cut short."""
 ALL_WORDS = 10**7
 """More words than any vocabulary has."""
 
@@ -24,6 +27,7 @@ def main(work_file: str, result_file: str) -> None:
         result: dict[str, Any] = {"log_probabilities": scores(**work)}
     except (RuntimeError, ValueError, KeyError) as error:
         result = {"error": str(error)}
+        time.sleep(LOG_SECONDS)
     Path(result_file).write_text(json.dumps(result))
 
 
