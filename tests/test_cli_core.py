@@ -92,7 +92,7 @@ def test_the_extra_is_what_commands_look_for() -> None:
     extras = project()["optional-dependencies"]
     declared = {requirement.partition(">")[0].partition("[")[0].replace("-", "_") for requirement in extras["service"]}
     assert declared == set(SERVICE_PACKAGES)
-    assert extras["all"] == ["factor-search[data,finetune,service]"]
+    assert extras["all"] == ["factor-search[data,finetune,gguf,service]"]
 
 
 def test_help_loads_nothing_heavy() -> None:
