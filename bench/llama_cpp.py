@@ -2,9 +2,10 @@
 
     python -m bench.llama_cpp MODEL.gguf BOOK.txt --tokens 8448 --target-length 16384
 
-The factors are YaRN's. llama.cpp computes theta_i as a running product in float32, so its frequencies are off by up to
-1e-6 of themselves; the second line compares with transformers at the frequencies of llama.cpp. Far into a text float32
-itself is the limit, which the third line shows: transformers' own float32 against its float64.
+The factors are YaRN's. Both compute angles in float32: llama.cpp as a running product from pair to pair that begins with
+the position, transformers as position times frequency. Far into a text the rounding of angles is the limit. The second
+line compares with transformers at frequencies that are such a running product. The third line shows that the rest of
+transformers' float32 is not the limit: the same angles, with everything else in float64.
 
 Where llama.cpp multiplies with quantised weights, it rounds activations to 8 bits, which changes log-probabilities far
 more than any factor file could be wrong. So the weights of a quantised file are compared as F32, and ``--as-it-is``
