@@ -2,8 +2,8 @@
 
     python -m bench.llama_cpp MODEL.gguf BOOK.txt --tokens 8448 --target-length 16384
 
-The factors are YaRN's. Both compute angles in float32: llama.cpp as a running product from pair to pair that begins with
-the position, transformers as position times frequency. Far into a text the rounding of angles is the limit. The second
+The factors are YaRN's. Both compute angles in float32: llama.cpp as a running product from pair to pair that begins
+with the position, transformers as position times frequency. Far into a text the rounding of angles is the limit. The second
 line compares with transformers at frequencies that are such a running product. The third line shows that the rest of
 transformers' float32 is not the limit: the same angles, with everything else in float64.
 
