@@ -4,8 +4,8 @@
 
 The factors are YaRN's. Both compute angles in float32: llama.cpp as a running product from pair to pair that begins
 with the position, transformers as position times frequency. Far into a text the rounding of angles is the limit. The
-second line compares with transformers at frequencies that are such a running product. The third line shows that the rest of
-transformers' float32 is not the limit: the same angles, with everything else in float64.
+second line compares with transformers at frequencies that are such a running product. The third line shows that
+the rest of transformers' float32 is not the limit: the same angles, with everything else in float64.
 
 Where llama.cpp multiplies with quantised weights, it rounds activations to 8 bits, which changes log-probabilities far
 more than any factor file could be wrong. So the weights of a quantised file are compared as F32, and ``--as-it-is``
