@@ -2,9 +2,10 @@
 
     python -m bench.llama_cpp MODEL.gguf BOOK.txt --tokens 8448 --target-length 16384
 
-The factors are YaRN's. llama.cpp computes theta_i as a running product in float32, so its frequencies are off by up to
-1e-6 of themselves; the second line compares with transformers at the frequencies of llama.cpp. Far into a text float32
-itself is the limit, which the third line shows: transformers' own float32 against its float64.
+The factors are YaRN's. Both compute angles in float32: llama.cpp as a running product from pair to pair that begins
+with the position, transformers as position times frequency. Far into a text the rounding of angles is the limit. The
+second line compares with transformers at frequencies that are such a running product. The third line shows that
+the rest of transformers' float32 is not the limit: the same angles, with everything else in float64.
 
 Where llama.cpp multiplies with quantised weights, it rounds activations to 8 bits, which changes log-probabilities far
 more than any factor file could be wrong. So the weights of a quantised file are compared as F32, and ``--as-it-is``
@@ -33,8 +34,8 @@ from factor_search.spec import ModelSpec
 from factor_search.text.tokens import CachedTokenizer
 
 COUNT = 32
-LARGEST, UNSCALED = 2e-3, 0.5
-"""The largest difference in nats that is allowed, and the least that the unscaled model must differ by."""
+MEAN, NEARLY_ALL, LARGEST, UNSCALED = 5e-5, 3e-4, 2e-3, 0.5
+"""Differences in nats: mean, 99 % and largest that are allowed, and the least that the unscaled model must differ by."""
 Scores = NDArray[np.float64]
 
 
@@ -61,7 +62,7 @@ def running_product(geometry: Geometry, factors: Factors) -> Factors:
 
 
 def main() -> int:
-    """Print the differences; the status is 1 if the largest is too large, or the unscaled model too near."""
+    """Print the differences; the status is 1 if one is too large, or the unscaled model too near."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("book", type=Path)
@@ -96,7 +97,9 @@ def main() -> int:
         off = np.abs(one - other)
         print(f"{name:32} mean {off.mean():.1e}, 99 % {np.quantile(off, 0.99):.1e}, largest {off.max():.1e}")
     print(f"{'unscaled':32} largest {unscaled:.2f}")
-    return int(np.abs(engine - ours).max() > LARGEST or unscaled <= UNSCALED)
+    off = np.abs(engine - ours)
+    within = off.mean() <= MEAN and np.quantile(off, 0.99) <= NEARLY_ALL and off.max() <= LARGEST
+    return int(not within or unscaled <= UNSCALED)
 
 
 if __name__ == "__main__":
