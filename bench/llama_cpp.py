@@ -35,7 +35,7 @@ from factor_search.text.tokens import CachedTokenizer
 
 COUNT = 32
 MEAN, NEARLY_ALL, LARGEST, UNSCALED = 5e-5, 3e-4, 2e-3, 0.5
-"""Differences in nats: mean, 99 % and largest that are allowed, and the least that the unscaled model must differ by."""
+"""In nats: mean, 99 % and largest difference that are allowed, and the least that the unscaled model must differ by."""
 Scores = NDArray[np.float64]
 
 

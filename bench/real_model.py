@@ -32,12 +32,13 @@ from factor_search.model.configuration import read_geometry
 from factor_search.model.loading import load_config
 from factor_search.spec import ModelSpec
 
-BOOKS = Path(os.environ.get("FACTOR_SEARCH_BOOKS") or Path(__file__).parents[2] / "shared" / "data" / "books")
+BOOKS = Path(os.environ.get("FACTOR_SEARCH_BOOKS") or Path(__file__).resolve().parents[2] / "shared" / "data" / "books")
 SEARCHED, HELD_OUT = (
     ("complete_angler.txt", "devils_dictionary.txt"),
     ("critical_essays.txt", "little_colonels_hero.txt"),
 )
 """Books for search and validation, and others of which pieces are held out."""
+MODEL = "SmolLM2.gguf"
 SCORED = 256
 """Positions of a text that llama.cpp scores, evenly beyond the original length."""
 
@@ -54,19 +55,28 @@ class Setting:
 
     @property
     def model(self) -> ModelSpec:
-        return ModelSpec(id=str(smollm2()), dtype="bfloat16")
+        return ModelSpec(id=MODEL, dtype="bfloat16")
 
     @property
     def spec(self) -> dict[str, Any]:
-        spec: dict[str, Any] = pretrained(smollm2(), self.candidates) | {"target_length": self.target}
+        """The search; its paths are links in the folder, so that its evaluations serve on any machine."""
+        spec: dict[str, Any] = pretrained(Path(MODEL), self.candidates) | {"target_length": self.target}
         data: dict[str, Any] = dict(spec["data"]) | {"held_out_documents": self.documents}
         if BOOKS.is_dir():
             data |= {
-                "files": [str(BOOKS / name) for name in SEARCHED],
-                "held_out_files": [str(BOOKS / name) for name in HELD_OUT],
+                "files": [f"texts/{name}" for name in SEARCHED],
+                "held_out_files": [f"texts/{name}" for name in HELD_OUT],
                 "cut_long_documents": True,
             }
         return spec | {"data": data}
+
+    def enter(self) -> None:
+        """Make the folder the current one, with links to the model and the books."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        os.chdir(self.out)
+        for link, target in ((Path(MODEL), smollm2()), (Path("texts"), BOOKS)):
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
 
     @property
     def held_out(self) -> list[str]:
@@ -75,7 +85,7 @@ class Setting:
         return files
 
     def found(self) -> FactorsFile:
-        return fs.load_factors(self.out / "search" / "factors.json")
+        return fs.load_factors(Path("search", "factors.json"))
 
     def method(self, name: str) -> FactorsFile:
         geometry = read_geometry(load_config(self.model))
@@ -95,7 +105,7 @@ def run_search(setting: Setting) -> dict[str, Any]:
     progress = JobProgress()
     try:
         result = fs.search_factors(
-            model, spec["data"], setting.target, out=setting.out / "search", watcher=progress.watcher(), **rest
+            model, spec["data"], setting.target, out="search", watcher=progress.watcher(), **rest
         )
     finally:
         progress.close()
@@ -131,7 +141,7 @@ def run_engine(setting: Setting) -> dict[str, Any]:
     for text in setting.held_out:
         ids = first_tokens(setting.model, [text], setting.target)
         for name, file in setting.compared().items():
-            patched = setting.out / f"{name}.gguf"
+            patched = Path(f"{name}.gguf")
             source = Source(file, setting.model, check=False)
             if not patched.exists():
                 export("gguf", source, patched)
@@ -171,16 +181,16 @@ STEPS: dict[str, Callable[[Setting], dict[str, Any]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
-    parser.add_argument("--out", type=Path, default=Path("bench/results/smollm2"))
+    parser.add_argument("--out", type=Path, default=Path("bench/smollm2"))
     parser.add_argument("--target", type=int, default=16_384, help="on a GPU up to 65536")
     parser.add_argument("--candidates", type=int, default=24)
     parser.add_argument("--documents", type=int, default=8, help="held-out documents")
     parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS))
     arguments = parser.parse_args()
     setting = Setting(arguments.out, arguments.target, arguments.candidates, arguments.documents)
-    setting.out.mkdir(parents=True, exist_ok=True)
+    setting.enter()
     for name in arguments.steps:
-        file = setting.out / f"{name}.json"
+        file = Path(f"{name}.json")
         if not file.exists():
             write_json(file, STEPS[name](setting))
         print(json.dumps({name: read_json(file, RuntimeError)}, indent=1)[:4000], flush=True)
