@@ -66,13 +66,13 @@ def batch_of_windows(stream: np.ndarray, batch: int, generator: np.random.Genera
 
 @torch.inference_mode()
 @torch.inference_mode()
-def held_out_loss(model: LlamaForCausalLM) -> float:
-    """Compute the mean loss (nats per byte) over non-overlapping windows of 256 bytes of every held-out module."""
+def held_out_loss(model: LlamaForCausalLM, windows_per_module: int = 64) -> float:
+    """Compute the mean loss (nats per byte) over the first windows of 256 bytes of every held-out module."""
     model.eval()
     total, count = 0.0, 0
     for file in held_out_files():
         tokens = torch.from_numpy(np.frombuffer(file.read_bytes(), dtype=np.uint8).astype(np.int64))
-        windows = tokens[: len(tokens) // CONTEXT * CONTEXT].view(-1, CONTEXT)[:64]
+        windows = tokens[: len(tokens) // CONTEXT * CONTEXT].view(-1, CONTEXT)[:windows_per_module]
         logits = model(windows, use_cache=False).logits[:, :-1]
         total += torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="sum"
