@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from api.cli import main
-from factor_search.errors import ExportError, ModelLoadError, VerificationError
+from factor_search.errors import ExportError, ModelLoadError, UnsupportedModelError, VerificationError
 from factor_search.export import huggingface
 from factor_search.export.contract import Engine, Exported, Limit, Source
 from factor_search.export.registry import ENGINES, REFUSED, engine_named, export, expressible
@@ -26,6 +26,8 @@ from factor_search.interface import verify_factors
 from factor_search.model.configuration import read_geometry
 from factor_search.model.loading import LoadedModel, load_model
 from factor_search.spec import ModelSpec
+from factor_search.testbed.byte_tokenizer import byte_tokenizer
+from tests.families import MIXTURE, tiny_model
 
 TARGET = 128
 
@@ -161,6 +163,17 @@ def test_a_model_in_memory_is_the_reference_too(file: FactorsFile, tmp_path: Pat
     next(loaded.model.parameters()).data[:] += 0.1
     with pytest.raises(ExportError, match="computes something else"):
         PlainCheck(lambda: loaded, file)(written)
+
+
+def test_a_model_that_ignores_factors(tmp_path: Path) -> None:
+    """The folder would compute the same as the model with factors, and as the one without."""
+    model = tiny_model("phimoe", **MIXTURE)
+    model.save_pretrained(tmp_path / "source")
+    byte_tokenizer(64).save_pretrained(tmp_path / "source")
+    source = Source(found(tmp_path / "source"), ModelSpec(id=str(tmp_path / "source")))
+    with pytest.raises(UnsupportedModelError, match="ignores rescale factors"):
+        export("huggingface", source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_that_does_not_fit_twice_is_not_compared(

@@ -47,6 +47,7 @@ class PlainCheck:
 
         Raises:
             ExportError: it cannot be loaded, or computes something else.
+            UnsupportedModelError: the model ignores factors (phimoe), so the folder would compute the same.
         """
         model = self._model()
         expected, tolerance = self._expected(model)
@@ -69,8 +70,9 @@ class PlainCheck:
                 )
 
     def _expected(self, loaded: LoadedModel) -> "tuple[dict[int, Tensor], float]":
-        from factor_search.model.injection import Injector
+        from factor_search.model.injection import Injector, probe
 
+        probe(loaded.model, loaded.geometry)
         starts = {0: self._short.factors, self._file.model.original_length: self._file.factors}
         if not _takes_positions(loaded.model):
             del starts[self._file.model.original_length]
