@@ -4,10 +4,12 @@ Together they take seconds and hundreds of megabytes. Without them the server li
 small while it is only asked for states and results.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from factor_search.errors import ExportError
 from factor_search.factors_file import FactorsFile
 from factor_search.plan.kinds.await_checkpoint import AwaitWork
 from factor_search.plan.kinds.contract import Outcome, Work
@@ -40,14 +42,22 @@ def engine_document(format: str, factors: FactorsFile, model: ModelSpec, nearest
     """The JSON that an engine reads, with the factors in it.
 
     Raises:
-        ExportError: the format cannot express the factors.
+        ExportError: the format cannot express the factors, or JSON cannot express the document.
     """
     from factor_search.export.contract import Source
     from factor_search.export.registry import engine_named, expressible
 
     engine = engine_named(format)
     source, _ = expressible(engine, Source(factors, model), nearest=nearest)
-    return engine.document(source)
+    document = engine.document(source)
+    try:
+        json.dumps(document, allow_nan=False)
+    except ValueError:  # Falcon-H1 has an infinite limit, which files of Python's can hold
+        raise ExportError(
+            f"the configuration of {model.id} has numbers that JSON cannot express: download the factors, and run "
+            f"factor-search export --format {format} where the model is"
+        ) from None
+    return document
 
 
 def job_page(report: dict[str, Any]) -> str:

@@ -143,8 +143,8 @@ def run_engine(setting: Setting) -> dict[str, Any]:
         for name, file in setting.compared().items():
             patched = Path(f"{name}.gguf")
             source = Source(file, setting.model, check=False)
-            if not patched.exists():
-                export("gguf", source, patched)
+            patched.unlink(missing_ok=True)
+            export("gguf", source, patched)
             ours = reference(source, ids, positions).found
             theirs = scorer.log_probabilities(patched, ids, positions)
             figures.setdefault(name, {})[Path(text).name] = {"transformers": ours, "llama.cpp": theirs}
@@ -191,8 +191,9 @@ def main() -> None:
     setting.enter()
     for name in arguments.steps:
         file = Path(f"{name}.json")
-        if not file.exists():
-            write_json(file, STEPS[name](setting))
+        asked = {"target": setting.target, "candidates": setting.candidates, "documents": setting.documents}
+        if not file.exists() or read_json(file, RuntimeError)["asked"] != asked:
+            write_json(file, {"asked": asked, **STEPS[name](setting)})
         print(json.dumps({name: read_json(file, RuntimeError)}, indent=1)[:4000], flush=True)
 
 

@@ -298,7 +298,7 @@ def test_a_plan_on_a_file(texts: Path, tmp_path: Path) -> None:
     plan = plan_document(file, texts)
     search, finetune, *_, last = stages(**{"export-1": {"profile": "static"}})
     search |= {"space": {"initial_tokens": [0]}, "budget": 4}
-    with pytest.raises(ExportError, match="has no configuration: set the stage's format to gguf"):
+    with pytest.raises(ExportError, match=r"export-1: .*m.gguf is a GGUF file, which this format does not take"):
         run_plan(parse_plan(plan | {"stages": [search, last]}), tmp_path / "out")
     patched = run_plan(parse_plan(plan | {"stages": [search, last | {"format": "gguf"}]}), tmp_path / "patched")
     described = patched.outcomes[-1].report
@@ -317,8 +317,11 @@ def test_a_folder_cannot_be_exported_from_a_file(tiny: Path, tmp_path: Path) -> 
     with pytest.raises(ExportError, match="is a GGUF file, which this format does not take"):
         export("huggingface", Source(found, spec(tiny)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    export("huggingface", Source(found, spec(tiny)), tmp_path / "config.json")
-    assert json.loads((tmp_path / "config.json").read_text())["rope_parameters"]["long_factor"] == [2.0] * 8
+    for format in ("vllm", "mlx"):
+        renamed = tmp_path / "M.GGUF"
+        renamed.write_bytes(tiny.read_bytes())
+        with pytest.raises(ExportError, match="is a GGUF file"):
+            export(format, Source(found, spec(renamed)), tmp_path / "out")
 
 
 def test_without_the_package(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,4 +145,4 @@ def factors(
         )
     model = job.parse_spec().model
     stores.settings.policy.check_model(model)
-    return JSONResponse(finite(deferred.engine_document(wanted, parse_factors(document), model, nearest)))
+    return JSONResponse(deferred.engine_document(wanted, parse_factors(document), model, nearest))

@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from factor_search.errors import ExportError
 from factor_search.export.configuration import check_pair, huggingface_config, loaded_by
 from factor_search.export.contract import Engine, Exported, Limit, Source
 from factor_search.export.model_folder import write_model_folder
 from factor_search.factors_file import FactorsFile
+from factor_search.files.gguf import is_gguf
 from factor_search.files.json_documents import write_json
 
 if TYPE_CHECKING:
@@ -30,7 +32,12 @@ class HuggingFace(Engine):
     document_name = "config.json"
 
     def check(self, source: Source) -> None:
-        """The model's RoPE must be one that longrope can replace."""
+        """The model must be a folder or on the hub, with a RoPE that longrope can replace."""
+        if is_gguf(source.model.id):
+            raise ExportError(
+                f"{source.model.id} is a GGUF file, which this format does not take: export with --format gguf, or "
+                "give the folder of the model as --model"
+            )
         check_pair(source.file, source.short, source.geometry)
 
     def limits(self, source: Source) -> list[Limit]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from factor_search.errors import ExportError
 from factor_search.export.contract import Limit, Source
 from factor_search.export.huggingface import HuggingFace
+from factor_search.files.gguf import is_gguf
 
 
 def static(source: Source) -> Source:
@@ -44,7 +45,7 @@ def check_configuration(source: Source, engine: str) -> None:
         ExportError: the model is a GGUF file, or its RoPE type cannot be replaced by longrope.
         FactorsError: the factors belong to another rotary geometry.
     """
-    if source.model.id.endswith(".gguf"):
+    if is_gguf(source.model.id):
         raise ExportError(
             f"{engine} loads model folders with a configuration, but the model is a GGUF file: export --format gguf, "
             "or give --model the folder of the same model"

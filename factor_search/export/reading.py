@@ -11,6 +11,7 @@ from typing import Any
 from factor_search.errors import FactorsError, ModelLoadError, one_line
 from factor_search.export.foreign_files import ACCEPTED, document_of, number, tokens, vector
 from factor_search.factors_file import SCHEMA, FactorsFile, FactorsModel, parse_factors
+from factor_search.files.gguf import is_gguf
 from factor_search.model.geometry import longrope_attention_factor
 from factor_search.spec import ModelSpec, looks_local
 
@@ -74,7 +75,7 @@ def _is_model(source: str | Path) -> bool:
     """
     path, name = Path(source), str(source)
     try:
-        if path.is_dir() or name.endswith(".gguf"):
+        if path.is_dir() or is_gguf(name):
             return True
         if path.is_file():
             return False

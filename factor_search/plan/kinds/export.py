@@ -10,9 +10,12 @@ from pydantic import Field, field_validator
 from factor_search.errors import ExportError
 from factor_search.export.contract import Source
 from factor_search.export.registry import ENGINES, engine_named, export, expressible
+from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, FactorsModel, factors_file, parse_factors
+from factor_search.files.gguf import is_gguf
 from factor_search.files.json_documents import read_json, write_json
 from factor_search.methods import closed_form
+from factor_search.model.geometry import longrope_attention_factor
 from factor_search.plan.kinds.contract import (
     FACTORS,
     MODEL,
@@ -33,6 +36,8 @@ from factor_search.plan.kinds.search import search_named
 from factor_search.spec import ModelSpec
 
 HUGGINGFACE = "huggingface"
+OF_FILES = ("gguf", "ollama", "onnx")
+"""Formats whose model is not a folder of Hugging Face."""
 FOLDER, LONG_FILE, SHORT_FILE, NOTES_FILE = "model", "factors.json", "short_factors.json", "export.json"
 """What an export leaves in its folder."""
 
@@ -129,14 +134,27 @@ class ExportKind(StageKind[ExportStage, ExportWork]):
             check_no_initial_tokens(stage, stage.factors, before)
 
     def check_model(self, stage: ExportStage, model: LocalModel) -> None:
-        """The format must be able to hold factors for the model, and a configuration needs a folder."""
-        if stage.format == HUGGINGFACE and stage.model == "original" and model.spec.id.lower().endswith(".gguf"):
+        """The format must be able to hold factors for the model, as far as that is known before the search.
+
+        Raises:
+            ExportError: it cannot.
+        """
+        long = trial_factors(stage.factors, model)
+        short = long.model_copy(update={"target_length": long.model.original_length, "scale": 1.0})
+        trial = Source(long, model.spec, short if stage.profile == "switching" else None)
+        made = stage.model not in (None, "original")
+        if made and stage.format in OF_FILES:
             raise ExportError(
-                f"{stage.name}: {model.spec.id} is a GGUF file, which has no configuration: set the stage's format to "
-                "gguf"
+                f"{stage.name}: {stage.model} is a folder of Hugging Face, which the format {stage.format} does not "
+                "take: convert it to the engine's own files, and export with --model"
             )
-        trial = Source(trial_factors(stage.factors, model), model.spec)
-        expressible(ENGINES[stage.format], trial, nearest=True)
+        if made and is_gguf(model.spec.id):  # the folder has another configuration, which is not written yet
+            check_configuration(stage.factors, model)
+            return
+        try:
+            expressible(ENGINES[stage.format], trial, nearest=stage.nearest)
+        except ExportError as error:
+            raise ExportError(f"{stage.name}: {error}") from None
 
     def make_work(self, stage: ExportStage, context: PlanContext) -> ExportWork:
         """The long factors, and the short ones of a pair."""
@@ -165,8 +183,9 @@ class ExportKind(StageKind[ExportStage, ExportWork]):
         if short is not None:
             short.write(folder / SHORT_FILE)
         files = sorted(item.name for item in final.iterdir())
+        models = [final / name for name in files if is_gguf(name)] or [final]
         return Outcome(
-            model=work.model.model_copy(update={"id": str(final.resolve()), "revision": None}),
+            model=work.model.model_copy(update={"id": str(models[0].resolve()), "revision": None}),
             report={
                 "profile": "static" if short is None else "switching",
                 "format": work.format,
@@ -213,10 +232,12 @@ def check_configuration(factors: str | None, model: LocalModel) -> None:
 
 
 def trial_factors(factors: str | None, model: LocalModel) -> FactorsFile:
-    """Any factors of the model for the length of a search."""
+    """Factors of the model for the length of a search, with the attention factor that every engine can express."""
     length = model.lengths[str(factors)]
     described = FactorsModel.of(model.spec.id, model.spec.revision, model.geometry)
-    return factors_file(closed_form("ntk", model.geometry, length), described, length)
+    lambdas = closed_form("ntk", model.geometry, length).rescale_factors
+    formula = longrope_attention_factor(length / model.geometry.original_length, model.geometry.original_length)
+    return factors_file(Factors.of(lambdas, 0, formula), described, length)
 
 
 KIND = ExportKind()
