@@ -50,8 +50,8 @@ def read_geometry(config: PretrainedConfig, original_length: int | None = None) 
         alpha = float(parameters["alpha"])
         theta, rope_type = theta * alpha ** (rotary_dim / (rotary_dim - 2)), "default"  # as in its modeling code
         notes.append(f"alpha {alpha:g} of the configuration is a fixed larger base, which counts as rope_theta")
-    original, configured = _lengths(text_config, parameters)
-    if rope_type == "linear" and original_length is None and original == configured:
+    original, configured, stated = _lengths(text_config, parameters)
+    if rope_type == "linear" and original_length is None and not stated:
         original, configured, note = _linear_lengths(text_config, parameters, original)
         notes.append(note)
     elif original == configured and rope_type != "default":  # the scaling reaches further, as in Qwen2.5 with YaRN
@@ -118,20 +118,20 @@ def head_dim(config: PretrainedConfig, share: float = 1.0) -> int:
     return int(width // heads)
 
 
-def _lengths(config: PretrainedConfig, parameters: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the original and the configured context length in tokens."""
+def _lengths(config: PretrainedConfig, parameters: Mapping[str, Any]) -> tuple[int, int, bool]:
+    """Return the original and the configured context length in tokens, and whether the original one is stated."""
     configured = getattr(config, "max_position_embeddings", None)
     # In transformers, a top-level value overrides the nested one.
     original = getattr(config, "original_max_position_embeddings", None) or parameters.get(
         "original_max_position_embeddings"
     )
-    original = original or configured
+    stated, original = bool(original), original or configured
     if not original:
         raise UnsupportedModelError(
             "the configuration gives no max_position_embeddings, so the original length is unknown: set "
             "model.original_length"
         )
-    return int(original), int(configured or original)
+    return int(original), int(configured or original), stated
 
 
 def _linear_lengths(config: PretrainedConfig, parameters: Mapping[str, Any], length: int) -> tuple[int, int, str]:
