@@ -1,5 +1,6 @@
 """Reads the rotary geometry from a transformers configuration."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,7 +46,7 @@ def read_geometry(config: PretrainedConfig, original_length: int | None = None) 
     rotary_dim = width if proportional else int(width * share)
     odd = rotary_dim % 2  # transformers rounds an odd partial rotary dimension up, but not in the exponents
     rotary_dim += odd
-    theta, notes = float(parameters["rope_theta"]), []
+    theta, notes = _rope_theta(parameters, architecture), []
     if rope_type == "dynamic" and parameters.get("alpha") and config.model_type.startswith("hunyuan"):
         alpha = float(parameters["alpha"])
         theta, rope_type = theta * alpha ** (rotary_dim / (rotary_dim - 2)), "default"  # as in its modeling code
@@ -71,6 +72,21 @@ def read_geometry(config: PretrainedConfig, original_length: int | None = None) 
         notes=tuple(notes),
         config=text_config,
     )
+
+
+def _rope_theta(parameters: Mapping[str, Any], architecture: str) -> float:
+    """Return the base of the frequencies.
+
+    Raises:
+        UnsupportedModelError: the configuration gives no number above 1.
+    """
+    value = parameters.get("rope_theta")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 < value < math.inf:
+        raise UnsupportedModelError(
+            f"the configuration of {architecture} has the rope_theta {value!r}, which is not a number above 1: set it "
+            "in the model's config.json"
+        )
+    return float(value)
 
 
 def _searched_parameters(
