@@ -31,7 +31,7 @@ class HuggingFace(Engine):
 
     def check(self, source: Source) -> None:
         """The model's RoPE must be one that longrope can replace."""
-        check_pair(source.file, source.short, source.geometry)
+        check_pair(source.file, source.short, source.geometry, source.config)
 
     def limits(self, source: Source) -> list[Limit]:
         """No configuration can express initial tokens."""
