@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     CompileConfig,
     Gemma3ForConditionalGeneration,
+    PaliGemmaForConditionalGeneration,
     PreTrainedModel,
     StaticCache,
 )
@@ -201,6 +202,29 @@ def test_left_padded_batch_of_a_model_that_changes_the_mask() -> None:
     assert (wrong[1, -1] - together[1, -1]).abs().max() > 0.001, "given position ids are respected"
     applied.restore()
     assert leftovers(model) == before
+
+
+def test_left_padded_batch_of_a_model_that_counts_from_1() -> None:
+    """PaliGemma; one position more or less changes which tokens are initial ones."""
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model(
+        "paligemma",
+        text_config={"model_type": "gemma", **SMALL},
+        vision_config={"model_type": "siglip_vision_model", "num_attention_heads": 4, **vision},
+        image_token_id=94,
+    )
+    torch.manual_seed(0)
+    model = PaliGemmaForConditionalGeneration(config).eval()
+    alone = [ids(1, 70, 1) % 90, ids(1, 9, 3) % 90]
+    tokens, mask = padded(alone)
+    with fs.apply(model, Factors.of([1.0 + 0.6 * i for i in range(read_geometry(config).pairs)], 6, 1.2)):
+        together = logits(model, tokens, attention_mask=mask, token_type_ids=torch.ones_like(tokens))
+        for row, text in enumerate(alone):
+            causal = {"token_type_ids": torch.ones_like(text)}
+            expected = logits(model, text, **causal)[0]
+            torch.testing.assert_close(together[row, -text.shape[1] :], expected, rtol=1e-4, atol=1e-4)
+            given = logits(model, text, position_ids=torch.arange(text.shape[1])[None], **causal)[0]
+            assert (given - expected).abs().max() > 1e-3, "the first position makes a difference"
 
 
 def test_left_padded_batch_with_a_static_cache_and_a_mask_of_its_length() -> None:

@@ -26,6 +26,9 @@ from factor_search.model.live_frequencies import CHANGING, with_frequencies_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
+FROM_ONE = frozenset({"paligemma"})
+"""Types of models whose first position is 1."""
+
 
 class Application(Generic[Model]):
     """Factors in force in a model, from the construction on until :meth:`restore` or the end of a ``with`` block.
@@ -71,8 +74,9 @@ class Application(Generic[Model]):
         self._before = [module.__dict__.get("forward") for module, _ in self._replaced]  # set by hooks of accelerate
         for module, forward in self._replaced:
             module.forward = forward
+        first = int(configuration_of(model).model_type in FROM_ONE)
         self._hooks = [
-            module.register_forward_pre_hook(_PositionsFromMask(parameters), prepend=True, with_kwargs=True)
+            module.register_forward_pre_hook(_PositionsFromMask(parameters, first), prepend=True, with_kwargs=True)
             for module in _with_positions(model, decoder)
             if {"attention_mask", "position_ids"} <= set(parameters := _parameters_of(module))
         ]
@@ -268,6 +272,8 @@ class _PositionsFromMask:
 
     parameters: tuple[str, ...]
     """Of the module's forward, in order."""
+    first: int
+    """The position of a row's first token."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = dict(zip(self.parameters, args, strict=False)) | kwargs
@@ -275,7 +281,7 @@ class _PositionsFromMask:
         inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         if given.get("position_ids") is not None or inputs is None or not isinstance(mask, Tensor) or mask.ndim != 2:
             return None
-        positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)  # as generate does
+        positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0) + self.first  # as generate does
         start = 0 if cache is None else cache.get_seq_length()
         columns = (torch.arange(inputs.shape[1], device=mask.device) + start).clamp(max=mask.shape[1] - 1)
         return (), given | {"position_ids": positions[:, columns]}
