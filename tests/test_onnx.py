@@ -1,6 +1,7 @@
 """ONNX Runtime GenAI computes what transformers computes with factors injected, initial tokens included."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -234,6 +235,20 @@ def test_a_model_in_a_subfolder_gets_its_tables_there(model: PreTrainedModel, tm
     np.testing.assert_allclose(cos[1], 1.17 * np.cos(10_000.0 ** -(np.arange(0, 16, 2) / 16) / lambdas), rtol=1e-5)
     with pytest.raises(ExportError, match="has factors already"):
         export("onnx", Source(found_for(model), ModelSpec(id=str(tmp_path / "out"))), tmp_path / "new")
+
+
+def test_onnx_computes_with_the_factors_of_a_subfolder(built: Path, model: PreTrainedModel, tmp_path: Path) -> None:
+    folder = tmp_path / "whole"
+    shutil.copytree(built, folder)
+    (folder / "cpu").mkdir()
+    for name in ("model.onnx", "model.onnx.data"):
+        (folder / name).rename(folder / "cpu" / name)
+    settings = json.loads((folder / "genai_config.json").read_text())
+    settings["model"]["decoder"]["filename"] = "cpu/model.onnx"
+    (folder / "genai_config.json").write_text(json.dumps(settings))
+    file = found_for(model, initial_tokens=16)
+    export("onnx", Source(file, ModelSpec(id=str(folder))), tmp_path / "out")
+    assert largest_difference(scored(tmp_path / "out"), log_probabilities(model, file.factors)) <= 1e-3
 
 
 @pytest.mark.parametrize("way", ["absolute", "above", "link"])
