@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from factor_search.export.contract import Exported, Source
+from factor_search.export.onnx import SETTINGS as ONNX_SETTINGS
 from factor_search.export.reading import read_foreign
 from factor_search.export.registry import export
 from factor_search.export.verification.contract import Scorer
@@ -35,9 +36,6 @@ from factor_search.spec import ModelSpec, parse_model, parse_spec
 
 Model = str | Mapping[str, Any]
 """A local folder or hub id, or the fields of a specification's ``model``."""
-
-ONNX_MARK = "genai_config.json"
-"""A file of a folder for ONNX Runtime GenAI."""
 
 Documents = GivenDocuments | JobDocuments
 """Documents on which to measure."""
@@ -278,7 +276,7 @@ def verify_exported(
 def _verified(
     source: Source, scorers: Sequence[Scorer], path: Path, data: str | Sequence[str], length: int | None
 ) -> list[Verification]:
-    if (Path(source.model.id) / ONNX_MARK).exists():  # transformers does not load it: the searched model is scored
+    if (Path(source.model.id) / ONNX_SETTINGS).exists():  # transformers does not load it: the searched model is scored
         source = replace(source, model=_model_of(source.file, None))
     tokens = scored_length(source, length)
     ids = first_tokens(source.model, [data] if isinstance(data, str) else data, tokens)

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CompileConfig, PreTrainedModel, StaticCache
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    CompileConfig,
+    Gemma3ForConditionalGeneration,
+    PaliGemmaForConditionalGeneration,
+    PreTrainedModel,
+    StaticCache,
+)
 
 import factor_search as fs
 from factor_search.errors import FactorsError, UnsupportedModelError
@@ -157,6 +166,65 @@ def test_left_padded_batch_of_a_multimodal_model() -> None:
     with fs.apply(model, FACTORS):
         together = logits(model, tokens, attention_mask=mask)
         torch.testing.assert_close(together[1, -9:], logits(model, ids(1, 9, 3))[0], rtol=1e-4, atol=1e-4)
+
+
+def gemma3_with_images() -> PreTrainedModel:
+    """A Gemma 3 that makes masks for each layer type of an attention mask before it calls its decoder."""
+    config = AutoConfig.for_model("gemma3")
+    for name, value in (SMALL | {"layer_types": ["sliding_attention", "full_attention"]}).items():
+        setattr(config.text_config, name, value)
+    for name, value in {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "image_size": 28}.items():
+        setattr(config.vision_config, name, value)
+    config.vision_config.num_attention_heads, config.mm_tokens_per_image = 4, 4
+    config.image_token_id, config.boi_token_id, config.eoi_token_id = 94, 92, 93
+    torch.manual_seed(0)
+    return Gemma3ForConditionalGeneration(config).eval()
+
+
+def test_left_padded_batch_of_a_model_that_changes_the_mask() -> None:
+    model = gemma3_with_images()
+    before = leftovers(model)
+    alone = [ids(1, 70, 1) % 90, ids(1, 9, 3) % 90]
+    tokens, mask = padded(alone)
+    types = torch.zeros_like(tokens)
+    pairs = read_geometry(model.config).pairs
+    applied = fs.apply(model, Factors.of([1.0 + 0.6 * i for i in range(pairs)], 6, 1.2))
+    for arguments in ({}, {"token_type_ids": types}):
+        together = logits(model, tokens, attention_mask=mask, **arguments)
+        for row, text in enumerate(alone):
+            expected = logits(model, text)[0]
+            torch.testing.assert_close(together[row, -text.shape[1] :], expected, rtol=1e-4, atol=1e-4)
+    inner = model.model(input_ids=tokens, attention_mask=mask).last_hidden_state
+    expected = model.model(input_ids=alone[1]).last_hidden_state
+    torch.testing.assert_close(inner[1, -9:], expected[0], rtol=1e-4, atol=1e-4)
+    counted_from_the_padding = torch.arange(70)[None]
+    wrong = logits(model, tokens, attention_mask=mask, position_ids=counted_from_the_padding)
+    assert (wrong[1, -1] - together[1, -1]).abs().max() > 0.001, "given position ids are respected"
+    applied.restore()
+    assert leftovers(model) == before
+
+
+def test_left_padded_batch_of_a_model_that_counts_from_1() -> None:
+    """PaliGemma; one position more or less changes which tokens are initial ones."""
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model(
+        "paligemma",
+        text_config={"model_type": "gemma", **SMALL},
+        vision_config={"model_type": "siglip_vision_model", "num_attention_heads": 4, **vision},
+        image_token_id=94,
+    )
+    torch.manual_seed(0)
+    model = PaliGemmaForConditionalGeneration(config).eval()
+    alone = [ids(1, 70, 1) % 90, ids(1, 9, 3) % 90]
+    tokens, mask = padded(alone)
+    with fs.apply(model, Factors.of([1.0 + 0.6 * i for i in range(read_geometry(config).pairs)], 6, 1.2)):
+        together = logits(model, tokens, attention_mask=mask, token_type_ids=torch.ones_like(tokens))
+        for row, text in enumerate(alone):
+            causal = {"token_type_ids": torch.ones_like(text)}
+            expected = logits(model, text, **causal)[0]
+            torch.testing.assert_close(together[row, -text.shape[1] :], expected, rtol=1e-4, atol=1e-4)
+            given = logits(model, text, position_ids=torch.arange(text.shape[1])[None], **causal)[0]
+            assert (given - expected).abs().max() > 1e-3, "the first position makes a difference"
 
 
 def test_left_padded_batch_with_a_static_cache_and_a_mask_of_its_length() -> None:

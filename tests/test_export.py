@@ -10,11 +10,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from factor_search.errors import ExportError, FactorsError, OutputError
+from factor_search.export.contract import Source
 from factor_search.export.huggingface import export_huggingface, huggingface_config
+from factor_search.export.registry import engine_named
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, FactorsModel, factors_file
 from factor_search.model.configuration import read_geometry
 from factor_search.model.injection import Injector
+from factor_search.spec import ModelSpec
 from tests.families import FAMILIES, MORE_FAMILIES, tiny_model
 
 TARGET = 256
@@ -185,10 +188,17 @@ def test_a_pair_that_one_configuration_cannot_hold() -> None:
     for factors, target, reason in (
         (Factors.of(lambdas, 0, 1.2), 64, "the attention factor is 1.17 for long inputs and 1.2 for short ones"),
         (Factors.of(lambdas, 2, 1.17), 64, "the short factors keep 2 initial tokens"),
-        (Factors.of(lambdas, 0, 1.17), 128, "switch at the original length of 64: readjust them at that length"),
+        (
+            Factors.of(lambdas, 0, 1.17),
+            128,
+            "a configuration switches at the original length of 64: readjust them at that length",
+        ),
     ):
         with pytest.raises(ExportError, match=reason):
             huggingface_config(long, model.config, factors_file(factors, of, target))
+    shorter = factors_file(Factors.of(lambdas, 0, 1.17), of.model_copy(update={"original_length": 32}), 32)
+    with pytest.raises(ExportError, match="for an original length of 32, but the long ones for 64"):
+        huggingface_config(long, model.config, shorter)
     other = read_geometry(tiny_model("llama", rope_theta=5e5).config)
     foreign = factors_file(Factors.of(lambdas, 0, 1.17), FactorsModel.of("m", None, other), 64)
     with pytest.raises(FactorsError, match="rope_theta"):
@@ -199,6 +209,18 @@ def test_proportional_rope_cannot_be_exported() -> None:
     model = tiny_model("gemma4_text")
     with pytest.raises(ExportError, match="proportional"):
         huggingface_config(found_for(model), model.config)
+
+
+@pytest.mark.parametrize("name", ["huggingface", "vllm"])
+@pytest.mark.parametrize("model_type", ["qwen2_5_omni", "qwen3_omni_moe"])
+def test_a_language_model_deep_within_a_configuration_is_refused(model_type: str, name: str, tmp_path: Path) -> None:
+    config = AutoConfig.for_model(model_type)
+    config.save_pretrained(tmp_path)
+    geometry = read_geometry(config)
+    file = factors_file(Factors.of([1.1] * geometry.pairs), FactorsModel.of("m", None, geometry), 65_536)
+    source = Source(file, ModelSpec(id=str(tmp_path)))
+    with pytest.raises(ExportError, match="has its language model in none of text_config, llm_config, decoder"):
+        engine_named(name).check(source)
 
 
 def test_factors_of_another_geometry_are_refused() -> None:

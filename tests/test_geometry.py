@@ -104,6 +104,15 @@ def test_models_without_configured_rope_are_refused(model_type: str) -> None:
         read_geometry(AutoConfig.for_model(model_type))
 
 
+@pytest.mark.parametrize("value", [None, [10_000.0], "a", 1, math.inf, True], ids=str)
+def test_a_base_that_is_not_a_number_above_1(value: object) -> None:
+    config = llama_config()
+    config.rope_parameters["rope_theta"] = value
+    with pytest.raises(UnsupportedModelError, match=r"rope_theta .*, which is not a number above 1: set it") as error:
+        read_geometry(config)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("rope_type", ["yarn", "dynamic"])
 def test_scaling_of_a_length_that_stands_for_both(rope_type: str) -> None:
     """Qwen2.5's documentation asks for this, and leaves max_position_embeddings as it is."""

@@ -111,6 +111,9 @@ def test_a_pair(tmp_path: Path) -> None:
     ):
         with pytest.raises(ExportError, match=reason):
             export("gguf", source_of(file, short=found(target=target, **changes)), tmp_path / "wrong.gguf")
+    shorter = short.model_copy(update={"model": short.model.model_copy(update={"original_length": 32})})
+    with pytest.raises(ExportError, match="for an original length of 32, but the long ones for 64"):
+        export("gguf", source_of(file, short=shorter), tmp_path / "wrong.gguf")
 
 
 def test_the_nearest(tmp_path: Path) -> None:

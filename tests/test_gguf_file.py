@@ -14,7 +14,17 @@ from factor_search.export.registry import export
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsModel, factors_file
 from factor_search.files import gguf as files
-from factor_search.files.gguf import UINT32, Entry, Header, Tensor, number_entry, read_header, text_entry, write_gguf
+from factor_search.files.gguf import (
+    ARRAY,
+    UINT32,
+    Entry,
+    Header,
+    Tensor,
+    number_entry,
+    read_header,
+    text_entry,
+    write_gguf,
+)
 from factor_search.model.loading import load_config
 from factor_search.spec import ModelSpec
 from tests.families import tiny_model
@@ -94,8 +104,22 @@ def test_a_file_with_any_wrong_byte_gives_no_traceback(tiny: Path, tmp_path: Pat
 
 
 def changed(header: Header, **entries: Entry) -> Header:
-    names = {"parts": "split.count", "architecture": "general.architecture"}
+    names = {
+        "parts": "split.count",
+        "architecture": "general.architecture",
+        "alignment": "general.alignment",
+        "nested": "tokenizer.nested",
+    }
     return replace(header, metadata={**header.metadata, **{names[key]: entry for key, entry in entries.items()}})
+
+
+NESTED = struct.pack("<IQ", ARRAY, 1) * 5000
+"""Arrays of one array, which would be read 5,000 calls deep."""
+
+
+def array_entry(inner: int, count: int) -> Entry:
+    raw = struct.pack(f"<IIQ{count}I", ARRAY, inner, count, *range(count))
+    return Entry(ARRAY, 32, raw)  # the writer takes an alignment from the value
 
 
 def test_what_is_not_a_model(tiny: Path, tmp_path: Path) -> None:
@@ -124,11 +148,19 @@ def test_what_is_not_a_model(tiny: Path, tmp_path: Path) -> None:
         (replace(header, tensors=(Tensor("t", (4,), 9999, 0, b""),)), "tensor type 9999"),
         (replace(header, tensors=(header.tensors[0],) * 2), "two tensors of the same name"),
         (changed(header, architecture=number_entry(1, UINT32)), "is not a text"),
+        (changed(header, parts=array_entry(UINT32, 2)), "split.count is not a whole number"),
+        (changed(header, alignment=array_entry(UINT32, 2)), "general.alignment is not a positive whole number"),
+        (changed(header, alignment=text_entry("32")), "general.alignment is not a positive whole number"),
+        (changed(header, nested=array_entry(ARRAY, 0)), "damaged: it has an array of values of type 9"),
+        (changed(header, nested=Entry(ARRAY, None, struct.pack("<I", ARRAY) + NESTED)), "damaged: it has an array"),
     ):
         write_gguf(wrong, file)
         files._read.cache_clear()
         with pytest.raises(ModelLoadError, match=reason):
             read_header(file)
+        with pytest.raises(ModelLoadError) as error:
+            load_config(ModelSpec(id=str(file)))
+        assert "\n" not in str(error.value)
 
 
 def test_nothing_is_left_of_a_file_that_cannot_be_written(tiny: Path, tmp_path: Path) -> None:

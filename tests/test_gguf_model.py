@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from api.cli import main
 from bench.gguf_writer import Q4_1, Q8_0, write_model
@@ -19,7 +19,7 @@ from factor_search.export.contract import Source
 from factor_search.export.registry import export
 from factor_search.factors_file import FactorsModel, factors_file
 from factor_search.files import gguf as gguf_headers
-from factor_search.files.gguf import UINT32, f32_tensor, number_entry, read_header, text_entry, write_gguf
+from factor_search.files.gguf import FLOAT32, UINT32, f32_tensor, number_entry, read_header, text_entry, write_gguf
 from factor_search.interface import search_factors
 from factor_search.methods import closed_form
 from factor_search.model import loading
@@ -124,6 +124,28 @@ def test_a_scaling_gives_the_original_length(tiny: Path) -> None:
     assert configured.rescale_factors == pytest.approx([1.0 + i for i in range(8)], rel=1e-6)
     assert (configured.initial_tokens, configured.attention_factor) == (0, 1.0)
     assert read_geometry(load_config(spec(tiny)), 32).original_length == 32
+
+
+@pytest.mark.parametrize(
+    ("factor", "stated", "lengths"),
+    [
+        (4.0, None, (16, 64)),  # the context length includes the factor, as in most models
+        (4.0, 32, (32, 64)),
+        (4.0, 64, (64, 256)),
+        (3.0, 21, (21, 64)),  # 64 / 3 is not whole, so nothing could be guessed
+    ],
+)
+def test_the_original_length_of_a_linear_scaling(
+    factor: float, stated: int | None, lengths: tuple[int, int], tiny: Path, tmp_path: Path
+) -> None:
+    entries = {"llama__rope__scaling__factor": number_entry(factor, FLOAT32)}
+    if stated is not None:
+        entries["llama__rope__scaling__original_context_length"] = number_entry(stated, UINT32)
+    config = load_config(spec(rewritten(tiny, **entries)))
+    config.save_pretrained(tmp_path)
+    for geometry in (read_geometry(config), read_geometry(AutoConfig.from_pretrained(tmp_path))):
+        assert (geometry.original_length, geometry.configured_length, geometry.base_rope_type) == (*lengths, "linear")
+        assert bool(geometry.notes) == (stated is None), "only a guess is mentioned"
 
 
 def test_sizes_that_transformers_drops(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """ONNX Runtime GenAI computes what transformers computes with factors injected, initial tokens included."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -207,6 +208,86 @@ def test_models_without_one_pair_of_tables_are_refused(model: PreTrainedModel, t
         with pytest.raises(ExportError, match=reason) as caught:
             export("onnx", Source(found_for(model), ModelSpec(id=str(folder))), tmp_path / "new")
         assert "\n" not in str(caught.value)
+
+
+def with_values_beside(folder: Path) -> Path:
+    """The same folder with all values of its model in ``x.data``."""
+    model = onnx.load(str(folder / "model.onnx"))
+    onnx.save(model, str(folder / "model.onnx"), save_as_external_data=True, location="x.data", size_threshold=0)
+    return folder
+
+
+def test_a_model_in_a_subfolder_gets_its_tables_there(model: PreTrainedModel, tmp_path: Path) -> None:
+    from onnx import numpy_helper
+
+    values = [numpy_helper.from_array(value, name) for name, value in tables(64).items()]
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    with_values_beside(folder_with([rotation()], values, folder / "cpu"))
+    (folder / "cpu" / "genai_config.json").rename(folder / "genai_config.json")
+    (folder / "genai_config.json").write_text('{"model": {"decoder": {"filename": "cpu/model.onnx"}}}')
+    exported = export("onnx", Source(found_for(model), ModelSpec(id=str(folder))), tmp_path / "out")
+    names = {file.relative_to(tmp_path / "out").as_posix() for file in exported.files}
+    assert names == {"genai_config.json", "cpu/model.onnx", "cpu/x.data", "cpu/rotary_tables.data"}
+    written = onnx.load(str(tmp_path / "out" / "cpu" / "model.onnx"))
+    cos = next(numpy_helper.to_array(tensor) for tensor in written.graph.initializer if tensor.name == "cos")
+    lambdas = np.array(found_for(model).rescale_factors)
+    np.testing.assert_allclose(cos[1], 1.17 * np.cos(10_000.0 ** -(np.arange(0, 16, 2) / 16) / lambdas), rtol=1e-5)
+    with pytest.raises(ExportError, match="has factors already"):
+        export("onnx", Source(found_for(model), ModelSpec(id=str(tmp_path / "out"))), tmp_path / "new")
+
+
+def test_onnx_computes_with_the_factors_of_a_subfolder(built: Path, model: PreTrainedModel, tmp_path: Path) -> None:
+    folder = tmp_path / "whole"
+    shutil.copytree(built, folder)
+    (folder / "cpu").mkdir()
+    for name in ("model.onnx", "model.onnx.data"):
+        (folder / name).rename(folder / "cpu" / name)
+    settings = json.loads((folder / "genai_config.json").read_text())
+    settings["model"]["decoder"]["filename"] = "cpu/model.onnx"
+    (folder / "genai_config.json").write_text(json.dumps(settings))
+    file = found_for(model, initial_tokens=16)
+    export("onnx", Source(file, ModelSpec(id=str(folder))), tmp_path / "out")
+    assert largest_difference(scored(tmp_path / "out"), log_probabilities(model, file.factors)) <= 1e-3
+
+
+@pytest.mark.parametrize("way", ["absolute", "above", "link"])
+@pytest.mark.parametrize("named", ["model", "values", "values of a branch"])
+def test_files_outside_the_folder_are_refused(named: str, way: str, model: PreTrainedModel, tmp_path: Path) -> None:
+    from onnx import helper, numpy_helper
+
+    values = [numpy_helper.from_array(value, name) for name, value in tables(64).items()]
+    nodes = [rotation()]
+    if named == "values of a branch":
+        constant = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.ones(3, dtype=np.float32)))
+        output = helper.make_tensor_value_info("c", onnx.TensorProto.FLOAT, None)
+        branch = helper.make_graph([constant], "branch", [], [output])
+        values.append(numpy_helper.from_array(np.array(True), "long"))
+        nodes.append(helper.make_node("If", ["long"], ["z"], then_branch=branch, else_branch=branch))
+    folder = folder_with(nodes, values, tmp_path / "folder")
+    name = "model.onnx" if named == "model" else "secret.data"
+    outside = tmp_path / name
+    if named == "model":
+        (folder / name).rename(outside)
+    else:
+        outside.write_bytes(bytes(64 * 8 * 4))
+    location = {"absolute": str(outside), "above": f"../{name}", "link": name}[way]
+    if way == "link":
+        (folder / name).symlink_to(outside)
+    if named == "model":
+        (folder / "genai_config.json").write_text(json.dumps({"model": {"decoder": {"filename": location}}}))
+    else:
+        changed = onnx.load(str(folder / "model.onnx"))
+        branch_value = changed.graph.node[-1].attribute[0].g.node[0].attribute[0].t if len(nodes) > 1 else None
+        tensor = changed.graph.initializer[0] if branch_value is None else branch_value
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+        (folder / "model.onnx").write_bytes(changed.SerializeToString())
+    with pytest.raises(ExportError, match=r"which is not inside .*: give a folder that contains all files") as caught:
+        export("onnx", Source(found_for(model), ModelSpec(id=str(folder))), tmp_path / "new")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists()
 
 
 def test_tables_keep_their_precision(model: PreTrainedModel, tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from factor_search.export.configuration import formula_attention_factor, huggingface_config, loaded_by
+from factor_search.export.configuration import huggingface_config, loaded_by
 from factor_search.export.huggingface import export_huggingface
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, FactorsModel, factors_file
+from factor_search.methods import longrope_attention_factor
 from factor_search.model.configuration import read_geometry
 from factor_search.model.injection import Injector
 from tests.families import tiny_model
@@ -29,7 +30,7 @@ model = AutoModelForCausalLM.from_pretrained(sys.argv[1], torch_dtype=torch.floa
 with torch.inference_mode():
     torch.save(model(input_ids=torch.arange(3, 93)[None]).logits, sys.argv[2])
 """
-FORMULA = formula_attention_factor(4.0, 64)
+FORMULA = longrope_attention_factor(4.0, 64)
 CASES: dict[str, tuple[str, dict[str, Any], float]] = {
     "llama": ("llama", {}, 1.17),
     "qwen2": ("qwen2", {}, 1.17),

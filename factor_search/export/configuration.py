@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from factor_search.errors import ExportError
 from factor_search.factors_file import FactorsFile, check_belongs
-from factor_search.model.geometry import Geometry
+from factor_search.model.geometry import TEXT_PARTS, Geometry, longrope_attention_factor
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-TEXT_PARTS = ("text_config", "decoder", "llm_config")
-"""Keys of the text part in the configuration of a multi-modal model."""
 
 OF_ROPE_TYPES = frozenset(
     {
@@ -49,14 +46,14 @@ def huggingface_config(
     from factor_search.model.configuration import head_dim, read_geometry
 
     geometry = read_geometry(config, file.model.original_length)
-    check_pair(file, short, geometry)
+    check_pair(file, short, geometry, config)
     if file.initial_tokens:
         raise ExportError(
             f"the factors keep {file.initial_tokens} initial tokens, which a configuration cannot express: search "
             'with "space": {"initial_tokens": [0]}, or export with --drop-initial-tokens and measure what that costs'
         )
     content: dict[str, Any] = config.to_dict()
-    text = text_part(content, config)
+    _, text = text_part(content, config)
     text["max_position_embeddings"] = max(file.target_length, int(text.get("max_position_embeddings") or 0))
     if geometry.layer_type is None:
         own = text["rope_parameters"]
@@ -74,7 +71,7 @@ def huggingface_config(
     return content
 
 
-def check_pair(file: FactorsFile, short: FactorsFile | None, geometry: Geometry) -> None:
+def check_pair(file: FactorsFile, short: FactorsFile | None, geometry: Geometry, config: "PretrainedConfig") -> None:
     """Check that a configuration of the model can express the factors, apart from initial tokens.
 
     Raises:
@@ -82,6 +79,7 @@ def check_pair(file: FactorsFile, short: FactorsFile | None, geometry: Geometry)
         FactorsError: the factors belong to another rotary geometry.
     """
     check_belongs(file, geometry)
+    _text_key(config)
     if geometry.no_longer_context is not None:  # the export would promise a length that the model does not see
         raise ExportError(geometry.no_longer_context)
     if geometry.rotated_pairs is not None:
@@ -91,30 +89,61 @@ def check_pair(file: FactorsFile, short: FactorsFile | None, geometry: Geometry)
     if short is None:
         return
     check_belongs(short, geometry)
+    check_short(file, short, "a configuration")
+
+
+def check_short(file: FactorsFile, short: FactorsFile, where: str) -> None:
+    """Check that factors for short inputs go together with those for long ones.
+
+    Args:
+        file: the factors beyond the original length.
+        short: the factors up to it.
+        where: what holds both, in messages.
+
+    Raises:
+        ExportError: they do not.
+    """
+    original = file.model.original_length
     if short.initial_tokens:
         raise ExportError(f"the short factors keep {short.initial_tokens} initial tokens, which no engine can express")
-    if short.model.original_length != file.model.original_length or short.target_length > short.model.original_length:
+    if short.model.original_length != original:
         raise ExportError(
-            f"the short factors are for {short.target_length} tokens, but configurations switch at the original length "
-            f"of {file.model.original_length}: readjust them at that length"
+            f"the short factors are for an original length of {short.model.original_length}, but the long ones for "
+            f"{original}: give factors for the same"
+        )
+    if short.target_length > original:
+        raise ExportError(
+            f"the short factors are for {short.target_length} tokens, but {where} switches at the original length of "
+            f"{original}: readjust them at that length"
         )
     if short.attention_factor != file.attention_factor:
         raise ExportError(
             f"the attention factor is {file.attention_factor:g} for long inputs and {short.attention_factor:g} for "
-            'short ones, but a configuration has one for both: readjust with it as "space": {"attention_factor": ...}'
+            f'short ones, but {where} has one for both: readjust with it as "space": {{"attention_factor": ...}}'
         )
 
 
-def text_part(content: dict[str, Any], config: "PretrainedConfig") -> dict[str, Any]:
-    """The part of a whole configuration that describes the language model."""
-    if config.get_text_config(decoder=True) is config:
-        return content
-    return next(content[name] for name in TEXT_PARTS if isinstance(content.get(name), dict))
+def text_part(content: dict[str, Any], config: "PretrainedConfig") -> tuple[str | None, dict[str, Any]]:
+    """Return the part of a ``config.json`` that describes the language model, with its key; None if that is all of it.
+
+    Raises:
+        ExportError: it is in none of :data:`~factor_search.model.geometry.TEXT_PARTS`.
+    """
+    name = _text_key(config)
+    return name, content if name is None else content[name]
 
 
-def formula_attention_factor(scale: float, original_length: int) -> float:
-    """The attention factor that engines compute for longrope: sqrt(1 + ln s / ln L) (LongRoPE, 2402.13753)."""
-    return 1.0 if scale <= 1 else math.sqrt(1 + math.log(scale) / math.log(original_length))
+def _text_key(config: "PretrainedConfig") -> str | None:
+    text = config.get_text_config(decoder=True)
+    if text is config:
+        return None
+    for name in TEXT_PARTS:
+        if getattr(config, name, None) is text:
+            return name
+    raise ExportError(
+        f"the configuration of model type {config.model_type!r} has its language model in none of "
+        f"{', '.join(TEXT_PARTS)}, so an export cannot change it: apply the factors in Python with factor_search.apply"
+    )
 
 
 def loaded_by(content: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -184,7 +213,7 @@ def _add_legacy(text: dict[str, Any], geometry: Geometry, *, switching: bool) ->
         text["original_max_position_embeddings"] = original
     if text.get("model_type") in THREE_FIELDS:
         text["original_max_position_embeddings"] = original
-        formula = formula_attention_factor(text["max_position_embeddings"] / original, original)
+        formula = longrope_attention_factor(text["max_position_embeddings"] / original, original)
         if math.isclose(parameters["attention_factor"], formula, rel_tol=1e-12):
             text["rope_scaling"] = {"type": "longrope"} | {
                 name: parameters[name] for name in ("short_factor", "long_factor")

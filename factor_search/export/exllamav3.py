@@ -15,9 +15,13 @@ from typing import Any
 
 from factor_search.export.contract import Engine, Exported, Limit, Source
 from factor_search.export.huggingface import initial_tokens_limit
-from factor_search.export.lengths import Lengths, lengths_for
 from factor_search.export.limits import attention_factor_limit, check_computes, check_configuration, switching_limit
-from factor_search.export.own_configuration import configuration_with_lengths, write_own_configuration
+from factor_search.export.own_configuration import (
+    configuration_with_lengths,
+    lengths_of,
+    notes_on_lengths,
+    write_own_configuration,
+)
 
 ACCEPTED = frozenset(
     {
@@ -67,19 +71,10 @@ class ExLlamaV3(Engine):
 
     def document(self, source: Source) -> dict[str, Any]:
         """The configuration."""
-        return configuration_with_lengths(source, _lengths(source))
+        return configuration_with_lengths(source, lengths_of(source))
 
     def write(self, source: Source, out: Path) -> Exported:
         """The configuration with all other files of the checkpoint."""
         files = write_own_configuration(source, self.document(source), out)
         note = "Convert the folder with ExLlamaV3's convert.py, or copy its config.json into a model converted before."
-        return Exported(files, None, [*_notes(source), note])
-
-
-def _lengths(source: Source) -> Lengths:
-    file = source.file
-    return lengths_for(file.attention_factor, file.target_length, file.model.original_length)
-
-
-def _notes(source: Source) -> list[str]:
-    return _lengths(source).notes(source.file.attention_factor, source.file.target_length)
+        return Exported(files, None, [*notes_on_lengths(source), note])

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from factor_search.errors import ExportError, FactorsError, ModelError, OutputError
+from factor_search.export.configuration import check_short
 from factor_search.export.contract import Engine, Exported, Limit, Source
 from factor_search.export.huggingface import initial_tokens_limit
 from factor_search.factors_file import FactorsFile
@@ -66,7 +67,7 @@ class Gguf(Engine):
             if file is not None:
                 _check_belongs(file, header, rope)
         if source.short is not None:
-            _check_pair(source.file, source.short)
+            check_short(source.file, source.short, "llama.cpp")
 
     def limits(self, source: Source) -> list[Limit]:
         """No initial tokens; one list for all inputs but for a few architectures; ``qwen2`` only as ``llama``."""
@@ -217,21 +218,6 @@ def _check_belongs(file: FactorsFile, header: Header, rope: FileRope) -> None:
                 f"the factors are for {name} {theirs:g} ({file.model.id}), but {header.file.name} has {ours:g}: they "
                 "belong to another model"
             )
-
-
-def _check_pair(long: FactorsFile, short: FactorsFile) -> None:
-    if short.initial_tokens:
-        raise ExportError(f"the short factors keep {short.initial_tokens} initial tokens, which no engine can express")
-    if short.target_length > long.model.original_length:
-        raise ExportError(
-            f"the short factors are for {short.target_length} tokens, but llama.cpp switches at the original length of "
-            f"{long.model.original_length}: readjust them at that length"
-        )
-    if short.attention_factor != long.attention_factor:
-        raise ExportError(
-            f"the attention factor is {long.attention_factor:g} for long inputs and {short.attention_factor:g} for "
-            'short ones, but llama.cpp has one for both: readjust with it as "space": {"attention_factor": ...}'
-        )
 
 
 def _folder(out: Path) -> Path:

@@ -38,7 +38,7 @@ class HuggingFace(Engine):
                 f"{source.model.id} is a GGUF file, which this format does not take: export with --format gguf, or "
                 "give the folder of the model as --model"
             )
-        check_pair(source.file, source.short, source.geometry)
+        check_pair(source.file, source.short, source.geometry, source.config)
 
     def limits(self, source: Source) -> list[Limit]:
         """No configuration can express initial tokens."""

@@ -15,12 +15,17 @@ Read in mlx-lm 0.32.2:
 from pathlib import Path
 from typing import Any
 
+from factor_search.export.configuration import text_part
 from factor_search.export.contract import Engine, Exported, Limit, Source
 from factor_search.export.huggingface import initial_tokens_limit
-from factor_search.export.lengths import Lengths, lengths_for
 from factor_search.export.limits import attention_factor_limit, check_computes, check_configuration, switching_limit
 from factor_search.export.model_folder import shell_command
-from factor_search.export.own_configuration import configuration_with_lengths, text_part, write_own_configuration
+from factor_search.export.own_configuration import (
+    configuration_with_lengths,
+    lengths_of,
+    notes_on_lengths,
+    write_own_configuration,
+)
 
 ACCEPTED = frozenset(
     {
@@ -68,8 +73,8 @@ class MLX(Engine):
 
     def document(self, source: Source) -> dict[str, Any]:
         """The configuration."""
-        content = configuration_with_lengths(source, _lengths(source))
-        name, text = text_part(content, source)
+        content = configuration_with_lengths(source, lengths_of(source))
+        name, text = text_part(content, source.config)
         if name is not None:  # gemma3.py takes a default of its own otherwise
             content["vocab_size"] = text["vocab_size"]
         if source.geometry.layer_type is not None:  # gemma3_text.py reads the other layers' RoPE and their order so
@@ -84,13 +89,4 @@ class MLX(Engine):
             shell_command("mlx_lm.generate", "--model", out, "--prompt", "Hello") if out.suffix != ".json" else None
         )
         note = "MLX computes in the precision of the files."
-        return Exported(files, command, [*_notes(source), note])
-
-
-def _lengths(source: Source) -> Lengths:
-    file = source.file
-    return lengths_for(file.attention_factor, file.target_length, file.model.original_length)
-
-
-def _notes(source: Source) -> list[str]:
-    return _lengths(source).notes(source.file.attention_factor, source.file.target_length)
+        return Exported(files, command, [*notes_on_lengths(source), note])

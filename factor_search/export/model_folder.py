@@ -84,7 +84,7 @@ def write_folder(out: Path, fill: Callable[[Path], None]) -> list[Path]:
             raise
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error.strerror or error}") from None
-    return sorted(out.iterdir())
+    return sorted(item for item in out.rglob("*") if item.is_file())
 
 
 def link_or_copy(item: Path, destination: Path) -> None:

@@ -12,7 +12,7 @@ Read in ONNX Runtime GenAI 0.18.0 and ONNX Runtime 1.32.0:
 * ``genai_config.json``: ``model.context_length`` and ``search.max_length`` limit the input.
 """
 
-import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from factor_search.factors_file import FactorsFile
 from factor_search.files.json_documents import read_json, write_json
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 SETTINGS = "genai_config.json"
 TABLES = "rotary_tables.data"
@@ -59,7 +59,7 @@ class ONNX(Engine):
                 f"'python -m onnxruntime_genai.models.builder -m {source.file.model.id} -o FOLDER -p fp32 -e cpu', "
                 "and give --model FOLDER"
             )
-        if (folder / TABLES).exists():
+        if (_decoder(folder).parent / TABLES).exists():
             raise ExportError(f"{folder} has factors already: give the folder as the builder made it")
         _Tables.of(folder, source.file)
 
@@ -74,12 +74,12 @@ class ONNX(Engine):
         tables.replace(source.file)
 
         def fill(destination: Path) -> None:
-            for item in sorted(folder.iterdir()):
-                if item.is_dir():
-                    shutil.copytree(item, destination / item.name)
-                elif item.name not in (tables.file.name, SETTINGS):
-                    link_or_copy(item, destination / item.name)
-            tables.write(destination)
+            for item in sorted(folder.rglob("*")):
+                if item.is_file() and item not in (tables.file, folder / SETTINGS):
+                    copy = destination / item.relative_to(folder)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    link_or_copy(item, copy)
+            tables.write(destination / tables.file.relative_to(folder))
             settings = read_json(folder / SETTINGS, ExportError)
             settings["model"]["context_length"] = target_length
             settings.setdefault("search", {})["max_length"] = target_length
@@ -105,17 +105,22 @@ class _Tables:
         """Find the tables, and check that they belong to a model of the factors' rotary geometry.
 
         Raises:
-            ExportError: there are none, there are several, or they do not fit the factors.
+            ExportError: there are none, there are several, they do not fit the factors, or the model names files
+                outside the folder.
         """
         try:
             import onnx
         except ImportError:
             raise ExportError("export to ONNX needs the package onnx: pip install 'factor-search[onnx]'") from None
-        path = folder / _decoder(folder)
+        path = _decoder(folder)
         try:
             model = onnx.load(str(path), load_external_data=False)
         except Exception as error:
             raise ExportError(f"cannot read {path}: {one_line(error)}") from None
+        for location in {
+            entry.value for tensor in _tensors(model) for entry in tensor.external_data if entry.key == "location"
+        }:
+            _inside(folder, path.parent, location, path)
         found = _table_names(model.graph)
         if len(found) != 1:
             what = f"{len(found)} pairs of cos and sin tables" if found else "no cos and sin tables"
@@ -163,8 +168,8 @@ class _Tables:
             table[: file.initial_tokens] = old[: file.initial_tokens]
         self.new = (new[0], new[1])
 
-    def write(self, folder: Path) -> None:
-        """Write the model with the new tables, which stand in a file of their own: a model is at most 2 GiB."""
+    def write(self, file: Path) -> None:
+        """Write the model with the new tables, which stand in a file beside it: a model is at most 2 GiB."""
         from onnx import save
 
         assert self.new is not None
@@ -173,12 +178,13 @@ class _Tables:
             graph.node.remove(node)  # the If that chose between tables
         for initializer in [tensor for tensor in graph.initializer if tensor.name in self.names]:
             graph.initializer.remove(initializer)
-        with (folder / TABLES).open("wb") as stream:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with (file.parent / TABLES).open("wb") as stream:
             for name, table in zip(self.names, self.new, strict=True):
                 content = table.tobytes()
                 graph.initializer.append(_external(name, table, stream.tell(), len(content)))
                 stream.write(content)
-        save(self.model, str(folder / self.file.name))
+        save(self.model, str(file))
 
     def _values(self, name: str) -> NDArray[Any]:
         """The values of a table; of the one for long inputs, where an If chooses between two."""
@@ -192,11 +198,11 @@ class _Tables:
         return values
 
 
-def _decoder(folder: Path) -> str:
+def _decoder(folder: Path) -> Path:
     """The file of the decoder in a folder.
 
     Raises:
-        ExportError: the settings do not name one, or it is not there.
+        ExportError: the settings do not name one, it is not there, or it is outside the folder.
     """
     settings = read_json(folder / SETTINGS, ExportError)
     try:
@@ -205,7 +211,49 @@ def _decoder(folder: Path) -> str:
         name = None
     if not isinstance(name, str) or not (folder / name).is_file():
         raise ExportError(f"{folder / SETTINGS} names no model.decoder.filename that exists: build the folder again")
-    return name
+    return _inside(folder, folder, name, folder / SETTINGS)
+
+
+def _inside(folder: Path, base: Path, name: str, named_by: Path) -> Path:
+    """The file of a name relative to ``base``.
+
+    Raises:
+        ExportError: it is outside the folder, so a copy of the folder would not contain it.
+    """
+    file = base / name
+    try:
+        inside = file.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a circle of links, or no name of a file
+        inside = False
+    if not inside or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ExportError(
+            f"{named_by} names the file {name!r}, which is not inside {folder}: give a folder that contains all files "
+            "of the model"
+        )
+    return file
+
+
+def _tensors(model: "ModelProto") -> "Iterator[TensorProto]":
+    """All tensors of a model, those of nested graphs and functions included."""
+    yield from _tensors_of_graph(model.graph)
+    for function in model.functions:
+        yield from _tensors_of_nodes(function.node)
+
+
+def _tensors_of_graph(graph: "GraphProto") -> "Iterator[TensorProto]":
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _tensors_of_nodes(graph.node)
+
+
+def _tensors_of_nodes(nodes: "Iterable[NodeProto]") -> "Iterator[TensorProto]":
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _tensors_of_graph(graph)
 
 
 def _table_names(graph: "GraphProto") -> set[tuple[str, str]]:

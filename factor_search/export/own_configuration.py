@@ -3,20 +3,22 @@
 from pathlib import Path
 from typing import Any
 
-from factor_search.export.configuration import TEXT_PARTS, huggingface_config
+from factor_search.export.configuration import huggingface_config, text_part
 from factor_search.export.contract import Source
-from factor_search.export.lengths import Lengths
+from factor_search.export.lengths import Lengths, lengths_for
 from factor_search.export.model_folder import write_model_folder
 from factor_search.files.json_documents import write_json
 
 
-def text_part(content: dict[str, Any], source: Source) -> tuple[str | None, dict[str, Any]]:
-    """Return the part of a ``config.json`` that describes the decoder, with its key; None if that is all of it."""
-    if source.geometry.config is not source.config:
-        for name in TEXT_PARTS:
-            if isinstance(part := content.get(name), dict):
-                return name, part
-    return None, content
+def lengths_of(source: Source) -> Lengths:
+    """Return the two lengths that express the attention factor of a source, which is at least 1."""
+    file = source.file
+    return lengths_for(file.attention_factor, file.target_length, file.model.original_length)
+
+
+def notes_on_lengths(source: Source) -> list[str]:
+    """Return what a user should know of :func:`lengths_of`."""
+    return lengths_of(source).notes(source.file.attention_factor, source.file.target_length)
 
 
 def configuration_with_lengths(source: Source, lengths: Lengths) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def configuration_with_lengths(source: Source, lengths: Lengths) -> dict[str, An
         lengths: see :func:`factor_search.export.lengths.lengths_for`.
     """
     content = huggingface_config(source.file, source.config, source.short)
-    _, text = text_part(content, source)
+    _, text = text_part(content, source.config)
     layer_type = source.geometry.layer_type
     longrope = text["rope_parameters"] if layer_type is None else text["rope_parameters"][layer_type]
     longrope["original_max_position_embeddings"] = lengths.original

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from factor_search.errors import ExportError
+from factor_search.export.configuration import text_part
 from factor_search.export.contract import Engine, Exported, Limit, Source
 from factor_search.export.huggingface import huggingface_config, initial_tokens_limit
 from factor_search.export.limits import check_configuration, check_no_image_axes, switching_limit
 from factor_search.export.model_folder import shell_command, write_document
-from factor_search.export.own_configuration import text_part
 
 INTERLEAVED = frozenset(
     {
@@ -84,7 +84,7 @@ class VLLM(Engine):
     def document(self, source: Source) -> dict[str, Any]:
         """What replaces keys of the configuration."""
         content = huggingface_config(source.file, source.config, source.short)
-        name, text = text_part(content, source)
+        name, text = text_part(content, source.config)
         overrides = {key: text[key] for key in ("max_position_embeddings", "rope_parameters")}
         return {name: overrides} if name else overrides
 

@@ -150,7 +150,10 @@ def _read(file: Path, size: int, modified: int) -> Header:
             raise ModelLoadError(f"{file} ends within its header: download it again") from None
         except (UnicodeDecodeError, KeyError, ValueError) as error:
             raise ModelLoadError(f"the header of {file} is damaged: {error}") from None
-    if (parts := int(header.get("split.count") or 1)) > 1:
+    parts = header.get("split.count", 1)
+    if not isinstance(parts, int):
+        raise ModelLoadError(f"the header of {file} is damaged: split.count is not a whole number")
+    if parts > 1:
         raise ModelLoadError(
             f"{file} is one of {parts} parts of a model: merge them first, with llama-gguf-split --merge"
         )
@@ -186,9 +189,9 @@ class _Parser:
         table = [self.tensor() for _ in range(tensors)]
         if len({tensor.name for tensor in table}) < len(table):
             raise ValueError("it has two tensors of the same name")
-        alignment = int(metadata["general.alignment"].value) if "general.alignment" in metadata else 32
-        if alignment < 1:
-            raise ValueError(f"the alignment is {alignment}")
+        alignment = metadata["general.alignment"].value if "general.alignment" in metadata else 32
+        if not isinstance(alignment, int) or alignment < 1:
+            raise ValueError("general.alignment is not a positive whole number")
         data = padded(self.place, alignment)
         placed = tuple(replace(tensor, start=data + tensor.start) for tensor in table)
         return Header(self.file, version, metadata, placed)
@@ -225,8 +228,10 @@ class _Parser:
             values = struct.unpack_from(letters, self.content, self.place)
             self.place += struct.calcsize(letters)
             return values
+        if inner != STRING:  # llama.cpp reads no arrays of arrays either
+            raise ValueError(f"it has an array of values of type {inner}")
         for _ in range(count):
-            self.piece() if inner == STRING else self.value(inner)
+            self.piece()
         return None
 
     def tensor(self) -> Tensor:

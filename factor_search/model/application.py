@@ -26,6 +26,9 @@ from factor_search.model.live_frequencies import CHANGING, with_frequencies_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
+FROM_ONE = frozenset({"paligemma"})
+"""Types of models whose first position is 1."""
+
 
 class Application(Generic[Model]):
     """Factors in force in a model, from the construction on until :meth:`restore` or the end of a ``with`` block.
@@ -71,11 +74,12 @@ class Application(Generic[Model]):
         self._before = [module.__dict__.get("forward") for module, _ in self._replaced]  # set by hooks of accelerate
         for module, forward in self._replaced:
             module.forward = forward
-        parameters = tuple(inspect.signature(decoder.forward).parameters)
-        self._hook = None
-        if {"attention_mask", "position_ids"} <= set(parameters):
-            hook = _PositionsFromMask(parameters)
-            self._hook = decoder.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
+        first = int(configuration_of(model).model_type in FROM_ONE)
+        self._hooks = [
+            module.register_forward_pre_hook(_PositionsFromMask(parameters, first), prepend=True, with_kwargs=True)
+            for module in _with_positions(model, decoder)
+            if {"attention_mask", "position_ids"} <= set(parameters := _parameters_of(module))
+        ]
         _forget_compiled_code()
 
     def __enter__(self) -> Model:
@@ -102,11 +106,11 @@ class Application(Generic[Model]):
                 del module.forward  # the forward of the class becomes visible again
             else:
                 module.forward = before
-        if self._hook is not None:
-            self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         if self._replaced:
             _forget_compiled_code()
-        self._replaced, self._before, self._hook = [], [], None
+        self._replaced, self._before, self._hooks = [], [], []
 
 
 class _AppliedForward:
@@ -215,6 +219,24 @@ def _decoder(model: nn.Module) -> nn.Module:
         return model
 
 
+def _with_positions(model: nn.Module, decoder: nn.Module) -> list[nn.Module]:
+    """Return the modules that may derive position ids from an attention mask: the decoder, and those around it.
+
+    A multi-modal model gives the mask other forms before it calls the decoder (gemma3), so the outermost module
+    that gets the mask has to derive them. Models with several positions for each token (Qwen2-VL) compute them in
+    modules around the decoder, from images too, and are left to do so.
+    """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    path = next((name for name, module in model.named_modules() if module is decoder), "")
+    names = path.split(".") if path else []
+    around = [model.get_submodule(".".join(names[:end])) for end in range(len(names))]
+    return [decoder] if any(hasattr(module, "get_rope_index") for module in around) else [*around, decoder]
+
+
+def _parameters_of(module: nn.Module) -> tuple[str, ...]:
+    return tuple(inspect.signature(module.forward).parameters)
+
+
 def _copy_with(site: Site, inverse: Tensor, scaling: float | None) -> nn.Module:
     """Copy a rotary module, which keeps its configuration, and give the copy other frequencies.
 
@@ -242,14 +264,16 @@ def _own_frequencies(site: Site, geometry: Geometry, length: int) -> tuple[Tenso
 
 @dataclass(frozen=True)
 class _PositionsFromMask:
-    """A hook before the decoder's forward that derives absent position ids from an attention mask with padding.
+    """A hook before a module's forward that derives absent position ids from an attention mask with padding.
 
     Transformers counts positions from the first column, so initial tokens would be looked for in the padding, and a
     bare forward of a left-padded batch gives another row's worth of positions. ``generate`` derives them itself.
     """
 
     parameters: tuple[str, ...]
-    """Of the decoder's forward, in order."""
+    """Of the module's forward, in order."""
+    first: int
+    """The position of a row's first token."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = dict(zip(self.parameters, args, strict=False)) | kwargs
@@ -257,7 +281,7 @@ class _PositionsFromMask:
         inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         if given.get("position_ids") is not None or inputs is None or not isinstance(mask, Tensor) or mask.ndim != 2:
             return None
-        positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)  # as generate does
+        positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0) + self.first  # as generate does
         start = 0 if cache is None else cache.get_seq_length()
         columns = (torch.arange(inputs.shape[1], device=mask.device) + start).clamp(max=mask.shape[1] - 1)
         return (), given | {"position_ids": positions[:, columns]}

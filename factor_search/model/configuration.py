@@ -1,5 +1,6 @@
 """Reads the rotary geometry from a transformers configuration."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,13 +46,13 @@ def read_geometry(config: PretrainedConfig, original_length: int | None = None) 
     rotary_dim = width if proportional else int(width * share)
     odd = rotary_dim % 2  # transformers rounds an odd partial rotary dimension up, but not in the exponents
     rotary_dim += odd
-    theta, notes = float(parameters["rope_theta"]), []
+    theta, notes = _rope_theta(parameters, architecture), []
     if rope_type == "dynamic" and parameters.get("alpha") and config.model_type.startswith("hunyuan"):
         alpha = float(parameters["alpha"])
         theta, rope_type = theta * alpha ** (rotary_dim / (rotary_dim - 2)), "default"  # as in its modeling code
         notes.append(f"alpha {alpha:g} of the configuration is a fixed larger base, which counts as rope_theta")
-    original, configured = _lengths(text_config, parameters)
-    if rope_type == "linear" and original_length is None and original == configured:
+    original, configured, stated = _lengths(text_config, parameters)
+    if rope_type == "linear" and original_length is None and not stated:
         original, configured, note = _linear_lengths(text_config, parameters, original)
         notes.append(note)
     elif original == configured and rope_type != "default":  # the scaling reaches further, as in Qwen2.5 with YaRN
@@ -71,6 +72,21 @@ def read_geometry(config: PretrainedConfig, original_length: int | None = None) 
         notes=tuple(notes),
         config=text_config,
     )
+
+
+def _rope_theta(parameters: Mapping[str, Any], architecture: str) -> float:
+    """Return the base of the frequencies.
+
+    Raises:
+        UnsupportedModelError: the configuration gives no number above 1.
+    """
+    value = parameters.get("rope_theta")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 < value < math.inf:
+        raise UnsupportedModelError(
+            f"the configuration of {architecture} has the rope_theta {value!r}, which is not a number above 1: set it "
+            "in the model's config.json"
+        )
+    return float(value)
 
 
 def _searched_parameters(
@@ -118,20 +134,20 @@ def head_dim(config: PretrainedConfig, share: float = 1.0) -> int:
     return int(width // heads)
 
 
-def _lengths(config: PretrainedConfig, parameters: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the original and the configured context length in tokens."""
+def _lengths(config: PretrainedConfig, parameters: Mapping[str, Any]) -> tuple[int, int, bool]:
+    """Return the original and the configured context length in tokens, and whether the original one is stated."""
     configured = getattr(config, "max_position_embeddings", None)
     # In transformers, a top-level value overrides the nested one.
     original = getattr(config, "original_max_position_embeddings", None) or parameters.get(
         "original_max_position_embeddings"
     )
-    original = original or configured
+    stated, original = bool(original), original or configured
     if not original:
         raise UnsupportedModelError(
             "the configuration gives no max_position_embeddings, so the original length is unknown: set "
             "model.original_length"
         )
-    return int(original), int(configured or original)
+    return int(original), int(configured or original), stated
 
 
 def _linear_lengths(config: PretrainedConfig, parameters: Mapping[str, Any], length: int) -> tuple[int, int, str]:

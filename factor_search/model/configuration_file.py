@@ -10,12 +10,11 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from factor_search.errors import ModelLoadError
+from factor_search.model.geometry import TEXT_PARTS
 from factor_search.spec import ModelSpec
 
 OLDER_NAMES = {"su": "longrope"}
 """RoPE types that checkpoints name otherwise than transformers does: Phi-3 before July 2024."""
-PARTS = ("text_config", "llm_config", "decoder")
-"""Keys of the language model in the configuration of a multi-modal model."""
 
 
 def configuration(spec: ModelSpec) -> PretrainedConfig:
@@ -72,7 +71,7 @@ def _renamed(content: dict[str, Any]) -> bool:
 
 def _rope_parameters(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield every dictionary of RoPE parameters: of the model and its language model, for all layers or a type."""
-    for part in (content, *(content.get(name) for name in PARTS)):
+    for part in (content, *(content.get(name) for name in TEXT_PARTS)):
         if not isinstance(part, dict):
             continue
         for key in ("rope_scaling", "rope_parameters"):

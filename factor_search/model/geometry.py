@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig
 
+TEXT_PARTS = ("text_config", "llm_config", "decoder")
+"""Keys of the language model in the configuration of a multi-modal model."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:

@@ -168,7 +168,8 @@ def _set_rope(config: PretrainedConfig, rope: FileRope) -> None:
         own = config.rope_parameters = _merged(own, rope)
     elif "full_attention" in nested and nested["full_attention"].get("rope_type") != "proportional":
         config.rope_parameters = own | {"full_attention": _merged(nested["full_attention"], rope)}
-    if hasattr(config, "original_max_position_embeddings"):  # overrides the one in rope_parameters
+    stated = rope.stated_length is not None and rope.as_transformers()["rope_type"] == "linear"  # has no key for it
+    if stated or hasattr(config, "original_max_position_embeddings"):  # overrides the one in rope_parameters
         config.original_max_position_embeddings = rope.original_length
     if getattr(config, "partial_rotary_factor", None) is not None:
         config.partial_rotary_factor = rope.rotary_dim / rope.head_dim

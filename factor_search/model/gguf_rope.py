@@ -51,8 +51,8 @@ class FileRope:
     rotary_dim: int
     context_length: int
     """Tokens for which the file may be used, scaling included."""
-    original_length: int
-    """Tokens of context before the scaling; the context length where the file does not say."""
+    stated_length: int | None
+    """Tokens of context before the scaling, where the file states them."""
     scaling: str
     """One of :data:`SCALING_TYPES`."""
     factor: float
@@ -63,6 +63,11 @@ class FileRope:
     """What the frequencies are divided by beyond the original length, before the factor; None is 1 throughout."""
     short_factors: tuple[float, ...] | None
     """The same for contexts up to the original length."""
+
+    @property
+    def original_length(self) -> int:
+        """Tokens of context before the scaling; the context length where the file does not say."""
+        return self.stated_length or self.context_length
 
     def rescale_factors(self, short: bool = False) -> tuple[float, ...]:
         """Lambda_i relative to the plain theta_i, of shape (rotary_dim / 2,)."""
@@ -151,7 +156,7 @@ def _rope_of(header: Header) -> FileRope | None:
         head_dim=head_dim,
         rotary_dim=rotary_dim,
         context_length=int(context),
-        original_length=int(header.get("{arch}.rope.scaling.original_context_length") or context),
+        stated_length=int(header.get("{arch}.rope.scaling.original_context_length") or 0) or None,
         scaling=scaling,
         factor=factor,
         attention_factor=_attention_factor(header, scaling, factor),
