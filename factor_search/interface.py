@@ -284,7 +284,7 @@ def _verified(
     ids = first_tokens(source.model, [data] if isinstance(data, str) else data, tokens)
     positions = scored_positions(tokens, source.file.model.original_length)
     expected = reference(source, ids, positions)
-    return [compare(scorer.of(source.model.id), path, expected, ids, positions) for scorer in scorers]
+    return [compare(scorer.of(source.model), path, expected, ids, positions) for scorer in scorers]
 
 
 def import_factors(
