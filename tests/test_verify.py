@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from api.cli import main
 from bench.gguf_writer import Q8_0, write_model
-from factor_search.errors import ExportError, ModelLoadError, UnsupportedModelError, VerificationError
+from factor_search.errors import ExportError, ModelLoadError, OutputError, UnsupportedModelError, VerificationError
 from factor_search.export import huggingface
 from factor_search.export.contract import Engine, Exported, Limit, Source
 from factor_search.export.registry import ENGINES, REFUSED, engine_named, export, expressible
@@ -416,6 +417,118 @@ def test_commands(file: FactorsFile, text: str, tmp_path: Path, capsys: pytest.C
     assert "nats per token on 1 document:" in capsys.readouterr().err
     assert main([*near, "--nearest", "--out", str(tmp_path / "near")]) == 0
     assert "the nearest is without initial tokens, " in capsys.readouterr().err
+
+
+class Wrong(Rounding):
+    """An engine that loads what is exported for MLX, and computes something else."""
+
+    name, format = "wrong", "mlx"
+
+    def __init__(self) -> None: ...
+
+    def log_probabilities(self, exported: Path, ids: Sequence[int], positions: Sequence[int]) -> list[float]:
+        return [-1.0] * len(positions)
+
+    def exact(self, exported: Path) -> bool:
+        return True
+
+
+@pytest.fixture
+def wrong_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("api.cli.export", "factor_search.interface"):
+        monkeypatch.setattr(f"{module}.installed_for", lambda format: [Wrong()])
+
+
+@pytest.mark.usefixtures("wrong_engine")
+def test_an_export_that_an_engine_refutes_loses_its_name(
+    file: FactorsFile, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write(tmp_path / "factors.json")
+    out = tmp_path / "out"
+    command = ["export", "--factors", str(tmp_path / "factors.json"), "--format", "mlx", "--out", str(out)]
+    for name in ("out.different", "out.different-2"):
+        assert main([*command, "--data", text]) == 1
+        printed = capsys.readouterr()
+        assert not printed.out
+        error = printed.err.strip().splitlines()[-1]
+        assert f"do not use {out}: wrong 1.0 computes something else: different; " in error
+        assert error.endswith(f"; it is now {tmp_path / name}")
+        assert not out.exists()
+        assert (tmp_path / name / "config.json").exists()
+
+
+@pytest.mark.usefixtures("wrong_engine")
+@pytest.mark.parametrize("error", [UnsupportedModelError("transformers does not read it"), OutputError("no room")])
+def test_an_export_that_cannot_be_verified_is_kept(
+    error: Exception,
+    file: FactorsFile,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def unreadable(*given: Any) -> Reference:
+        raise error
+
+    monkeypatch.setattr("factor_search.interface.reference", unreadable)
+    file.write(tmp_path / "factors.json")
+    command = ["export", "--factors", str(tmp_path / "factors.json"), "--format", "mlx", "--data", text]
+    assert main([*command, "--out", str(tmp_path / "out"), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["verified"] == []
+    assert f"not verified: {error}\n" in printed.err
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_an_export_that_cannot_be_renamed(file: FactorsFile, text: str, checkpoint: Path, tmp_path: Path) -> None:
+    verification = verify_factors(file, "transformers", text, exported=checkpoint)
+    with pytest.raises(VerificationError, match=r"do not use .*nowhere: .* cannot be renamed \(No such file"):
+        verification.require_equal(tmp_path / "nowhere", rename=True)
+
+
+def test_costs_that_nobody_asked_for_do_not_fail(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The report of a search is beside the factors, but its documents are not here."""
+    found(checkpoint, initial_tokens=4).write(tmp_path / "factors.json")
+    data = {"files": [str(tmp_path / "gone.txt")]}
+    spec = {"model": {"id": str(checkpoint)}, "data": data, "target_length": TARGET}
+    (tmp_path / "report.json").write_text(json.dumps({"spec": spec}))
+    command = ["export", "--factors", str(tmp_path / "factors.json"), "--format", "huggingface"]
+    command += ["--out", str(tmp_path / "out")]
+    assert main(command) == 1
+    assert re.search(r"without initial tokens, not measured: .*gone.txt", capsys.readouterr().err)
+    assert main([*command, "--nearest"]) == 0
+    assert "without initial tokens, not measured: " in capsys.readouterr().err
+    for more, message in ((["--data", str(tmp_path / "gone.txt")], "gone.txt"), (["--documents", "3"], "of --data")):
+        assert main([*command, "--nearest", *more]) == 1
+        error = capsys.readouterr().err.strip()
+        assert message in error
+        assert "not measured" not in error
+        assert len(error.splitlines()) == 1
+
+
+def test_a_limit_that_keeps_the_factors_costs_nothing(checkpoint: Path) -> None:
+    class Renaming(Engine):
+        name, title, writes, document_name = "renaming", "Renaming", "nothing", None
+
+        def check(self, source: Source) -> None: ...
+
+        def limits(self, source: Source) -> list[Limit]:
+            return [Limit("its name", "another name", lambda source: replace(source, check=False))]
+
+        def write(self, source: Source, out: Path) -> Exported:
+            raise AssertionError
+
+    def cost(one: Source, other: Source) -> str:
+        raise AssertionError("measured")
+
+    source = Source(found(checkpoint), ModelSpec(id=str(checkpoint)))
+    _, differences = expressible(Renaming(), source, nearest=True, cost=cost)
+    assert differences == ["its name; the nearest is another name"]
+    with pytest.raises(ExportError) as refused:
+        expressible(Renaming(), source)
+    assert str(refused.value).endswith(": --nearest writes that")
 
 
 def test_scorers_say_whether_they_are_exact(tmp_path: Path) -> None:

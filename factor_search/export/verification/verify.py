@@ -90,14 +90,19 @@ class Verification:
     nearest: str | None
     """The other computation that the engine's scores show, if they are clearly nearer to it than to the factors."""
 
-    def require_equal(self, exported: Path) -> None:
+    def require_equal(self, exported: Path, *, rename: bool = False) -> None:
         """Refuse an export with which the engine computes something else.
+
+        Args:
+            exported: the file or folder.
+            rename: give it another name, which ends in ``.different``.
 
         Raises:
             VerificationError: it does.
         """
         if self.verdict == Verdict.DIFFERENT:
-            raise VerificationError(f"do not use {exported}: {'; '.join(self.table().splitlines())}")
+            renamed = f"; it is now {_set_aside(exported)}" if rename else ""
+            raise VerificationError(f"do not use {exported}: {'; '.join(self.table().splitlines())}{renamed}")
 
     def as_json(self) -> dict[str, Any]:
         """The figures as JSON."""
@@ -112,6 +117,23 @@ class Verification:
             f"99 % {self.p99:.2g}, largest {self.max:.2g}; without factors mean {self.unscaled_mean:.2g}, largest "
             f"{self.unscaled_max:.2g}"
         )
+
+
+def _set_aside(exported: Path) -> Path:
+    """Rename what was exported, so that nobody takes it for right; return the new name.
+
+    Raises:
+        VerificationError: it cannot be renamed.
+    """
+    numbers = ("", *(f"-{number}" for number in range(2, 1000)))
+    names = (exported.with_name(f"{exported.name}.different{number}") for number in numbers)
+    name = next(name for name in names if not name.exists())
+    try:
+        return exported.rename(name)
+    except OSError as error:
+        reason = error.strerror or error
+        message = f"do not use {exported}: the engine computes something else, and it cannot be renamed ({reason})"
+        raise VerificationError(message) from None
 
 
 def scored_length(source: Source, length: int | None = None) -> int:
