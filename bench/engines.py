@@ -96,7 +96,7 @@ class OpenVINOScorer(Scorer):
 SCORERS: dict[str, Callable[[str], Scorer]] = {
     "mlx": lambda model: MLXScorer(),
     "openvino": lambda model: OpenVINOScorer(),
-    "vllm": VLLMScorer,
+    "vllm": lambda model: VLLMScorer(ModelSpec(id=model)),
 }
 
 

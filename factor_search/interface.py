@@ -25,7 +25,7 @@ from factor_search.export.verification.verify import (
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, check_belongs, read_factors
 from factor_search.job import run_job
-from factor_search.measure.comparison import first_tokens, loss_difference
+from factor_search.measure.comparison import cost_in_words, first_tokens
 from factor_search.measure.measurement import PasskeyResult, PerplexityResult, measure
 from factor_search.measure.request import GivenDocuments, JobDocuments, MeasurementRequest, Task
 from factor_search.model.application import Application, geometry_of
@@ -201,7 +201,8 @@ def export_factors(
         model: the checkpoint; None is the one that the factors file names.
         short: readjusted factors for inputs up to the original length; None uses the same for all.
         nearest: write the nearest that the format can express, if it cannot express the factors themselves.
-        measured_on: documents on which to measure what the nearest costs; None measures nothing.
+        measured_on: documents on which to measure what the nearest costs; None measures nothing. If a job's documents
+            or its model are not here any more, the cost is not measured, and nothing fails.
         check: load what was written, where that is possible, and compare it with the model and the factors.
 
     Returns:
@@ -262,14 +263,17 @@ def verify_exported(
         One for each engine; empty if none is installed, and for formats that :func:`export_factors` checks itself.
 
     Raises:
-        VerificationError: an engine cannot load or run the export, or computes something else.
+        VerificationError: an engine cannot load or run the export; or computes something else, and what was exported
+            is renamed to end in ``.different``.
         DataError: no document is long enough.
+        ModelError: transformers cannot load the model.
+        OutputError: there is no room for temporary files.
     """
     scorers = [scorer for scorer in installed_for(format) if format != "huggingface"]
     assert exported.source is not None
     verifications = _verified(exported.source, scorers, exported.loaded, data, length) if scorers else []
     for verification in verifications:
-        verification.require_equal(exported.loaded)
+        verification.require_equal(exported.loaded, rename=True)
     return verifications
 
 
@@ -282,7 +286,7 @@ def _verified(
     ids = first_tokens(source.model, [data] if isinstance(data, str) else data, tokens)
     positions = scored_positions(tokens, source.file.model.original_length)
     expected = reference(source, ids, positions)
-    return [compare(scorer.of(source.model.id), path, expected, ids, positions) for scorer in scorers]
+    return [compare(scorer.of(source.model), path, expected, ids, positions) for scorer in scorers]
 
 
 def import_factors(
@@ -335,7 +339,7 @@ def _cost(documents: Documents, source: Source, other: Source) -> str:
     if other.short is not source.short:  # the two differ for short inputs only
         return "not measured: the difference is in inputs up to the original length"
     request = MeasurementRequest(model=source.model, documents=documents, factors=source.file)
-    return str(loss_difference(request, other.file))
+    return cost_in_words(request, other.file)
 
 
 def _model_of(factors: FactorsFile, model: Model | None) -> ModelSpec:

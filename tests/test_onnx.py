@@ -80,6 +80,7 @@ def test_onnx_computes_with_the_factors(
     if initial_tokens:
         without = Factors.of(file.rescale_factors, 0, attention_factor)
         assert largest_difference(theirs, log_probabilities(model, without)) > 0.05
+    assert ONNXScorer().exact(tmp_path / "out")
 
 
 def test_everything_else_stays(built: Path, model: PreTrainedModel, tmp_path: Path) -> None:

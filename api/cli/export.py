@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from api.cli.arguments import add_json_argument, add_remote_code_argument, model_of_factors
-from factor_search.errors import DataError, SpecError
+from factor_search.errors import DataError, ModelError, OutputError, SpecError
 from factor_search.export.registry import ENGINES, REFUSED, engine_named
 from factor_search.export.verification.registry import installed_for
 from factor_search.factors_file import read_factors
@@ -117,6 +117,9 @@ def _verify(arguments: argparse.Namespace, exported: "Exported") -> list[dict[st
     except DataError as error:
         print(f"not verified: {error}; give longer documents with --data", file=sys.stderr)
         return []
+    except (ModelError, OutputError) as error:  # transformers does not read every model that an engine does
+        print(f"not verified: {error}", file=sys.stderr)
+        return []
     for verification in verifications:
         print(verification.table(), file=sys.stderr)
     return [verification.as_json() for verification in verifications]
@@ -127,6 +130,8 @@ def _documents(arguments: argparse.Namespace) -> GivenDocuments | JobDocuments |
     if arguments.data is not None:
         length = read_factors(arguments.factors).target_length
         return GivenDocuments(files=arguments.data, length=length, documents=arguments.documents)
+    if arguments.documents is not None:
+        raise SpecError("--documents is for the documents of --data: name some")
     report = arguments.factors.parent / "report.json"
     if not report.exists():
         return None

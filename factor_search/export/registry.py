@@ -89,13 +89,15 @@ def expressible(
         FactorsError: the factors belong to another rotary geometry.
     """
     engine.check(source)
-    differences, adapted = [], source
+    differences, adapted, measurable = [], source, False
     for limit in engine.limits(source):
         before, adapted = adapted, limit.adapt(adapted)
-        price = "" if cost is None else f", {cost(before, adapted)}"
+        changed = (before.file, before.short) != (adapted.file, adapted.short)
+        measurable = measurable or changed
+        price = f", {cost(before, adapted)}" if cost and changed else ""
         differences.append(f"{limit.reason}; the nearest is {limit.nearest}{price}")
     if differences and not nearest:
-        remedy = "--nearest writes that" + ("" if cost else ", and --data measures what it costs")
+        remedy = "--nearest writes that" + ("" if cost or not measurable else ", and --data measures what it costs")
         raise ExportError(f"{'; '.join(differences)}: {remedy}")
     return adapted, differences
 

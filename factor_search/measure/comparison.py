@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from factor_search.errors import SearchFailedError
+from factor_search.errors import DataError, ModelError, SearchFailedError, one_line
 from factor_search.factors_file import FactorsFile
 from factor_search.measure.evaluation import OK
 from factor_search.measure.evaluator import LocalEvaluator
 from factor_search.measure.measurement import factors_of, samples_of
-from factor_search.measure.request import MeasurementRequest
+from factor_search.measure.request import JobDocuments, MeasurementRequest
 from factor_search.measure.statistics import paired_difference
 from factor_search.model.loading import load_model, load_tokenizer
 from factor_search.spec import ModelSpec
@@ -53,6 +53,21 @@ def loss_difference(request: MeasurementRequest, other: FactorsFile) -> Differen
         if evaluation.outcome != OK:
             raise SearchFailedError(f"the evaluation ended as {evaluation.outcome.replace('_', ' ')}")
     return Difference(*paired_difference(second.losses, first.losses, first.tokens), documents=len(first.losses))
+
+
+def cost_in_words(request: MeasurementRequest, other: FactorsFile) -> str:
+    """Say what other factors cost; or why that was not measured, if documents of a job are not here any more.
+
+    Raises:
+        ModelError, DataError, FactorsError, SearchFailedError: see :func:`loss_difference`; the first two only for
+            documents that were named directly.
+    """
+    try:
+        return str(loss_difference(request, other))
+    except (DataError, ModelError) as error:
+        if isinstance(request.documents, JobDocuments):
+            return f"not measured: {one_line(error)}"
+        raise
 
 
 def first_tokens(model: ModelSpec, files: Sequence[str], length: int) -> list[int]:

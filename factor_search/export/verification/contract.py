@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from factor_search.spec import ModelSpec
+
 
 class Scorer(ABC):
     """An installed inference engine that scores text. Importing one does not load the engine."""
@@ -20,13 +22,18 @@ class Scorer(ABC):
     def version(self) -> str | None:
         """The version of the installed engine; None if it is not installed. Does not load it."""
 
-    def of(self, model: str) -> "Scorer":
-        """The scorer for exports that apply to a model without containing it; most contain it.
+    def of(self, model: ModelSpec) -> "Scorer":
+        """The scorer for exports of a model: some do not contain it, and some need its Python code."""
+        return self
+
+    def exact(self, exported: Path) -> bool:
+        """Whether it computes in float32 with the weights that transformers has, so that nothing but the rounding of
+        float32 explains a difference. Not so with quantised weights that it does not widen.
 
         Args:
-            model: folder or hub id.
+            exported: as for :meth:`log_probabilities`.
         """
-        return self
+        return True
 
     @abstractmethod
     def log_probabilities(self, exported: Path, ids: Sequence[int], positions: Sequence[int]) -> list[float]:

@@ -18,7 +18,8 @@ import numpy as np
 
 from factor_search.errors import VerificationError
 from factor_search.export.verification.contract import Scorer
-from factor_search.files.gguf import F32, Header, Tensor, read_header, write_gguf
+from factor_search.files.gguf import F32, Header, Tensor, is_gguf, read_header, write_gguf
+from factor_search.spec import ModelSpec
 
 PROCESS = Path(__file__).with_name("llama_cpp_process.py")
 """What loads the engine; a process of its own, since llama.cpp aborts its process on some files."""
@@ -42,6 +43,9 @@ class LlamaCpp(Scorer):
     :data:`LARGEST_F32`. With weights of other types llama.cpp rounds activations to 8 or 16 bits, which moves a
     log-probability by 0.01 to 0.1."""
 
+    same_weights: bool = True
+    """Whether transformers computes with the weights of the file as well."""
+
     def version(self) -> str | None:
         """The version of ``xllamacpp``, which ends in the build of llama.cpp."""
         try:
@@ -49,14 +53,27 @@ class LlamaCpp(Scorer):
         except PackageNotFoundError:
             return None
 
+    def exact(self, exported: Path) -> bool:
+        """Whether all weights are F32: in the file, or written so where the file is also what transformers loads."""
+        header = read_header(_model(exported))
+        if all(tensor.kind == F32 for tensor in header.tensors):
+            return True
+        return self.same_weights and self._widens(header)
+
+    def of(self, model: ModelSpec) -> "LlamaCpp":
+        """The scorer that knows whether the model is a GGUF file, or a checkpoint of which one was made."""
+        return replace(self, same_weights=is_gguf(model.id))
+
+    def _widens(self, header: Header) -> bool:
+        return _f32_bytes(header) <= LARGEST_F32 if self.as_f32 is None else self.as_f32
+
     def log_probabilities(self, exported: Path, ids: Sequence[int], positions: Sequence[int]) -> list[float]:
         """See :meth:`Scorer.log_probabilities`; ``exported`` is a GGUF file, or a folder with one."""
         if self.version() is None:
             raise VerificationError(f"llama.cpp is not installed: pip install {self.package}")
         model = _model(exported)
         with tempfile.TemporaryDirectory(prefix="llama-") as folder:
-            header = None if self.as_f32 is False else read_header(model)
-            if header is not None and (self.as_f32 or _f32_bytes(header) <= LARGEST_F32):
+            if self.as_f32 is not False and self._widens(header := read_header(model)):
                 model = Path(folder, "f32.gguf")
                 write_gguf(replace(header, tensors=tuple(map(_as_f32, header.tensors))), model)
             work: dict[str, Any] = {"model": str(model), "ids": list(ids), "positions": list(positions)}

