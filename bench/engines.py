@@ -115,6 +115,9 @@ def differences(engine: str, format: str, model_type: str) -> tuple[float, float
         chosen: torch.Tensor = logits[:-1].gather(1, ids[0, 1:, None])[:, 0]
         return chosen
 
+    if engine == "mlx" and model_type.startswith("gemma3"):  # MLX rounds the scale of embeddings to bfloat16
+        scale = model.model.embed_tokens.embed_scale
+        scale.copy_(scale.bfloat16())
     scaled, plain = ours([factors]), ours([])  # before vLLM changes classes of transformers
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(Path(folder) / "model")

@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="P",
-        help="a folder, or a file ending in .json for the part with factors",
+        help="a folder or a file, as the format has it; ending in .json, only the part with the factors",
     )
     parser.add_argument(
         "--short-factors",
