@@ -52,6 +52,8 @@ class Setting:
     candidates: int
     documents: int
     """Held-out documents."""
+    baselines: tuple[str, ...]
+    """Closed forms that are measured beside what was found."""
 
     @property
     def model(self) -> ModelSpec:
@@ -60,7 +62,8 @@ class Setting:
     @property
     def spec(self) -> dict[str, Any]:
         """The search; its paths are links in the folder, so that its evaluations serve on any machine."""
-        spec: dict[str, Any] = pretrained(Path(MODEL), self.candidates) | {"target_length": self.target}
+        spec: dict[str, Any] = pretrained(Path(MODEL), self.candidates)
+        spec |= {"target_length": self.target, "baselines": list(self.baselines)}
         data: dict[str, Any] = dict(spec["data"]) | {"held_out_documents": self.documents}
         if BOOKS.is_dir():
             data |= {
@@ -185,13 +188,18 @@ def main() -> None:
     parser.add_argument("--target", type=int, default=16_384, help="on a GPU up to 65536")
     parser.add_argument("--candidates", type=int, default=24)
     parser.add_argument("--documents", type=int, default=8, help="held-out documents")
+    parser.add_argument("--baselines", nargs="+", default=["none", "yarn"], help="closed forms to compare with")
     parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS))
     arguments = parser.parse_args()
-    setting = Setting(arguments.out, arguments.target, arguments.candidates, arguments.documents)
+    setting = Setting(
+        arguments.out, arguments.target, arguments.candidates, arguments.documents, tuple(arguments.baselines)
+    )
     setting.enter()
     for name in arguments.steps:
         file = Path(f"{name}.json")
-        asked = {"target": setting.target, "candidates": setting.candidates, "documents": setting.documents}
+        asked = {key: value for key, value in vars(setting).items() if key != "out"} | {
+            "baselines": list(setting.baselines)
+        }
         if not file.exists() or read_json(file, RuntimeError)["asked"] != asked:
             write_json(file, {"asked": asked, **STEPS[name](setting)})
         print(json.dumps({name: read_json(file, RuntimeError)}, indent=1)[:4000], flush=True)

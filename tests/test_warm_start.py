@@ -252,6 +252,22 @@ class TestJob:
                     refuse(spec)
         assert not (tmp_path / "out").exists()
 
+    def test_only_the_baselines_are_measured_on_validation_and_held_out_documents(
+        self, checkpoint: Path, texts: Path, tmp_path: Path
+    ) -> None:
+        warm_start = {"factors": [{"source": "known", "rescale_factors": LAMBDAS, "compare_as": "known"}]}
+        every = run_job(self.specification(checkpoint, texts, warm_start=warm_start), tmp_path / "every")
+        spec = self.specification(checkpoint, texts, warm_start=warm_start, baselines=["yarn", "none"])
+        some = run_job(spec, tmp_path / "some")
+        assert list(some.problem.methods) == ["none", "yarn", "known"]
+        assert set(some.held_out) == {"none", "yarn", "known", some.winner}
+        assert some.state.evaluations[0].factors == every.state.evaluations[0].factors
+        assert len(some.state.candidates) == len(every.state.candidates), "a search starts from all of them"
+        assert some.held_out["yarn"].losses == every.held_out["yarn"].losses
+        assert set(build_report(some)["closed_forms"]) == {"none", "yarn", "known"}
+        with pytest.raises(SpecError, match=r"'as-configured' is not a closed form of this model: choose among none,"):
+            check_possible(self.specification(checkpoint, texts, baselines=["as-configured"]))
+
     def test_a_population_without_room_for_the_closed_forms_is_refused(self, checkpoint: Path, texts: Path) -> None:
         strategy = {"kind": "evolution", "population": 8}
         check_possible(self.specification(checkpoint, texts, strategy=strategy))

@@ -24,7 +24,8 @@ class SearchProblem:
     geometry: Geometry
     space: SearchSpace
     methods: dict[str, Factors]
-    """Factors with which the winner is compared, by name: all closed forms, and known factors with ``compare_as``."""
+    """Factors with which the winner is compared, by name: the closed forms among the specification's ``baselines``,
+    and known factors with ``compare_as``."""
     seeds: tuple[Factors, ...]
     """The starting points of the search: known factors first, then all closed forms."""
 
@@ -35,15 +36,17 @@ class SearchProblem:
         Raises:
             FactorsError: known factors belong to another model.
             UnsupportedModelError: nothing can be searched for the model, saying why.
-            SpecError: the space does not fit the model, known factors have the name of a closed form, or there are so
-                many of them that the closed forms do not fit into the first generation.
+            SpecError: the space does not fit the model, a baseline is not a closed form of the model, known factors
+                have the name of a closed form, or there are so many of them that the closed forms do not fit into the
+                first generation.
         """
         assert not spec.warm_start.files, "read before a search begins"
         assert not spec.warm_start.jobs, "looked up before a search begins"
         geometry.check_searchable()
         space = SearchSpace.of(spec, geometry)
         methods = _methods(spec, geometry)
-        return cls(spec=spec, geometry=geometry, space=space, methods=methods, seeds=_seeds(spec, geometry, methods))
+        seeds = _seeds(spec, geometry, methods)
+        return cls(spec=spec, geometry=geometry, space=space, methods=_compared(spec, methods), seeds=seeds)
 
     def strategy(self, documents: int) -> Strategy:
         """Build a new strategy from the specification.
@@ -71,6 +74,19 @@ def _methods(spec: JobSpec, geometry: Geometry) -> dict[str, Factors]:
         if known.compare_as is not None:
             forms[known.compare_as], *_ = starting_points(WarmStartSpec(factors=[known]), geometry, length)
     return forms
+
+
+def _compared(spec: JobSpec, methods: dict[str, Factors]) -> dict[str, Factors]:
+    """Keep the closed forms among the baselines, and the named known factors."""
+    if spec.baselines is None:
+        return methods
+    named = [known.compare_as for known in spec.warm_start.factors if known.compare_as is not None]
+    forms = [name for name in methods if name not in named]
+    if unknown := [name for name in spec.baselines if name not in forms]:
+        raise SpecError(
+            f"baselines: {unknown[0]!r} is not a closed form of this model: choose among {', '.join(forms)}"
+        )
+    return {name: factors for name, factors in methods.items() if name in (*spec.baselines, *named)}
 
 
 def _seeds(spec: JobSpec, geometry: Geometry, methods: dict[str, Factors]) -> tuple[Factors, ...]:

@@ -81,6 +81,16 @@ AnyBudget = Annotated[BudgetSpec, BeforeValidator(_candidates, json_schema_input
 """The object, or a word, list or number where that is enough."""
 
 
+Baselines = Annotated[
+    list[Annotated[str, Field(min_length=1)]] | None,
+    Field(
+        min_length=1,
+        description="Closed forms to compare with on the validation and held-out documents, by name; null is all. The "
+        "search starts from all of them in any case.",
+    ),
+]
+
+
 class JobSpec(Strict):
     """One search: a model, documents and a target length."""
 
@@ -98,6 +108,7 @@ class JobSpec(Strict):
     )
     warm_start: WarmStartSpec = WarmStartSpec()
     resources: ResourcesSpec = ResourcesSpec()
+    baselines: Baselines = None
     seed: Int = Field(0, description="Seed of the search and of the split of the documents.")
 
     @model_validator(mode="after")
@@ -132,9 +143,11 @@ class JobSpec(Strict):
 
     @property
     def sha256(self) -> str:
-        """The identity of the search: a hash of everything but names, resources and the budget, which may be raised."""
+        """The identity of the search: a hash of everything but names, resources, and what may be changed later: the
+        budget, and the baselines."""
         sources = {"factors": {"__all__": {"source"}}}
-        left_out: dict[str, Any] = {"name": True, "budget": True, "resources": True, "warm_start": sources}
+        left_out: dict[str, Any] = dict.fromkeys(("name", "budget", "resources", "baselines"), True)
+        left_out["warm_start"] = sources
         content = self.model_dump(mode="json", exclude=left_out)
         later = [(content["data"], "least_tokens"), (content["space"], "scale"), (content["objective"], "tokens")]
         for holder, key in [*later, *((known, "compare_as") for known in content["warm_start"]["factors"])]:

@@ -28,6 +28,7 @@ from factor_search.spec import (
     AnyObjective,
     AnyStrategy,
     AutoSpec,
+    Baselines,
     BudgetSpec,
     JobSpec,
     PerplexitySpec,
@@ -80,6 +81,7 @@ class SearchStage(Stage):
     strategy: AnyStrategy = AutoSpec()
     budget: AnyBudget = BudgetSpec()
     racing: RacingSpec | bool | None = Field(None, description="As in a job.")
+    baselines: Baselines = None
 
     @property
     def lengths_read(self) -> Sequence[int]:
@@ -104,8 +106,9 @@ class JobWork(Work):
 
     @property
     def budget(self) -> dict[str, Any] | None:
-        """The job's."""
-        return self.job.budget.model_dump(mode="json")
+        """The job's, and its baselines: another search with the same evaluations."""
+        baselines = {} if self.job.baselines is None else {"baselines": self.job.baselines}
+        return self.job.budget.model_dump(mode="json") | baselines
 
     def as_job(self, plan: str) -> tuple[str, dict[str, Any]]:
         """The job itself."""
@@ -173,6 +176,7 @@ class SearchKind(StageKind[SearchStage, SearchWork]):
             strategy=stage.strategy,
             budget=stage.budget,
             racing=stage.racing,
+            baselines=stage.baselines,
             seed=context.seed,
         )
         asked = {"objective": stage.objective, "space": stage.space, "warm_start": warm_start}
