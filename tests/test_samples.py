@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -71,34 +70,6 @@ def test_a_named_data_set_is_streamed(tmp_path: Path) -> None:
         list(documents_from_hub("no/such-data-set", None, "validation", "text"))
 
 
-BAD_FILES: dict[str, tuple[str, bytes, str]] = {
-    "not UTF-8": ("a.txt", b"caf\xe9", "not UTF-8 text: byte 0xe9 at position 3"),
-    "broken JSON": ("a.jsonl", b'{"text": "x"}\n{', "line 2 is not JSON"),
-    "no column": ("a.jsonl", b'{"body": "x"}', "no column 'text', only body: set data.column"),
-    "not text": ("a.jsonl", b'{"text": 3}', "holds int, not text"),
-    "not an object": ("a.jsonl", b"[1]", "no column 'text'"),
-    "not parquet": ("a.parquet", b"text", "as parquet"),
-    "empty": ("a.txt", b"", "0 of the 9 documents needed have 128 tokens or more"),
-}
-
-
-@pytest.mark.parametrize(("name", "content", "message"), BAD_FILES.values(), ids=BAD_FILES)
-def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    if name.endswith("parquet"):
-        pytest.importorskip("pyarrow")
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message) as caught:
-        load_samples(data_spec([str(tmp_path / name)]), TOKENIZE, 128, seed=0)
-    assert "\n" not in str(caught.value)
-
-
-def test_missing_files_and_folders(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no file matches"):
-        list(documents_from_files([str(tmp_path / "*.txt")]))
-    with pytest.raises(DataError, match="is a folder: name its files"):
-        list(documents_from_files([str(tmp_path)]))
-
-
 def test_too_few_says_which_lengths_exist(texts: Path) -> None:
     lengths = sorted((len(file.read_bytes()) for file in texts.glob("*.txt")), reverse=True)
     enough = sum(length >= 500 for length in lengths)
@@ -154,13 +125,6 @@ def test_no_part_sees_a_piece_or_a_beginning_of_another(tmp_path: Path) -> None:
         (tmp_path / "more" / f"{number}.txt").write_text(common + str(number))
     with pytest.raises(DataError, match="2 repeat another"):
         load_samples(data_spec([str(tmp_path / "more" / "*.txt")], (1, 1, 1)), TOKENIZE, 128, seed=0, whole=True)
-
-
-def test_a_file_name_that_is_not_unicode(tmp_path: Path) -> None:
-    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")
-    Path(name).write_text("x" * 200)
-    (document,) = documents_from_files([str(tmp_path / "*.txt")])
-    assert document.source.encode() == os.fsencode(tmp_path) + b"/caf\\xe9.txt"
 
 
 def test_tokens_are_cached_and_a_damaged_cache_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from factor_search.errors import FactorsError
 from factor_search.files.json_documents import read_json
+from factor_search.files.regular import open_regular, read_regular, require_regular
 
 ACCEPTED = (
     "a model folder, a hub id or a GGUF file; a config.json; a factors.json; a JSON table with rescale_factors or "
@@ -25,6 +26,7 @@ def document_of(source: Any) -> Any:
     if not isinstance(source, str | Path):
         return source
     path = Path(source)
+    require_regular(path, FactorsError)
     try:
         if path.stat().st_size > LARGEST_BYTES:
             raise FactorsError(f"{path} has more than {LARGEST_BYTES // 2**20} MiB: factors are read from {ACCEPTED}")
@@ -87,7 +89,7 @@ def _numpy_array(file: Path) -> Any:
     import numpy as np
 
     try:
-        with file.open("rb") as stream:
+        with open_regular(file, FactorsError) as stream:
             return np.lib.format.read_array(stream, allow_pickle=False).tolist()
     except (ValueError, EOFError, MemoryError) as error:
         raise FactorsError(f"{file} is not a .npy file of numbers: {error}") from None
@@ -96,7 +98,7 @@ def _numpy_array(file: Path) -> Any:
 def _rows(file: Path) -> list[list[float]]:
     """Return the numbers of a text file by line; commas, semicolons and spaces separate them."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(file, FactorsError, LARGEST_BYTES).decode().splitlines()
         rows = [[float(cell) for cell in re.split(r"[\s,;]+", line.strip(" \t,;")) if cell] for line in lines]
     except UnicodeDecodeError:
         raise FactorsError(f"{file} is not UTF-8 text") from None

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from factor_search.errors import ModelLoadError, OutputError
 from factor_search.files.atomic import replacing
+from factor_search.files.regular import require_regular
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -130,6 +131,7 @@ def read_header(file: Path) -> Header:
         status = file.stat()
         if file.is_dir():
             raise ModelLoadError(f"{file} is a folder: a model whose name ends in .gguf must be a GGUF file")
+        require_regular(file, ModelLoadError)
         return _read(file.absolute(), status.st_size, status.st_mtime_ns)
     except FileNotFoundError:
         raise ModelLoadError(f"there is no GGUF file {file}") from None

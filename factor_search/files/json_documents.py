@@ -7,18 +7,22 @@ from typing import Any
 from pydantic import ValidationError
 
 from factor_search.files.atomic import write_text
+from factor_search.files.regular import read_regular
+
+LARGEST_JSON = 2**25
+"""Bytes of a JSON file that is read whole; as Python values it takes up to twenty times that."""
 
 
 def read_json(file: Path, error_type: type[Exception]) -> Any:
     """Parse a JSON file.
 
     Raises:
-        error_type: the file cannot be read or is not JSON; the message is one line and names the file.
+        error_type: the file is not a regular one, cannot be read, is larger than ``LARGEST_JSON`` or is not JSON; the
+            message is one line and names the file.
     """
+    content = read_regular(file, error_type, LARGEST_JSON)
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise error_type(f"cannot read {file}: {error.strerror or error}") from None
+        return json.loads(content.decode())
     except UnicodeDecodeError:
         raise error_type(f"{file} is not UTF-8 text") from None
     except (ValueError, RecursionError) as error:

@@ -1,37 +1,32 @@
-"""Reads documents from text files, JSON lines, parquet files, and saved or named Hugging Face data sets."""
+"""Reads documents from files of many formats, and from saved or named Hugging Face data sets."""
 
 import glob
-import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from factor_search.errors import DataError, one_line
-
-JSON_LINES = {".jsonl", ".ndjson"}
-NEEDS_EXTRA = "reading {what} needs the package {package}: pip install 'factor-search[data]'"
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text and its source."""
-
-    source: str
-    """A path, followed by ``#n`` where a file contains several documents."""
-    text: str
+from factor_search.files.regular import open_regular, require_regular
+from factor_search.text.formats import NEEDS_EXTRA, decompressed, format_of, read_text
+from factor_search.text.parquet_rows import parquet_rows
+from factor_search.text.rows import Document as Document
+from factor_search.text.rows import Row, csv_rows, document_of_row, json_line_rows, json_rows
 
 
 def matching_files(pattern: str) -> list[str]:
     """Return the files and folders that a path or glob matches, sorted.
 
     Raises:
-        DataError: it matches nothing.
+        DataError: it matches nothing, or a file of a kind that is not read.
     """
     matches = sorted(glob.glob(pattern, recursive=True)) or ([pattern] if Path(pattern).exists() else [])
     if not matches:
         raise DataError(f"no file matches {pattern}")
+    for match in map(Path, matches):
+        if not match.is_dir():
+            require_regular(match, DataError)
+            format_of(match)
     return matches
 
 
@@ -60,7 +55,7 @@ def documents_from_hub(dataset: str, name: str | None, split: str, column: str) 
     try:
         rows = datasets.load_dataset(dataset, name, split=split, streaming=True)
         for number, row in enumerate(rows):
-            yield _document(f"{dataset}/{split}#{number}", row, column)
+            yield document_of_row(f"{dataset}/{split}#{number}", row, column)
     except DataError:
         raise
     except Exception as error:  # whatever the hub client and the loaders raise
@@ -73,51 +68,38 @@ def _documents_of(path: Path, column: str, split: str, from_glob: bool) -> Itera
             yield from _saved_data_set(path, split, column)
         elif not from_glob:
             raise DataError(f"{path} is a folder: name its files, for example {path / '*.txt'}")
-    elif path.suffix in JSON_LINES:
-        yield from _json_lines(path, column)
-    elif path.suffix == ".parquet":
-        yield from _parquet(path, column)
     else:
-        yield Document(str(path), _read_text(path))
+        yield from _documents_in(path, column)
 
 
-def _read_text(path: Path) -> str:
+def _documents_in(path: Path, column: str) -> Iterator[Document]:
+    kind, compression = format_of(path)
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with open_regular(path, DataError) as file:
+            if kind == ".parquet":
+                rows = parquet_rows(path, file, column)
+            else:
+                stream = decompressed(path, file, compression)
+                if kind == ".txt":
+                    yield Document(str(path), read_text(path, stream))
+                    return
+                rows = _rows(kind, path, stream, column)
+            for row in rows:
+                source = f"{path}#{row.number}"
+                if kind == ".json" and isinstance(row.value, str):
+                    yield document_of_row(source, {column: row.value}, column, place=row.place)
+                else:
+                    yield document_of_row(source, row.value, column, place=row.place)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise DataError(f"{path} is not UTF-8 text: byte 0x{byte:02x} at position {error.start}") from None
 
 
-def _json_lines(path: Path, column: str) -> Iterator[Document]:
-    for number, line in enumerate(_read_text(path).split("\n")):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path} line {number + 1} is not JSON: {error}") from None
-        yield _document(f"{path}#{number}", row, column)
-
-
-def _parquet(path: Path, column: str) -> Iterator[Document]:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError(NEEDS_EXTRA.format(what=path, package="pyarrow")) from None
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            if column not in file.schema_arrow.names:
-                raise DataError(_no_column(str(path), column, file.schema_arrow.names))
-            for batch in file.iter_batches(columns=[column], batch_size=64):
-                for row in batch.to_pylist():
-                    yield _document(f"{path}#{number}", row, column)
-                    number += 1
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"cannot read {path} as parquet: {one_line(error)}") from None
+def _rows(kind: str, path: Path, stream: BinaryIO, column: str) -> Iterator[Row]:
+    if kind == ".jsonl":
+        return json_line_rows(path, stream)
+    if kind == ".json":
+        return json_rows(path, stream)
+    return csv_rows(path, stream, column, "," if kind == ".csv" else "\t")
 
 
 def _saved_data_set(path: Path, split: str, column: str) -> Iterator[Document]:
@@ -131,20 +113,7 @@ def _saved_data_set(path: Path, split: str, column: str) -> Iterator[Document]:
             raise DataError(f"{path} has no split {split!r}, only {', '.join(rows)}")
         rows = rows[split]
     for number, row in enumerate(rows):
-        yield _document(f"{path}#{number}", row, column)
-
-
-def _document(source: str, row: Any, column: str) -> Document:
-    if not isinstance(row, dict) or column not in row:
-        found = list(row) if isinstance(row, dict) else [type(row).__name__]
-        raise DataError(_no_column(source, column, found))
-    if not isinstance(row[column], str):
-        raise DataError(f"{source}: column {column!r} holds {type(row[column]).__name__}, not text")
-    return Document(source, row[column])
-
-
-def _no_column(source: str, column: str, found: Sequence[str]) -> str:
-    return f"{source} has no column {column!r}, only {', '.join(found)}: set data.column"
+        yield document_of_row(f"{path}#{number}", row, column)
 
 
 def _datasets(what: str) -> Any:

@@ -1,0 +1,75 @@
+"""Opens a user's files: regular files only, so that no FIFO, device or socket is waited for."""
+
+import io
+import os
+import stat
+from pathlib import Path
+
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe (FIFO)",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+"""What is not a regular file, by its type."""
+
+
+def require_regular(file: Path, error_type: type[Exception]) -> None:
+    """Refuse what is not a regular file, without opening it; links are followed.
+
+    Raises:
+        error_type: it is something else, or there is none; the message is one line and names the file.
+    """
+    try:
+        _require_regular(file, os.stat(file).st_mode, error_type)
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        raise error_type(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def open_regular(file: Path, error_type: type[Exception]) -> io.BufferedReader:
+    """Open a regular file to read its bytes; links are followed.
+
+    Raises:
+        error_type: it is something else, or cannot be opened; the message is one line and names the file.
+    """
+    require_regular(file, error_type)
+    try:
+        # It may have become a FIFO meanwhile: O_NONBLOCK does not wait for a writer.
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise error_type(f"cannot read {file}: {error.strerror or error}") from None
+    try:
+        _require_regular(file, os.fstat(descriptor).st_mode, error_type)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(file: Path, error_type: type[Exception], limit: int) -> bytes:
+    """Return all bytes of a regular file.
+
+    Args:
+        file: its path.
+        error_type: the type of the errors.
+        limit: the most bytes that it may have.
+
+    Raises:
+        error_type: see :func:`open_regular`; or it has more bytes, or cannot be read.
+    """
+    try:
+        with open_regular(file, error_type) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            content = stream.read(limit + 1) if size <= limit else b""
+    except OSError as error:
+        raise error_type(f"cannot read {file}: {error.strerror or error}") from None
+    if size > limit or len(content) > limit:  # the size of some files, as in /proc, is given as 0
+        raise error_type(f"{file} is larger than {limit // 2**20} MiB, the most that is read of such a file")
+    return content
+
+
+def _require_regular(file: Path, mode: int, error_type: type[Exception]) -> None:
+    if not stat.S_ISREG(mode):
+        kind = KINDS.get(stat.S_IFMT(mode), "something else")
+        raise error_type(f"{file} is {kind}, not a regular file: write the content to a file and name that")
