@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from factor_search.errors import DataError, one_line
+from factor_search.text.data_sets import hub_rows, is_saved, saved_rows
 
 JSON_LINES = {".jsonl", ".ndjson"}
 NEEDS_EXTRA = "reading {what} needs the package {package}: pip install 'factor-search[data]'"
@@ -56,21 +57,15 @@ def documents_from_hub(dataset: str, name: str | None, split: str, column: str) 
     Raises:
         DataError: the data set, its split or its column does not exist, or the hub cannot be reached.
     """
-    datasets = _datasets(f"data set {dataset}")
-    try:
-        rows = datasets.load_dataset(dataset, name, split=split, streaming=True)
-        for number, row in enumerate(rows):
-            yield _document(f"{dataset}/{split}#{number}", row, column)
-    except DataError:
-        raise
-    except Exception as error:  # whatever the hub client and the loaders raise
-        raise DataError(f"cannot read split {split!r} of data set {dataset}: {one_line(error)}") from error
+    for number, row in enumerate(hub_rows(dataset, name, split)):
+        yield _document(f"{dataset}/{split}#{number}", row, column)
 
 
 def _documents_of(path: Path, column: str, split: str, from_glob: bool) -> Iterator[Document]:
     if path.is_dir():
-        if any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
-            yield from _saved_data_set(path, split, column)
+        if is_saved(path):
+            for number, row in enumerate(saved_rows(path, split)):
+                yield _document(f"{path}#{number}", row, column)
         elif not from_glob:
             raise DataError(f"{path} is a folder: name its files, for example {path / '*.txt'}")
     elif path.suffix in JSON_LINES:
@@ -120,20 +115,6 @@ def _parquet(path: Path, column: str) -> Iterator[Document]:
         raise DataError(f"cannot read {path} as parquet: {one_line(error)}") from None
 
 
-def _saved_data_set(path: Path, split: str, column: str) -> Iterator[Document]:
-    datasets = _datasets(str(path))
-    try:
-        rows = datasets.load_from_disk(str(path))
-    except Exception as error:  # whatever the loader raises on broken files
-        raise DataError(f"cannot read {path} as a saved data set: {one_line(error)}") from error
-    if isinstance(rows, datasets.DatasetDict):
-        if split not in rows:
-            raise DataError(f"{path} has no split {split!r}, only {', '.join(rows)}")
-        rows = rows[split]
-    for number, row in enumerate(rows):
-        yield _document(f"{path}#{number}", row, column)
-
-
 def _document(source: str, row: Any, column: str) -> Document:
     if not isinstance(row, dict) or column not in row:
         found = list(row) if isinstance(row, dict) else [type(row).__name__]
@@ -145,12 +126,3 @@ def _document(source: str, row: Any, column: str) -> Document:
 
 def _no_column(source: str, column: str, found: Sequence[str]) -> str:
     return f"{source} has no column {column!r}, only {', '.join(found)}: set data.column"
-
-
-def _datasets(what: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(NEEDS_EXTRA.format(what=what, package="datasets")) from None
-    datasets.disable_progress_bars()
-    return datasets
