@@ -4,6 +4,7 @@ from pathlib import Path
 
 from factor_search.errors import OutputError
 from factor_search.files.atomic import write_atomically
+from factor_search.files.matching import matching_files
 from factor_search.measure.evaluator import LocalEvaluator
 from factor_search.measure.ledger import Ledger, RecordedEvaluator
 from factor_search.model.configuration import read_geometry
@@ -13,7 +14,6 @@ from factor_search.search.problem import SearchProblem
 from factor_search.search.selection import JobResult, JobWatcher, search_and_measure
 from factor_search.search.warm_start import embedded
 from factor_search.spec import JobSpec, NeedleSpec
-from factor_search.text.documents import matching_files
 from factor_search.text.needle import needle_samples
 from factor_search.text.samples import Samples, SampleSet, Watch, check_vocabulary, distinct_tokens, load_samples
 from factor_search.text.tokens import CachedTokenizer

@@ -7,11 +7,11 @@ from typing import Any
 
 from factor_search.errors import FactorSearchError, ModelLoadError, one_line
 from factor_search.files.canonical_json import sha256_of
+from factor_search.files.matching import matching_files
 from factor_search.plan.kinds import kind_of
 from factor_search.plan.kinds.contract import Access, Execution, Work
 from factor_search.plan.spec import parse_plan
 from factor_search.plan.work import parse_outcome, work_of
-from factor_search.text.documents import matching_files
 from storage.errors import StorageError
 from storage.plan_steps import PlanSteps
 from storage.plans import Plan

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from factor_search.errors import DataError
+from factor_search.files.matching import matching_files
 from factor_search.job import check_possible
 from factor_search.model.configuration import read_geometry
 from factor_search.model.loading import load_config
@@ -13,7 +14,6 @@ from factor_search.plan.kinds.search import SearchStage, SearchWork
 from factor_search.plan.spec import PlanSpec
 from factor_search.plan.work import work_of
 from factor_search.spec import looks_local
-from factor_search.text.documents import matching_files
 
 
 def check_plan(plan: PlanSpec) -> None:

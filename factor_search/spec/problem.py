@@ -44,6 +44,11 @@ class DataSpec(Strict):
 
     files: list[str] | None = Field(None, description="Text, JSON-lines or parquet files, saved data sets, or globs.")
     dataset: str | None = Field(None, description="A data set on the Hugging Face hub, instead of files.")
+    revision: str | None = Field(
+        None,
+        description="Revision of the hub data set (branch, tag or commit); a service replaces it by the commit.",
+        exclude_if=lambda revision: revision is None,  # earlier versions had none
+    )
     name: str | None = Field(None, description="Configuration name of the hub data set.")
     split: str = Field("validation", description="Split of the hub or saved data set.")
     column: str = Field("text", description="Column or JSON key with the text of a document.")

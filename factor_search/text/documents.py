@@ -1,6 +1,5 @@
 """Reads documents from text files, JSON lines, parquet files, and saved or named Hugging Face data sets."""
 
-import glob
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from factor_search.errors import DataError, one_line
+from factor_search.files.matching import matching_files
+from factor_search.files.reading import readable, reading_rules
 from factor_search.text.data_sets import hub_rows, is_saved, saved_rows
 
 JSON_LINES = {".jsonl", ".ndjson"}
@@ -24,18 +25,6 @@ class Document:
     text: str
 
 
-def matching_files(pattern: str) -> list[str]:
-    """Return the files and folders that a path or glob matches, sorted.
-
-    Raises:
-        DataError: it matches nothing.
-    """
-    matches = sorted(glob.glob(pattern, recursive=True)) or ([pattern] if Path(pattern).exists() else [])
-    if not matches:
-        raise DataError(f"no file matches {pattern}")
-    return matches
-
-
 def documents_from_files(
     patterns: Sequence[str], column: str = "text", split: str = "validation"
 ) -> Iterator[Document]:
@@ -43,28 +32,33 @@ def documents_from_files(
 
     Raises:
         DataError: a path or glob matches nothing, or a file cannot be read in the format of its file extension.
+        SpecError: a file is not in a folder that may be read.
     """
     for pattern in patterns:
         for match in matching_files(pattern):
-            for document in _documents_of(Path(match), column, split, from_glob=match != pattern):
-                name = os.fsencode(document.source).decode("utf-8", "backslashreplace")  # a file name may be any bytes
+            place = str(readable(match, "data.files") if reading_rules().roots else Path(match))
+            for document in _documents_of(Path(place), column, split, from_glob=match != pattern):
+                source = str(Path(match)) + document.source.removeprefix(place)
+                name = os.fsencode(source).decode("utf-8", "backslashreplace")  # a file name may be any bytes
                 yield Document(name, document.text)
 
 
-def documents_from_hub(dataset: str, name: str | None, split: str, column: str) -> Iterator[Document]:
+def documents_from_hub(
+    dataset: str, name: str | None, split: str, column: str, revision: str | None = None
+) -> Iterator[Document]:
     """Stream the documents of a data set on the Hugging Face hub.
 
     Raises:
         DataError: the data set, its split or its column does not exist, or the hub cannot be reached.
     """
-    for number, row in enumerate(hub_rows(dataset, name, split)):
+    for number, row in enumerate(hub_rows(dataset, name, split, column, revision)):
         yield _document(f"{dataset}/{split}#{number}", row, column)
 
 
 def _documents_of(path: Path, column: str, split: str, from_glob: bool) -> Iterator[Document]:
     if path.is_dir():
         if is_saved(path):
-            for number, row in enumerate(saved_rows(path, split)):
+            for number, row in enumerate(saved_rows(path, split, column)):
                 yield _document(f"{path}#{number}", row, column)
         elif not from_glob:
             raise DataError(f"{path} is a folder: name its files, for example {path / '*.txt'}")
