@@ -4,35 +4,20 @@ import fnmatch
 import itertools
 import os
 import re
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from factor_search.errors import DataError
+from factor_search.files.reading import walk_budget
 
 WILDCARD = re.compile(r"[*?\[]")
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|::")
-"""An address such as ``hf://...`` or ``zip://...::...``: some libraries open it as a file."""
 ANY_DEPTH = "**"
 LONGEST_PATTERN = 4096
 """Bytes of the longest path of the operating system."""
 
 
-@dataclass(frozen=True)
-class WalkLimit:
-    """How far a walk may go; a pattern that needs more is refused."""
-
-    entries: int
-    """Files and folders looked at."""
-    seconds: float
-
-
-PATIENT = WalkLimit(10_000_000, 3600.0)
-"""For users on their own machine."""
-
-
-def matching_files(pattern: str, limit: WalkLimit = PATIENT) -> list[str]:
+def matching_files(pattern: str) -> list[str]:
     """Return the files and folders that a path or glob matches, sorted.
 
     A glob is that of the standard library with ``recursive=True``: ``**`` is any number of folders, and wildcards do
@@ -41,16 +26,35 @@ def matching_files(pattern: str, limit: WalkLimit = PATIENT) -> list[str]:
     Raises:
         DataError: it matches nothing, is not a path, or needs too long a walk.
     """
-    if ADDRESS.search(pattern) and not os.path.lexists(pattern):
-        raise DataError(f"{pattern[:200]!r} is an address, not a path: download the files, and give their path")
-    if len(os.fsencode(pattern)) > LONGEST_PATTERN or "\0" in pattern:
-        raise DataError(f"{pattern[:100]!r}... is not a path: it is too long, or has a NUL character")
-    matches = sorted(_Walk(pattern, limit).matches()) if WILDCARD.search(pattern) else []
-    if not matches and os.path.exists(pattern):
-        matches = [pattern]
+    matches = matching_now(pattern)
     if not matches:
         raise DataError(f"no file matches {pattern}")
     return matches
+
+
+def matching_now(pattern: str) -> list[str]:
+    """Return what :func:`matching_files` does, or an empty list.
+
+    Raises:
+        DataError: it is not a path, or needs too long a walk.
+    """
+    refuse_address(pattern, "data.files")
+    if len(os.fsencode(pattern)) > LONGEST_PATTERN or "\0" in pattern:
+        raise DataError(f"{pattern[:100]!r}... is not a path: it is too long, or has a NUL character")
+    matches = sorted(_Walk(pattern).matches()) if WILDCARD.search(pattern) else []
+    if not matches and os.path.exists(pattern):
+        return [pattern]
+    return matches
+
+
+def refuse_address(path: str, key: str) -> None:
+    """Refuse an address such as ``hf://...`` or ``zip://...::...``, which some libraries open as a file.
+
+    Raises:
+        DataError: naming the key of the specification.
+    """
+    if ADDRESS.search(path) and not os.path.lexists(path):
+        raise DataError(f"{key}: {path[:200]!r} is an address, not a path: download the files, and give their path")
 
 
 def fixed_part(pattern: str) -> str:
@@ -61,9 +65,8 @@ def fixed_part(pattern: str) -> str:
 class _Walk:
     """One search for what a glob matches; each folder is read once for each part of the pattern, however reached."""
 
-    def __init__(self, pattern: str, limit: WalkLimit) -> None:
-        self._pattern, self._limit = pattern, limit
-        self._looked_at, self._until = 0, time.monotonic() + limit.seconds
+    def __init__(self, pattern: str) -> None:
+        self._pattern, self._budget = pattern, walk_budget()
         self._found: set[str] = set()
         self._left: list[tuple[str, int]] = []
         self._head, self._parts = _split(pattern)
@@ -71,12 +74,13 @@ class _Walk:
     def matches(self) -> set[str]:
         known: set[tuple[str, int]] = set()
         self._enter(self._head, 0)
-        while self._left:
-            folder, place = self._left.pop()
-            self._count()
-            if (folder, place) not in known:
-                known.add((folder, place))
-                self._search(folder, place)
+        with self._budget.searching():
+            while self._left:
+                folder, place = self._left.pop()
+                self._budget.look(self._pattern)
+                if (folder, place) not in known:
+                    known.add((folder, place))
+                    self._search(folder, place)
         return self._found
 
     def _search(self, folder: str, place: int) -> None:
@@ -113,18 +117,10 @@ class _Walk:
         try:
             with os.scandir(folder or os.curdir) as entries:
                 for entry in entries:
-                    self._count()
+                    self._budget.look(self._pattern)
                     yield entry
         except OSError:  # it is not a folder, is gone, or may not be read
             return
-
-    def _count(self) -> None:
-        self._looked_at += 1
-        if self._looked_at > self._limit.entries or time.monotonic() > self._until:
-            raise DataError(
-                f"{self._pattern} looks at more than {self._limit.entries:,} files and folders, or takes longer than "
-                f"{self._limit.seconds:g} s: name a folder nearer to the files"
-            )
 
 
 def _split(pattern: str) -> tuple[str, list[str]]:

@@ -9,14 +9,58 @@ resolved before it is opened. Outside of a service there are no rules: users rea
 import contextlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
-from factor_search.errors import SpecError
+from factor_search.errors import DataError, SpecError
 
 DESCRIPTORS = Path("/proc/self/fd")
+
+
+@dataclass(frozen=True)
+class WalkLimit:
+    """How far searches for files may go together; what needs more is refused."""
+
+    entries: int
+    """Files and folders looked at."""
+    seconds: float
+
+
+PATIENT = WalkLimit(10_000_000, 3600.0)
+"""For users on their own machine."""
+
+
+class WalkBudget:
+    """What is left of a limit."""
+
+    def __init__(self, limit: WalkLimit) -> None:
+        self._limit = limit
+        self._entries, self._seconds, self._since = limit.entries, limit.seconds, 0.0
+
+    @contextlib.contextmanager
+    def searching(self) -> Iterator[None]:
+        """Count the time within this context."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds -= time.monotonic() - self._since
+
+    def look(self, pattern: str) -> None:
+        """Count one file or folder.
+
+        Raises:
+            DataError: it is one too many, or takes too long; names the pattern.
+        """
+        self._entries -= 1
+        if self._entries < 0 or time.monotonic() - self._since > self._seconds:
+            raise DataError(
+                f"{pattern[:200]} is found only by looking at more than {self._limit.entries:,} files and folders, or "
+                f"longer than {self._limit.seconds:g} s: name a folder nearer to the files"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +75,8 @@ class ReadingRules:
     """Single files, resolved."""
     hub: bool = True
     """Whether models and data sets may come from the Hugging Face hub."""
-    remote_code: bool = True
-    """Whether code that comes with a model, or from the hub, may be run."""
+    walk: WalkLimit = PATIENT
+    """For all globs of a specification together."""
 
     def allow(self, resolved: Path, *, model: bool = False) -> bool:
         """Whether a resolved path may be read."""
@@ -57,15 +101,17 @@ class ReadingRules:
         """
         resolved = resolve(path, key)
         if not self.allow(resolved, model=model):
+            inside = self.allow(Path(os.path.abspath(path)), model=model)
+            what = "links out of the folders" if inside else "is not in a folder"
             raise SpecError(
-                f"{key}: {shown or path} is not in a folder that jobs may use: the operator can allow a folder with "
-                "--root"
+                f"{key}: {str(shown or path)[:300]} {what} that jobs may use: the operator can allow one with --root"
             )
         return resolved
 
 
 EVERYTHING = ReadingRules()
 _RULES: ContextVar[ReadingRules] = ContextVar("reading_rules", default=EVERYTHING)
+_BUDGET: ContextVar[WalkBudget | None] = ContextVar("walk_budget", default=None)
 
 
 def reading_rules() -> ReadingRules:
@@ -76,20 +122,27 @@ def reading_rules() -> ReadingRules:
 @contextlib.contextmanager
 def under(rules: ReadingRules) -> Iterator[None]:
     """Apply rules to everything that this thread reads within the context."""
-    token = _RULES.set(rules)
+    token, budget = _RULES.set(rules), _BUDGET.set(WalkBudget(rules.walk))
     try:
         yield
     finally:
         _RULES.reset(token)
+        _BUDGET.reset(budget)
+
+
+def walk_budget() -> WalkBudget:
+    """What the searches for files of this thread share; a new one for each where there are no rules."""
+    return _BUDGET.get() or WalkBudget(PATIENT)
 
 
 def readable(path: str | Path, key: str, *, model: bool = False) -> Path:
-    """Where a path leads, if it may be read now; see :meth:`ReadingRules.check`.
+    """Where a path leads, if it may be read now; see :meth:`ReadingRules.check`. The path itself if there are no rules.
 
     Raises:
         SpecError: it may not.
     """
-    return _RULES.get().check(path, key, model=model)
+    rules = _RULES.get()
+    return Path(path) if rules.roots is None else rules.check(path, key, model=model)
 
 
 def open_readable(path: str | Path, key: str, *, model: bool = False) -> int:
@@ -106,7 +159,7 @@ def open_readable(path: str | Path, key: str, *, model: bool = False) -> int:
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError("it is not a regular file")
-        if (opened := DESCRIPTORS / str(descriptor)).is_symlink():
+        if _RULES.get().roots is not None and (opened := DESCRIPTORS / str(descriptor)).is_symlink():
             _RULES.get().check(Path(os.readlink(opened)), key, model=model, shown=str(path))
     except BaseException:
         os.close(descriptor)

@@ -12,14 +12,11 @@ A checkpoint that runs its own code is given as it is, since code opens what it 
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
-
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-from transformers.utils import cached_file
 
 from factor_search.errors import FactorSearchError, ModelLoadError
 from factor_search.files.gguf import is_gguf
@@ -27,6 +24,7 @@ from factor_search.files.json_documents import read_json
 from factor_search.files.reading import DESCRIPTORS, open_readable, readable, reading_rules
 from factor_search.spec import ModelSpec, looks_local
 
+HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 MOST_FILES = 10_000
 """Of a checkpoint; a folder with more is something else."""
 INDEX = ".index.json"
@@ -105,6 +103,18 @@ def opened_checkpoint(spec: ModelSpec, *, weights: bool = True) -> Iterator[str]
 def is_local(model_id: str) -> bool:
     """Whether an id is that of a checkpoint on this machine."""
     return looks_local(model_id) or is_gguf(model_id) or os.path.lexists(model_id)
+
+
+def check_hub_id(model_id: str) -> None:
+    """Refuse what cannot be the name of a model on the hub.
+
+    Raises:
+        ModelLoadError: saying so.
+    """
+    if not HUB_NAME.fullmatch(model_id) or ".." in model_id or "--" in model_id:
+        raise ModelLoadError(
+            f"{model_id[:200]!r} is neither a folder here nor the name of a model on the hub, which is owner/name"
+        )
 
 
 def refuse_named_code(content: Any, spec: ModelSpec) -> None:
@@ -243,13 +253,12 @@ def _check_hub(spec: ModelSpec, weights: bool) -> None:
     """
     if not reading_rules().hub:
         raise ModelLoadError(f"model {spec.id!r} would come from the hub, which is not allowed here: use a local path")
-    try:
-        validate_repo_id(spec.id)
-    except HFValidationError:
-        raise ModelLoadError(
-            f"{spec.id[:200]!r} is neither a folder here nor the name of a model on the hub, which is owner/name"
-        ) from None
-    for name in INDEXES if weights else ():
+    check_hub_id(spec.id)
+    if not weights:
+        return
+    from transformers.utils import cached_file
+
+    for name in INDEXES:
         try:
             index = cached_file(spec.id, name, revision=spec.revision, **dict.fromkeys(QUIETLY, False))
         except Exception:  # whatever the client of the hub raises: what loads the model says so

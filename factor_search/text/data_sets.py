@@ -101,7 +101,7 @@ def check_hub_name(dataset: str) -> None:
     elif "/" not in dataset and _is_loader(dataset):
         what = f"{shown} is the name of a loader of files, not of a data set; one of the hub is owner/name"
     elif not reading_rules().hub:
-        what = f"{shown} would come from the hub, which is not allowed here"
+        what = f"{shown} would come from the hub, but the hub is not allowed here"
     else:
         return
     raise DataError(f"data.dataset: {what}: name local files in data.files, for example 'folder/**/*.parquet'")

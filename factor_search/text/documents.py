@@ -9,7 +9,7 @@ from typing import Any
 
 from factor_search.errors import DataError, one_line
 from factor_search.files.matching import matching_files
-from factor_search.files.reading import readable, reading_rules
+from factor_search.files.reading import readable
 from factor_search.text.data_sets import hub_rows, is_saved, saved_rows
 
 JSON_LINES = {".jsonl", ".ndjson"}
@@ -36,7 +36,7 @@ def documents_from_files(
     """
     for pattern in patterns:
         for match in matching_files(pattern):
-            place = str(readable(match, "data.files") if reading_rules().roots else Path(match))
+            place = str(readable(match, "data.files"))
             for document in _documents_of(Path(place), column, split, from_glob=match != pattern):
                 source = str(Path(match)) + document.source.removeprefix(place)
                 name = os.fsencode(source).decode("utf-8", "backslashreplace")  # a file name may be any bytes
