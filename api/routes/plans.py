@@ -14,6 +14,7 @@ from api.records import Records
 from api.routes.resource import Resource, Stores, routes_of
 from api.schemas import EXAMPLE_PLAN_ID, finite
 from api.submission import submitted_plan
+from factor_search.files.canonical_json import sha256_of
 from factor_search.files.reading import under
 from factor_search.plan.kinds.await_checkpoint import AwaitWork
 from factor_search.plan.kinds.contract import Outcome, Work
@@ -23,6 +24,7 @@ from storage.events import PLAN
 from storage.plans import CHECKPOINT, check_waiting
 from storage.plans import Plan as StoredPlan
 from storage.states import PlanState
+from workers.pinning import pinned
 
 
 def submit(stores: Records, spec: PlanSpec, key: str | None, by: str | None) -> tuple[StoredPlan, bool]:
@@ -34,7 +36,8 @@ def submit(stores: Records, spec: PlanSpec, key: str | None, by: str | None) -> 
     expanded = spec.expanded()
     return stores.plans.submit(
         name=spec.name,
-        spec=expanded.model_dump(mode="json"),
+        spec=pinned(expanded).model_dump(mode="json"),
+        request_sha256=sha256_of(expanded.model_dump(mode="json")),
         stages=[(str(stage.name), stage.kind) for stage in expanded.stages or ()],
         idempotency_key=key,
         submitted_by=by,

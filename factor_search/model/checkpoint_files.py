@@ -210,7 +210,7 @@ def _named_in_index(content: Any, index: Path) -> set[str]:
 
 
 def _is_inside(name: Any) -> bool:
-    if not isinstance(name, str) or "\0" in name or "\\" in name:
+    if not isinstance(name, str) or any(text in name for text in ("\0", "\\", "://")):
         return False
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
