@@ -13,7 +13,7 @@ from factor_search.search.problem import SearchProblem
 from factor_search.search.selection import JobResult, JobWatcher, search_and_measure
 from factor_search.search.warm_start import embedded
 from factor_search.spec import JobSpec, NeedleSpec
-from factor_search.text.documents import matching_files
+from factor_search.text.documents import document_files
 from factor_search.text.needle import needle_samples
 from factor_search.text.samples import Samples, SampleSet, Watch, check_vocabulary, distinct_tokens, load_samples
 from factor_search.text.tokens import CachedTokenizer
@@ -63,7 +63,7 @@ def check_possible(spec: JobSpec) -> None:
     """
     spec = embedded(spec)
     for pattern in [*(spec.data.files or ()), *(spec.data.held_out_files or ())]:
-        matching_files(pattern)
+        document_files(pattern)
     if Path(spec.model.id).exists():
         SearchProblem.of(spec, read_geometry(load_config(spec.model), spec.model.original_length))
 

@@ -47,9 +47,20 @@ class JobStore(OwnerStore[Job]):
         return [job_of(row) for row in rows]
 
     def submit(
-        self, spec: JobSpec, *, idempotency_key: str | None = None, submitted_by: str | None = None
+        self,
+        spec: JobSpec,
+        *,
+        idempotency_key: str | None = None,
+        submitted_by: str | None = None,
+        request_sha256: str | None = None,
     ) -> tuple[Job, bool]:
         """Queue a job.
+
+        Args:
+            spec: what to search.
+            idempotency_key: the same key never makes a second job.
+            submitted_by: id of an API key.
+            request_sha256: hash of what was asked for, which the same key has to repeat; None is that of ``spec``.
 
         Returns:
             The job and whether it is new; an idempotency key that was used before gives the job of that time.
@@ -58,7 +69,7 @@ class JobStore(OwnerStore[Job]):
             ConflictError: the idempotency key was used for another specification.
         """
         document = spec.model_dump(mode="json")
-        request_sha256 = sha256_of(document)
+        request_sha256 = request_sha256 or sha256_of(document)
         values: dict[str, Any] = {"name": spec.name, "kind": SEARCH, "spec": document, "spec_sha256": spec.sha256}
         values |= {"idempotency_key": idempotency_key, "request_sha256": request_sha256, "submitted_by": submitted_by}
         return self._submit_once(lambda connection: insert_job(connection, **values), idempotency_key, request_sha256)

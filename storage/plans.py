@@ -55,6 +55,7 @@ class PlanStore(OwnerStore[Plan]):
         stages: Sequence[tuple[str, str]],
         idempotency_key: str | None = None,
         submitted_by: str | None = None,
+        request_sha256: str | None = None,
     ) -> tuple[Plan, bool]:
         """Store a plan, for a coordinator to start.
 
@@ -64,6 +65,7 @@ class PlanStore(OwnerStore[Plan]):
             stages: name and kind of each.
             idempotency_key: the same key never makes a second plan.
             submitted_by: id of an API key.
+            request_sha256: hash of what was asked for, which the same key has to repeat; None is that of ``spec``.
 
         Returns:
             The plan and whether it is new.
@@ -71,7 +73,7 @@ class PlanStore(OwnerStore[Plan]):
         Raises:
             ConflictError: the idempotency key was used for another specification.
         """
-        plan_id, request_sha256 = PREFIX + new_id(), sha256_of(spec)
+        plan_id, request_sha256 = PREFIX + new_id(), request_sha256 or sha256_of(spec)
         values = {
             "id": plan_id,
             "name": name,

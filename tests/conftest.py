@@ -7,6 +7,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as processors, not as many squared; read on import
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -28,6 +29,7 @@ from tests.families import tiny_model
 from tests.service import Service
 
 BOOKS = Path(os.environ.get("FACTOR_SEARCH_BOOKS") or Path(__file__).parents[2] / "shared" / "data" / "books")
+COMMIT = "c0" * 20
 LONG = ("test_ray", "test_testbed", "test_topology", "test_plans", "test_docs", "test_cli_service", "test_plan_run")
 """Files that take minutes come first, so that processes that share the files end together."""
 
@@ -40,6 +42,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["FACTOR_SEARCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def a_hub_where_everything_is_at_one_commit() -> Iterator[None]:
+    """Names on the hub can be submitted without a network; tests/test_what_is_read.py has what the hub answers."""
+    with mock.patch("workers.pinning.commit_of", return_value=COMMIT):
+        yield
 
 
 def save_checkpoint(model: PreTrainedModel, folder: Path) -> Path:

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from factor_search.spec import parse_spec
 from storage.errors import DatabaseError
+from tests.conftest import COMMIT
 from tests.rest_service import SPEC, FakeCoordinator, app_on, calling, candidate, progress, settings
 
 
@@ -40,7 +41,8 @@ def test_a_submitted_job_is_queued_with_all_defaults_and_says_if_nobody_will_sta
     response = client.post("/v1/jobs", json=SPEC)
     job = response.json()
     assert (response.status_code, response.headers["location"]) == (201, f"/v1/jobs/{job['id']}")
-    assert job["spec"] == parse_spec(SPEC).model_dump(mode="json")
+    pinned = SPEC | {"model": {"id": SPEC["model"], "revision": COMMIT}, "data": SPEC["data"] | {"revision": COMMIT}}
+    assert job["spec"] == parse_spec(pinned).model_dump(mode="json")
     assert (job["state"], job["progress"], job["started_at"]) == ("queued", None, None)
     assert job["submitted_at"].endswith("Z")
     assert "no coordinator is running" in job["note"]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from factor_search.errors import DataError
 from factor_search.text import formats, parquet_rows, rows
-from factor_search.text.documents import documents_from_files, matching_files
+from factor_search.text.documents import document_files, documents_from_files
 from factor_search.text.formats import LONGEST_DOCUMENT, LONGEST_LINE, REFUSED
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -224,9 +224,9 @@ def test_other_formats_are_refused_by_name_before_anything_is_read(tmp_path: Pat
     for name in (f"b{ending}", f"b{ending.upper()}", f"b{ending}.gz"):
         (tmp_path / name).write_bytes(b"")
         with pytest.raises(DataError, match=rf"{name}: files that end in {ending} are not read: "):
-            matching_files(str(tmp_path / "*"))
+            document_files(str(tmp_path / "*"))
         (tmp_path / name).unlink()
-    assert matching_files(str(tmp_path / "*")) == [str(tmp_path / "a.txt")]
+    assert document_files(str(tmp_path / "*")) == [str(tmp_path / "a.txt")]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv", "a.parquet", "a"])

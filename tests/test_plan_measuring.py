@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from factor_search.errors import SearchFailedError
+from factor_search.errors import SearchFailedError, SpecError
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsModel, factors_file, parse_factors
 from factor_search.job import read_samples
@@ -143,7 +143,11 @@ def test_tasks_of_the_harness(work: EvaluateWork, tmp_path: Path, monkeypatch: p
     def wrap(pretrained: Any, tokenizer: Any, batch_size: int) -> Any:
         return pretrained
 
-    def simple_evaluate(model: Any, tasks: list[str]) -> dict[str, Any]:
+    class TaskManager:
+        all_tasks = ("piqa", "bad")
+
+    def simple_evaluate(model: Any, tasks: list[str], task_manager: Any) -> dict[str, Any]:
+        assert isinstance(task_manager, TaskManager)
         asked.append((tasks, model(torch.arange(100)[None]).logits))
         if "bad" in tasks:
             raise KeyError("no such task")
@@ -152,6 +156,7 @@ def test_tasks_of_the_harness(work: EvaluateWork, tmp_path: Path, monkeypatch: p
     for name, content in {
         "lm_eval": {"simple_evaluate": simple_evaluate, "__spec__": math},
         "lm_eval.models": {},
+        "lm_eval.tasks": {"TaskManager": TaskManager},
         "lm_eval.models.huggingface": {"HFLM": wrap},
     }.items():
         module = ModuleType(name)
@@ -167,3 +172,6 @@ def test_tasks_of_the_harness(work: EvaluateWork, tmp_path: Path, monkeypatch: p
     assert not torch.allclose(logits, plain), "the factors are in force"
     with pytest.raises(SearchFailedError, match="lm-evaluation-harness fails on bad: 'no such task'"):
         perform(work.model_copy(update=harness | {"harness": ["bad"]}), tmp_path / "b")
+    for name, message in (("boolq", "has no task 'boolq'"), ("own.yaml", "not the name of a task")):
+        with pytest.raises(SpecError, match=message):
+            perform(work.model_copy(update=harness | {"harness": [name]}), tmp_path / "c")

@@ -128,10 +128,9 @@ def test_the_hub_is_allowed_or_not(policy: Policy) -> None:
 
 def test_a_data_set_of_the_hub_cannot_be_a_local_path(policy: Policy, root: Path) -> None:
     hub = Policy(policy.roots, allow_hub=True, allow_remote_code=False)
-    for dataset in ("/etc", "./x", "../outside", str(root / "out"), "a/b/c"):
+    for dataset in ("/etc", "./x", "../outside", str(root / "out"), "a/b/c", str(root / "texts")):
         with pytest.raises(SpecError, match=r"data\.dataset"):
             check(hub, data={"dataset": dataset})
-    check(hub, data={"dataset": str(root / "texts")})
 
 
 @pytest.mark.parametrize("revision", ["../../x", "a/../b", "", "a b", "x\n"])

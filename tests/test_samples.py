@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,17 +56,27 @@ def test_text_json_lines_parquet_and_saved_data_sets_give_the_same(tmp_path: Pat
         assert len({document.source for document in documents}) == 4
 
 
-def test_a_named_data_set_is_streamed(tmp_path: Path) -> None:
-    """The loader of hub data sets also takes a folder, which stands in for the hub here."""
-    pytest.importorskip("datasets")
+def test_a_named_data_set_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder stands in for the hub here; tests/test_what_is_read.py asks a hub."""
+    datasets = pytest.importorskip("datasets")
     (tmp_path / "validation.jsonl").write_text("\n".join(json.dumps({"text": f"{n} " * 99}) for n in range(9)))
-    spec = DataSpec(dataset=str(tmp_path), search_documents=2, validation_documents=2, held_out_documents=2)
+    build = datasets.load_dataset_builder
+
+    def from_folder(dataset: str, name: str | None, revision: str | None) -> Any:
+        assert (dataset, name, revision) == ("owner/name", "en", "v1")
+        return build(str(tmp_path))
+
+    monkeypatch.setattr("datasets.load_dataset_builder", from_folder)
+    monkeypatch.setattr("factor_search.text.data_sets._check_builder", lambda builder, dataset: None)
+    of: dict[str, Any] = {"dataset": "owner/name", "name": "en", "revision": "v1"}
+    spec = DataSpec(**of, search_documents=2, validation_documents=2, held_out_documents=2)
     samples = load_samples(spec, TOKENIZE, 128, seed=0)
-    assert all("/validation#" in sample.source for sample in samples.search.samples)
+    assert all(sample.source.startswith("owner/name/validation#") for sample in samples.search.samples)
     with pytest.raises(DataError, match="cannot read split 'train'"):
-        list(documents_from_hub(str(tmp_path), None, "train", "text"))
+        list(documents_from_hub("owner/name", "en", "train", "text", "v1"))
     with pytest.raises(DataError, match="no column 'body', only text"):
-        list(documents_from_hub(str(tmp_path), None, "validation", "body"))
+        list(documents_from_hub("owner/name", "en", "validation", "body", "v1"))
+    monkeypatch.undo()
     with pytest.raises(DataError, match="cannot read split 'validation' of data set no/such-data-set"):
         list(documents_from_hub("no/such-data-set", None, "validation", "text"))
 

@@ -47,12 +47,14 @@ def _run(parsed: argparse.Namespace) -> None:
     from workers.ray_backend import RayBackend  # Ray reads the environment when it is imported
 
     stop, policy = threading.Event(), Policy.from_arguments(parsed, hub=False)
+    policy.close_the_hub()
     with Database(parsed.database) as database:
         backend = RayBackend(
             parsed.ray_address,
             workers=parsed.workers,
             cpus_per_worker=parsed.cpus_per_worker,
             gpus_per_worker=parsed.gpus_per_worker,
+            policy=policy,
         )
         for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has started, which sets handlers of its own
             signal.signal(number, lambda *_: stop.set())

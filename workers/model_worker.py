@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 
 from factor_search.factors import Factors
+from factor_search.files.reading import EVERYTHING, under
 from factor_search.job import read_samples
 from factor_search.measure.evaluation import Evaluation
 from factor_search.measure.evaluator import LocalEvaluator
@@ -20,6 +21,7 @@ from factor_search.model.injection import probe
 from factor_search.model.loading import LoadedModel, load_model
 from factor_search.spec import JobSpec, ModelSpec
 from factor_search.text.samples import Samples, SampleSet
+from workers.policy import Policy
 
 SAMPLE_SETS_KEPT = 6
 """The three parts of two jobs."""
@@ -58,12 +60,17 @@ class Prepared:
 class ModelWorker:
     """Keeps the last model in memory; independent of the backend that runs it."""
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, policy: Policy | None = None) -> None:
         """Start without a model.
 
         Args:
             threads: CPU threads to compute with; None leaves torch's choice.
+            policy: what jobs may read, checked when a file is opened; None is everything.
         """
+        self._rules = EVERYTHING
+        if policy is not None:
+            self._rules = policy.reading_rules()
+            policy.close_the_hub()
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         keep_freed_memory()
         if threads is not None:
@@ -85,7 +92,8 @@ class ModelWorker:
             FactorSearchError: the model or the documents cannot be used.
         """
         loaded = self._load(spec.model)
-        return Prepared(loaded.identity, loaded.geometry, read_samples(spec, loaded))
+        with under(self._rules):
+            return Prepared(loaded.identity, loaded.geometry, read_samples(spec, loaded))
 
     def load(self, setting: Setting) -> None:
         """Get ready to evaluate with a setting; does nothing if it is ready.
@@ -135,7 +143,8 @@ class ModelWorker:
         """Run a task that loads what it needs; no other model is in memory before or after it."""
         self._forget_model()
         try:
-            return call(self._report_progress)
+            with under(self._rules):
+                return call(self._report_progress)
         finally:
             self._progress = None
             self._forget_model()
@@ -160,7 +169,8 @@ class ModelWorker:
         if self._loaded is None or self._loaded.spec != model:
             self._close_evaluator()
             self._loaded = None  # two models may not fit
-            loaded = load_model(model)
+            with under(self._rules):
+                loaded = load_model(model)
             probe(loaded.model, loaded.geometry)
             self._loaded = loaded
         elif self._evaluator is not None:

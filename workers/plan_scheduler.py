@@ -7,11 +7,12 @@ from typing import Any
 
 from factor_search.errors import FactorSearchError, ModelLoadError, one_line
 from factor_search.files.canonical_json import sha256_of
+from factor_search.files.matching import matching_files
+from factor_search.files.reading import under
 from factor_search.plan.kinds import kind_of
 from factor_search.plan.kinds.contract import Access, Execution, Work
 from factor_search.plan.spec import parse_plan
 from factor_search.plan.work import parse_outcome, work_of
-from factor_search.text.documents import matching_files
 from storage.errors import StorageError
 from storage.plan_steps import PlanSteps
 from storage.plans import Plan
@@ -42,7 +43,8 @@ class PlanScheduler:
     def _advance(self, plan: Plan) -> bool:
         """Take one step of a plan, or let the plan fail; true if the step was taken here."""
         try:
-            return self._steps.conclude(plan) if plan.job is not None else self._begin(plan)
+            with under(self._policy.reading_rules()):
+                return self._steps.conclude(plan) if plan.job is not None else self._begin(plan)
         except StorageError:
             raise
         except FactorSearchError as error:

@@ -1,25 +1,41 @@
-"""What a submitted job may use: which files, the Hugging Face hub or not, remote code or not."""
+"""What a submitted job may use: which files, the Hugging Face hub or not, remote code or not.
+
+Every field of a specification says what it names (:mod:`factor_search.spec.named`), and here is one check for each kind
+of thing. Files that are named inside of files, such as shards in an index, are checked as well.
+
+A specification is checked when it is submitted, again by the coordinator before a worker gets it, and what it names a
+third time by the worker, file by file as they are opened (:mod:`factor_search.files.reading`): a worker finds the
+documents of a glob anew, so files may be added until a job starts, and no list of files is kept with a job.
+"""
 
 import argparse
-import glob
-import itertools
+import contextlib
+import importlib.util
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from factor_search.errors import SpecError
-from factor_search.plan.kinds.contract import Access, Work
-from factor_search.plan.kinds.search import access_of_job
+from pydantic import BaseModel
+
+from factor_search.errors import DataError, ModelError, SpecError
+from factor_search.files.matching import WILDCARD, fixed_part, matching_now, refuse_address
+from factor_search.files.reading import ReadingRules, WalkLimit, reading_rules, under, walk_budget
+from factor_search.model.checkpoint_files import check_hub_id, checkpoint_files, is_local
+from factor_search.plan.kinds.contract import Work
 from factor_search.plan.spec import PlanSpec
-from factor_search.spec import DataSpec, JobSpec, ModelSpec, looks_local
+from factor_search.plan.task_names import check_task_names
+from factor_search.spec import JobSpec, ModelSpec
+from factor_search.spec.named import Named, Names, named_in
 from factor_search.testbed import CHECKPOINT
 from factor_search.testbed.corpus import held_out_files
+from factor_search.text.data_sets import check_hub_name, is_saved, saved_files
 
-MATCHES_CHECKED = 100_000
-LINKS_CHECKED = 100_000
-WILDCARD = re.compile(r"[*?\[]")
+WALK = WalkLimit(entries=100_000, seconds=2.0)
+"""For all globs of one specification; a thread of the server is busy with them at most so long."""
+CODE_REMEDY = "the operator must start the service with --allow-remote-code"
 
 
 @dataclass(frozen=True)
@@ -35,13 +51,33 @@ class Policy:
     work_folder: Path | None = None
     """Folder for the files that plans make, whose checkpoints may be used as models; without it plans are refused."""
 
+    def reading_rules(self) -> ReadingRules:
+        """The rules for whoever opens files for a job, on this machine."""
+        work = () if self.work_folder is None else (self.work_folder.resolve(),)
+        return ReadingRules(
+            roots=tuple(root.resolve() for root in self.roots),
+            model_roots=(CHECKPOINT.resolve(), *work),
+            files=frozenset(file.resolve() for file in held_out_files()),
+            hub=self.allow_hub,
+            walk=WALK,
+        )
+
+    def close_the_hub(self) -> None:
+        """Keep the libraries of this process from the hub, whatever a file names, unless it is allowed."""
+        if self.allow_hub:
+            return
+        os.environ |= {"HF_HUB_OFFLINE": "1", "USE_HUB_KERNELS": "0"}
+        hub = sys.modules.get("huggingface_hub.constants")  # which has read the environment, if it is loaded
+        if hub is not None:
+            hub.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+
     def check(self, spec: JobSpec) -> None:
         """Refuse a job that uses more than is allowed.
 
         Raises:
             SpecError: says what is not allowed and how the operator can allow it.
         """
-        self._check_access(access_of_job(spec))
+        self._check(spec)
 
     def check_plan(self, plan: PlanSpec) -> None:
         """Refuse a plan that uses more than is allowed.
@@ -49,7 +85,8 @@ class Policy:
         Raises:
             SpecError: see :meth:`check`; or there is no work folder.
         """
-        self._check_access(plan.access())
+        self.require_work_folder()
+        self._check(plan)
 
     def check_work(self, work: Work) -> None:
         """Refuse the work of a stage that uses more than is allowed now.
@@ -57,7 +94,9 @@ class Policy:
         Raises:
             SpecError: see :meth:`check`.
         """
-        self._check_access(work.access())
+        if work.writes:
+            self.require_work_folder()
+        self._check(work)
 
     def check_supplied_checkpoint(self, checkpoint: str) -> None:
         """Refuse a checkpoint outside the roots.
@@ -65,7 +104,10 @@ class Policy:
         Raises:
             SpecError: see :meth:`check`.
         """
-        self._check_path(checkpoint, "model")
+        rules = replace(self.reading_rules(), model_roots=())
+        rules.check(checkpoint, "model", model=True)
+        with under(rules), _as_spec_errors():
+            checkpoint_files(ModelSpec(id=os.path.abspath(checkpoint)))
 
     def require_work_folder(self) -> Path:
         """The folder for the files that plans make.
@@ -83,8 +125,7 @@ class Policy:
         Raises:
             SpecError: see :meth:`check`.
         """
-        self._check_code(model)
-        self._check_origin(model)
+        self._check(model, "model.")
 
     def as_arguments(self) -> list[str]:
         """The policy as arguments for another process's command line; see :func:`add_policy_arguments`."""
@@ -113,85 +154,107 @@ class Policy:
         work_folder = None if arguments.work is None else arguments.work.resolve()
         return cls(tuple(dict.fromkeys(roots)), allow_hub, arguments.allow_remote_code, work_folder)
 
-    def _check_access(self, access: Access) -> None:
-        if access.writes:
-            self.require_work_folder()
-        for model in access.models:
-            self.check_model(model)
-        if access.data is not None:
-            self._check_data(access.data)
-        for key, patterns in access.files.items():
-            for pattern in patterns:
-                self._check_pattern(pattern, key)
+    def _check(self, specification: BaseModel, prefix: str = "") -> None:
+        with under(self.reading_rules()), _as_spec_errors():
+            for named in named_in(specification, prefix):
+                CHECKS[named.kind](self, named)
 
-    def _check_code(self, model: ModelSpec) -> None:
-        if self.allow_remote_code:
-            return
-        remedy = "the operator must start the service with --allow-remote-code"
-        if model.trust_remote_code:
-            raise SpecError(f"model.trust_remote_code is not allowed here: {remedy}")
-        if "/" in model.attention:  # transformers loads such a name as a kernel from the hub, which is code
-            raise SpecError(
-                f"model.attention {model.attention!r} names code on the hub, which is not allowed here: {remedy}"
-            )
 
-    def _check_origin(self, model: ModelSpec) -> None:
-        if looks_local(model.id) or _exists(model.id, "model.id"):
-            if self.work_folder is None or not _resolved(model.id, "model.id").is_relative_to(
-                self.work_folder.resolve()
-            ):
-                self._check_path(model.id, "model.id")
-            return
-        self._check_hub(f"model {model.id!r} is not a folder here, and")
-        revision = model.revision
-        if revision is not None and (".." in revision or not re.fullmatch(r"[\w.\-/]+", revision)):
-            raise SpecError(f"model.revision {revision!r} is not a branch, tag or commit")
+@contextlib.contextmanager
+def _as_spec_errors() -> Iterator[None]:
+    try:
+        yield
+    except (DataError, ModelError) as error:
+        raise SpecError(str(error)) from None
 
-    def _check_data(self, data: DataSpec) -> None:
-        for pattern in data.files or ():
-            self._check_pattern(pattern, "data.files")
-        for pattern in data.held_out_files or ():
-            self._check_pattern(pattern, "data.held_out_files")
-        if data.dataset is None:
-            return
-        if looks_local(data.dataset) or _exists(data.dataset, "data.dataset"):
-            self._check_path(data.dataset, "data.dataset")
-        else:
-            self._check_hub(f"data set {data.dataset!r} would come from the hub, but")
 
-    def _check_hub(self, what: str) -> None:
-        if not self.allow_hub:
-            raise SpecError(f"{what} the hub is not allowed here: use a local path, or start the service with --hub")
+def _check_nothing(policy: Policy, named: Named) -> None:
+    pass
 
-    def _check_pattern(self, pattern: str, key: str) -> None:
-        """Refuse a glob that starts outside the roots, or currently matches anything outside them."""
-        parts = Path(pattern).parts
-        fixed = list(itertools.takewhile(lambda part: not WILDCARD.search(part), parts))
-        if _exists(pattern, key) or len(fixed) == len(parts):
-            self._check_path(pattern, key)
-            if len(fixed) == len(parts):
-                return
-        if ".." in parts[len(fixed) :]:
-            raise SpecError(f"{key}: {pattern} has '..' after a wildcard: write the path without it")
-        self._check_path(str(Path(*fixed)), key, shown=pattern, whole=False)
-        for match in itertools.islice(glob.iglob(pattern, recursive=True), MATCHES_CHECKED):
-            self._check_path(match, key)
 
-    def _check_path(self, path: str, key: str, *, shown: str | None = None, whole: bool = True) -> None:
-        """Refuse a path outside the roots, and with ``whole`` a folder with links that lead outside them."""
-        resolved = _resolved(path, key)
-        if resolved in _always_allowed():
-            return
-        remedy = "the operator can allow a folder with --root"
-        if not self._is_inside(resolved):
-            raise SpecError(f"{key}: {shown or path} is not in a folder that jobs may use: {remedy}")
-        if whole and os.path.isdir(resolved):
-            for link in itertools.islice(_links(resolved), LINKS_CHECKED):
-                if not self._is_inside(_resolved(str(link), key)):
-                    raise SpecError(f"{key}: {link} links out of the folders that jobs may use: {remedy}")
+def _check_code(policy: Policy, named: Named) -> None:
+    if named.value and not policy.allow_remote_code:
+        raise SpecError(f"{named.key} is not allowed here: {CODE_REMEDY}")
 
-    def _is_inside(self, resolved: Path) -> bool:
-        return any(resolved.is_relative_to(root.resolve()) for root in self.roots)
+
+def _check_kernel(policy: Policy, named: Named) -> None:
+    if policy.allow_remote_code:
+        return
+    # transformers loads a kernel, which is code, for a name with a slash, and in place of a missing flash_attn
+    replaced = named.value.startswith("flash_attention") and importlib.util.find_spec("flash_attn") is None
+    if "/" in named.value or (replaced and importlib.util.find_spec("kernels") is not None):
+        raise SpecError(f"{named.key} {named.value!r} names code on the hub, which is not allowed here: {CODE_REMEDY}")
+
+
+def _check_revision(policy: Policy, named: Named) -> None:
+    if ".." in named.value or not re.fullmatch(r"[\w.\-/]+", named.value):
+        raise SpecError(f"{named.key} {named.value[:200]!r} is not a branch, tag or commit")
+
+
+def _check_model(policy: Policy, named: Named) -> None:
+    refuse_address(named.value, named.key)
+    if is_local(named.value):
+        reading_rules().check(named.value, named.key, model=True)
+        if isinstance(named.holder, ModelSpec):
+            checkpoint_files(named.holder)
+    elif not policy.allow_hub:
+        raise SpecError(
+            f"{named.key}: {named.value[:200]!r} is not a folder here, and the hub is not allowed here: use a local "
+            "path, or start the service with --hub"
+        )
+    else:
+        check_hub_id(named.value)
+
+
+def _check_data_set(policy: Policy, named: Named) -> None:
+    check_hub_name(named.value)
+
+
+def _check_tasks(policy: Policy, named: Named) -> None:
+    check_task_names(named.value)
+    if named.value and not policy.allow_hub:
+        raise SpecError(
+            f"{named.key}: tasks of lm-evaluation-harness read data sets from the hub, but the hub is not allowed "
+            "here: leave them out, or start the service with --hub"
+        )
+
+
+def _check_files(policy: Policy, named: Named) -> None:
+    for path in named.value:
+        refuse_address(path, named.key)
+        reading_rules().check(path, named.key)
+
+
+def _check_documents(policy: Policy, named: Named) -> None:
+    """Refuse a glob that starts outside the roots, or currently matches anything outside them."""
+    split = getattr(named.holder, "split", None) or named.holder.data.split
+    for pattern in named.value:
+        refuse_address(pattern, named.key)
+        start = fixed_part(pattern) if WILDCARD.search(pattern) else pattern
+        if ".." in Path(pattern).parts[len(Path(start).parts) :]:
+            raise SpecError(f"{named.key}: {pattern} has '..' after a wildcard: write the path without it")
+        reading_rules().check(start, named.key, shown=pattern)
+        matches = matching_now(pattern)
+        with walk_budget().searching():
+            for match in matches:
+                walk_budget().look(pattern)
+                reading_rules().check(match, named.key)
+                if os.path.isdir(match) and is_saved(Path(match)):
+                    saved_files(Path(match), split)
+
+
+CHECKS: dict[Names, Callable[[Policy, Named], None]] = {
+    Names.NOTHING: _check_nothing,
+    Names.MODEL: _check_model,
+    Names.REVISION: _check_revision,
+    Names.KERNEL: _check_kernel,
+    Names.CODE: _check_code,
+    Names.DOCUMENTS: _check_documents,
+    Names.FILES: _check_files,
+    Names.DATA_SET: _check_data_set,
+    Names.TASKS: _check_tasks,
+}
+"""What is done with the value of a field, by what it names."""
 
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
@@ -218,33 +281,3 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for the checkpoints that plans make, visible to all machines with workers (default: NAME.work "
         "beside an SQLite database, none for PostgreSQL)",
     )
-
-
-def _always_allowed() -> set[Path]:
-    return {CHECKPOINT.resolve(), *(file.resolve() for file in held_out_files())}
-
-
-def _links(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
-        for name in itertools.chain(folders, files):
-            if (link := Path(place, name)).is_symlink():
-                yield link
-
-
-def _resolved(path: str, key: str) -> Path:
-    try:
-        return Path(path).resolve()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL character, or a loop of links
-        raise _unusable(path, key, error) from None
-
-
-def _exists(path: str, key: str) -> bool:
-    try:
-        return Path(path).resolve().exists()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _unusable(path, key, error) from None
-
-
-def _unusable(path: str, key: str, error: Exception) -> SpecError:
-    reason = getattr(error, "strerror", None) or error
-    return SpecError(f"{key}: {path[:100]!r} is not a valid path: {reason}")

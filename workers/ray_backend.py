@@ -17,6 +17,7 @@ from factor_search.spec import JobSpec
 from factor_search.text.samples import SampleSet
 from workers.backend import Capacity, SharedSamples, WorkerGoneError, WorkerOutOfMemoryError
 from workers.model_worker import LongTaskCall, ModelWorker, Prepared, Setting
+from workers.policy import Policy
 from workers.ray_environment import ClusterError, check_reachable
 
 WATCH = "watch"
@@ -117,6 +118,7 @@ class RayBackend:
         cpus_per_worker: float = 1.0,
         gpus_per_worker: float | None = None,
         worker_class: type[ActorMethods] = RayModelWorker,
+        policy: Policy | None = None,
     ) -> None:
         """Start Ray on this machine, or join a cluster.
 
@@ -126,6 +128,7 @@ class RayBackend:
             cpus_per_worker: CPU cores that a worker reserves and computes with (rounded down, at least one).
             gpus_per_worker: GPUs that a worker reserves, possibly a fraction; None means one if there are GPUs.
             worker_class: the class of the actors.
+            policy: what they may read, given to each; None for classes that read nothing.
 
         Raises:
             ClusterError: Ray cannot be started, or there is no cluster at the address.
@@ -139,7 +142,7 @@ class RayBackend:
             where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
             raise ClusterError(f"cannot {where}: {one_line(error)}") from None
         self.grows = address is not None
-        self._threads = max(1, int(cpus_per_worker))
+        self._arguments = (max(1, int(cpus_per_worker)), *([] if policy is None else [policy]))
         self._limit = workers
         self._cpus = cpus_per_worker
         self._gpus = gpus_per_worker
@@ -168,7 +171,7 @@ class RayBackend:
     def start_worker(self) -> RayWorker:
         """Start an actor, which Ray places."""
         gpus = self._gpus_each(self.capacity().gpus)
-        return RayWorker(self._actor_class.options(num_cpus=self._cpus, num_gpus=gpus).remote(self._threads))
+        return RayWorker(self._actor_class.options(num_cpus=self._cpus, num_gpus=gpus).remote(*self._arguments))
 
     def share(self, samples: SampleSet) -> SharedSamples:
         """Put samples into the object store, owned by this process."""

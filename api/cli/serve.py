@@ -85,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     loopback = is_loopback(arguments.host)
     policy = read_policy(arguments, hub=loopback)
+    policy.close_the_hub()
     check_keys(arguments.database, loopback=loopback, host=arguments.host)
     optuna_url = arguments.dashboard_database or optuna_url_beside(arguments.database)
     if not arguments.no_dashboard:

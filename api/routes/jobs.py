@@ -16,19 +16,25 @@ from api.shown import shown_evaluation
 from api.submission import submitted_spec, with_warm_start
 from factor_search.export.registry import ENGINES, REFUSED
 from factor_search.factors_file import parse_factors
+from factor_search.files.canonical_json import sha256_of
+from factor_search.files.reading import under
 from factor_search.spec import JobSpec
 from storage.events import JOB
 from storage.jobs import SEARCHES
 from storage.jobs import Job as StoredJob
 from storage.states import JobState
+from workers.pinning import pinned
 
 
 def submit(stores: Records, spec: JobSpec, key: str | None, by: str | None) -> tuple[StoredJob, bool]:
     """Queue a search that the policy allows and that can end well, as far as this is known without the model."""
-    stores.settings.policy.check(spec)
-    spec = with_warm_start(spec, stores)
-    deferred.check_possible(spec)
-    return stores.jobs.submit(spec, idempotency_key=key, submitted_by=by)
+    policy = stores.settings.policy
+    policy.check(spec)
+    with under(policy.reading_rules()):
+        spec = with_warm_start(spec, stores)
+        deferred.check_possible(spec)
+    asked = sha256_of(spec.model_dump(mode="json"))  # what the hub answers may change until the request is repeated
+    return stores.jobs.submit(pinned(spec), idempotency_key=key, submitted_by=by, request_sha256=asked)
 
 
 FACTORS = "factors"
@@ -144,5 +150,7 @@ def factors(
             f"factor-search export --format {wanted} where the model is",
         )
     model = job.parse_spec().model
-    stores.settings.policy.check_model(model)
-    return JSONResponse(deferred.engine_document(wanted, parse_factors(document), model, nearest))
+    policy = stores.settings.policy
+    policy.check_model(model)
+    with under(policy.reading_rules()):
+        return JSONResponse(deferred.engine_document(wanted, parse_factors(document), model, nearest))

@@ -14,6 +14,8 @@ from api.records import Records
 from api.routes.resource import Resource, Stores, routes_of
 from api.schemas import EXAMPLE_PLAN_ID, finite
 from api.submission import submitted_plan
+from factor_search.files.canonical_json import sha256_of
+from factor_search.files.reading import under
 from factor_search.plan.kinds.await_checkpoint import AwaitWork
 from factor_search.plan.kinds.contract import Outcome, Work
 from factor_search.plan.spec import PlanSpec, parse_plan
@@ -22,16 +24,20 @@ from storage.events import PLAN
 from storage.plans import CHECKPOINT, check_waiting
 from storage.plans import Plan as StoredPlan
 from storage.states import PlanState
+from workers.pinning import pinned
 
 
 def submit(stores: Records, spec: PlanSpec, key: str | None, by: str | None) -> tuple[StoredPlan, bool]:
     """Queue a plan that the policy allows and that can end well, as far as this is known without the model."""
-    stores.settings.policy.check_plan(spec)
-    deferred.check_plan(spec)
+    policy = stores.settings.policy
+    policy.check_plan(spec)
+    with under(policy.reading_rules()):
+        deferred.check_plan(spec)
     expanded = spec.expanded()
     return stores.plans.submit(
         name=spec.name,
-        spec=expanded.model_dump(mode="json"),
+        spec=pinned(expanded).model_dump(mode="json"),
+        request_sha256=sha256_of(expanded.model_dump(mode="json")),
         stages=[(str(stage.name), stage.kind) for stage in expanded.stages or ()],
         idempotency_key=key,
         submitted_by=by,
@@ -99,8 +105,10 @@ def supply_checkpoint(plan_id: PlanId, stores: Stores, checkpoint: Checkpoint) -
     assert plan.present is not None
     work = parse_work(plan.present.work)
     assert isinstance(work, AwaitWork)
-    stores.settings.policy.check_supplied_checkpoint(checkpoint.model)
-    deferred.check_checkpoint(work, FilePath(checkpoint.model))
+    policy = stores.settings.policy
+    policy.check_supplied_checkpoint(checkpoint.model)
+    with under(policy.reading_rules()):
+        deferred.check_checkpoint(work, FilePath(checkpoint.model))
     spec = work.model_dump(mode="json") | {CHECKPOINT: checkpoint.model}
     return stores.show(stores.plans.supply_checkpoint(plan.id, spec))[0]
 

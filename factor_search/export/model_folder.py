@@ -10,6 +10,7 @@ from typing import Any
 
 from factor_search.errors import ExportError, OutputError
 from factor_search.files.json_documents import read_json, write_json
+from factor_search.files.reading import readable
 
 CONFIGURATION = "config.json"
 
@@ -89,6 +90,7 @@ def write_folder(out: Path, fill: Callable[[Path], None]) -> list[Path]:
 
 def link_or_copy(item: Path, destination: Path) -> None:
     """Copy a small file or a JSON; link a large one, so that it takes no space."""
+    readable(item, "model.id", model=True)
     if item.suffix == ".json" or item.stat().st_size < 2**20:
         shutil.copyfile(item, destination)
         return

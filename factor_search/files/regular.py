@@ -5,6 +5,8 @@ import os
 import stat
 from pathlib import Path
 
+from factor_search.files.reading import open_readable
+
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe (FIFO)",
@@ -32,18 +34,13 @@ def open_regular(file: Path, error_type: type[Exception]) -> io.BufferedReader:
 
     Raises:
         error_type: it is something else, or cannot be opened; the message is one line and names the file.
+        SpecError: it may not be read (:mod:`factor_search.files.reading`).
     """
     require_regular(file, error_type)
-    try:
-        # It may have become a FIFO meanwhile: O_NONBLOCK does not wait for a writer.
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:  # it may have become another file meanwhile
+        descriptor = open_readable(file, str(file))
     except OSError as error:
         raise error_type(f"cannot read {file}: {error.strerror or error}") from None
-    try:
-        _require_regular(file, os.fstat(descriptor).st_mode, error_type)
-    except BaseException:
-        os.close(descriptor)
-        raise
     return os.fdopen(descriptor, "rb")
 
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from factor_search.errors import SpecError
 from factor_search.files.canonical_json import sha256_of
 from factor_search.spec import Int, PositiveFloat, PositiveInt
+from factor_search.spec.named import Flag, Text
 
 
 class _Strict(BaseModel):
@@ -25,14 +26,14 @@ class LoraSpec(_Strict):
     kind: Literal["lora"] = "lora"
     rank: PositiveInt = Field(16, description="r: rank of each adapter.")
     alpha: PositiveFloat = Field(32.0, description="The product of an adapter is multiplied by alpha / rank.")
-    targets: list[Annotated[str, Field(min_length=1)]] | None = Field(
+    targets: list[Annotated[Text, Field(min_length=1)]] | None = Field(
         None,
         min_length=1,
         description="Ends of the names of the layers with an adapter, such as q_proj; null is every linear layer "
         "except the output layer.",
     )
-    train_norms: bool = Field(True, strict=True, description="Also train the weights of norms.")
-    train_embeddings: bool = Field(
+    train_norms: Flag = Field(True, strict=True, description="Also train the weights of norms.")
+    train_embeddings: Flag = Field(
         True,
         strict=True,
         description="Also train the token embeddings, and the output layer where it shares their weights.",
@@ -76,7 +77,7 @@ class FinetuneSpec(_Strict):
         description="Precision of the computation. Trained weights are kept in float32, and written in the precision "
         "of the checkpoint. auto is bfloat16 on a GPU that supports it.",
     )
-    gradient_checkpointing: bool = Field(
+    gradient_checkpointing: Flag = Field(
         False,
         strict=True,
         description="Compute activations again in the backward pass: it takes less memory and a third more time.",
@@ -89,7 +90,7 @@ class FinetuneSpec(_Strict):
         description="Share of the passes with sequences of the original length and the model's own RoPE (LongRoPE2, "
         "2502.20082); null is none.",
     )
-    drop_initial_tokens: bool = Field(
+    drop_initial_tokens: Flag = Field(
         False,
         strict=True,
         description="Train with the initial tokens, but leave them out of the written configuration, which cannot "

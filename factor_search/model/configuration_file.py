@@ -10,6 +10,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from factor_search.errors import ModelLoadError
+from factor_search.model.checkpoint_files import refuse_named_code
 from factor_search.model.geometry import TEXT_PARTS
 from factor_search.spec import ModelSpec
 
@@ -21,10 +22,12 @@ def configuration(spec: ModelSpec) -> PretrainedConfig:
     """Load a model's configuration, with RoPE types under the names that this version of transformers knows.
 
     Raises:
+        ModelLoadError: it names code that may not be run.
         Exception: whatever transformers raises on a broken file, or one that it does not know.
     """
     origin = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
     content, _ = PretrainedConfig.get_config_dict(spec.id, revision=spec.revision)
+    refuse_named_code(content, spec)
     own_code = spec.trust_remote_code and "AutoConfig" in content.get("auto_map", {})
     if own_code or content.get("model_type") not in CONFIG_MAPPING or not _renamed(content):
         return AutoConfig.from_pretrained(spec.id, **origin)

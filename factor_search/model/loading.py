@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,14 @@ from factor_search.files.cache import cache_folder
 from factor_search.files.canonical_json import sha256_of
 from factor_search.files.gguf import is_gguf, read_header
 from factor_search.model.auto_class import auto_class, own_code_forgotten
+from factor_search.model.checkpoint_files import checkpoint_files, is_local, opened_checkpoint
 from factor_search.model.configuration import read_geometry
 from factor_search.model.configuration_file import configuration, refuse_adapters
 from factor_search.model.geometry import Geometry
 from factor_search.model.gguf_file import gguf_config, gguf_model
 from factor_search.model.gguf_tokenizer import gguf_tokenizer
 from factor_search.model.live_frequencies import with_live_frequencies
-from factor_search.spec import ModelSpec, looks_local
+from factor_search.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,13 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     loader = auto_class(config)
     device = _device(spec)
     options: dict[str, Any] = {} if spec.attention == "auto" else {"attn_implementation": spec.attention}
-    with quietly(), _explained(spec, "model"), own_code_forgotten():
+    with quietly(), opened_checkpoint(spec) as place, _explained(spec, "model"), own_code_forgotten():
         if is_gguf(spec.id):
-            model, information = gguf_model(spec, config, **options)
+            model, information = gguf_model(spec.model_copy(update={"id": place}), config, **options)
         else:
             options |= {"config": config, "dtype": spec.dtype, **_origin(spec)}
-            model, information = loader.from_pretrained(spec.id, output_loading_info=True, **options)
+            model, information = loader.from_pretrained(place, output_loading_info=True, **options)
+        model.config.name_or_path = model.name_or_path = spec.id
     absent = sorted(information["missing_keys"]) + sorted(str(key) for key in information["mismatched_keys"])
     if absent:
         raise ModelLoadError(
@@ -90,19 +93,22 @@ def load_config(spec: ModelSpec) -> PretrainedConfig:
     Raises:
         ModelLoadError: there is none, it is broken, or there are only adapters of another model.
     """
-    if is_gguf(spec.id):
-        with quietly(), _explained(spec, "configuration"):
-            return gguf_config(Path(spec.id))
-    if looks_local(spec.id) and not Path(spec.id).is_dir():
+    if not is_gguf(spec.id) and is_local(spec.id) and not Path(spec.id).is_dir():
         raise ModelLoadError(f"there is no model folder {spec.id}")
-    with quietly(), _explained(spec, "configuration"):
-        if Path(spec.id).is_dir():
-            refuse_adapters(spec)
-        try:
-            return configuration(spec)
-        except Exception:
-            refuse_adapters(spec)
-            raise
+    with quietly(), opened_checkpoint(spec, weights=False) as place, _explained(spec, "configuration"):
+        config = gguf_config(Path(place)) if is_gguf(spec.id) else _configuration(spec, place)
+        config.name_or_path = spec.id
+        return config
+
+
+def _configuration(spec: ModelSpec, place: str) -> PretrainedConfig:
+    if Path(spec.id).is_dir():
+        refuse_adapters(spec)
+    try:
+        return configuration(spec.model_copy(update={"id": place}))
+    except Exception:
+        refuse_adapters(spec)
+        raise
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
@@ -111,10 +117,17 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     Raises:
         ModelLoadError: there is none, or it is broken.
     """
-    with quietly(), _explained(spec, "tokenizer"):
-        if is_gguf(spec.id):
-            return gguf_tokenizer(Path(spec.id))
-        return AutoTokenizer.from_pretrained(spec.id, config=configuration(spec), **_origin(spec))
+    with contextlib.ExitStack() as stack, quietly():
+        place = stack.enter_context(opened_checkpoint(spec, weights=False))
+        with _explained(spec, "tokenizer"):
+            if is_gguf(spec.id):
+                return gguf_tokenizer(Path(place))
+            config = configuration(spec.model_copy(update={"id": place}))
+            tokenizer = AutoTokenizer.from_pretrained(place, config=config, **_origin(spec))
+        tokenizer.name_or_path = spec.id
+        if place != spec.id:  # some tokenizers read their files again, when they are saved
+            weakref.finalize(tokenizer, stack.pop_all().close)
+        return tokenizer
 
 
 def checkpoint_folder(spec: ModelSpec) -> Path:
@@ -127,8 +140,9 @@ def checkpoint_folder(spec: ModelSpec) -> Path:
         read_header(Path(spec.id))
         return Path(spec.id)
     if Path(spec.id).is_dir():
+        checkpoint_files(spec)
         return Path(spec.id)
-    with quietly(), _explained(spec, "files"):
+    with quietly(), opened_checkpoint(spec), _explained(spec, "files"):
         return Path(snapshot_download(spec.id, revision=spec.revision))
 
 

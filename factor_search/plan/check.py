@@ -13,7 +13,7 @@ from factor_search.plan.kinds.search import SearchStage, SearchWork
 from factor_search.plan.spec import PlanSpec
 from factor_search.plan.work import work_of
 from factor_search.spec import looks_local
-from factor_search.text.documents import matching_files
+from factor_search.text.documents import document_files
 
 
 def check_plan(plan: PlanSpec) -> None:
@@ -33,7 +33,7 @@ def check_plan(plan: PlanSpec) -> None:
     first = work_of(expanded, 0, [])
     assert isinstance(first, SearchWork), "every other stage needs a search before it"
     for pattern in plan.training_files or ():
-        matching_files(pattern)
+        document_files(pattern)
     for stage in stages:
         kind_of(stage).check_packages(stage)
     if looks_local(plan.model.id) or Path(plan.model.id).exists():

@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from factor_search.errors import SpecError
 from factor_search.files.json_documents import explain, read_json
 from factor_search.plan.kinds import StageSpec, kind_of
-from factor_search.plan.kinds.contract import Access
 from factor_search.plan.recipes import RECIPES
 from factor_search.plan.references import resolved
 from factor_search.spec import AnyData, AnyModel, Int, PositiveInt, Strict
+from factor_search.spec.named import Names, Text
 
 MOST_STAGES = 32
 
@@ -20,12 +20,12 @@ MOST_STAGES = 32
 class PlanSpec(Strict):
     """An ordered list of stages, each of which may use the results of those before it."""
 
-    name: str = Field("plan", min_length=1, max_length=100, description="For people; not interpreted.")
+    name: Text = Field("plan", min_length=1, max_length=100, description="For people; not interpreted.")
     model: AnyModel
     data: AnyData = Field(
         description="Of all stages: split once, so that documents held out in one stage are held out in all."
     )
-    training_files: list[str] | None = Field(
+    training_files: Annotated[list[str] | None, Names.DOCUMENTS] = Field(
         None,
         min_length=1,
         description="Documents to fine-tune on; null is all those of 'data' that no stage searches or measures on. "
@@ -64,11 +64,6 @@ class PlanSpec(Strict):
                 f"data.least_tokens is {least}, but the plan goes up to {plan.longest} tokens: documents need as many"
             )
         return self
-
-    def access(self) -> Access:
-        """Which models and files its stages read, as far as they are known before it runs."""
-        files = {"training_files": self.training_files or []}
-        return Access(models=(self.model,), data=self.data, files=files, writes=True)
 
     def expanded(self) -> "PlanSpec":
         """The same plan without a recipe: every stage listed, with its name and the stages it refers to."""

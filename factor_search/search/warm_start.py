@@ -12,6 +12,7 @@ from factor_search.errors import FactorsError, SpecError
 from factor_search.factors import Factors
 from factor_search.factors_file import parse_factors
 from factor_search.files.json_documents import explain, read_json
+from factor_search.files.reading import readable
 from factor_search.methods import longrope_attention_factor
 from factor_search.model.geometry import Geometry
 from factor_search.spec import JobSpec, KnownFactors, WarmStartSpec
@@ -54,9 +55,11 @@ def read_known(name: str) -> KnownFactors:
 
     Raises:
         FactorsError: the file cannot be read, or does not contain factors.
+        SpecError: the file is not in a folder that may be read.
     """
     file = Path(name)
     try:
+        readable(name, "warm_start.files")
         if file.exists() and not file.is_file():
             raise FactorsError(f"{file} is not a file: a warm start needs a JSON file with rescale factors")
         if file.is_file() and file.stat().st_size > LARGEST_BYTES:

@@ -10,6 +10,7 @@ from factor_search.errors import SpecError
 from factor_search.files.canonical_json import sha256_of
 from factor_search.files.json_documents import explain, read_json
 from factor_search.spec.base import Int, PositiveFloat, PositiveInt, Strict
+from factor_search.spec.named import Flag, Text
 from factor_search.spec.problem import DataSpec, ModelSpec, ObjectiveSpec, PerplexitySpec, SpaceSpec
 from factor_search.spec.strategies import AutoSpec, StrategySpec
 from factor_search.spec.warm_start import WarmStartSpec
@@ -82,7 +83,7 @@ AnyBudget = Annotated[BudgetSpec, BeforeValidator(_candidates, json_schema_input
 
 
 Baselines = Annotated[
-    list[Annotated[str, Field(min_length=1)]] | None,
+    list[Annotated[Text, Field(min_length=1)]] | None,
     Field(
         min_length=1,
         description="Closed forms to compare with on the validation and held-out documents, by name; null is all. The "
@@ -94,7 +95,7 @@ Baselines = Annotated[
 class JobSpec(Strict):
     """One search: a model, documents and a target length."""
 
-    name: str = Field("search", min_length=1, max_length=200, description="A name for people; it has no effect.")
+    name: Text = Field("search", min_length=1, max_length=200, description="A name for people; it has no effect.")
     model: AnyModel
     data: AnyData
     target_length: PositiveInt = Field(description="Target context length in tokens.")
@@ -102,7 +103,7 @@ class JobSpec(Strict):
     space: SpaceSpec = SpaceSpec()
     strategy: AnyStrategy = AutoSpec()
     budget: AnyBudget = BudgetSpec()
-    racing: RacingSpec | bool | None = Field(
+    racing: RacingSpec | Flag | None = Field(
         None,
         description="Stop candidates that fall behind. true uses an error rate of 0.01; null is true for auto only.",
     )

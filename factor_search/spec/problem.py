@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from factor_search.spec.base import Int, PositiveFloat, PositiveInt, Strict
+from factor_search.spec.named import Flag, Names, Text
 
 INITIAL_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
 """Choices for the number of initial tokens in the LongRoPE paper (2402.13753, table 4)."""
@@ -13,18 +14,20 @@ INITIAL_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
 class ModelSpec(Strict):
     """Which model to search for, and how to run it."""
 
-    id: str = Field(
+    id: Annotated[str, Names.MODEL] = Field(
         min_length=1, description="A local folder with a Hugging Face checkpoint, a local GGUF file, or a hub id."
     )
-    revision: str | None = Field(None, description="Hub revision (branch, tag or commit).")
+    revision: Annotated[str | None, Names.REVISION] = Field(None, description="Hub revision (branch, tag or commit).")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Precision of the weights and the computation; auto is the checkpoint's own, and "
         "bfloat16 for a quantised GGUF file.",
     )
-    attention: str = Field("auto", description="Attention implementation of transformers: auto, sdpa, eager, ...")
-    device: str = Field("auto", description="A torch device; auto is a GPU if there is one.")
-    trust_remote_code: bool = Field(
+    attention: Annotated[str, Names.KERNEL] = Field(
+        "auto", description="Attention implementation of transformers: auto, sdpa, eager, ..."
+    )
+    device: Text = Field("auto", description="A torch device; auto is a GPU if there is one.")
+    trust_remote_code: Annotated[bool, Names.CODE] = Field(
         False, strict=True, description="Run Python code from the checkpoint; a service must allow it."
     )
     original_length: PositiveInt | None = Field(
@@ -42,16 +45,27 @@ def looks_local(model_id: str) -> bool:
 class DataSpec(Strict):
     """Which documents to use, and how many for search, validation and the held-out measurement."""
 
-    files: list[str] | None = Field(None, description="Text, JSON-lines or parquet files, saved data sets, or globs.")
-    dataset: str | None = Field(None, description="A data set on the Hugging Face hub, instead of files.")
-    name: str | None = Field(None, description="Configuration name of the hub data set.")
-    split: str = Field("validation", description="Split of the hub or saved data set.")
-    column: str = Field("text", description="Column or JSON key with the text of a document.")
+    files: Annotated[list[str] | None, Names.DOCUMENTS] = Field(
+        None, description="Text, JSON-lines or parquet files, saved data sets, or globs."
+    )
+    dataset: Annotated[str | None, Names.DATA_SET] = Field(
+        None, description="A data set on the Hugging Face hub, instead of files."
+    )
+    revision: Annotated[str | None, Names.REVISION] = Field(
+        None,
+        description="Revision of the hub data set (branch, tag or commit); a service replaces it by the commit.",
+        exclude_if=lambda revision: revision is None,  # earlier versions had none
+    )
+    name: Text | None = Field(None, description="Configuration name of the hub data set.")
+    split: Text = Field("validation", description="Split of the hub or saved data set.")
+    column: Text = Field("text", description="Column or JSON key with the text of a document.")
     search_documents: PositiveInt = Field(8, description="Documents on which the search compares candidates.")
     validation_documents: PositiveInt = Field(4, description="Documents on which the winner is chosen.")
     held_out_documents: PositiveInt = Field(8, description="Documents on which only the final figures are measured.")
-    held_out_files: list[str] | None = Field(None, description="Take the held-out documents from these files instead.")
-    cut_long_documents: bool = Field(
+    held_out_files: Annotated[list[str] | None, Names.DOCUMENTS] = Field(
+        None, description="Take the held-out documents from these files instead."
+    )
+    cut_long_documents: Flag = Field(
         False,
         strict=True,
         description="Cut documents into consecutive pieces of the target length and count each piece as a document. "
@@ -80,7 +94,7 @@ class SpaceSpec(Strict):
     attention_factor: Literal["formula", "search"] | PositiveFloat = Field(
         "formula", description="formula is LongRoPE's, search includes it in the search, a number fixes it."
     )
-    monotone: bool = Field(True, strict=True, description="Require lambda_i <= lambda_{i+1}.")
+    monotone: Flag = Field(True, strict=True, description="Require lambda_i <= lambda_{i+1}.")
     upper_bound: float | None = Field(
         None,
         strict=True,

@@ -1,14 +1,17 @@
 """Known factors from which a search starts."""
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from factor_search.spec.base import Int, PositiveFloat, PositiveInt, Strict
+from factor_search.spec.named import Names, Text
 
 
 class KnownFactors(Strict):
     """Known factors, with their scale and the RoPE that they belong to."""
 
-    source: str = Field(max_length=4096, description="Where the factors come from, for people.")
+    source: Text = Field(max_length=4096, description="Where the factors come from, for people.")
     rescale_factors: list[PositiveFloat] = Field(min_length=1, description="lambda_i of each rotary pair.")
     initial_tokens: Int = Field(0, description="Leading positions that keep the model's own RoPE.")
     attention_factor: PositiveFloat | None = Field(None, description="Null is LongRoPE's formula.")
@@ -17,7 +20,7 @@ class KnownFactors(Strict):
     )
     rotary_dim: PositiveInt | None = Field(None, description="Rotary dimensions of their model, if known.")
     rope_theta: PositiveFloat | None = Field(None, description="RoPE base of their model, if known.")
-    compare_as: str | None = Field(
+    compare_as: Text | None = Field(
         None,
         min_length=1,
         max_length=60,
@@ -32,12 +35,12 @@ MOST_WARM_STARTS = 15
 class WarmStartSpec(Strict):
     """Known factors from which a search starts, besides the closed forms; they are rescaled to the scale of the job."""
 
-    files: list[str] = Field(
+    files: Annotated[list[str], Names.FILES] = Field(
         default=[],
         description="factors.json files, JSON lists of rescale factors, or Hugging Face configurations with a "
         "longrope long_factor. They are read once, and their content is stored in `factors`.",
     )
-    jobs: list[str] = Field(
+    jobs: list[Text] = Field(
         default=[],
         description="Ids of finished jobs of the same service, on a model with the same RoPE. Their factors are stored "
         "in `factors` when this job is submitted.",

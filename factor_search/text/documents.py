@@ -1,28 +1,28 @@
 """Reads documents from files of many formats, and from saved or named Hugging Face data sets."""
 
-import glob
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from factor_search.errors import DataError, one_line
+from factor_search.errors import DataError
+from factor_search.files.matching import matching_files
+from factor_search.files.reading import readable
 from factor_search.files.regular import open_regular, require_regular
-from factor_search.text.formats import NEEDS_EXTRA, decompressed, format_of, read_text
+from factor_search.text.data_sets import hub_rows, is_saved, saved_rows
+from factor_search.text.formats import decompressed, format_of, read_text
 from factor_search.text.parquet_rows import parquet_rows
 from factor_search.text.rows import Document as Document
 from factor_search.text.rows import Row, csv_rows, document_of_row, json_line_rows, json_rows
 
 
-def matching_files(pattern: str) -> list[str]:
+def document_files(pattern: str) -> list[str]:
     """Return the files and folders that a path or glob matches, sorted.
 
     Raises:
         DataError: it matches nothing, or a file of a kind that is not read.
     """
-    matches = sorted(glob.glob(pattern, recursive=True)) or ([pattern] if Path(pattern).exists() else [])
-    if not matches:
-        raise DataError(f"no file matches {pattern}")
+    matches = matching_files(pattern)
     for match in map(Path, matches):
         if not match.is_dir():
             require_regular(match, DataError)
@@ -37,35 +37,34 @@ def documents_from_files(
 
     Raises:
         DataError: a path or glob matches nothing, or a file cannot be read in the format of its file extension.
+        SpecError: a file is not in a folder that may be read.
     """
     for pattern in patterns:
-        for match in matching_files(pattern):
-            for document in _documents_of(Path(match), column, split, from_glob=match != pattern):
-                name = os.fsencode(document.source).decode("utf-8", "backslashreplace")  # a file name may be any bytes
+        for match in document_files(pattern):
+            place = str(readable(match, "data.files"))
+            for document in _documents_of(Path(place), column, split, from_glob=match != pattern):
+                source = str(Path(match)) + document.source.removeprefix(place)
+                name = os.fsencode(source).decode("utf-8", "backslashreplace")  # a file name may be any bytes
                 yield Document(name, document.text)
 
 
-def documents_from_hub(dataset: str, name: str | None, split: str, column: str) -> Iterator[Document]:
+def documents_from_hub(
+    dataset: str, name: str | None, split: str, column: str, revision: str | None = None
+) -> Iterator[Document]:
     """Stream the documents of a data set on the Hugging Face hub.
 
     Raises:
         DataError: the data set, its split or its column does not exist, or the hub cannot be reached.
     """
-    datasets = _datasets(f"data set {dataset}")
-    try:
-        rows = datasets.load_dataset(dataset, name, split=split, streaming=True)
-        for number, row in enumerate(rows):
-            yield document_of_row(f"{dataset}/{split}#{number}", row, column)
-    except DataError:
-        raise
-    except Exception as error:  # whatever the hub client and the loaders raise
-        raise DataError(f"cannot read split {split!r} of data set {dataset}: {one_line(error)}") from error
+    for number, row in enumerate(hub_rows(dataset, name, split, column, revision)):
+        yield document_of_row(f"{dataset}/{split}#{number}", row, column)
 
 
 def _documents_of(path: Path, column: str, split: str, from_glob: bool) -> Iterator[Document]:
     if path.is_dir():
-        if any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
-            yield from _saved_data_set(path, split, column)
+        if is_saved(path):
+            for number, row in enumerate(saved_rows(path, split, column)):
+                yield document_of_row(f"{path}#{number}", row, column)
         elif not from_glob:
             raise DataError(f"{path} is a folder: name its files, for example {path / '*.txt'}")
     else:
@@ -100,26 +99,3 @@ def _rows(kind: str, path: Path, stream: BinaryIO, column: str) -> Iterator[Row]
     if kind == ".json":
         return json_rows(path, stream)
     return csv_rows(path, stream, column, "," if kind == ".csv" else "\t")
-
-
-def _saved_data_set(path: Path, split: str, column: str) -> Iterator[Document]:
-    datasets = _datasets(str(path))
-    try:
-        rows = datasets.load_from_disk(str(path))
-    except Exception as error:  # whatever the loader raises on broken files
-        raise DataError(f"cannot read {path} as a saved data set: {one_line(error)}") from error
-    if isinstance(rows, datasets.DatasetDict):
-        if split not in rows:
-            raise DataError(f"{path} has no split {split!r}, only {', '.join(rows)}")
-        rows = rows[split]
-    for number, row in enumerate(rows):
-        yield document_of_row(f"{path}#{number}", row, column)
-
-
-def _datasets(what: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(NEEDS_EXTRA.format(what=what, package="datasets")) from None
-    datasets.disable_progress_bars()
-    return datasets

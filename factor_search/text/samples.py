@@ -178,7 +178,7 @@ def documents_of(data: DataSpec) -> Iterator[Document]:
     if data.files:
         return documents_from_files(data.files, data.column, data.split)
     assert data.dataset is not None
-    return documents_from_hub(data.dataset, data.name, data.split, data.column)
+    return documents_from_hub(data.dataset, data.name, data.split, data.column, data.revision)
 
 
 def _long_enough(

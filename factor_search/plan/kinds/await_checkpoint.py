@@ -8,7 +8,6 @@ from pydantic import Field
 from factor_search.plan.kinds.contract import (
     FACTORS,
     MODEL,
-    Access,
     Execution,
     FactorsDocument,
     Outcome,
@@ -20,6 +19,7 @@ from factor_search.plan.kinds.contract import (
 )
 from factor_search.plan.kinds.export import check_no_initial_tokens
 from factor_search.spec import ModelSpec
+from factor_search.spec.named import Text
 
 
 class AwaitStage(Stage):
@@ -29,8 +29,8 @@ class AwaitStage(Stage):
     needs_search: ClassVar[str | None] = "nothing to tune a checkpoint with"
 
     kind: Literal["await_checkpoint"] = "await_checkpoint"
-    model: str | None = Field(None, description=MODEL)
-    factors: str | None = Field(None, description=FACTORS)
+    model: Text | None = Field(None, description=MODEL)
+    factors: Text | None = Field(None, description=FACTORS)
 
 
 class AwaitWork(Work):
@@ -42,10 +42,6 @@ class AwaitWork(Work):
 
     def _identity(self) -> dict[str, Any]:
         return self.model_dump(mode="json", include={"kind", "model"}) | {"factors": content_of(self.factors)}
-
-    def access(self) -> Access:
-        """The model that the checkpoint was tuned from; the checkpoint itself is checked when it is supplied."""
-        return Access(models=(self.model,), writes=True)
 
 
 class AwaitKind(StageKind[AwaitStage, AwaitWork]):

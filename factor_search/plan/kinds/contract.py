@@ -14,15 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from factor_search.factors_file import FactorsFile, parse_factors
 from factor_search.files.canonical_json import sha256_of
 from factor_search.measure.evaluation import Evaluator
 from factor_search.model.geometry import Geometry
 from factor_search.spec import DataSpec, JobSpec, ModelSpec, Strict
+from factor_search.spec.named import Names, Text, named_in
 from factor_search.text.samples import Samples
 
 ORIGINAL = "original"
@@ -30,7 +31,7 @@ ORIGINAL = "original"
 MODEL = "The stage whose checkpoint is used, or 'original' for the plan's model; null is the last checkpoint before."
 FACTORS = "The search whose factors are used; null is the last one before, on this model if there is one."
 
-FactorsDocument = dict[str, Any]
+FactorsDocument = Annotated[dict[str, Any], Names.NOTHING]
 """The JSON of a factors file."""
 OnProgress = Callable[[dict[str, Any]], None]
 """Receives the progress of a stage: a ``phase``, or a ``step`` with its figures; may raise to end the stage."""
@@ -55,14 +56,14 @@ class Stage(Strict):
     needs_search: ClassVar[str | None] = None
     """What is impossible without a search before it, for an error message; None for a search itself."""
 
-    name: str | None = Field(
+    name: Text | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=60,
         description="By which later stages refer to it; null is the kind and its number, as in search-1.",
     )
     kind: Any
-    model: str | None = Field(None, description=MODEL)
+    model: Text | None = Field(None, description=MODEL)
 
     @property
     def lengths_read(self) -> Sequence[int]:
@@ -80,7 +81,7 @@ class Outcome(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Everything a job, a plan or a stage reads and runs: the policy allows or refuses it, identities cover it."""
+    """The models and files of a job, a plan or a stage, which identities cover."""
 
     models: tuple[ModelSpec, ...]
     """The model that is worked on, then others that are compared with."""
@@ -90,11 +91,34 @@ class Access:
     writes: bool = False
     """Whether checkpoints or other large files are written, for which a service needs a folder."""
 
+    @classmethod
+    def of(cls, specification: BaseModel, *, writes: bool) -> "Access":
+        """What the descriptions of the fields say; see :mod:`factor_search.spec.named`.
+
+        Raises:
+            SpecError: a field is not described.
+        """
+        named = list(named_in(specification))
+        models = [one.holder for one in named if one.kind is Names.MODEL]
+        return cls(
+            models=tuple(model for model in models if isinstance(model, ModelSpec)),
+            data=next((one.holder for one in named if isinstance(one.holder, DataSpec)), None),
+            files={
+                one.key: one.value
+                for one in named
+                if one.kind in (Names.DOCUMENTS, Names.FILES) and not isinstance(one.holder, DataSpec)
+            },
+            writes=writes,
+        )
+
 
 class Work(Strict, ABC):
     """What one stage has to do, with everything in it."""
 
-    stage: str = Field(description="The stage's name; it does not affect the result.")
+    writes: ClassVar[bool] = True
+    """Whether it writes checkpoints or other large files."""
+
+    stage: Text = Field(description="The stage's name; it does not affect the result.")
     kind: Any
 
     @property
@@ -106,9 +130,9 @@ class Work(Strict, ABC):
     def _identity(self) -> dict[str, Any]:
         """What is hashed."""
 
-    @abstractmethod
     def access(self) -> Access:
-        """Which models and files it reads."""
+        """Which models and files it reads; the first model is the one that is worked on."""
+        return Access.of(self, writes=self.writes)
 
     @property
     def budget(self) -> dict[str, Any] | None:

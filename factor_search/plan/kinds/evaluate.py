@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from factor_search.errors import DataError
+from factor_search.errors import DataError, SpecError
 from factor_search.factors_file import parse_factors
 from factor_search.measure.evaluation import Evaluator
 from factor_search.measure.ladder import ladder
@@ -16,7 +16,6 @@ from factor_search.model.geometry import Geometry
 from factor_search.plan.kinds.contract import (
     FACTORS,
     MODEL,
-    Access,
     Execution,
     FactorsDocument,
     LocalModel,
@@ -32,12 +31,25 @@ from factor_search.plan.kinds.contract import (
 )
 from factor_search.plan.kinds.readjust import readjustment_for, short_tokens
 from factor_search.plan.kinds.search import search_named
+from factor_search.plan.task_names import LONGEST, PATTERN, check_task_names
 from factor_search.report.document import FOUND
 from factor_search.spec import DataSpec, Int, JobSpec, ModelSpec, PositiveInt, Strict
+from factor_search.spec.named import Names, Text
 from factor_search.text.samples import Samples, SampleSet
 
 EVALUATIONS, PASSKEYS = "evaluations.jsonl", "passkeys.json"
 """What is kept in the folder of the work."""
+
+
+def _task(name: str) -> str:
+    try:
+        check_task_names([name])
+    except SpecError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+TaskName = Annotated[str, Field(pattern=PATTERN, max_length=LONGEST), AfterValidator(_task)]
 
 
 class PasskeySpec(Strict):
@@ -57,9 +69,9 @@ class EvaluateStage(Stage):
     needs_search: ClassVar[str | None] = "nothing to evaluate"
 
     kind: Literal["evaluate"] = "evaluate"
-    model: str | None = Field(None, description=MODEL)
-    factors: str | None = Field(None, description=FACTORS)
-    short: str | None = Field(None, description="The readjustment of these factors; null is the last one, if any.")
+    model: Text | None = Field(None, description=MODEL)
+    factors: Text | None = Field(None, description=FACTORS)
+    short: Text | None = Field(None, description="The readjustment of these factors; null is the last one, if any.")
     lengths: list[Annotated[PositiveInt, Field(ge=2)]] | None = Field(
         None,
         min_length=1,
@@ -67,8 +79,10 @@ class EvaluateStage(Stage):
         description="In tokens, beside the target; null is the original length, twice that, ...",
     )
     passkey: PasskeySpec | None = Field(PasskeySpec(), description="Null leaves it out.")
-    harness: list[Annotated[str, Field(min_length=1)]] = Field(
-        default=[], max_length=64, description="Tasks of lm-evaluation-harness, which must be installed."
+    harness: Annotated[list[TaskName], Names.TASKS] = Field(
+        default=[],
+        max_length=64,
+        description="Registered tasks of lm-evaluation-harness, which must be installed; not files.",
     )
 
     @property
@@ -81,14 +95,14 @@ class EvaluateWork(Work):
     """Measurements on the held-out documents."""
 
     kind: Literal["evaluate"] = "evaluate"
-    original: ModelSpec = Field(description="The plan's model, whose short-context perplexity is compared with.")
     model: ModelSpec
+    original: ModelSpec = Field(description="The plan's model, whose short-context perplexity is compared with.")
     data: DataSpec
     factors: FactorsDocument
     short: FactorsDocument | None = Field(description="The readjusted factors, if there are any.")
     lengths: list[PositiveInt] | None
     passkey: PasskeySpec | None
-    harness: list[str]
+    harness: Annotated[list[str], Names.TASKS]
     seed: Int
 
     @property
@@ -100,10 +114,6 @@ class EvaluateWork(Work):
     def evaluated_as(self) -> JobSpec:
         """See :attr:`job`."""
         return self.job
-
-    def access(self) -> Access:
-        """Both models, and the documents."""
-        return Access(models=(self.model, self.original), data=self.data, writes=True)
 
     def ladder_lengths(self, geometry: Geometry) -> list[int]:
         """Lengths in tokens, ascending; the last is the target, which the closed forms are for."""

@@ -19,7 +19,6 @@ from factor_search.model.geometry import longrope_attention_factor
 from factor_search.plan.kinds.contract import (
     FACTORS,
     MODEL,
-    Access,
     Execution,
     FactorsDocument,
     LocalModel,
@@ -34,6 +33,7 @@ from factor_search.plan.kinds.contract import (
 from factor_search.plan.kinds.readjust import ReadjustStage, readjustment_for
 from factor_search.plan.kinds.search import search_named
 from factor_search.spec import ModelSpec
+from factor_search.spec.named import Flag, Text
 
 HUGGINGFACE = "huggingface"
 OF_FILES = ("gguf", "ollama", "onnx")
@@ -48,14 +48,14 @@ class ExportStage(Stage):
     needs_search: ClassVar[str | None] = "nothing to export"
 
     kind: Literal["export"] = "export"
-    model: str | None = Field(None, description=MODEL)
-    factors: str | None = Field(None, description=FACTORS)
-    format: str = Field(
+    model: Text | None = Field(None, description=MODEL)
+    factors: Text | None = Field(None, description=FACTORS)
+    format: Text = Field(
         HUGGINGFACE,
         description="The engine's format, as of the command export: " + ", ".join(ENGINES) + ".",
         json_schema_extra={"enum": list(ENGINES)},
     )
-    nearest: bool = Field(
+    nearest: Flag = Field(
         False, description="Write the nearest that the format can express, if it cannot express the factors themselves."
     )
     profile: Literal["static", "switching"] = Field(
@@ -63,7 +63,7 @@ class ExportStage(Stage):
         description="static: the same factors for short and long inputs. switching: readjusted ones up to the original "
         "length; a key-value cache that grows beyond it then mixes keys rotated with different factors and is invalid.",
     )
-    short: str | None = Field(
+    short: Text | None = Field(
         None, description="For switching: the readjustment of these factors; null is the last one."
     )
 
@@ -82,8 +82,8 @@ class ExportWork(Work):
 
     kind: Literal["export"] = "export"
     model: ModelSpec
-    format: str = HUGGINGFACE
-    nearest: bool = False
+    format: Text = HUGGINGFACE
+    nearest: Flag = False
     factors: FactorsDocument
     short: FactorsDocument | None = Field(description="The short half of a pair; null for the same factors throughout.")
 
@@ -92,10 +92,6 @@ class ExportWork(Work):
         content = self.model_dump(mode="json", exclude={"stage"})
         content = {key: value for key, value in content.items() if key not in later or value != later[key]}
         return content | {"factors": content_of(self.factors), "short": self.short and content_of(self.short)}
-
-    def access(self) -> Access:
-        """The model."""
-        return Access(models=(self.model,), writes=True)
 
 
 class ExportKind(StageKind[ExportStage, ExportWork]):

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,7 +17,6 @@ from factor_search.measure.windows import doubling_lengths
 from factor_search.plan.kinds.contract import (
     FACTORS,
     MODEL,
-    Access,
     Execution,
     FactorsDocument,
     LocalModel,
@@ -35,6 +34,7 @@ from factor_search.plan.kinds.contract import (
 from factor_search.plan.kinds.export import check_configuration, check_no_initial_tokens
 from factor_search.plan.kinds.search import search_named
 from factor_search.spec import DataSpec, Int, ModelSpec
+from factor_search.spec.named import Names, Text
 
 EVALUATIONS = "evaluations.jsonl"
 
@@ -46,8 +46,8 @@ class FinetuneStage(Stage):
     needs_search: ClassVar[str | None] = "nothing to fine-tune with"
 
     kind: Literal["finetune"] = "finetune"
-    model: str | None = Field(None, description=MODEL)
-    factors: str | None = Field(None, description=FACTORS)
+    model: Text | None = Field(None, description=MODEL)
+    factors: Text | None = Field(None, description=FACTORS)
     settings: FinetuneSpec = FinetuneSpec()
 
 
@@ -57,7 +57,7 @@ class FinetuneWork(Work):
     kind: Literal["finetune"] = "finetune"
     model: ModelSpec
     data: DataSpec
-    training_files: list[str] | None
+    training_files: Annotated[list[str] | None, Names.DOCUMENTS]
     factors: FactorsDocument
     settings: FinetuneSpec
     seed: Int
@@ -66,11 +66,6 @@ class FinetuneWork(Work):
         settings = self.settings.sha256
         content = self.model_dump(mode="json", include={"kind", "model", "data", "training_files", "seed"})
         return content | {"factors": content_of(self.factors), "settings": settings}
-
-    def access(self) -> Access:
-        """The model, the documents that are not for training, and those that are."""
-        files = {"training_files": self.training_files or []}
-        return Access(models=(self.model,), data=self.data, files=files, writes=True)
 
 
 class FinetuneKind(StageKind[FinetuneStage, FinetuneWork]):

@@ -33,6 +33,7 @@ from factor_search.spec import (
     SpaceSpec,
     WarmStartSpec,
 )
+from factor_search.spec.named import Flag, Text
 
 LONG = "long"
 """The name under which reports show the long factors at the original length."""
@@ -50,8 +51,8 @@ class ReadjustStage(Stage):
     needs_search: ClassVar[str | None] = "nothing to readjust"
 
     kind: Literal["readjust"] = "readjust"
-    model: str | None = Field(None, description=MODEL)
-    factors: str | None = Field(None, description=FACTORS)
+    model: Text | None = Field(None, description=MODEL)
+    factors: Text | None = Field(None, description=FACTORS)
     attention_factor: Literal["long", "search"] | PositiveFloat = Field(
         "long",
         description="Of the short factors: the long ones', since transformers has one for both; searched; or a number. "
@@ -59,7 +60,7 @@ class ReadjustStage(Stage):
     )
     strategy: AnyStrategy = AutoSpec()
     budget: AnyBudget = BudgetSpec()
-    racing: RacingSpec | bool | None = Field(None, description="As in a job.")
+    racing: RacingSpec | Flag | None = Field(None, description="As in a job.")
 
 
 class ReadjustWork(JobWork):

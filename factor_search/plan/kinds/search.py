@@ -8,7 +8,6 @@ from pydantic import BeforeValidator, Field
 from factor_search.errors import SpecError
 from factor_search.plan.kinds.contract import (
     MODEL,
-    Access,
     Execution,
     FactorsDocument,
     LocalModel,
@@ -37,6 +36,7 @@ from factor_search.spec import (
     SpaceSpec,
     WarmStartSpec,
 )
+from factor_search.spec.named import Flag, Text
 
 ROW = (
     "name",
@@ -70,8 +70,8 @@ class SearchStage(Stage):
 
     kind: Literal["search"] = "search"
     target_length: PositiveInt = Field(description="Tokens of context wanted of these factors.")
-    model: str | None = Field(None, description=MODEL)
-    start_from: str | None = Field(
+    model: Text | None = Field(None, description=MODEL)
+    start_from: Text | None = Field(
         None,
         description="The search whose factors, rescaled, this one starts from; null is the last one before on this "
         "model, or on one that it was made from.",
@@ -80,7 +80,7 @@ class SearchStage(Stage):
     space: PlanSpace = SpaceSpec(initial_tokens=[0])
     strategy: AnyStrategy = AutoSpec()
     budget: AnyBudget = BudgetSpec()
-    racing: RacingSpec | bool | None = Field(None, description="As in a job.")
+    racing: RacingSpec | Flag | None = Field(None, description="As in a job.")
     baselines: Baselines = None
 
     @property
@@ -92,6 +92,8 @@ class SearchStage(Stage):
 class JobWork(Work):
     """Work that is a search job: a search, or a readjustment."""
 
+    writes: ClassVar[bool] = False
+
     job: JobSpec
     long: FactorsDocument | None = Field(
         None, description="Of a readjustment: the long factors that its own make a pair with."
@@ -99,10 +101,6 @@ class JobWork(Work):
 
     def _identity(self) -> dict[str, Any]:
         return {"kind": self.kind, "job": self.job.sha256}
-
-    def access(self) -> Access:
-        """That of its job."""
-        return access_of_job(self.job)
 
     @property
     def budget(self) -> dict[str, Any] | None:
@@ -199,11 +197,6 @@ class SearchKind(StageKind[SearchStage, SearchWork]):
     def section(self, entry: dict[str, Any]) -> str:
         """The table of results."""
         return results_table(entry)
-
-
-def access_of_job(job: JobSpec) -> Access:
-    """Which models and files a job reads."""
-    return Access(models=(job.model,), data=job.data, files={"warm_start.files": job.warm_start.files})
 
 
 def lineage(model: str, before: Mapping[str, Stage]) -> list[str]:

@@ -1,0 +1,267 @@
+"""The files of a checkpoint: each is found and checked before a library opens one.
+
+A checkpoint names files of its own: shards of the weights in an index, weights and vocabularies in configurations. A
+library that is given the folder follows these names wherever they lead. So it is given another folder
+(:func:`opened_checkpoint`), which holds links to the files that belong to the checkpoint and may be read, and nothing
+else. The links lead to files that are open already, where the operating system can do that: what is read is what was
+checked, even if the checkpoint's own links change meanwhile.
+
+A checkpoint that runs its own code is given as it is, since code opens what it likes; its names are checked as well.
+"""
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from factor_search.errors import FactorSearchError, ModelLoadError
+from factor_search.files.gguf import is_gguf
+from factor_search.files.json_documents import read_json
+from factor_search.files.reading import DESCRIPTORS, open_readable, readable, reading_rules
+from factor_search.spec import ModelSpec, looks_local
+
+HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+MOST_FILES = 10_000
+"""Of a checkpoint; a folder with more is something else."""
+INDEX = ".index.json"
+INDEXES = (f"model.safetensors{INDEX}", f"pytorch_model.bin{INDEX}")
+TEMPLATES = "additional_chat_templates"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+NAME_CODE = {"config.json", "tokenizer_config.json"}
+QUIETLY = tuple(f"_raise_exceptions_for_{why}" for why in ("gated_repo", "missing_entries", "connection_errors"))
+KERNELS = ("attn_implementation", "experts_implementation")
+"""Ends of the keys of a configuration whose values transformers may load from the hub as kernels, which are code."""
+
+
+def checkpoint_files(spec: ModelSpec) -> dict[str, Path]:
+    """The files of a local checkpoint by their names in its folder, each of which may be read.
+
+    They are those directly in the folder, those that an index of weights names, further chat templates, and Python
+    code if it may run.
+
+    Raises:
+        ModelLoadError: there is no such folder or file, or it names files outside of itself.
+        SpecError: a file is not in a folder that may be read.
+    """
+    place = Path(spec.id)
+    if is_gguf(spec.id):
+        readable(place, "model.id", model=True)
+        return {place.name: place}
+    found = dict(_files_in(place, ""))
+    for name in [name for name in found if name.endswith(INDEX)]:
+        content = read_json(readable(place / name, "model.id", model=True), ModelLoadError)
+        if name in INDEXES or (isinstance(content, dict) and "weight_map" in content):
+            found |= {shard: place / shard for shard in _named_in_index(content, place / name)}
+    found |= dict(_files_in(place / TEMPLATES, f"{TEMPLATES}/"))
+    if spec.trust_remote_code:
+        found |= {str(file.relative_to(place)): file for file in place.rglob("*.py")}
+    for file in found.values():
+        readable(file, "model.id", model=True)
+    return found
+
+
+@contextlib.contextmanager
+def opened_checkpoint(spec: ModelSpec, *, weights: bool = True) -> Iterator[str]:
+    """What to give to a library in place of a model's id: a folder with the files that may be read, or a hub id.
+
+    Args:
+        spec: the model.
+        weights: whether the weights are needed.
+
+    Raises:
+        ModelLoadError: a file cannot be opened, or the checkpoint names files outside of itself; or the model would
+            come from the hub, which may not be used.
+        SpecError: a file is not in a folder that may be read.
+    """
+    if not is_local(spec.id):
+        _check_hub(spec, weights)
+        yield spec.id
+        return
+    files = checkpoint_files(spec)
+    if spec.trust_remote_code and not is_gguf(spec.id):
+        for name in NAME_CODE & files.keys():
+            refuse_named_code(read_json(files[name], ModelLoadError), spec)
+        yield spec.id
+        return
+    with contextlib.ExitStack() as stack:
+        view = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="checkpoint-")))
+        for name, file in files.items():
+            if weights or not name.endswith(WEIGHTS) or is_gguf(spec.id):
+                _link(view / name, file, stack.callback)
+        place = str(view / Path(spec.id).name if is_gguf(spec.id) else view)
+        try:
+            yield place
+        except FactorSearchError as error:
+            error.args = tuple(str(text).replace(place, spec.id) for text in error.args)
+            raise
+
+
+def is_local(model_id: str) -> bool:
+    """Whether an id is that of a checkpoint on this machine."""
+    return looks_local(model_id) or is_gguf(model_id) or os.path.lexists(model_id)
+
+
+def check_hub_id(model_id: str) -> None:
+    """Refuse what cannot be the name of a model on the hub.
+
+    Raises:
+        ModelLoadError: saying so.
+    """
+    if not HUB_NAME.fullmatch(model_id) or ".." in model_id or "--" in model_id:
+        raise ModelLoadError(
+            f"{model_id[:200]!r} is neither a folder here nor the name of a model on the hub, which is owner/name"
+        )
+
+
+def refuse_named_code(content: Any, spec: ModelSpec) -> None:
+    """Refuse a configuration that names code which is not its own, unless code may be run.
+
+    Args:
+        content: of ``config.json``; every part of it is looked at, however deep.
+        spec: the model.
+
+    Raises:
+        ModelLoadError: it names a kernel of the hub where no code may be run, or code of another repository where that
+            may not be used.
+    """
+    left = [content]
+    while left:
+        part = left.pop()
+        if isinstance(part, list):
+            left += part
+        if not isinstance(part, dict):
+            continue
+        left += part.values()
+        for key, value in part.items():
+            if str(key).removesuffix("_internal").endswith(KERNELS) and not spec.trust_remote_code:
+                _refuse_kernel(str(key), value, spec)
+            if key == "auto_map" and spec.trust_remote_code and not reading_rules().hub:
+                for name in _texts(value):
+                    if "--" in name:
+                        raise ModelLoadError(
+                            f"{spec.id}: auto_map names code of another repository ({name[:200]!r}), and the hub is "
+                            "not allowed here: copy the code into the model's folder, and leave out what is before '--'"
+                        )
+
+
+def _refuse_kernel(key: str, value: Any, spec: ModelSpec) -> None:
+    for name in _texts(value):
+        if "/" in name:
+            raise ModelLoadError(
+                f"{spec.id}: {key} of its configuration is {name[:200]!r}, a kernel of the hub, which is code: remove "
+                "it, or allow the model's code to run (--trust-remote-code, model.trust_remote_code)"
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings in a value."""
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict):
+            left += part.values()
+        elif isinstance(part, list):
+            left += part
+
+
+def _files_in(folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:
+    """The files directly in a folder, links included; nothing if there is no folder.
+
+    Raises:
+        ModelLoadError: there are too many.
+    """
+    try:
+        readable(folder, "model.id", model=True)
+        with os.scandir(folder) as entries:
+            for number, entry in enumerate(sorted(entries, key=lambda entry: entry.name)):
+                if number >= MOST_FILES:
+                    raise ModelLoadError(
+                        f"{folder} has more than {MOST_FILES:,} files: it is not the folder of a model"
+                    )
+                if entry.is_symlink() or entry.is_file():
+                    readable(entry.path, "model.id", model=True)
+                if entry.is_file():
+                    yield f"{prefix}{entry.name}", folder / entry.name
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise ModelLoadError(f"cannot read {folder}: {error.strerror or error}") from None
+
+
+def _named_in_index(content: Any, index: Path) -> set[str]:
+    """The shards that an index names, all of them below its folder.
+
+    Raises:
+        ModelLoadError: it is not an index, or names a file elsewhere.
+    """
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict):
+        raise ModelLoadError(f"{index} has no weight_map: it is not an index of weights")
+    for name in shards.values():
+        if not _is_inside(name):
+            raise ModelLoadError(f"{index} names {str(name)[:200]!r}, which is not a file below its folder")
+    return set(shards.values())
+
+
+def _is_inside(name: Any) -> bool:
+    if not isinstance(name, str) or any(text in name for text in ("\0", "\\", "://")):
+        return False
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def _link(link: Path, file: Path, on_close: Callable[..., Any]) -> None:
+    """Make a link to an open file; of a tokenizer's configuration, a copy without the files that it names."""
+    try:
+        descriptor = open_readable(file, "model.id", model=True)
+    except FileNotFoundError:  # the library says what is missing
+        return
+    except OSError as error:
+        raise ModelLoadError(f"cannot read {file}: {error.strerror or error}") from None
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if file.name == "tokenizer_config.json":
+        with os.fdopen(descriptor, "rb") as stream:
+            link.write_bytes(_without_files(stream.read()))
+        return
+    on_close(os.close, descriptor)
+    opened = DESCRIPTORS / str(descriptor)
+    link.symlink_to(opened if opened.is_symlink() else file.resolve())
+
+
+def _without_files(content: bytes) -> bytes:
+    """A tokenizer's configuration without the names of files that were on the machine which wrote it."""
+    try:
+        settings = json.loads(content)
+    except (ValueError, RecursionError):  # the library says what is wrong
+        return content
+    if not isinstance(settings, dict):
+        return content
+    return json.dumps({key: settings[key] for key in settings if not key.endswith(("_file", "_files"))}).encode()
+
+
+def _check_hub(spec: ModelSpec, weights: bool) -> None:
+    """Refuse a name that cannot be on the hub, and shards outside of the repository.
+
+    Raises:
+        ModelLoadError: saying which.
+    """
+    if not reading_rules().hub:
+        raise ModelLoadError(f"model {spec.id!r} would come from the hub, which is not allowed here: use a local path")
+    check_hub_id(spec.id)
+    if not weights:
+        return
+    from transformers.utils import cached_file
+
+    for name in INDEXES:
+        try:
+            index = cached_file(spec.id, name, revision=spec.revision, **dict.fromkeys(QUIETLY, False))
+        except Exception:  # whatever the client of the hub raises: what loads the model says so
+            index = None
+        if index is not None:
+            _named_in_index(read_json(Path(index), ModelLoadError), Path(index))
