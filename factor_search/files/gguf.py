@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from factor_search.errors import ModelLoadError, OutputError
-from factor_search.files.atomic import replacing
+from factor_search.errors import ModelLoadError
+from factor_search.files.atomic import cannot_write, replacing
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -316,4 +316,4 @@ def write_gguf(header: Header, out: Path) -> None:
                     stream.write(piece)
                 stream.write(bytes(padded(tensor.size, alignment) - tensor.size))
     except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror or error}") from None
+        raise cannot_write(out, error) from None
