@@ -73,6 +73,11 @@ class Job:
 JOB_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__]
 
 
+def work_folder_name(kind: str, spec_sha256: str) -> str:
+    """The folder of a job's files in the work folder; jobs with identical work share it."""
+    return f"{kind}-{spec_sha256[:24]}"
+
+
 def insert_job(
     connection: Connection, *, name: str, kind: str, spec: Mapping[str, Any], spec_sha256: str, **others: Any
 ) -> str:

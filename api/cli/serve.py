@@ -72,6 +72,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_variable_argument(
         parser, "--log-level", default="warning", choices=LOG_LEVELS, help="least severe messages that are logged"
     )
+    add_variable_argument(
+        parser,
+        "--keep-days",
+        type=positive_float,
+        metavar="N",
+        help="delete jobs and plans that ended more than N days ago and are not kept (factor-search storage keep); "
+        "default: delete none",
+    )
     parser.add_argument("--no-coordinator", action="store_true", help="run no jobs: coordinators elsewhere do")
     parser.add_argument(
         "--stop-at-end-of-input",
@@ -98,7 +106,13 @@ def run(arguments: argparse.Namespace) -> int:
     optuna_url = arguments.dashboard_database or optuna_url_beside(arguments.database)
     if not arguments.no_dashboard:
         check_reachable(optuna_url)
-    settings = Settings(database_url=arguments.database, policy=policy, loopback=loopback)
+    settings = Settings(
+        database_url=arguments.database,
+        policy=policy,
+        loopback=loopback,
+        optuna_url=optuna_url,
+        keep_days=arguments.keep_days,
+    )
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(arguments.host, arguments.port))
         dashboard = None if arguments.no_dashboard else Dashboard(optuna_url)
