@@ -12,7 +12,8 @@ from api.events import EventStreams
 from api.guard import Guard
 from api.metrics import Measured, RecordMetrics, RequestMetrics
 from api.records import Records
-from api.routes import health, jobs, plans
+from api.retention import Ageing
+from api.routes import health, jobs, plans, storage
 from api.settings import Settings
 from factor_search.version import __version__
 from storage.database import Database
@@ -39,14 +40,18 @@ def create_app(settings: Settings, dashboard: ASGIApp | None = None) -> FastAPI:
             app.state.registry = registry
             records = RecordMetrics(database, settings.coordinator_silent_seconds)
             registry.register(records)
+            keep_days = settings.keep_days
+            ageing = None if keep_days is None else Ageing(app.state.records, keep_days)
             try:
                 yield
             finally:
+                if ageing is not None:
+                    ageing.stop()
                 registry.unregister(records)
 
     app = FastAPI(title="factor-search", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     problems.install(app)
-    for module in (jobs, plans, health):
+    for module in (jobs, plans, storage, health):
         app.include_router(module.router)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
     app.add_middleware(Guard, settings=settings, dashboard=dashboard)

@@ -4,6 +4,7 @@ from typing import Self
 
 from api.client_errors import ConflictError, NotFoundError, ServiceError, UnauthorisedError, UnreachableError
 from api.client_resources import Jobs, Plans
+from api.client_storage import Storage
 from api.connection import DEFAULT_URL, Connection, parsed
 from api.plan_schemas import Plan
 from api.schemas import Evaluation, Event, Health, Job
@@ -44,6 +45,7 @@ class Client:
         self.url, self.is_local = self._connection.url, self._connection.is_local
         self.jobs = Jobs(self._connection)
         self.plans = Plans(self._connection)
+        self.storage = Storage(self._connection)
 
     def __enter__(self) -> Self:
         return self

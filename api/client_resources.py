@@ -78,6 +78,14 @@ class Resource(Generic[Spec, Item]):
         """End one for good."""
         return self._post(id, "cancel")
 
+    def delete(self, id: str) -> None:
+        """Delete one that has ended, with all that belongs to it alone."""
+        self._connection.request("DELETE", self._path(id))
+
+    def keep(self, id: str, name: str | None) -> Item:
+        """Keep one under a name when others are aged out; None ends that."""
+        return self._post(id, "keep", {"name": name})
+
     def events(
         self, id: str, after: int = 0, *, on_interruption: Callable[[UnreachableError], None] | None = None
     ) -> Iterator[Event]:

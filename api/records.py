@@ -19,6 +19,7 @@ from storage.jobs import Job as StoredJob
 from storage.jobs import JobStore
 from storage.plans import Plan as StoredPlan
 from storage.plans import PlanStore
+from storage.retention import RetentionStore
 from storage.states import JobState
 
 Stored = StoredJob | StoredPlan
@@ -34,6 +35,7 @@ class Records:
     plans: PlanStore
     evaluations: EvaluationStore
     coordinators: CoordinatorStore
+    retention: RetentionStore
 
     @classmethod
     def of(cls, database: Database, settings: Settings) -> "Records":
@@ -45,6 +47,7 @@ class Records:
             plans=PlanStore(database),
             evaluations=EvaluationStore(database),
             coordinators=CoordinatorStore(database),
+            retention=RetentionStore(database),
         )
 
     def store(self, word: str) -> JobStore | PlanStore:

@@ -2,15 +2,21 @@
 
 import math
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from factor_search.plan.kinds import KINDS
 from storage.states import ENDED, CandidateState, JobState, StateRequest
 
 EXAMPLE_ID = "0199c3a7d2f44b1e9a0c3d55"
 EXAMPLE_PLAN_ID = f"p{EXAMPLE_ID}"
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must consist of printable characters")
+    return text
 
 
 class _Value(BaseModel):
@@ -159,6 +165,67 @@ class Event(_Value):
     at: datetime
     kind: str = Field(description="submitted, claimed, waiting, phase, progress, worker_lost, ..., finished, failed.")
     data: dict[str, Any] = Field(description="Depends on the kind; for progress it is what a job's progress is.")
+
+
+class StoredItem(_Value):
+    """A job that is no stage of a plan, or a plan, with the space it takes."""
+
+    kind: str = Field(description="job or plan.")
+    id: str
+    name: str
+    state: str
+    submitted_at: datetime
+    ended_at: datetime | None = Field(description="Null while it has not ended; then it cannot be deleted.")
+    kept: str | None = Field(description="The name under which it is kept, whatever its age.")
+    database_bytes: int = Field(description="About, with the evaluations that it had computed.")
+    folder_bytes: int = Field(description="Of its folders in the work folder; plans with the same work share them.")
+
+
+class UnusedFolder(_Value):
+    """A folder in the work folder that no job and no plan refers to."""
+
+    name: str
+    bytes: int
+
+
+class StorageReport(_Value):
+    """What the service stores."""
+
+    database_bytes: int = Field(description="Size of the database.")
+    free_bytes: int = Field(description="Of them, free for new records (SQLite).")
+    evaluations: int = Field(description="How many are stored.")
+    folder_bytes: int = Field(description="Of all jobs' folders in the work folder.")
+    unused_folders: list[UnusedFolder] = Field(description="Removed by the next deletion by age.")
+    items: list[StoredItem] = Field(description="Jobs and plans, newest first.")
+    next: str | None = Field(description="Cursor of the next page; null on the last one.")
+
+
+class Prune(BaseModel):
+    """What is to be deleted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    older_than_days: float = Field(ge=0, le=36_500, description="Only what ended longer ago.")
+    dry_run: bool = Field(False, description="Only tell what would be deleted.")
+
+
+class Pruned(_Value):
+    """What was deleted, or would be."""
+
+    items: list[StoredItem] = Field(description="Jobs and plans.")
+    folders: list[str] = Field(description="Folders in the work folder that nothing refers to any more.")
+    folder_bytes: int = Field(description="Freed in the work folder; folders in use stay.")
+    dry_run: bool
+
+
+class Keep(BaseModel):
+    """Under which name a job or plan is kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, AfterValidator(_printable)] | None = Field(
+        min_length=1, max_length=100, description="1 to 100 printable characters; null: it is not kept any more."
+    )
 
 
 class Health(_Value):

@@ -13,8 +13,13 @@ from fastapi import FastAPI
 
 from factor_search.errors import FactorSearchError
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_SECONDS = 3
 """Answers under way may take so long when the server stops; event streams end at once."""
+
+
+STOP_SECONDS = 15.0
+"""A server that was told to stop has ended after so long, with all that it started."""
 
 
 class ServeError(FactorSearchError):
@@ -55,7 +60,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop on SIGINT and SIGTERM; unlike uvicorn's own, does not send them to this process again afterwards."""
+        """Stop on these signals; unlike uvicorn's own, does not send them to this process again afterwards."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             self.handle_exit(number, frame)
@@ -63,7 +68,8 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        heeded = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+        before = {number: signal.signal(number, handle) for number in heeded}
         try:
             yield
         finally:

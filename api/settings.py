@@ -16,6 +16,10 @@ class Settings:
     """What submitted jobs may touch."""
     loopback: bool
     """Whether only this machine can reach the server; then no key is needed until one is made."""
+    optuna_url: str | None = None
+    """Where the dashboard's studies are, which are deleted with their jobs."""
+    keep_days: float | None = None
+    """Jobs and plans that ended longer ago are deleted unless they are kept; None: never."""
     largest_body_bytes: int = 2**20
     """Larger request bodies are refused."""
     poll_seconds: float = 0.3

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from factor_search.errors import OutputError
-from factor_search.files.atomic import write_atomically
+from factor_search.files.atomic import cannot_write, write_atomically
 from factor_search.measure.evaluator import LocalEvaluator
 from factor_search.measure.ledger import Ledger, RecordedEvaluator
 from factor_search.model.configuration import read_geometry
@@ -120,7 +120,7 @@ def _open_folder(out: Path, spec: JobSpec) -> Ledger:
         write_atomically(identity, spec.sha256.encode(), required=True)
     except OSError as error:
         ledger.close()
-        raise OutputError(f"cannot write {identity}: {error.strerror or error}") from None
+        raise cannot_write(identity, error) from None
     except OutputError:
         ledger.close()
         raise

@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 
 from storage.database import Database
 from storage.evaluations import insert_for
 from storage.schema import coordinators, now
 
 FORGOTTEN_AFTER_SECONDS = 24 * 3600
+SILENT = func.abs(now() - coordinators.c.seen_at)
+"""Seconds since a coordinator reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,8 @@ class Coordinator:
     seen_at: float
     capacity: dict[str, Any]
     silent_seconds: float
-    """Since it was last seen, by the database's clock."""
+    """Since it was last seen, by the database's clock. A report of the future is of before the clock was set back, and
+    as old as it is far away."""
 
 
 class CoordinatorStore:
@@ -41,7 +44,7 @@ class CoordinatorStore:
             )
             seen = {"seen_at": written.excluded.seen_at, "capacity": written.excluded.capacity}
             connection.execute(written.on_conflict_do_update(index_elements=[coordinators.c.id], set_=seen))
-            connection.execute(delete(coordinators).where(coordinators.c.seen_at < now() - FORGOTTEN_AFTER_SECONDS))
+            connection.execute(delete(coordinators).where(SILENT > FORGOTTEN_AFTER_SECONDS))
 
     def leave(self, coordinator_id: str) -> None:
         """Say that a coordinator has stopped in order."""
@@ -50,7 +53,7 @@ class CoordinatorStore:
 
     def list(self) -> list[Coordinator]:
         """All that were seen within a day, the freshest first."""
-        query = select(*coordinators.c, (now() - coordinators.c.seen_at).label("silent_seconds"))
+        query = select(*coordinators.c, SILENT.label("silent_seconds"))
         with self._database.reading() as connection:
-            rows = connection.execute(query.order_by(coordinators.c.seen_at.desc()))
+            rows = connection.execute(query.order_by(SILENT))
             return [Coordinator(**row._mapping) for row in rows]

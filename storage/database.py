@@ -112,6 +112,20 @@ class Database:
             with connection.begin():
                 yield connection
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[Any]:
+        """A connection of the driver outside transactions, for what SQLite does in none.
+
+        Raises:
+            DatabaseError: the database cannot be used now.
+        """
+        with self._explained():
+            connection = self.engine.raw_connection()
+            try:
+                yield connection.driver_connection
+            finally:
+                connection.close()
+
     def _migrate(self) -> None:
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
@@ -186,7 +200,8 @@ def set_up_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def configure(connection: Any, record: object) -> None:
         connection.isolation_level = None  # transactions are begun below, not by the driver
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        # auto_vacuum first: a new file has it from its first page
+        for pragma in ("auto_vacuum=INCREMENTAL", "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")

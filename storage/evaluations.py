@@ -13,6 +13,7 @@ from storage.database import Database
 from storage.errors import LeaseLostError
 from storage.events import append_events
 from storage.jobs import Lease, fenced_update
+from storage.retention import lock_retention
 from storage.schema import candidates, evaluations, now, searches
 from storage.states import CandidateState
 
@@ -55,6 +56,8 @@ class Batch:
     computed: list[Computed] = field(default_factory=list)
     done: list[tuple[Candidate, str, bool]] = field(default_factory=list)
     """With the outcome of the evaluation, and whether it was known before."""
+    reused: list[Evaluation] = field(default_factory=list)
+    """Evaluations that were stored when they were looked up; one that was deleted since is stored again."""
     withdrawn: list[Candidate] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     progress: dict[str, Any] | None = None
@@ -122,6 +125,8 @@ class EvaluationStore:
         """
         recorded = Recorded()
         with self._database.writing() as connection:
+            if any(batch.reused for batch in batches.values()):
+                lock_retention(connection, shared=True)
             for lease in sorted(batches, key=lambda lease: lease.job_id):  # one order of locks for all coordinators
                 batch = batches[lease]
                 # an update without values is no statement; the fence is asked in any case
@@ -232,11 +237,22 @@ def _write(connection: Connection, job_id: str, batch: Batch) -> dict[str, Evalu
     for candidate, outcome, reused in batch.done:
         scope = {"scope": scope_of(outcome, job_id), "reused": reused}
         rows[_place(candidate)] = _row(job_id, candidate, CandidateState.DONE) | scope
-    known_before = _write_evaluations(connection, job_id, batch.computed)
+    known_before = _write_evaluations(connection, job_id, [*batch.computed, *_deleted_since(connection, batch.reused)])
     if rows:
         connection.execute(_UPSERT_CANDIDATE[connection.dialect.name], list(rows.values()))
     append_events(connection, job_id, batch.events)
     return known_before
+
+
+def _deleted_since(connection: Connection, reused: Sequence[Evaluation]) -> list[Computed]:
+    """Those of these evaluations that are not stored any more: the last job that had them was deleted."""
+    missing = {evaluation.key: evaluation for evaluation in reused}
+    keys = list(missing)
+    for start in range(0, len(keys), KEYS_AT_ONCE):
+        known = select(evaluations.c.key).where(evaluations.c.key.in_(keys[start : start + KEYS_AT_ONCE]))
+        for key in connection.scalars(known):
+            missing.pop(key, None)
+    return [Computed(evaluation=evaluation, worker="", attempts=0) for evaluation in missing.values()]
 
 
 def scope_of(outcome: str, job_id: str) -> str:

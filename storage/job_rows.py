@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, select, update
 
 from factor_search.plan.kinds import KINDS
 from factor_search.plan.kinds.contract import Execution
@@ -17,6 +17,10 @@ from storage.schema import candidates, jobs, now
 from storage.states import ENDED, CandidateState, JobState, StateRequest
 
 SEARCH = "search"
+LONGEST_LEASE_SECONDS = 600.0
+"""Of a lease of version 0.1.0, which did not record for how long it was granted."""
+SLACK_SECONDS = 1.0
+"""A clock that is disciplined may go back by so much."""
 SEARCHES = tuple(kind.name for kind in KINDS.values() if kind.execution == Execution.SEARCH)
 """Kinds of jobs that search: they have a specification, factors, a report and a study."""
 
@@ -67,6 +71,11 @@ class Job:
 
 
 JOB_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__]
+
+
+def work_folder_name(kind: str, spec_sha256: str) -> str:
+    """The folder of a job's files in the work folder; jobs with identical work share it."""
+    return f"{kind}-{spec_sha256[:24]}"
 
 
 def insert_job(
@@ -127,9 +136,7 @@ def request_state(connection: Connection, job_id: str, request: str, state: str)
         ConflictError: it has ended, or is to be cancelled.
     """
     job = read_job(connection, job_id, lock=True)
-    driven = job.state == JobState.RUNNING and connection.scalar(
-        select(jobs.c.lease_until > now()).where(jobs.c.id == job_id)
-    )
+    driven = job.state == JobState.RUNNING and connection.scalar(select(is_leased()).where(jobs.c.id == job_id))
     if job.state == state or (job.request == request and driven):
         return job
     if job.state in ENDED or (job.request == StateRequest.CANCEL and request != StateRequest.CANCEL):
@@ -184,6 +191,16 @@ def is_held(lease: Lease) -> ColumnElement[bool]:
     """Whether a job is still driven by the holder of a lease."""
     ours = (jobs.c.id == lease.job_id, jobs.c.owner == lease.owner, jobs.c.attempt == lease.attempt)
     return and_(*ours, jobs.c.state == JobState.RUNNING)
+
+
+def is_leased() -> ColumnElement[bool]:
+    """Whether a job's lease has not run out.
+
+    One that is longer than it was granted for is of before the clock was set back: if its holder lives, it is renewed
+    within a second, and else it would hold for as long as the clock was set back.
+    """
+    granted = func.coalesce(jobs.c.lease_seconds, LONGEST_LEASE_SECONDS)
+    return and_(jobs.c.lease_until > now(), jobs.c.lease_until <= now() + granted + SLACK_SECONDS)
 
 
 def ending(state: str) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, func, or_, select, update
+from sqlalchemy import Connection, Row, and_, func, not_, or_, select, update
 
 from factor_search.files.canonical_json import sha256_of
 from factor_search.spec import JobSpec
+from storage.clock import Clock
+from storage.database import Database
 from storage.errors import ConflictError, NotFoundError
 from storage.events import JOB, append_events
 from storage.job_rows import (
@@ -19,6 +21,7 @@ from storage.job_rows import (
     fenced_update,
     insert_job,
     is_held,
+    is_leased,
     job_of,
     read_job,
     request_state,
@@ -32,6 +35,8 @@ from storage.states import JobState, StateRequest
 __all__ = ["SEARCHES", "Job", "JobStore", "Lease", "fenced_update"]
 
 _AFTER = {StateRequest.PAUSE: JobState.PAUSED, StateRequest.CANCEL: JobState.CANCELLED}
+LONGEST_WAIT_SECONDS = 120.0
+"""That a job given back may be left alone for; a longer wait is of before the clock was set back."""
 _LARGE = {"factors": jobs.c.factors, "report": jobs.c.report}
 
 
@@ -39,6 +44,10 @@ class JobStore(OwnerStore[Job]):
     """All changes of jobs, by users and by coordinators."""
 
     _history, _source, _columns, _state = JOB, jobs, JOB_COLUMNS, jobs.c.state
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.clock = Clock()
 
     def _read(self, connection: Connection, id: str) -> Job:
         return read_job(connection, id)
@@ -125,23 +134,26 @@ class JobStore(OwnerStore[Job]):
         """Take the oldest job that is queued, or whose coordinator has let its lease run out.
 
         One statement, so two coordinators never get the same job; a row that another one is just claiming is skipped.
+        If the database's clock was just set, leases are left alone until those who hold them have renewed them.
         """
-        claimable = or_(
-            and_(jobs.c.state == JobState.QUEUED, or_(jobs.c.waits_until.is_(None), jobs.c.waits_until <= now())),
-            and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_until <= now()),
-        )
-        oldest = select(jobs.c.id).where(claimable).order_by(jobs.c.submitted_at, jobs.c.id).limit(1)
+        waits = and_(jobs.c.waits_until > now(), jobs.c.waits_until <= now() + LONGEST_WAIT_SECONDS)
+        queued = and_(jobs.c.state == JobState.QUEUED, or_(jobs.c.waits_until.is_(None), not_(waits)))
+        left = and_(jobs.c.state == JobState.RUNNING, not_(is_leased()))
         values = {
             "state": JobState.RUNNING,
             "owner": owner,
             "attempt": jobs.c.attempt + 1,
             "claims_in_vain": jobs.c.claims_in_vain + 1,
             "lease_until": now() + lease_seconds,
+            "lease_seconds": lease_seconds,
             "started_at": func.coalesce(jobs.c.started_at, now()),
             "waits_until": None,
         }
-        claimed = update(jobs).where(jobs.c.id == oldest.with_for_update(skip_locked=True).scalar_subquery())
         with self._database.writing() as connection:
+            self.clock.saw(connection.execute(select(now())).scalar_one())
+            claimable = queued if self.clock.stepped_within(lease_seconds) else or_(queued, left)
+            oldest = select(jobs.c.id).where(claimable).order_by(jobs.c.submitted_at, jobs.c.id).limit(1)
+            claimed = update(jobs).where(jobs.c.id == oldest.with_for_update(skip_locked=True).scalar_subquery())
             row = connection.execute(claimed.values(values).returning(*JOB_COLUMNS)).one_or_none()
             if row is None:
                 return None
@@ -160,7 +172,8 @@ class JobStore(OwnerStore[Job]):
             return {}
         ours = or_(*(is_held(lease) for lease in leases))
         in_order = select(jobs.c.id).where(ours).order_by(jobs.c.id).with_for_update()  # as everybody locks them
-        values = update(jobs).where(jobs.c.id.in_(in_order)).values(lease_until=now() + lease_seconds)
+        values = update(jobs).where(jobs.c.id.in_(in_order))
+        values = values.values(lease_until=now() + lease_seconds, lease_seconds=lease_seconds)
         with self._database.writing() as connection:
             rows = connection.execute(values.returning(jobs.c.id, jobs.c.owner, jobs.c.attempt, jobs.c.request)).all()
         return {Lease(row.id, row.owner, row.attempt): row.request for row in rows}
@@ -174,7 +187,8 @@ class JobStore(OwnerStore[Job]):
         with self._database.writing() as connection:
             fenced_update(connection, lease, {"claims_in_vain": 0, "lease_until": None})
             state = _asked_for(connection, lease.job_id)
-            waits = {"owner": None, "waits_until": now() + wait_seconds} if state == JobState.QUEUED else {}
+            until = now() + min(wait_seconds, LONGEST_WAIT_SECONDS)
+            waits = {"owner": None, "waits_until": until} if state == JobState.QUEUED else {}
             fenced_update(connection, lease, {"state": state, "request": None} | waits | ending(state))
             withdraw_unfinished(connection, lease.job_id, state)
             said = [("waiting", {"reason": reason})] if reason else []

@@ -74,9 +74,11 @@ class PlanSteps:
             return True
 
     def reuse(self, plan: Plan, *, work: Mapping[str, Any], job_id: str, outcome: Mapping[str, Any]) -> bool:
-        """Reuse a finished job with identical work for the present stage."""
+        """Reuse a finished job with identical work for the present stage, unless it was deleted meanwhile."""
         with self._database.writing() as connection:
             if _still_due(connection, plan) is None:
+                return False
+            if connection.scalar(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update()) is None:
                 return False
             set_stage(connection, plan, work=work, job_id=job_id, reused=True)
             stage_has_ended(connection, plan, outcome, reused=job_id)

@@ -43,6 +43,7 @@ plans = Table(
     Column("ended_at", Float),
     Column("events", Integer, nullable=False, comment="number of the last event"),
     Column("error", Text),
+    Column("kept", Text, comment="name under which it is kept when others are aged out"),
     Index(None, "state"),
     Index(None, "submitted_at", "id"),
 )
@@ -69,6 +70,9 @@ jobs = Table(
     Column("attempt", Integer, nullable=False, comment="raised by each claim; with owner, the fence of every write"),
     Column("claims_in_vain", Integer, nullable=False, comment="claims since something was last recorded"),
     Column("lease_until", Float),
+    Column(
+        "lease_seconds", Float, comment="for how long it was granted: a longer lease is of before the clock was set"
+    ),
     Column("waits_until", Float, comment="not to be claimed before: it did not fit the capacity"),
     Column("events", Integer, nullable=False, comment="number of the last event"),
     Column("progress", JSON, nullable=False),
@@ -76,6 +80,7 @@ jobs = Table(
     Column("factors", JSON, comment="the factors file"),
     Column("report", JSON),
     Column("outcome", JSON, comment="what it hands to the stages behind it, if it is one of a plan"),
+    Column("kept", Text, comment="name under which it is kept when others are aged out"),
     Index(None, "state", "submitted_at"),
     Index(None, "spec_sha256"),
     Index(None, "submitted_at", "id"),
@@ -123,6 +128,7 @@ evaluations = Table(
     Column("error", Text),
     Column("recorded_at", Float, nullable=False),
     Index(None, "outcome"),
+    Index(None, "job_id"),
 )
 
 candidates = Table(

@@ -50,11 +50,16 @@ def stored(file: Path, query: str) -> list[tuple[Any, ...]]:
 
 CANDIDATES = "SELECT job_id, part, number, generation, state, key, scope, factors, reused, projected FROM candidates"
 SEARCH_ROWS = "SELECT job_id, target_length, study, started_at, ended_at, prepared FROM"
+ADDED = {"kept", "lease_seconds"}
+"""Columns that are empty in what was stored before."""
 KEPT = ("jobs", "plans", "plan_stages", "evaluations", "events", "plan_events", "api_keys")
 
 
 def content(file: Path, searches: str) -> dict[str, list[tuple[Any, ...]]]:
-    rows = {name: stored(file, f"SELECT * FROM {name}") for name in KEPT}
+    def columns(name: str) -> str:
+        return ", ".join(row[1] for row in stored(file, f"PRAGMA table_info({name})") if row[1] not in ADDED)
+
+    rows = {name: stored(file, f"SELECT {columns(name)} FROM {name}") for name in KEPT}
     return rows | {"candidates": stored(file, CANDIDATES), "searches": stored(file, f"{SEARCH_ROWS} {searches}")}
 
 

@@ -8,6 +8,7 @@ import signal
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -23,6 +24,12 @@ from workers.supervisor import Supervisor
 
 SWITCH_SECONDS = 0.0005
 """Threads of a coordinator run for microseconds between waits; Python's default of 5 ms would delay them."""
+
+
+STOP_SECONDS = 20.0
+"""A coordinator that was told to stop has ended after so long, whatever hangs; ``serve`` waits for 10 s of them."""
+
+logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,8 +63,13 @@ def _run(parsed: argparse.Namespace) -> None:
             gpus_per_worker=parsed.gpus_per_worker,
             policy=policy,
         )
-        for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has started, which sets handlers of its own
-            signal.signal(number, lambda *_: stop.set())
+        for number in (
+            signal.SIGTERM,
+            signal.SIGINT,
+            signal.SIGHUP,
+        ):  # after Ray has started, which sets handlers of its own
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda *_: stop.set())
         owner = new_owner()
         shown: Callable[[str], int] = lambda job_id: 0  # noqa: E731
         with contextlib.ExitStack() as stack:
@@ -96,6 +108,9 @@ def _stop_when(stop: threading.Event, shut_down: Callable[[], None]) -> None:
     def wait() -> None:
         stop.wait()
         shut_down()
+        time.sleep(STOP_SECONDS)
+        logger.error("not stopped within %g s: ended", STOP_SECONDS)
+        os._exit(1)  # the kernel ends a private Ray instance with this process
 
     threading.Thread(target=wait, name="stop", daemon=True).start()
 

@@ -137,6 +137,8 @@ class Coordinator:
 
     def _alone(self) -> bool:
         """Whether no other coordinator is alive."""
+        if self._store.clock.stepped_within(SILENT_SECONDS):
+            return False  # all look silent until they have reported again
         others = (other for other in self._coordinators.list() if other.id != self.owner)
         return all(other.silent_seconds > SILENT_SECONDS for other in others)
 

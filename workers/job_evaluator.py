@@ -195,6 +195,7 @@ class JobEvaluator:
         def add(batch: Batch) -> None:
             batch.computed.extend(cut)
             batch.done.extend(reused)
+            batch.reused.extend(known.stored.values())
 
         if reused:
             written = self._record(add)

@@ -15,6 +15,7 @@ from factor_search.plan.work import parse_work
 from factor_search.search.problem import SearchProblem
 from factor_search.spec import JobSpec
 from storage.evaluations import Batch
+from storage.job_rows import work_folder_name
 from storage.plans import CHECKPOINT
 from storage.states import JobState
 from workers.job_run import End, JobRun
@@ -65,7 +66,7 @@ def evaluate_candidates(run: JobRun, work: Work, job: JobSpec) -> dict[str, Any]
 
 def folder_of(run: JobRun) -> Path:
     """The folder of a job's files; jobs with identical work share it."""
-    return run.tools.policy.require_work_folder() / f"{run.job.kind}-{run.job.spec_sha256[:24]}"
+    return run.tools.policy.require_work_folder() / work_folder_name(run.job.kind, run.job.spec_sha256)
 
 
 def run_long_task(run: JobRun, work: Work, call: LongTaskCall) -> Outcome:

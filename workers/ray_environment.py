@@ -3,11 +3,16 @@
 import os
 import secrets
 import socket
+import tempfile
 from pathlib import Path
 
 from factor_search.errors import FactorSearchError
 
 CONNECT_SECONDS = 5.0
+LONGEST_FOLDER_BYTES = 35
+"""Ray adds up to 68 bytes to the folder, and the path of a socket has at most 107, on macOS 103."""
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+TEMPORARY = "RAY_TMPDIR"
 
 
 class ClusterError(FactorSearchError):
@@ -22,7 +27,12 @@ def prepare_environment(address: str | None) -> None:
 
     Args:
         address: of the cluster to join; None to start a private Ray instance.
+
+    Raises:
+        ClusterError: no folder has a name that is short enough for Ray's sockets.
     """
+    if address is None:
+        os.environ[TEMPORARY] = _socket_folder()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # workers without a GPU must not see one
     if "RAY_AUTH_MODE" in os.environ:
@@ -32,6 +42,18 @@ def prepare_environment(address: str | None) -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     if address is None or given or (Path.home() / ".ray" / "auth_token").exists():
         os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def _socket_folder() -> str:
+    """The folder for temporary files, or another if its name is too long for Ray's sockets: batch jobs have such."""
+    wanted = os.environ.get(TEMPORARY) or tempfile.gettempdir()
+    for folder in (wanted, *SHORT_FOLDERS):
+        if len(os.fsencode(folder)) <= LONGEST_FOLDER_BYTES and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise ClusterError(
+        f"{wanted} cannot hold Ray's sockets: set {TEMPORARY} to a folder that can be written, with a path of at most "
+        f"{LONGEST_FOLDER_BYTES} characters"
+    )
 
 
 def check_reachable(address: str) -> None:

@@ -87,6 +87,13 @@ class Supervisor:
                 _kill_session(process.pid)
         self._thread.join()
 
+    def kill(self) -> None:
+        """End the child and its session at once, without asking; it is not restarted."""
+        self._stopping.set()
+        process = self._process
+        if process is not None and process.poll() is None:
+            _kill_session(process.pid)
+
     def _run(self) -> None:
         delay = self._first_delay
         while not self._stopping.is_set():

@@ -1,15 +1,20 @@
 """The ``factor-search`` command line; each command has a module, imported only when that command is given."""
 
 import argparse
+import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from api.cli.commands import COMMANDS, check_installed
 from factor_search.errors import FactorSearchError, one_line
+from factor_search.files.atomic import FULL
 from factor_search.version import __version__
 
 INTERRUPTED = 130
@@ -24,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = list(sys.argv[1:] if arguments is None else arguments)
         parsed = build_parser(given[0] if given else None).parse_args(given)
-        return int(parsed.run(parsed))
+        with _signals_as_interrupts():
+            status = int(parsed.run(parsed))
+        sys.stdout.flush()  # here a full disk is an error with a message
+        return status
     except FactorSearchError as error:
         if debug:
             traceback.print_exc()
@@ -39,12 +47,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno in FULL:
+            where = f" {error.filename}" if error.filename else ""
+            print(f"factor-search: error: cannot write{where}: {error.strerror}: free some space", file=sys.stderr)
+            return 1
         print(
             f"factor-search: internal error: {type(error).__name__}: {one_line(error)} "
             "(set FACTOR_SEARCH_DEBUG=1 to see where)",
             file=sys.stderr,
         )
         return 1
+
+
+@contextlib.contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a command as Ctrl-C does, so that it ends what it has started; nohup stays in force."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heeded = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:

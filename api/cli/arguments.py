@@ -6,6 +6,9 @@ from typing import Any
 from factor_search.factors_file import FactorsFile
 from factor_search.spec import JobSpec, ModelSpec, parse_spec
 
+AGE_UNITS = {"d": 86_400.0, "h": 3600.0, "m": 60.0}
+LONGEST_AGE_SECONDS = 36_500 * AGE_UNITS["d"]
+
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add ``--model`` and the options that say which version of it is meant."""
@@ -65,3 +68,24 @@ def add_id_argument(parser: argparse.ArgumentParser) -> None:
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+
+def age(text: str) -> float:
+    """The seconds of an age such as ``30d``, ``12h`` or ``90m``; a number alone counts days."""
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in AGE_UNITS else (text, "d")
+    try:
+        seconds = float(number) * AGE_UNITS[unit]
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= LONGEST_AGE_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an age: a number with d, h or m, such as 30d")
+    return seconds
+
+
+def bytes_text(size: float) -> str:
+    """A size with its unit, powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

@@ -58,6 +58,8 @@ COMMANDS = {
     "retry": Command("retry", "retry a plan that has failed or was cancelled", CLIENT_PACKAGES),
     "supply-checkpoint": Command("supply_checkpoint", "supply the checkpoint that a plan waits for", CLIENT_PACKAGES),
     "download": Command("download", "download the results of a finished job or plan", CLIENT_PACKAGES),
+    "storage": Command("storage", "list, keep and delete what a server stores", CLIENT_PACKAGES),
+    "cache": Command("cache", "list and delete what is in this machine's cache"),
     "keys": Command("keys", "create, list and revoke API keys in the service's database", SERVICE_PACKAGES),
     "doctor": Command("doctor", "check the installation and what it can reach"),
 }

@@ -1,13 +1,10 @@
 """``factor-search demo``: the whole service on the shipped model, with one search or with all stages of a plan."""
 
 import argparse
-import contextlib
 import json
-import os
-import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +12,11 @@ from api.cli import demo_plan
 from api.cli.arguments import add_json_argument
 from api.cli.download import save
 from api.cli.pretrained import smollm2
+from api.cli.private_server import DATABASE, server
 from api.cli.watch import watch
 from api.client import Client, Job, Plan, Plans
 from api.client_resources import Item, Resource, Spec
-from factor_search.errors import FactorSearchError, OutputError, SpecError
+from factor_search.errors import OutputError, SpecError
 from factor_search.files.canonical_json import sha256_of
 from factor_search.plan import report as plan_report
 from factor_search.plan.spec import parse_plan
@@ -27,18 +25,12 @@ from factor_search.spec import parse_spec
 from factor_search.testbed import CHECKPOINT
 from factor_search.testbed.corpus import held_out_files, standard_library
 
-DATABASE = "jobs.db"
 FOLDER, PROGRESSIVE_FOLDER = Path("demo-results"), Path("demo-progressive-results")
 PRETRAINED = "smollm2"
 PRETRAINED_FOLDER = Path("demo-smollm2-results")
 HUGGINGFACE = "--format huggingface --out extended"
 LEAST_BYTES = 60_000
 """Of a module that has 16,384 tokens of SmolLM2."""
-STOP_SECONDS = 20
-
-
-class DemoError(FactorSearchError):
-    """The demo's server did not start."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +69,7 @@ def demo(arguments: argparse.Namespace) -> int:
         roots, exported = [], HUGGINGFACE
     document = spec.model_dump(mode="json")
     open_folder(out)
+    say("starting a private server and Ray instance ...")
     with server(out, *roots) as url, Client(url) as client:
         job = submitted(client.jobs, document)
         status = _followed(client, job, out, url)
@@ -98,6 +91,7 @@ def progressive(arguments: argparse.Namespace) -> int:
     plan, out = parse_plan(demo_plan.specification()), arguments.out or PROGRESSIVE_FOLDER
     document = plan.model_dump(mode="json", exclude_unset=True)
     open_folder(out)
+    say("starting a private server and Ray instance ...")
     with server(out, standard_library()) as url, Client(url) as client:
         made = submitted(client.plans, document)
         status = _followed(client, made, out, url)
@@ -155,40 +149,6 @@ def open_folder(out: Path) -> None:
             raise OutputError(f"{out} holds something else: choose another --out")
     except OSError as error:
         raise OutputError(f"cannot create {out}: {error.strerror or error}") from None
-
-
-@contextlib.contextmanager
-def server(out: Path, *roots: Path) -> Iterator[str]:
-    """A private server on a free port of this machine, which may read these folders; yields its address."""
-    say("starting a private server and Ray instance ...")
-    command = [sys.executable, "-m", "api", "serve", "--port", "0", "--database", f"sqlite:///{out / DATABASE}"]
-    command += [argument for root in roots for argument in ("--root", str(root))]
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("FACTOR_SEARCH_")}
-    ours |= {name: os.environ[name] for name in ("FACTOR_SEARCH_CACHE", "FACTOR_SEARCH_DEBUG") if name in os.environ}
-    with (out / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env=ours, start_new_session=True
-        )
-    assert process.stdout is not None
-    try:
-        ready = process.stdout.readline()  # "serving at URL (..."
-        if not ready.startswith("serving at "):
-            raise DemoError(f"the server did not start: {last_line(out / 'server.log')}")
-        yield ready.split()[2]
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
-
-
-def last_line(log: Path) -> str:
-    """The last line of a process's log."""
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "its log is empty"
 
 
 def say(text: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from api.cli.arguments import add_json_argument
 from api.cli.commands import NotInstalledError, check_installed
 from api.cli.environment import add_database_argument, add_server_arguments, add_variable_argument
+from api.cli.private_server import last_lines
 from factor_search.errors import FactorSearchError, one_line
 from factor_search.files.cache import cache_folder
 from factor_search.version import versions
@@ -25,6 +26,21 @@ OPTIONAL = {
 }
 LEAST_FREE_BYTES = 2 * 2**30
 RAY_SECONDS = 90
+RAY_START = """
+import json, sys
+from factor_search.errors import FactorSearchError
+from workers.ray_environment import prepare_environment
+try:
+    prepare_environment(None)
+    from workers.ray_backend import RayBackend
+    backend = RayBackend()
+    capacity = backend.capacity()
+    print(json.dumps({"CPU": capacity.cpus, "GPU": capacity.gpus, "node:": 1, "workers": capacity.workers}))
+    backend.close()
+except FactorSearchError as error:
+    sys.exit(str(error))
+"""
+"""Brings Ray up as a coordinator does."""
 RAY_PROBE = """
 import json, logging, ray
 ray.init(address={address!r}, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
@@ -80,7 +96,7 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
             yield Finding(what, True, check())
         except Exception as error:  # whatever is wrong with an installation is a finding
             kind = "" if isinstance(error, FactorSearchError) else f"{type(error).__name__}: "
-            yield Finding(what, False, f"{kind}{one_line(error)}")
+            yield Finding(what, False, f"{kind}{error if kind == '' else one_line(error)}")
 
 
 def _has_service() -> bool:
@@ -123,7 +139,7 @@ def _ray(address: str | None) -> str:
     from workers.ray_environment import check_reachable
 
     if address is None:
-        probe, said = "import ray; print(ray.__version__)", "can be imported; --ray-address also checks a cluster"
+        probe, said = RAY_START, "a private instance starts: "
     else:
         check_reachable(address)
         probe, said = RAY_PROBE.format(address=address), f"cluster at {address}: "
@@ -132,15 +148,11 @@ def _ray(address: str | None) -> str:
             [sys.executable, "-c", probe], capture_output=True, text=True, timeout=RAY_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        raise FactorSearchError(f"no answer within {RAY_SECONDS} s from {address or 'the import'}") from None
+        raise FactorSearchError(f"no answer within {RAY_SECONDS} s from {address or 'a private instance'}") from None
     lines = process.stdout.strip().splitlines()
     if process.returncode or not lines:
-        last = (process.stderr.strip().splitlines() or ["it prints nothing"])[-1]
-        raise FactorSearchError(
-            f"{'cannot be imported' if address is None else f'cannot join {address}'}: {last[:300]}"
-        )
-    if address is None:
-        return said
+        what = "no private instance starts, so no coordinator comes up" if address is None else f"cannot join {address}"
+        raise FactorSearchError(f"{what}:\n{last_lines(process.stderr)}")
     resources = json.loads(lines[-1])
     nodes = sum(name.startswith("node:") and name != "node:__internal_head__" for name in resources)
     return said + f"{nodes} nodes, {resources.get('CPU', 0):g} processors, {resources.get('GPU', 0):g} GPUs"

@@ -12,7 +12,7 @@ from api.cli.environment import add_server_arguments
 from api.client import Client, ConflictError, Evaluation, Job, Plan
 from factor_search.errors import OutputError
 from factor_search.export.registry import ENGINES
-from factor_search.files.atomic import write_atomically
+from factor_search.files.atomic import cannot_write, write_atomically
 
 PARTS = ("search", "validation", "held_out")
 LEDGER_KEYS = (
@@ -133,7 +133,7 @@ def write_files(files: dict[Path, bytes], *, force: bool) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, content, required=True)
         except OSError as error:
-            raise OutputError(f"cannot write {file}: {error.strerror or error}") from None
+            raise cannot_write(file, error) from None
 
 
 def _lines(client: Client, job_id: str, parts: Sequence[str]) -> bytes:

@@ -4,8 +4,10 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from api.app import create_app
@@ -18,7 +20,7 @@ from api.cli.environment import (
     variable_of,
 )
 from api.dashboard import Dashboard
-from api.server import ServeError, Server, listen, url_of
+from api.server import STOP_SECONDS, ServeError, Server, listen, url_of
 from api.settings import Settings, is_loopback
 from storage.dashboard.address import optuna_url_beside
 from storage.database import Database, sqlite_file
@@ -70,7 +72,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_variable_argument(
         parser, "--log-level", default="warning", choices=LOG_LEVELS, help="least severe messages that are logged"
     )
+    add_variable_argument(
+        parser,
+        "--keep-days",
+        type=positive_float,
+        metavar="N",
+        help="delete jobs and plans that ended more than N days ago and are not kept (factor-search storage keep); "
+        "default: delete none",
+    )
     parser.add_argument("--no-coordinator", action="store_true", help="run no jobs: coordinators elsewhere do")
+    parser.add_argument(
+        "--stop-at-end-of-input",
+        action="store_true",
+        help="stop when standard input ends, as it does when the program that started this one is killed",
+    )
     parser.add_argument("--no-dashboard", action="store_true", help="do not serve the dashboard")
     parser.epilog = (
         "On loopback (the default) no key is needed until one is created; any other --host requires keys "
@@ -83,6 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
     logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    if arguments.stop_at_end_of_input:
+        threading.Thread(target=_stop_at_end_of_input, name="parent", daemon=True).start()
     loopback = is_loopback(arguments.host)
     policy = read_policy(arguments, hub=loopback)
     policy.close_the_hub()
@@ -90,7 +107,13 @@ def run(arguments: argparse.Namespace) -> int:
     optuna_url = arguments.dashboard_database or optuna_url_beside(arguments.database)
     if not arguments.no_dashboard:
         check_reachable(optuna_url)
-    settings = Settings(database_url=arguments.database, policy=policy, loopback=loopback)
+    settings = Settings(
+        database_url=arguments.database,
+        policy=policy,
+        loopback=loopback,
+        optuna_url=optuna_url,
+        keep_days=arguments.keep_days,
+    )
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(arguments.host, arguments.port))
         dashboard = None if arguments.no_dashboard else Dashboard(optuna_url)
@@ -110,12 +133,32 @@ def run(arguments: argparse.Namespace) -> int:
             if dashboard:
                 threading.Thread(target=_open, args=(dashboard,), daemon=True).start()
 
-        on_stop = supervisor.ask_to_stop if supervisor else lambda: None
+        def on_stop() -> None:
+            """Begin to stop all that was started, and end this process in time whatever hangs."""
+            threading.Thread(target=_end_in_time, args=(supervisor,), name="stop", daemon=True).start()
+            if supervisor:
+                supervisor.ask_to_stop()
+
         server = Server(
             create_app(settings, dashboard), log_level=arguments.log_level, on_ready=on_ready, on_stop=on_stop
         )
         server.run(sockets=[listener])
     return 0
+
+
+def _stop_at_end_of_input() -> None:
+    while os.read(0, 1024):  # unbuffered: a thread waiting in a buffered read breaks the exit of Python
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _end_in_time(supervisor: Supervisor | None) -> None:
+    """End this process, and the coordinator, though a request or a database hangs."""
+    time.sleep(STOP_SECONDS)
+    logger.error("not stopped within %g s: ended", STOP_SECONDS)
+    if supervisor:
+        supervisor.kill()
+    os._exit(1)
 
 
 def _open(dashboard: Dashboard) -> None:

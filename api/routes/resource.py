@@ -11,10 +11,11 @@ from pydantic import AfterValidator, BaseModel, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
+from api import retention
 from api.cursors import decode_cursor, encode_cursor
 from api.problems import RefusedError, documented
 from api.records import Records, records
-from api.schemas import finite
+from api.schemas import Keep, finite
 from api.submission import checked_idempotency_key
 from storage.events import History
 from storage.states import ENDED
@@ -77,6 +78,7 @@ def routes_of(resource: Resource) -> APIRouter:
     _add_reading(router, resource)
     for action, does in _actions(resource.word).items():
         _add_action(router, resource, action, does)
+    _add_retention(router, resource)
     _add_events(router, resource)
     _add_report(router, resource)
     return router
@@ -172,6 +174,39 @@ def _add_action(router: APIRouter, resource: Resource, action: str, does: str) -
     def act(id: Annotated[str, resource.id_parameter()], stores: Stores) -> Any:
         steer = getattr(stores.store(resource.word), action)
         return stores.show(steer(stores.find(resource.word, id).id))[0]
+
+
+def _add_retention(router: APIRouter, resource: Resource) -> None:
+    word = resource.word
+    whose = "It needs the scope admin, or the key by which it was submitted."
+
+    @router.delete(
+        f"/{{{word}_id}}",
+        status_code=204,
+        name="delete",
+        summary=f"Delete a {word}",
+        description=f"Delete a {word} that has ended, with its events, its study, and evaluations and folders that "
+        f"nothing else refers to. {whose}",
+        responses=documented(404, 409),
+    )
+    def delete(id: Annotated[str, resource.id_parameter()], stores: Stores, request: Request) -> None:
+        found = stores.find(word, id).id
+        retention.check_may_change(request, stores, word, found)
+        retention.delete(stores, word, found)
+
+    @router.post(
+        f"/{{{word}_id}}/keep",
+        response_model=resource.shown,
+        name="keep",
+        summary=f"Keep a {word}",
+        description=f"Keep a {word} under a name when others are aged out; null ends that. {whose}",
+        responses=documented(400, 404, 409, 413),
+    )
+    def keep(id: Annotated[str, resource.id_parameter()], stores: Stores, request: Request, keep: Keep) -> Any:
+        found = stores.find(word, id).id
+        retention.check_may_change(request, stores, word, found)
+        stores.retention.keep(word, found, keep.name)
+        return stores.show(stores.find(word, found))[0]
 
 
 def _add_events(router: APIRouter, resource: Resource) -> None:

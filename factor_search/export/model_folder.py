@@ -3,12 +3,12 @@
 import os
 import shlex
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from factor_search.errors import ExportError, OutputError
+from factor_search.files.atomic import cannot_write, move_folder, partial_folder
 from factor_search.files.json_documents import read_json, write_json
 from factor_search.files.reading import readable
 
@@ -75,16 +75,13 @@ def write_folder(out: Path, fill: Callable[[Path], None]) -> list[Path]:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise OutputError(f"{out} is not empty: choose another --out")
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        try:
+        with partial_folder(out) as partial:
             fill(partial)
-            partial.chmod(0o755)
-            os.replace(partial, out)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+            if out.is_dir():
+                out.rmdir()  # fails unless it is still empty
+            move_folder(partial, out)
     except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror or error}") from None
+        raise cannot_write(out, error) from None
     return sorted(item for item in out.rglob("*") if item.is_file())
 
 

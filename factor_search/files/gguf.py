@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from factor_search.errors import ModelLoadError, OutputError
-from factor_search.files.atomic import replacing
+from factor_search.errors import ModelLoadError
+from factor_search.files.atomic import cannot_write, replacing
 from factor_search.files.regular import require_regular
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
@@ -318,4 +318,4 @@ def write_gguf(header: Header, out: Path) -> None:
                     stream.write(piece)
                 stream.write(bytes(padded(tensor.size, alignment) - tensor.size))
     except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror or error}") from None
+        raise cannot_write(out, error) from None

@@ -1,9 +1,7 @@
 """Training checkpoints: written atomically, the last two kept, and refused by any other fine-tuning."""
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from factor_search.errors import CheckpointError, OutputError, one_line
+from factor_search.files.atomic import PARTIAL, move_folder, partial_folder, remove_unused
 
 KEPT = 2
-PARTIAL = ".partial-"
 WEIGHTS, OPTIMISER, STATE = "weights.safetensors", "optimiser.safetensors", "state.json"
 
 
@@ -55,8 +53,8 @@ class Checkpoints:
         self._folder, self._identity = folder, dict(identity)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for abandoned in folder.glob(f"{PARTIAL}*"):
-                shutil.rmtree(abandoned)
+            for abandoned in [*folder.glob(f".*{PARTIAL}*"), *folder.glob(f"{PARTIAL}*")]:  # the latter by 0.1.0
+                remove_unused(abandoned)
         except OSError as error:
             raise OutputError(f"cannot use {folder}: {error.strerror or error}") from None
 
@@ -78,17 +76,12 @@ class Checkpoints:
             for key, value in optimiser.state.get(weight, {}).items()
         }
         try:
-            partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=self._folder))
-            save_file({name: weight.detach().contiguous() for name, weight in trained.items()}, partial / WEIGHTS)
-            save_file({name: value.contiguous() for name, value in moments.items()}, partial / OPTIMISER)
-            (partial / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
-            for file in partial.iterdir():
-                to_disk(file)
             final = self._folder / f"step-{progress.steps:08}"
-            if final.exists():  # left by an earlier run
-                shutil.rmtree(final)
-            partial.rename(final)
-            to_disk(self._folder)
+            with partial_folder(final) as partial:
+                save_file({name: weight.detach().contiguous() for name, weight in trained.items()}, partial / WEIGHTS)
+                save_file({name: value.contiguous() for name, value in moments.items()}, partial / OPTIMISER)
+                (partial / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
+                move_folder(partial, final)
             for old in self._complete()[:-KEPT]:
                 shutil.rmtree(old)
         except (OSError, SafetensorError) as error:
@@ -156,12 +149,3 @@ def _restore(
         weight = trained[name]
         # The optimiser keeps its count of steps on the CPU.
         optimiser.state[weight][moment] = value.clone() if moment == "step" else value.to(weight.device, copy=True)
-
-
-def to_disk(path: Path) -> None:
-    """Flush a file or folder to the disk, so that it survives a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

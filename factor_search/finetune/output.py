@@ -1,7 +1,5 @@
 """Writes the result of a fine-tuning: a checkpoint that transformers loads, and ``finetune.json``."""
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +12,9 @@ from factor_search.export.huggingface import export_huggingface, huggingface_con
 from factor_search.export.verification.plain import PlainCheck
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, FactorsModel, factors_file
+from factor_search.files.atomic import move_folder, partial_folder
 from factor_search.files.json_documents import read_json, write_json
-from factor_search.finetune.checkpoints import check_identity, to_disk
+from factor_search.finetune.checkpoints import check_identity
 from factor_search.finetune.spec import FinetuneSpec
 from factor_search.model.loading import LoadedModel, quietly
 from factor_search.version import versions
@@ -69,8 +68,8 @@ def write_model(loaded: LoadedModel, file: FactorsFile, folder: Path) -> None:
         OutputError: the folder cannot be written.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as staging:
-            saved, whole = Path(staging, "saved"), Path(staging, "whole")
+        with partial_folder(folder) as staging:
+            saved, whole = staging / "saved", staging / "whole"
             with quietly():
                 loaded.model.save_pretrained(saved)
                 loaded.tokenizer.save_pretrained(saved)
@@ -79,10 +78,7 @@ def write_model(loaded: LoadedModel, file: FactorsFile, folder: Path) -> None:
             for item in whole.iterdir():
                 if item.is_symlink():  # on a file system without hard links; its target is about to be removed
                     item.resolve().replace(item)
-                to_disk(item)
-            if folder.exists():  # left by a run that ended before it wrote its record
-                shutil.rmtree(folder)
-            whole.rename(folder)
+            move_folder(whole, folder)  # it replaces what a run left that ended before it wrote its record
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write {folder}: {one_line(error)}") from None
 

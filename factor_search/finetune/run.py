@@ -1,5 +1,6 @@
 """Runs one fine-tuning, from a loaded model to a checkpoint with a longer context window."""
 
+import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -81,6 +82,7 @@ def finetune(
     }
     finished = finished_result(folder, identity)
     if finished:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # a kill may have left some
         return finished
     if model in _changed:
         raise ModelError(f"the weights of {loaded.spec.id} were trained before: load the model again")

@@ -1,7 +1,9 @@
 """Stores evaluations in ``evaluations.jsonl``, so that none is computed twice."""
 
+import contextlib
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Protocol
 
 from factor_search.errors import OutputError
 from factor_search.factors import Factors
+from factor_search.files.atomic import cannot_write
 from factor_search.files.canonical_json import canonical_json
 from factor_search.measure.evaluation import OUT_OF_MEMORY, Evaluation
 from factor_search.measure.race import Race, rungs
@@ -29,9 +32,9 @@ class Ledger:
         self._by_key: dict[str, Evaluation] = {}
         self._earlier: set[str] = set()
         try:
-            self._stream = file.open("a+b")
+            self._stream = file.open("a+b", buffering=0)
         except OSError as error:
-            raise OutputError(f"cannot write {file}: {error.strerror or error}") from None
+            raise cannot_write(file, error) from None
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read_all(file)
@@ -63,16 +66,20 @@ class Ledger:
         return None if stored is None or (stored.outcome == OUT_OF_MEMORY and key in self._earlier) else stored
 
     def add(self, evaluation: Evaluation) -> None:
-        """Append an evaluation, and flush the file to the operating system.
+        """Append an evaluation, whole or not at all.
 
         Raises:
             OutputError: the file cannot be written.
         """
+        line = memoryview(canonical_json(evaluation.as_json()).encode() + b"\n")
+        whole = self._stream.seek(0, os.SEEK_END)
         try:
-            self._stream.write(canonical_json(evaluation.as_json()).encode() + b"\n")
-            self._stream.flush()
+            while line:  # a nearly full disk takes a part
+                line = line[self._stream.write(line) :]
         except OSError as error:
-            raise OutputError(f"cannot write {self._stream.name}: {error.strerror or error}") from None
+            with contextlib.suppress(OSError):
+                self._stream.truncate(whole)
+            raise cannot_write(self._stream.name, error) from None
         self._by_key[evaluation.key] = evaluation
         self._earlier.discard(evaluation.key)
 

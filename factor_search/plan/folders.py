@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from factor_search.errors import OutputError
-from factor_search.files.atomic import write_atomically
+from factor_search.files.atomic import cannot_write, to_disk, write_atomically
 from factor_search.files.canonical_json import sha256_of
 from factor_search.files.json_documents import read_json, write_json
 from factor_search.job import IDENTITY
@@ -63,7 +63,7 @@ class Folders:
                 link.unlink()
             link.symlink_to(folder.relative_to(self._out))
         except OSError as error:
-            raise OutputError(f"cannot write {link}: {error.strerror or error}") from None
+            raise cannot_write(link, error) from None
         return folder
 
     def outcome(self, work: Work) -> Outcome | None:
@@ -98,7 +98,7 @@ class Folders:
             content = json.dumps(outcome.model_dump(mode="json"), allow_nan=False).encode()
             write_atomically(self._of(work) / OUTCOME, content, required=True)
         except OSError as error:
-            raise OutputError(f"cannot write {self._of(work) / OUTCOME}: {error.strerror or error}") from None
+            raise cannot_write(self._of(work) / OUTCOME, error) from None
 
     def drop(self, stages: set[str]) -> None:
         """Remove the folders of the stages with these names.
@@ -109,6 +109,8 @@ class Folders:
         try:
             for folder in self._store.iterdir():
                 if (folder / WORK).exists() and read_json(folder / WORK, OutputError)["stage"] in stages:
+                    (folder / OUTCOME).unlink(missing_ok=True)  # first: half a folder must not count as done
+                    to_disk(folder)
                     shutil.rmtree(folder)
             for stage in stages:
                 if os.path.islink(self._out / stage):

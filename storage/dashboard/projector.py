@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Row, or_, select
 
 from factor_search.errors import one_line
+from storage.coordinators import SILENT
 from storage.dashboard.projection import Projection
 from storage.database import Database
 from storage.errors import DatabaseError
@@ -98,7 +99,7 @@ class Projector:
         recent = or_(
             jobs.c.state.not_in(ENDED), jobs.c.ended_at > now() - REMEMBERED_SECONDS, jobs.c.id.in_(self._unsettled)
         )
-        alive = select(coordinators.c.id).where(coordinators.c.seen_at > now() - SILENT_SECONDS)
+        alive = select(coordinators.c.id).where(SILENT < SILENT_SECONDS)
         # what a coordinator that is gone has left is anybody's; two that take it do not harm each other
         ours = or_(jobs.c.owner == self.owner, jobs.c.owner.is_(None), jobs.c.owner.not_in(alive))
         search = jobs.c.kind.in_(SEARCHES)

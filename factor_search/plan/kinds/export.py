@@ -12,6 +12,7 @@ from factor_search.export.contract import Source
 from factor_search.export.registry import ENGINES, engine_named, export, expressible
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, FactorsModel, factors_file, parse_factors
+from factor_search.files.atomic import move_folder
 from factor_search.files.gguf import is_gguf
 from factor_search.files.json_documents import read_json, write_json
 from factor_search.methods import closed_form
@@ -174,7 +175,7 @@ class ExportKind(StageKind[ExportStage, ExportWork]):
             notes = [note.replace(str(unfinished), str(final)) for note in exported.notes]
             command = exported.command and exported.command.replace(str(unfinished), str(final))
             write_json(folder / NOTES_FILE, {"command": command, "notes": notes})
-            unfinished.rename(final)
+            move_folder(unfinished, final)
         file.write(folder / LONG_FILE)
         if short is not None:
             short.write(folder / SHORT_FILE)
