@@ -10,10 +10,10 @@ from api import deferred
 from api.cursors import JOB_ID
 from api.problems import RefusedError, documented
 from api.records import Records
-from api.routes.resource import LARGEST_NUMBER, Resource, Stores, routes_of
+from api.routes.resource import LARGEST_NUMBER, Resource, Stores, Submitted, routes_of
 from api.schemas import EXAMPLE_ID, EvaluationPage, Job, JobPage, finite
 from api.shown import shown_evaluation
-from api.submission import submitted_spec, with_warm_start
+from api.submission import placed_refusals, submitted_spec, with_warm_start
 from factor_search.export.registry import ENGINES, REFUSED
 from factor_search.factors_file import parse_factors
 from factor_search.spec import JobSpec
@@ -23,12 +23,13 @@ from storage.jobs import Job as StoredJob
 from storage.states import JobState
 
 
-def submit(stores: Records, spec: JobSpec, key: str | None, by: str | None) -> tuple[StoredJob, bool]:
+def submit(stores: Records, spec: JobSpec, key: str | None, by: str | None) -> Submitted:
     """Queue a search that the policy allows and that can end well, as far as this is known without the model."""
     stores.settings.policy.check(spec)
-    spec = with_warm_start(spec, stores)
-    deferred.check_possible(spec)
-    return stores.jobs.submit(spec, idempotency_key=key, submitted_by=by)
+    with placed_refusals():
+        spec = with_warm_start(spec, stores)
+        notes = deferred.check_possible(spec)
+    return Submitted(*stores.jobs.submit(spec, idempotency_key=key, submitted_by=by), notes)
 
 
 FACTORS = "factors"

@@ -11,9 +11,9 @@ from api.cursors import PLAN_ID
 from api.plan_schemas import Checkpoint, Plan, PlanPage, Retry
 from api.problems import RefusedError, documented
 from api.records import Records
-from api.routes.resource import Resource, Stores, routes_of
+from api.routes.resource import Resource, Stores, Submitted, routes_of
 from api.schemas import EXAMPLE_PLAN_ID, finite
-from api.submission import submitted_plan
+from api.submission import placed_refusals, submitted_plan
 from factor_search.plan.kinds.await_checkpoint import AwaitWork
 from factor_search.plan.kinds.contract import Outcome, Work
 from factor_search.plan.spec import PlanSpec, parse_plan
@@ -24,18 +24,20 @@ from storage.plans import Plan as StoredPlan
 from storage.states import PlanState
 
 
-def submit(stores: Records, spec: PlanSpec, key: str | None, by: str | None) -> tuple[StoredPlan, bool]:
+def submit(stores: Records, spec: PlanSpec, key: str | None, by: str | None) -> Submitted:
     """Queue a plan that the policy allows and that can end well, as far as this is known without the model."""
     stores.settings.policy.check_plan(spec)
-    deferred.check_plan(spec)
+    with placed_refusals():
+        notes = deferred.check_plan(spec)
     expanded = spec.expanded()
-    return stores.plans.submit(
+    stored, new = stores.plans.submit(
         name=spec.name,
         spec=expanded.model_dump(mode="json"),
         stages=[(str(stage.name), stage.kind) for stage in expanded.stages or ()],
         idempotency_key=key,
         submitted_by=by,
     )
+    return Submitted(stored, new, notes)
 
 
 def report(stores: Records, plan: StoredPlan) -> dict[str, Any]:

@@ -9,19 +9,31 @@ from pydantic import ValidationError
 from factor_search.files.atomic import write_text
 
 
-def read_json(file: Path, error_type: type[Exception]) -> Any:
+def read_json(file: Path, error_type: type[Exception], *, most_bytes: int | None = None) -> Any:
     """Parse a JSON file.
+
+    Args:
+        file: what to read.
+        error_type: of what is raised.
+        most_bytes: of a file from outside, which must be a regular one; None has no limit.
 
     Raises:
         error_type: the file cannot be read or is not JSON; the message is one line and names the file.
     """
     try:
+        if most_bytes is not None and file.exists():
+            if not file.is_file():
+                raise error_type(f"{file} is not a regular file")
+            if file.stat().st_size > most_bytes:
+                raise error_type(f"{file} has more than {most_bytes // 2**20} MiB, so it is another kind of file")
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise error_type(f"cannot read {file}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise error_type(f"{file} is not UTF-8 text") from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise error_type(f"{file} is nested too deeply") from None
+    except ValueError as error:
         raise error_type(f"{file} is not JSON: {error}") from None
 
 

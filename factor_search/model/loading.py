@@ -27,6 +27,7 @@ from factor_search.model.geometry import Geometry
 from factor_search.model.gguf_file import gguf_config, gguf_model
 from factor_search.model.gguf_tokenizer import gguf_tokenizer
 from factor_search.model.live_frequencies import with_live_frequencies
+from factor_search.model.model_folder import check_files
 from factor_search.spec import ModelSpec, looks_local
 
 
@@ -62,6 +63,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     config = load_config(spec)
     geometry = read_geometry(config, spec.original_length)
     loader = auto_class(config)
+    check_weights(spec, config)
     device = _device(spec)
     options: dict[str, Any] = {} if spec.attention == "auto" else {"attn_implementation": spec.attention}
     with quietly(), _explained(spec, "model"), own_code_forgotten():
@@ -103,6 +105,16 @@ def load_config(spec: ModelSpec) -> PretrainedConfig:
         except Exception:
             refuse_adapters(spec)
             raise
+
+
+def check_weights(spec: ModelSpec, config: PretrainedConfig) -> None:
+    """Check the files of a model in a local folder without loading it.
+
+    Raises:
+        ModelLoadError: see :func:`factor_search.model.model_folder.check_files`.
+    """
+    if not is_gguf(spec.id) and Path(spec.id).is_dir():  # the header of a GGUF file is read with its configuration
+        check_files(Path(spec.id), config)
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
@@ -238,9 +250,9 @@ def _explained(spec: ModelSpec, what: str) -> Iterator[None]:
     """Convert any error that third-party loaders raise on a broken checkpoint into a one-line error."""
     try:
         yield
-    except FactorSearchError:
+    except (FactorSearchError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:  # a panic of the libraries in Rust is no Exception
         if not spec.trust_remote_code and "trust_remote_code" in str(error):
             raise ModelLoadError(
                 f"the {what} of {spec.id} needs Python code that comes with it, and runs only if you allow that: read "
