@@ -17,18 +17,18 @@ from factor_search.plan.spec import PlanSpec
 from factor_search.spec import JobSpec, ModelSpec
 
 
-def check_possible(spec: JobSpec) -> None:
+def check_possible(spec: JobSpec) -> tuple[str, ...]:
     """Refuse a job that cannot succeed; see :func:`factor_search.job.check_possible`."""
     from factor_search.job import check_possible
 
-    check_possible(spec)
+    return check_possible(spec)
 
 
-def check_plan(spec: PlanSpec) -> None:
+def check_plan(spec: PlanSpec) -> tuple[str, ...]:
     """Refuse a plan that cannot succeed; see :func:`factor_search.plan.check.check_plan`."""
     from factor_search.plan.check import check_plan
 
-    check_plan(spec)
+    return check_plan(spec)
 
 
 def check_checkpoint(work: AwaitWork, folder: Path) -> None:

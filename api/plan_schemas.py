@@ -50,7 +50,10 @@ class Plan(_Value):
         description="What the coordinator of its job has been asked to do but has not done yet.",
         json_schema_extra={"enum": [StateRequest.PAUSE, None]},
     )
-    note: str | None = Field(description="What prevents progress, if anything does.")
+    note: str | None = Field(
+        description="What prevents progress, if anything does; in the answer to a submission, also what was assumed of "
+        "the model."
+    )
     submitted_at: datetime
     ended_at: datetime | None = Field(description="When it finished, failed or was cancelled.")
     stage: str | None = Field(description="Name of the present stage; null once all have finished.")

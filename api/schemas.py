@@ -87,7 +87,10 @@ class Job(_Value):
         description="What its coordinator has been asked to do but has not done yet.",
         json_schema_extra={"enum": [*StateRequest, None]},
     )
-    note: str | None = Field(description="What prevents progress, if anything does.")
+    note: str | None = Field(
+        description="What prevents progress, if anything does; in the answer to a submission, also what was assumed of "
+        "the model."
+    )
     submitted_at: datetime
     started_at: datetime | None = Field(description="When it was first claimed.")
     ended_at: datetime | None = Field(description="When it finished, failed or was cancelled.")
@@ -168,7 +171,7 @@ class Event(_Value):
 
 
 class StoredItem(_Value):
-    """A job that is no stage of a plan, or a plan, with the space it takes."""
+    """A job that is not a stage of a plan, or a plan, with the space it takes."""
 
     kind: str = Field(description="job or plan.")
     id: str

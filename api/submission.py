@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -10,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from api.problems import Fault, RefusedError, faults_of, json_pointer
 from api.records import Records
+from factor_search.errors import DataError, FactorsError, ModelError
 from factor_search.files.json_documents import explain
 from factor_search.plan.spec import PlanSpec, is_plan
 from factor_search.search.warm_start import embedded
@@ -22,6 +24,8 @@ UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 
 Spec = TypeVar("Spec", JobSpec, PlanSpec)
+PLACES = {ModelError: "model", DataError: "data", FactorsError: "warm_start"}
+"""Fields of a specification by the errors about what they name."""
 _JSON_NAMES = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean"}
 _JSON_NAMES[type(None)] = "null"
 
@@ -94,6 +98,20 @@ def _document(body: bytes) -> dict[str, Any]:
     if unprintable:
         raise RefusedError(422, f"{unprintable[0].pointer}: {unprintable[0].detail}: remove it", faults=unprintable)
     return document
+
+
+@contextmanager
+def placed_refusals() -> Iterator[None]:
+    """Let the refusal of a model, its documents or its warm start name the field that is about them.
+
+    Raises:
+        RefusedError: instead of the error of the layers below.
+    """
+    try:
+        yield
+    except (ModelError, DataError, FactorsError) as error:
+        place = next(place for kind, place in PLACES.items() if isinstance(error, kind))
+        raise RefusedError(422, str(error), faults=[Fault(pointer=json_pointer((place,)), detail=str(error))]) from None
 
 
 def checked_idempotency_key(key: str | None) -> str | None:

@@ -13,6 +13,7 @@ from factor_search.files.json_documents import explain, read_json, write_json
 from factor_search.model.geometry import Geometry
 
 SCHEMA = "factor-search/factors@1"
+LARGEST_BYTES = 16 * 2**20
 LEAST = 0.99
 """The smallest factor of a vector that extends the context; the smallest published is 0.998 (MiniCPM4)."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -29,8 +30,8 @@ class FactorsModel(_Part):
     revision: str | None = None
     architecture: str
     rope_theta: float = Field(gt=0, allow_inf_nan=False)
-    rotary_dim: int = Field(gt=0, multiple_of=2)
-    original_length: int = Field(gt=0)
+    rotary_dim: int = Field(gt=0, lt=2**53, multiple_of=2)
+    original_length: int = Field(gt=0, lt=2**53)
     base_rope_type: str
 
     @classmethod
@@ -73,10 +74,10 @@ class FactorsFile(_Part):
 
     schema_: Literal["factor-search/factors@1"] = Field("factor-search/factors@1", alias="schema")
     model: FactorsModel
-    target_length: int = Field(gt=0)
+    target_length: int = Field(gt=0, lt=2**53)
     scale: Finite = Field(gt=0)
     rescale_factors: list[float]
-    initial_tokens: int
+    initial_tokens: int = Field(lt=2**53)
     attention_factor: float
     perplexity: MeasuredPerplexity = MeasuredPerplexity()
     provenance: Provenance | None = None
@@ -154,7 +155,7 @@ def read_factors(file: Path) -> FactorsFile:
         FactorsError: the file cannot be read, is not JSON, or is not a valid factors file.
     """
     try:
-        return parse_factors(read_json(file, FactorsError))
+        return parse_factors(read_json(file, FactorsError, most_bytes=LARGEST_BYTES))
     except FactorsError as error:
         raise FactorsError(str(error) if str(file) in str(error) else f"{file}: {error}") from None
 

@@ -6,9 +6,10 @@ from factor_search.errors import OutputError
 from factor_search.files.atomic import cannot_write, write_atomically
 from factor_search.measure.evaluator import LocalEvaluator
 from factor_search.measure.ledger import Ledger, RecordedEvaluator
+from factor_search.model.checkpoint_files import is_local
 from factor_search.model.configuration import read_geometry
 from factor_search.model.injection import probe
-from factor_search.model.loading import LoadedModel, load_config, load_model
+from factor_search.model.loading import LoadedModel, check_weights, load_config, load_model
 from factor_search.search.problem import SearchProblem
 from factor_search.search.selection import JobResult, JobWatcher, search_and_measure
 from factor_search.search.warm_start import embedded
@@ -51,21 +52,29 @@ def run_job(spec: JobSpec, out: Path, watcher: JobWatcher | None = None) -> JobR
             return search_and_measure(problem, samples, RecordedEvaluator(local, ledger), watcher)
 
 
-def check_possible(spec: JobSpec) -> None:
+def check_possible(spec: JobSpec) -> tuple[str, ...]:
     """Refuse a job that cannot succeed, as far as that shows without loading the model or reading a document.
+
+    Returns:
+        What was assumed of a local model, one sentence each.
 
     Raises:
         DataError: a path or glob matches nothing.
-        ModelError: a local model's configuration is broken, has no rotary position embeddings, or none that sees
-            beyond the original length; or transformers cannot load it.
+        ModelError: a local model is not there or a file of it is damaged; its configuration has no rotary position
+            embeddings, or none that sees beyond the original length; or transformers cannot load it.
         FactorsError: the factors of a warm start cannot be read, or belong to another model.
         SpecError: the target length, or the space, does not fit a local model.
     """
     spec = embedded(spec)
     for pattern in [*(spec.data.files or ()), *(spec.data.held_out_files or ())]:
         document_files(pattern)
-    if Path(spec.model.id).exists():
-        SearchProblem.of(spec, read_geometry(load_config(spec.model), spec.model.original_length))
+    if not is_local(spec.model.id):
+        return ()
+    config = load_config(spec.model)
+    geometry = read_geometry(config, spec.model.original_length)
+    SearchProblem.of(spec, geometry)
+    check_weights(spec.model, config)
+    return geometry.notes
 
 
 def read_samples(spec: JobSpec, loaded: LoadedModel, watch: Watch | None = None) -> Samples:

@@ -6,12 +6,14 @@ Each method gives lambda_i relative to the plain theta_i = base^(-2i/d), for a s
 import math
 from collections.abc import Callable
 
-from factor_search.errors import SpecError
+from factor_search.errors import FactorsError, SpecError, one_line
 from factor_search.factors import Factors
 from factor_search.model.geometry import Geometry
 from factor_search.model.geometry import longrope_attention_factor as longrope_attention_factor  # beside yarn's
 
 AS_CONFIGURED = "as-configured"
+OPEN_LENGTH = ("linear", "yarn")
+"""RoPE types whose configurations may have max_position_embeddings before or after the scaling."""
 
 
 def none(geometry: Geometry, target_length: int) -> Factors:
@@ -125,12 +127,33 @@ def closed_form(name: str, geometry: Geometry, target_length: int) -> Factors:
 
 
 def closed_forms(geometry: Geometry, target_length: int) -> dict[str, Factors]:
-    """Return the factors of every method by name, and ``as-configured`` where the model already has a scaling."""
-    factors = {name: method(geometry, target_length) for name, method in METHODS.items()}
+    """Return the factors of every method by name, and ``as-configured`` where the model already has a scaling.
+
+    Where that is linear or YaRN, its configuration often leaves open for which original length. No closed form but
+    ``none`` is below it then: a model that was trained with a scaling would get a weaker one for more tokens.
+
+    Raises:
+        SpecError: a formula gives no finite factors for these lengths.
+    """
+    try:
+        factors = {name: method(geometry, target_length) for name, method in METHODS.items()}
+    except (ArithmeticError, ValueError, FactorsError) as error:
+        raise SpecError(
+            f"closed forms have no finite factors from {geometry.original_length} to {target_length} tokens with "
+            f"rope_theta {geometry.rope_theta:g} ({one_line(error)}): give another target or original length"
+        ) from None
     configured = geometry.configured_factors(target_length)
-    if configured is not None:
-        factors[AS_CONFIGURED] = configured
-    return factors
+    if configured is None:
+        return factors
+    if geometry.base_rope_type in OPEN_LENGTH:
+        factors = {name: form if name == "none" else _at_least(form, configured) for name, form in factors.items()}
+    return factors | {AS_CONFIGURED: configured}
+
+
+def _at_least(factors: Factors, least: Factors) -> Factors:
+    """The same, but no rescale factor below that of others."""
+    lambdas = [max(pair) for pair in zip(factors.rescale_factors, least.rescale_factors, strict=True)]
+    return Factors.of(lambdas, factors.initial_tokens, factors.attention_factor)
 
 
 def yarn_attention_factor(scale: float) -> float:

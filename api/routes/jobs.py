@@ -10,10 +10,10 @@ from api import deferred
 from api.cursors import JOB_ID
 from api.problems import RefusedError, documented
 from api.records import Records
-from api.routes.resource import LARGEST_NUMBER, Resource, Stores, routes_of
+from api.routes.resource import LARGEST_NUMBER, Resource, Stores, Submitted, routes_of
 from api.schemas import EXAMPLE_ID, EvaluationPage, Job, JobPage, finite
 from api.shown import shown_evaluation
-from api.submission import submitted_spec, with_warm_start
+from api.submission import placed_refusals, submitted_spec, with_warm_start
 from factor_search.export.registry import ENGINES, REFUSED
 from factor_search.factors_file import parse_factors
 from factor_search.files.canonical_json import sha256_of
@@ -26,15 +26,16 @@ from storage.states import JobState
 from workers.pinning import pinned
 
 
-def submit(stores: Records, spec: JobSpec, key: str | None, by: str | None) -> tuple[StoredJob, bool]:
+def submit(stores: Records, spec: JobSpec, key: str | None, by: str | None) -> Submitted:
     """Queue a search that the policy allows and that can end well, as far as this is known without the model."""
     policy = stores.settings.policy
     policy.check(spec)
-    with under(policy.reading_rules()):
+    with placed_refusals(), under(policy.reading_rules()):
         spec = with_warm_start(spec, stores)
-        deferred.check_possible(spec)
+        notes = deferred.check_possible(spec)
     asked = sha256_of(spec.model_dump(mode="json"))  # what the hub answers may change until the request is repeated
-    return stores.jobs.submit(pinned(spec), idempotency_key=key, submitted_by=by, request_sha256=asked)
+    stored, new = stores.jobs.submit(pinned(spec), idempotency_key=key, submitted_by=by, request_sha256=asked)
+    return Submitted(stored, new, notes)
 
 
 FACTORS = "factors"

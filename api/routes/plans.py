@@ -11,9 +11,9 @@ from api.cursors import PLAN_ID
 from api.plan_schemas import Checkpoint, Plan, PlanPage, Retry
 from api.problems import RefusedError, documented
 from api.records import Records
-from api.routes.resource import Resource, Stores, routes_of
+from api.routes.resource import Resource, Stores, Submitted, routes_of
 from api.schemas import EXAMPLE_PLAN_ID, finite
-from api.submission import submitted_plan
+from api.submission import placed_refusals, submitted_plan
 from factor_search.files.canonical_json import sha256_of
 from factor_search.files.reading import under
 from factor_search.plan.kinds.await_checkpoint import AwaitWork
@@ -27,14 +27,14 @@ from storage.states import PlanState
 from workers.pinning import pinned
 
 
-def submit(stores: Records, spec: PlanSpec, key: str | None, by: str | None) -> tuple[StoredPlan, bool]:
+def submit(stores: Records, spec: PlanSpec, key: str | None, by: str | None) -> Submitted:
     """Queue a plan that the policy allows and that can end well, as far as this is known without the model."""
     policy = stores.settings.policy
     policy.check_plan(spec)
-    with under(policy.reading_rules()):
-        deferred.check_plan(spec)
+    with placed_refusals(), under(policy.reading_rules()):
+        notes = deferred.check_plan(spec)
     expanded = spec.expanded()
-    return stores.plans.submit(
+    stored, new = stores.plans.submit(
         name=spec.name,
         spec=pinned(expanded).model_dump(mode="json"),
         request_sha256=sha256_of(expanded.model_dump(mode="json")),
@@ -42,6 +42,7 @@ def submit(stores: Records, spec: PlanSpec, key: str | None, by: str | None) -> 
         idempotency_key=key,
         submitted_by=by,
     )
+    return Submitted(stored, new, notes)
 
 
 def report(stores: Records, plan: StoredPlan) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """The routes that jobs and plans have in common, made from a description of each."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import APIRouter, Depends, Header, Path, Query
 from pydantic import AfterValidator, BaseModel, WithJsonSchema
@@ -46,8 +46,8 @@ class Resource:
     """Name of the OpenAPI schema of the report."""
     parse: Callable[[Request], Awaitable[Any]]
     """Reads what is submitted from a request."""
-    submit: Callable[[Records, Any, str | None, str | None], tuple[Any, bool]]
-    """Checks and stores what is submitted, with idempotency key and id of the API key; returns it, and if it is new."""
+    submit: Callable[[Records, Any, str | None, str | None], "Submitted"]
+    """Checks and stores what is submitted, with idempotency key and id of the API key."""
     on_submit: str
     """What the operation's description says of it."""
     report: Callable[[Records, Any], dict[str, Any]]
@@ -68,6 +68,17 @@ class Resource:
     def id_parameter(self) -> Any:
         """The parameter in the path of each route of one job or plan."""
         return Path(alias=f"{self.word}_id", description=f"Id of a {self.word}.", examples=[self.example_id])
+
+
+class Submitted(NamedTuple):
+    """What came of a submission."""
+
+    stored: Any
+    """The job or plan."""
+    new: bool
+    """Whether it is not that of an earlier request with the same idempotency key."""
+    notes: Sequence[str]
+    """What was assumed of the model, one sentence each."""
 
 
 def routes_of(resource: Resource) -> APIRouter:
@@ -114,10 +125,12 @@ def _add_submission(router: APIRouter, resource: Resource) -> None:
         idempotency_key: Annotated[str | None, key_header] = None,
     ) -> Any:
         key, by = checked_idempotency_key(idempotency_key), request.scope["state"].get("key")
-        stored, new = resource.submit(stores, spec, key, by.id if by else None)
-        response.status_code = 201 if new else 200
-        response.headers["Location"] = f"{resource.path}/{stored.id}"
-        return stores.show(stored)[0]
+        submitted = resource.submit(stores, spec, key, by.id if by else None)
+        response.status_code = 201 if submitted.new else 200
+        response.headers["Location"] = f"{resource.path}/{submitted.stored.id}"
+        (shown,) = stores.show(submitted.stored)
+        notes = [note for note in (shown.note, *submitted.notes) if note]
+        return shown.model_copy(update={"note": "; ".join(notes) or None})
 
 
 def _add_list(router: APIRouter, resource: Resource) -> None:

@@ -30,6 +30,12 @@ F32, F16 = 0, 1
 DIMENSIONS = 4
 CHUNK = 16 * 2**20
 """Bytes that are copied at a time."""
+MOST_VALUES = 2**22
+"""In an array; the largest vocabularies have 2^18 words, and twice as many merges."""
+MOST_ROWS = 2**17
+"""Of keys, and of tensors."""
+LARGEST_HEADER = 2**28
+"""Bytes."""
 
 
 @dataclass(frozen=True)
@@ -152,19 +158,35 @@ def _read(file: Path, size: int, modified: int) -> Header:
             raise ModelLoadError(f"{file} ends within its header: download it again") from None
         except (UnicodeDecodeError, KeyError, ValueError) as error:
             raise ModelLoadError(f"the header of {file} is damaged: {error}") from None
-    parts = header.get("split.count", 1)
-    if not isinstance(parts, int):
-        raise ModelLoadError(f"the header of {file} is damaged: split.count is not a whole number")
-    if parts > 1:
-        raise ModelLoadError(
-            f"{file} is one of {parts} parts of a model: merge them first, with llama-gguf-split --merge"
-        )
+    _check_whole(header)
     if not header.tensors:
         raise ModelLoadError(f"{file} holds a vocabulary and no weights: give the GGUF file of a whole model")
     end = max(tensor.start + tensor.size for tensor in header.tensors)
     if end > size:
         raise ModelLoadError(f"{file} is not complete: it has {size} bytes of {end}; download it again")
     return header
+
+
+def _check_whole(header: Header) -> None:
+    """Refuse what is only a part of a model.
+
+    Raises:
+        ModelLoadError: says what the file is, and what to give.
+    """
+    file, kind, parts = header.file, header.get("general.type"), header.get("split.count", 1)
+    if kind == "adapter":
+        raise ModelLoadError(
+            f"{file} holds an adapter (LoRA), not a model: merge it into its model with llama-export-lora, and give "
+            "what that writes"
+        )
+    if kind == "mmproj" or header.architecture == "clip":
+        raise ModelLoadError(f"{file} holds the part of a model that reads images: give the file of its language model")
+    if not isinstance(parts, int):
+        raise ModelLoadError(f"the header of {file} is damaged: split.count is not a whole number")
+    if parts > 1:
+        raise ModelLoadError(
+            f"{file} is one of {parts} parts of a model: merge them first, with llama-gguf-split --merge"
+        )
 
 
 class _Parser:
@@ -180,6 +202,8 @@ class _Parser:
             what = "is big-endian" if swapped else f"has version {version} of the format"
             raise ModelLoadError(f"{self.file} {what}: only little-endian files of versions 2 and 3 can be read")
         tensors, entries = self.number("Q"), self.number("Q")
+        if max(tensors, entries) > MOST_ROWS:
+            raise ValueError(f"it says that it has {tensors} tensors and {entries} keys, more than {MOST_ROWS}")
         metadata: dict[str, Entry] = {}
         for _ in range(entries):
             key = self.text()
@@ -207,6 +231,8 @@ class _Parser:
         size = self.number("Q")
         if self.place + size > len(self.content):
             raise IndexError
+        if self.place + size > LARGEST_HEADER:
+            raise ValueError(f"its header has more than {LARGEST_HEADER // 2**20} MiB")
         self.place += size
         return self.content[self.place - size : self.place]
 
@@ -225,6 +251,8 @@ class _Parser:
         if kind != ARRAY:
             return self.number(SCALARS[kind])
         inner, count = self.number("I"), self.number("Q")
+        if count > MOST_VALUES:
+            raise ValueError(f"it has an array of {count} values, more than {MOST_VALUES}")
         if inner in SCALARS:
             letters = f"<{count}{SCALARS[inner]}"
             values = struct.unpack_from(letters, self.content, self.place)

@@ -13,19 +13,27 @@ LARGEST_JSON = 2**25
 """Bytes of a JSON file that is read whole; as Python values it takes up to twenty times that."""
 
 
-def read_json(file: Path, error_type: type[Exception]) -> Any:
+def read_json(file: Path, error_type: type[Exception], *, most_bytes: int = LARGEST_JSON, model: bool = False) -> Any:
     """Parse a JSON file.
 
+    Args:
+        file: what to read.
+        error_type: of what is raised.
+        most_bytes: that the file may have.
+        model: whether it belongs to a model.
+
     Raises:
-        error_type: the file is not a regular one, cannot be read, is larger than ``LARGEST_JSON`` or is not JSON; the
+        error_type: the file is not a regular one, cannot be read, is larger than ``most_bytes`` or is not JSON; the
             message is one line and names the file.
     """
-    content = read_regular(file, error_type, LARGEST_JSON)
+    content = read_regular(file, error_type, most_bytes, model=model)
     try:
         return json.loads(content.decode())
     except UnicodeDecodeError:
         raise error_type(f"{file} is not UTF-8 text") from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise error_type(f"{file} is nested too deeply") from None
+    except ValueError as error:
         raise error_type(f"{file} is not JSON: {error}") from None
 
 

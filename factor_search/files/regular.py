@@ -29,8 +29,13 @@ def require_regular(file: Path, error_type: type[Exception]) -> None:
         raise error_type(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def open_regular(file: Path, error_type: type[Exception]) -> io.BufferedReader:
+def open_regular(file: Path, error_type: type[Exception], *, model: bool = False) -> io.BufferedReader:
     """Open a regular file to read its bytes; links are followed.
+
+    Args:
+        file: its path.
+        error_type: the type of the errors.
+        model: whether it belongs to a model.
 
     Raises:
         error_type: it is something else, or cannot be opened; the message is one line and names the file.
@@ -38,25 +43,26 @@ def open_regular(file: Path, error_type: type[Exception]) -> io.BufferedReader:
     """
     require_regular(file, error_type)
     try:  # it may have become another file meanwhile
-        descriptor = open_readable(file, str(file))
+        descriptor = open_readable(file, str(file), model=model)
     except OSError as error:
         raise error_type(f"cannot read {file}: {error.strerror or error}") from None
     return os.fdopen(descriptor, "rb")
 
 
-def read_regular(file: Path, error_type: type[Exception], limit: int) -> bytes:
+def read_regular(file: Path, error_type: type[Exception], limit: int, *, model: bool = False) -> bytes:
     """Return all bytes of a regular file.
 
     Args:
         file: its path.
         error_type: the type of the errors.
         limit: the most bytes that it may have.
+        model: whether it belongs to a model.
 
     Raises:
         error_type: see :func:`open_regular`; or it has more bytes, or cannot be read.
     """
     try:
-        with open_regular(file, error_type) as stream:
+        with open_regular(file, error_type, model=model) as stream:
             size = os.fstat(stream.fileno()).st_size
             content = stream.read(limit + 1) if size <= limit else b""
     except OSError as error:

@@ -43,9 +43,15 @@ def own_code_forgotten() -> Iterator[None]:
                 del mapping._extra_content[configuration]
 
 
+def architecture_of(config: PretrainedConfig) -> str:
+    """Return the model class that a configuration names, for messages and stored results."""
+    named = config.architectures
+    return str(named[0]) if isinstance(named, list | tuple) and named else type(config).__name__
+
+
 def why_not_loadable(config: PretrainedConfig) -> str | None:
     """Return why no class predicts text with a configuration, as a sentence without its full stop; None if one does."""
-    architecture = (config.architectures or [type(config).__name__])[0]
+    architecture = architecture_of(config)
     if getattr(config, "is_encoder_decoder", False):
         return (
             f"{architecture} is an encoder with a decoder, which does not continue a text by itself: give a causal "

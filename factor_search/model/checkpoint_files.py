@@ -53,7 +53,7 @@ def checkpoint_files(spec: ModelSpec) -> dict[str, Path]:
         return {place.name: place}
     found = dict(_files_in(place, ""))
     for name in [name for name in found if name.endswith(INDEX)]:
-        content = read_json(readable(place / name, "model.id", model=True), ModelLoadError)
+        content = read_json(place / name, ModelLoadError, model=True)
         if name in INDEXES or (isinstance(content, dict) and "weight_map" in content):
             found |= {shard: place / shard for shard in _named_in_index(content, place / name)}
     found |= dict(_files_in(place / TEMPLATES, f"{TEMPLATES}/"))
@@ -84,7 +84,7 @@ def opened_checkpoint(spec: ModelSpec, *, weights: bool = True) -> Iterator[str]
     files = checkpoint_files(spec)
     if spec.trust_remote_code and not is_gguf(spec.id):
         for name in NAME_CODE & files.keys():
-            refuse_named_code(read_json(files[name], ModelLoadError), spec)
+            refuse_named_code(read_json(files[name], ModelLoadError, model=True), spec)
         yield spec.id
         return
     with contextlib.ExitStack() as stack:

@@ -7,13 +7,19 @@ from typing import Any
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from factor_search.errors import UnsupportedModelError
-from factor_search.model.auto_class import why_not_loadable
+from factor_search.errors import FactorSearchError, UnsupportedModelError, one_line
+from factor_search.model.auto_class import architecture_of, why_not_loadable
+from factor_search.model.configuration_values import LONGEST_CONTEXT, WIDEST_HEAD
 from factor_search.model.geometry import Geometry
 from factor_search.model.reach import rotated_reach
 
+LEAST_LENGTH = 8
+"""Tokens; formulas have no meaning below the shortest wavelength, which is 2 pi tokens."""
 LEAST_TRAINED_LENGTH = 2048
 """No published language model with linear scaling was trained for fewer tokens before it."""
+OPEN_LENGTH = ("yarn", "dynamic")
+"""RoPE types besides linear whose configurations may have max_position_embeddings before or after the scaling."""
+OVERRIDES = '--original-length, or "original_length" of the model in a specification, overrides it'
 SEARCHED_LAYER_TYPE = "full_attention"
 """The layer type to search where RoPE differs by layer type: other layers attend within a sliding window only."""
 
@@ -26,10 +32,34 @@ def read_geometry(config: PretrainedConfig, original_length: int | None = None) 
         original_length: tokens the model was trained for; overrides a wrong value in the configuration.
 
     Raises:
-        UnsupportedModelError: the configuration has no rotary position embeddings, or their type is not supported.
+        UnsupportedModelError: the configuration has no rotary position embeddings, their type is not supported, or its
+            values do not fit together.
     """
+    try:
+        geometry = _geometry(config, original_length)
+    except FactorSearchError:
+        raise
+    except Exception as error:  # whatever the values of a configuration make of a formula
+        raise UnsupportedModelError(
+            f"the configuration of {architecture_of(config)} describes no RoPE ({one_line(error)}): correct "
+            "its config.json"
+        ) from error
+    for name, value, least, most in (
+        ("a rotary dimension", geometry.rotary_dim, 2, WIDEST_HEAD),
+        ("an original length in tokens", geometry.original_length, LEAST_LENGTH, LONGEST_CONTEXT),
+        ("a length in tokens", geometry.configured_length, LEAST_LENGTH, LONGEST_CONTEXT**2),
+    ):
+        if not least <= value <= most:
+            raise UnsupportedModelError(
+                f"the configuration of {geometry.architecture} gives {name} of {value}, which is not from {least} to "
+                f"{most}: correct its config.json"
+            )
+    return geometry
+
+
+def _geometry(config: PretrainedConfig, original_length: int | None) -> Geometry:
     text_config = config.get_text_config(decoder=True)
-    architecture = (config.architectures or [type(config).__name__])[0]
+    architecture = architecture_of(config)
     rope_parameters = getattr(text_config, "rope_parameters", None)
     if not rope_parameters:
         raise UnsupportedModelError(
@@ -56,7 +86,14 @@ def read_geometry(config: PretrainedConfig, original_length: int | None = None) 
         original, configured, note = _linear_lengths(text_config, parameters, original)
         notes.append(note)
     elif original == configured and rope_type != "default":  # the scaling reaches further, as in Qwen2.5 with YaRN
-        configured = round(original * max(parameters.get("factor") or 1.0, 1.0))
+        factor = max(parameters.get("factor") or 1.0, 1.0)
+        if rope_type in OPEN_LENGTH and original_length is None and not stated and factor > 1:
+            notes.append(
+                f"max_position_embeddings, {original}, is taken for the original length, before the {rope_type} factor "
+                f"{factor:g}, because there is no original_max_position_embeddings: if it includes the factor, give "
+                f'--original-length {round(original / factor)} ("original_length" of the model in a specification)'
+            )
+        configured = round(original * factor)
     return Geometry(
         architecture=architecture,
         rope_theta=theta,
@@ -159,8 +196,8 @@ def _linear_lengths(config: PretrainedConfig, parameters: Mapping[str, Any], len
     factor = parameters.get("factor") or 1.0
     stated = getattr(config, "max_sequence_length", None) or 0  # vicuna-16k has it beside max_position_embeddings
     divided = length / factor
-    apart = factor <= 1 or divided != int(divided) or divided < 8 or divided < LEAST_TRAINED_LENGTH <= length
-    named, overridden = f"max_position_embeddings, {length}, is taken", "--original-length overrides it"
+    apart = factor <= 1 or divided != int(divided) or divided < LEAST_LENGTH or divided < LEAST_TRAINED_LENGTH <= length
+    named, overridden = f"max_position_embeddings, {length}, is taken", OVERRIDES
     if apart or stated >= length * factor:
         note = f"{named} for the original length, before the linear factor {factor:g}: {overridden}"
         return length, round(length * max(factor, 1.0)), note

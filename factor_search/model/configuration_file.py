@@ -11,7 +11,9 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from factor_search.errors import ModelLoadError
 from factor_search.model.checkpoint_files import refuse_named_code
+from factor_search.model.configuration_values import check_values
 from factor_search.model.geometry import TEXT_PARTS
+from factor_search.model.model_folder import CONFIGURATION, folder_configuration
 from factor_search.spec import ModelSpec
 
 OLDER_NAMES = {"su": "longrope"}
@@ -22,11 +24,15 @@ def configuration(spec: ModelSpec) -> PretrainedConfig:
     """Load a model's configuration, with RoPE types under the names that this version of transformers knows.
 
     Raises:
-        ModelLoadError: it names code that may not be run.
-        Exception: whatever transformers raises on a broken file, or one that it does not know.
+        ModelLoadError: it is not there, is not JSON, has a value that cannot be meant, or names code that may not be
+            run; names the file and the field.
+        Exception: whatever transformers raises on a model that it does not know.
     """
     origin = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    if Path(spec.id).is_dir():
+        folder_configuration(Path(spec.id))
     content, _ = PretrainedConfig.get_config_dict(spec.id, revision=spec.revision)
+    check_values(content, f"{spec.id}/{CONFIGURATION}")  # of the hub, or of another file that the first one names
     refuse_named_code(content, spec)
     own_code = spec.trust_remote_code and "AutoConfig" in content.get("auto_map", {})
     if own_code or content.get("model_type") not in CONFIG_MAPPING or not _renamed(content):

@@ -135,17 +135,17 @@ class Geometry:
         initialise = ROPE_INIT_FUNCTIONS[self.base_rope_type]
         try:
             inverse, attention_factor = initialise(self.config, None, seq_len=target_length, layer_type=self.layer_type)
+            if inverse.shape == (self.pairs,):
+                return Factors.of((self.inverse_frequencies() / inverse).tolist(), 0, attention_factor)
         except Exception as error:  # whatever it raises where keys are missing, or have no value
             raise UnsupportedModelError(
                 f"transformers cannot compute RoPE type {self.base_rope_type!r} from the configuration of "
                 f"{self.architecture} ({one_line(error)}): complete its config.json"
             ) from error
-        if inverse.shape != (self.pairs,):
-            raise UnsupportedModelError(
-                f"RoPE type {self.base_rope_type!r} gives {len(inverse)} frequencies for the configuration of "
-                f"{self.architecture}, which says {self.pairs} rotary pairs"
-            )
-        return Factors.of((self.inverse_frequencies() / inverse).tolist(), 0, attention_factor)
+        raise UnsupportedModelError(
+            f"RoPE type {self.base_rope_type!r} gives {len(inverse)} frequencies for the configuration of "
+            f"{self.architecture}, which says {self.pairs} rotary pairs"
+        )
 
 
 def longrope_attention_factor(scale: float, original_length: int) -> float:

@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from factor_search.errors import ModelLoadError, UnsupportedModelError
 from factor_search.files.gguf import F32, UINT32, Entry, Header, Tensor, number_entry, read_header, write_gguf
-from factor_search.model.gguf_rope import OWN_FREQS, FileRope, read_rope
+from factor_search.model.gguf_rope import OWN_FREQS, FileRope, check_numbers, read_rope
 from factor_search.spec import ModelSpec
 
 SAME_ARCHITECTURE = {
@@ -40,6 +40,7 @@ def gguf_config(file: Path) -> PretrainedConfig:
         UnsupportedModelError: transformers does not read its architecture from GGUF files.
     """
     header = read_header(file)
+    check_numbers(header)
     _check_supported(header)
     rope = _rope_to_set(header)
     with tempfile.TemporaryDirectory(prefix="gguf-") as folder:

@@ -38,6 +38,20 @@ OWN_FREQS = ("gemma4",)
 IGNORE_FREQS = ("llada", "falcon-h1", "pangu-embedded", "cogvlm")
 """Architectures whose files llama.cpp loads with ``rope_freqs.weight``, but computes without it."""
 SCALING_TYPES = ("none", "linear", "yarn", "longrope")
+MOST = {
+    "{arch}.block_count": 1024,
+    "{arch}.embedding_length": 2**24,
+    "{arch}.feed_forward_length": 2**24,
+    "{arch}.attention.head_count": 2**24,
+    "{arch}.attention.head_count_kv": 2**24,
+    "{arch}.attention.key_length": 2**16,
+    "{arch}.attention.value_length": 2**16,
+    "{arch}.rope.dimension_count": 2**16,
+    "{arch}.expert_count": 2**16,
+    "{arch}.context_length": 2**40,
+    "{arch}.rope.scaling.original_context_length": 2**40,
+}
+"""The largest sizes, far beyond any model."""
 FASTEST, SLOWEST = 32.0, 1.0
 """YaRN's beta_fast and beta_slow: llama.cpp does not read those in a file for any of these architectures."""
 
@@ -167,6 +181,21 @@ def _rope_of(header: Header) -> FileRope | None:
     if not all(math.isfinite(value) and value > 0 for value in values) or rotary_dim % 2 or rotary_dim > head_dim:
         raise ModelLoadError(f"{header.file} describes an impossible RoPE: its base, dimension or factors are wrong")
     return rope
+
+
+def check_numbers(header: Header) -> None:
+    """Refuse sizes that no model has, before something of their size is built.
+
+    Raises:
+        ModelLoadError: names the key.
+    """
+    for key, most in MOST.items():
+        value = header.get(key)
+        values = value if isinstance(value, tuple) else (value,)
+        wrong = [one for one in values if one is not None and not (type(one) is int and 0 <= one <= most)]
+        if wrong:
+            name = key.format(arch=header.architecture)
+            raise ModelLoadError(f"{header.file}: {name} is {wrong[0]!r:.60}, not a whole number up to {most}")
 
 
 def shortest(value: float) -> float:

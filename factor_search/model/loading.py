@@ -21,6 +21,7 @@ from factor_search.files.atomic import write_atomically
 from factor_search.files.cache import cache_folder
 from factor_search.files.canonical_json import sha256_of
 from factor_search.files.gguf import is_gguf, read_header
+from factor_search.files.reading import checked
 from factor_search.model.auto_class import auto_class, own_code_forgotten
 from factor_search.model.checkpoint_files import checkpoint_files, is_local, opened_checkpoint
 from factor_search.model.configuration import read_geometry
@@ -29,6 +30,7 @@ from factor_search.model.geometry import Geometry
 from factor_search.model.gguf_file import gguf_config, gguf_model
 from factor_search.model.gguf_tokenizer import gguf_tokenizer
 from factor_search.model.live_frequencies import with_live_frequencies
+from factor_search.model.model_folder import check_files, require_configuration
 from factor_search.spec import ModelSpec
 
 
@@ -64,9 +66,10 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     config = load_config(spec)
     geometry = read_geometry(config, spec.original_length)
     loader = auto_class(config)
+    check_weights(spec, config)
     device = _device(spec)
     options: dict[str, Any] = {} if spec.attention == "auto" else {"attn_implementation": spec.attention}
-    with quietly(), opened_checkpoint(spec) as place, _explained(spec, "model"), own_code_forgotten():
+    with quietly(), opened_checkpoint(spec) as place, checked(), _explained(spec, "model"), own_code_forgotten():
         if is_gguf(spec.id):
             model, information = gguf_model(spec.model_copy(update={"id": place}), config, **options)
         else:
@@ -95,7 +98,7 @@ def load_config(spec: ModelSpec) -> PretrainedConfig:
     """
     if not is_gguf(spec.id) and is_local(spec.id) and not Path(spec.id).is_dir():
         raise ModelLoadError(f"there is no model folder {spec.id}")
-    with quietly(), opened_checkpoint(spec, weights=False) as place, _explained(spec, "configuration"):
+    with quietly(), opened_checkpoint(spec, weights=False) as place, checked(), _explained(spec, "configuration"):
         config = gguf_config(Path(place)) if is_gguf(spec.id) else _configuration(spec, place)
         config.name_or_path = spec.id
         return config
@@ -104,11 +107,23 @@ def load_config(spec: ModelSpec) -> PretrainedConfig:
 def _configuration(spec: ModelSpec, place: str) -> PretrainedConfig:
     if Path(spec.id).is_dir():
         refuse_adapters(spec)
+        require_configuration(Path(spec.id))
     try:
         return configuration(spec.model_copy(update={"id": place}))
     except Exception:
         refuse_adapters(spec)
         raise
+
+
+def check_weights(spec: ModelSpec, config: PretrainedConfig) -> None:
+    """Check the files of a model in a local folder without loading it.
+
+    Raises:
+        ModelLoadError: see :func:`factor_search.model.model_folder.check_files`.
+    """
+    if not is_gguf(spec.id) and Path(spec.id).is_dir():  # the header of a GGUF file is read with its configuration
+        with opened_checkpoint(spec) as place, checked():
+            check_files(Path(place), config)
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
@@ -119,7 +134,7 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     """
     with contextlib.ExitStack() as stack, quietly():
         place = stack.enter_context(opened_checkpoint(spec, weights=False))
-        with _explained(spec, "tokenizer"):
+        with checked(), _explained(spec, "tokenizer"):
             if is_gguf(spec.id):
                 return gguf_tokenizer(Path(place))
             config = configuration(spec.model_copy(update={"id": place}))
@@ -252,9 +267,9 @@ def _explained(spec: ModelSpec, what: str) -> Iterator[None]:
     """Convert any error that third-party loaders raise on a broken checkpoint into a one-line error."""
     try:
         yield
-    except FactorSearchError:
+    except (FactorSearchError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:  # a panic of the libraries in Rust is no Exception
         if not spec.trust_remote_code and "trust_remote_code" in str(error):
             raise ModelLoadError(
                 f"the {what} of {spec.id} needs Python code that comes with it, and runs only if you allow that: read "

@@ -16,10 +16,13 @@ from factor_search.spec import looks_local
 from factor_search.text.documents import document_files
 
 
-def check_plan(plan: PlanSpec) -> None:
+def check_plan(plan: PlanSpec) -> tuple[str, ...]:
     """Refuse a plan that cannot succeed, before hours are spent on its first stages.
 
     A model on the hub is not looked at.
+
+    Returns:
+        What was assumed of a local model, one sentence each.
 
     Raises:
         DataError: a path or glob matches nothing, or passkeys do not fit into a length that is asked for.
@@ -42,7 +45,7 @@ def check_plan(plan: PlanSpec) -> None:
         lengths = {str(stage.name): stage.target_length for stage in stages if isinstance(stage, SearchStage)}
         for stage in stages:
             kind_of(stage).check_model(stage, LocalModel(spec=plan.model, geometry=geometry, lengths=lengths))
-    check_possible(first.job)
+    return check_possible(first.job)
 
 
 def check_documents(outcomes: Sequence[Outcome]) -> None:

@@ -1,20 +1,28 @@
 """Checks a checkpoint that a user tuned elsewhere: it must be the plan's model with other weights."""
 
+import json
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
 from transformers import PretrainedConfig
 
-from factor_search.errors import ModelLoadError, UnsupportedModelError, one_line
+from factor_search.errors import ModelLoadError, UnsupportedModelError
 from factor_search.factors_file import parse_factors
-from factor_search.model.auto_class import auto_class
 from factor_search.model.configuration import read_geometry
 from factor_search.model.geometry import Geometry
 from factor_search.model.injection import probe
-from factor_search.model.loading import load_config, load_model, load_tokenizer, quietly
+from factor_search.model.loading import check_weights, load_config, load_model, load_tokenizer
 from factor_search.plan.kinds.await_checkpoint import AwaitWork
 from factor_search.plan.kinds.contract import Outcome, made_model
 from factor_search.spec import ModelSpec
+
+OF_SHAPES = re.compile(
+    r"(\w+_)?(size|heads|layers?|dims?|rank|experts|groups|channels|depth|bias|norm|kernel|conv|ratio|latent)"
+    r"|n_\w+|d_\w+|layer_types|\w*mlp_\w*|qk_\w+|\w+_per_layer|tie_word_embeddings|parallel_\w+|new_decoder_\w+"
+)
+"""Names in a configuration on which the shapes of weights depend, and some more: none that training changes."""
 
 
 def accept_checkpoint(work: AwaitWork, path: Path) -> Outcome:
@@ -40,7 +48,7 @@ def check_checkpoint(work: AwaitWork, path: Path) -> ModelSpec:
         How to load it.
 
     Raises:
-        ModelLoadError: its configuration cannot be read.
+        ModelLoadError: its configuration cannot be read, or one of its files is damaged.
         UnsupportedModelError: it is another model than the plan's, saying in what it differs.
     """
     if not path.is_dir():
@@ -53,7 +61,8 @@ def check_checkpoint(work: AwaitWork, path: Path) -> ModelSpec:
     theirs = load_config(spec)
     _check_architecture(path, config, theirs)
     _check_rotation(path, geometry, read_geometry(theirs, geometry.original_length))
-    _check_shapes(path, _shapes(config, work.model), _shapes(theirs, spec))
+    _check_sizes(path, config, theirs)
+    check_weights(spec, theirs)
     _check_tokenizer(path, work.model, spec)
     return spec
 
@@ -73,27 +82,25 @@ def _check_rotation(path: Path, ours: Geometry, theirs: Geometry) -> None:
             )
 
 
-def _shapes(config: PretrainedConfig, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Shapes of all weights that a configuration asks for, without any in memory."""
-    loader = auto_class(config)
-    try:
-        with quietly(), torch.device("meta"):
-            model = loader.from_config(config, trust_remote_code=spec.trust_remote_code)
-    except Exception as error:  # whatever model code raises on a broken configuration
-        raise ModelLoadError(f"cannot build the model that {spec.id} describes: {one_line(error)}") from error
-    return {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-
-
-def _check_shapes(path: Path, ours: dict[str, tuple[int, ...]], theirs: dict[str, tuple[int, ...]]) -> None:
-    different = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+def _check_sizes(path: Path, ours: PretrainedConfig, theirs: PretrainedConfig) -> None:
+    """Compare what the shapes of weights depend on, as two configurations say it; nothing of their size is built."""
+    sizes = [dict(_sizes(config.to_dict())) for config in (theirs, ours)]
+    different = [name for name in sizes[0] | sizes[1] if sizes[0].get(name) != sizes[1].get(name)]
     if different:
-        shapes = [
-            " x ".join(map(str, known[different[0]])) if different[0] in known else "absent" for known in (theirs, ours)
-        ]
+        values = [json.dumps(known.get(different[0]))[:60] for known in sizes]
         raise UnsupportedModelError(
-            f"{path} has another shape than the plan's model: {different[0]} is {shapes[0]}, not {shapes[1]}"
-            + (f", and {len(different) - 1} other weights differ" if len(different) > 1 else "")
+            f"{path} has another shape than the plan's model: its {different[0]} is {values[0]}, not {values[1]}"
+            + (f", and {len(different) - 1} other values differ" if len(different) > 1 else "")
         )
+
+
+def _sizes(content: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values that a shape depends on: whole numbers and switches, of the parts of a model too."""
+    for name, value in content.items():
+        if isinstance(value, dict) and name.endswith("_config"):
+            yield from _sizes(value, f"{place}{name}.")
+        elif OF_SHAPES.fullmatch(name) and value is not None:
+            yield f"{place}{name}", value
 
 
 def _check_tokenizer(path: Path, ours: ModelSpec, theirs: ModelSpec) -> None:
