@@ -134,6 +134,7 @@ def evaluation_key(
         samples: the documents, in order.
         documents: number of documents after which the candidate was pruned; None if it was evaluated on all.
     """
+    prefix = max(sample.prefix for sample in samples.samples)
     return sha256_of(
         {
             **identity,
@@ -143,5 +144,6 @@ def evaluation_key(
             "samples": [sample.address for sample in samples.samples[:documents]],
             "factors": factors.as_json(),
             **({} if documents is None else {"outcome": PRUNED}),
+            **({} if stride is None or not prefix else {"prefix": prefix}),  # every window begins with it
         }
     )

@@ -85,8 +85,9 @@ class LocalEvaluator:
                         tokens.append(document.numel())
                         losses.append(document.mean().item())
                         on_document(losses[-1])
+                        first = samples.samples[len(losses) - 1].first_scored
                         for length in ladder:
-                            losses_at.setdefault(length, []).append(document[: length - 1].mean().item())
+                            losses_at.setdefault(length, []).append(document[: length - first].mean().item())
                     if race and math.isfinite(sum(losses)) and race.stops(losses, total):
                         outcome = PRUNED
                         break
@@ -125,7 +126,7 @@ class LocalEvaluator:
         unfinished = Counter(one.document for one in passes)
         parts: list[list[Tensor]] = [[] for _ in samples.samples]
         for group in _alike(passes, self._rows_per_pass):
-            rows = [samples.samples[one.document].tokens[one.window.start : one.window.stop] for one in group]
+            rows = [_tokens(samples.samples[one.document], one.window) for one in group]
             for one, losses in zip(group, self._losses(np.stack(rows), group), strict=True):
                 d = one.document
                 parts[d].append(losses)
@@ -141,7 +142,7 @@ class LocalEvaluator:
             ValueError: no window contains a token to score.
         """
         passes = []
-        for window in sliding_windows(len(sample.tokens), self._length, self._stride):
+        for window in sliding_windows(len(sample.tokens), self._length, self._stride, sample.prefix):
             if sample.scored is None:
                 passes.append(_Pass(document, window, None))
             else:
@@ -162,6 +163,14 @@ class LocalEvaluator:
         some = predict(model, ids, union).losses.cpu().double()
         column = {position: number for number, position in enumerate(union)}
         return [row[[column[t] for t in one.scored or ()]] for row, one in zip(some, group, strict=True)]
+
+
+def _tokens(sample: Sample, window: Window) -> TokenIds:
+    """Return the tokens of a window, which begin with the prefix."""
+    tokens = sample.tokens[window.start : window.stop]
+    if window.start == 0 or sample.prefix == 0:
+        return tokens
+    return np.concatenate([sample.tokens[: sample.prefix], tokens[sample.prefix :]])
 
 
 @dataclass(frozen=True)
