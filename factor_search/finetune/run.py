@@ -108,6 +108,7 @@ def finetune(
                 precision=precision,
             )
             state = train(training, checkpoints, progress)
+    loaded.files.check_unchanged()
     write_model(loaded, file, folder / MODEL)
     result = FinetuneResult(
         model=folder / MODEL,
