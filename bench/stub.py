@@ -95,6 +95,9 @@ class StubEvaluator:
     def key(self, factors: Factors, part: SampleSet, documents: int | None = None) -> str:
         return evaluation_key(IDENTITY, ORIGINAL, TARGET, None, factors, part, documents)
 
+    def earlier_key(self, factors: Factors, part: SampleSet, documents: int | None = None) -> str | None:
+        return None
+
     def evaluate(
         self, factors: Factors, part: SampleSet, *, race: Race | None = None, known: Evaluation | None = None
     ) -> Evaluation:

@@ -4,6 +4,7 @@
     ├── SpecError                 the specification is not valid
     ├── ModelError
     │   ├── ModelLoadError        the checkpoint cannot be read
+    │   │   └── ModelChangedError its files, or what computes with it, are not those that the work began with
     │   └── UnsupportedModelError factors cannot be applied to the model
     ├── DataError                 documents are missing, unreadable, too short or too few
     ├── FactorsError              a factors file or vector is not valid
@@ -32,6 +33,10 @@ class ModelError(FactorSearchError):
 
 class ModelLoadError(ModelError):
     """The checkpoint or its configuration cannot be loaded."""
+
+
+class ModelChangedError(ModelLoadError):
+    """The files of the model, the device or the libraries are not those that the work began with."""
 
 
 class UnsupportedModelError(ModelError):

@@ -102,17 +102,26 @@ class EvaluationStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def lookup(self, keys: Iterable[str], job_id: str) -> dict[str, Evaluation]:
+    def lookup(self, keys: Iterable[str], job_id: str, *, own: bool = False) -> dict[str, Evaluation]:
         """The stored evaluations among these keys that a job may use.
 
         What says something about the candidate is shared between jobs; that a worker died, or had no memory, holds for
         the job that met with it, and there before what others found later: its replay must see the same.
+
+        Args:
+            keys: of evaluations.
+            job_id: of the job.
+            own: only those of the job's own candidates.
         """
         wanted, found = list(keys), {}
         with self._database.reading() as connection:
             for start in range(0, len(wanted), KEYS_AT_ONCE):
                 chunk = evaluations.c.key.in_(wanted[start : start + KEYS_AT_ONCE])
                 query = select(evaluations).where(chunk, evaluations.c.scope.in_([SHARED, job_id]))
+                if own:
+                    query = query.where(
+                        evaluations.c.key.in_(select(candidates.c.key).where(candidates.c.job_id == job_id))
+                    )
                 for row in connection.execute(query.order_by(evaluations.c.scope)):
                     found[row.key] = _evaluation(row)
         return found
@@ -143,8 +152,11 @@ class EvaluationStore:
                 recorded.known_before |= _write(connection, lease.job_id, batch)
         return recorded
 
-    def start_search(self, lease: Lease, target_length: int, study: str, prepared: dict[str, Any]) -> None:
+    def start_search(self, lease: Lease, target_length: int, study: str, prepared: dict[str, Any]) -> dict[str, Any]:
         """Record that a job starts to evaluate candidates; what was recorded before stays as it is.
+
+        Returns:
+            What was prepared when the job started first.
 
         Raises:
             LeaseLostError: the job is not ours any more.
@@ -159,6 +171,9 @@ class EvaluationStore:
         with self._database.writing() as connection:
             fenced_update(connection, lease, {"attempt": lease.attempt})
             connection.execute(insert_for(connection.dialect.name, searches).values(values).on_conflict_do_nothing())
+            query = select(searches.c.prepared).where(searches.c.job_id == lease.job_id)
+            first: dict[str, Any] = connection.execute(query).scalar_one()
+            return first
 
     def end_search(self, lease: Lease) -> None:
         """Record that a job has evaluated all of its candidates.

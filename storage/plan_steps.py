@@ -50,6 +50,12 @@ class PlanSteps:
         with self._database.reading() as connection:
             return [(row.id, _outcome(row)) for row in connection.execute(query)]
 
+    def has_begun(self, plan: Plan, spec_sha256: str) -> bool:
+        """Whether the plan has had a job with this identity, finished or not."""
+        begun = select(jobs.c.id).where(jobs.c.plan_id == plan.id, jobs.c.spec_sha256 == spec_sha256).limit(1)
+        with self._database.reading() as connection:
+            return connection.scalar(begun) is not None
+
     def queue(
         self, plan: Plan, *, work: Mapping[str, Any], kind: str, spec: Mapping[str, Any], spec_sha256: str, name: str
     ) -> bool:

@@ -45,6 +45,9 @@ class SyntheticEvaluator:
     def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
         return sha256_of([factors.as_json(), samples.sha256, documents])
 
+    def earlier_key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str | None:
+        return None
+
     def evaluate_all(
         self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None
     ) -> Iterator[Evaluation]:
@@ -115,6 +118,9 @@ class ManyDocuments:
 
     def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
         return sha256_of([factors.as_json(), samples.sha256, documents])
+
+    def earlier_key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str | None:
+        return None
 
     def evaluate_all(
         self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None

@@ -28,7 +28,7 @@ from storage.plans import PlanStore
 from tests.processes import wait_for
 from tests.service import Service
 from workers.model_worker import ModelWorker
-from workers.plan_scheduler import identity
+from workers.plan_scheduler import earlier_identity
 
 EARLIER = Path(__file__).parent / "earlier"
 STAGES_OF_PLAN = [("search-1", "search"), ("search-2", "search"), ("evaluate-1", "evaluate"), ("export-1", "export")]
@@ -112,7 +112,7 @@ def works(document: dict[str, Any]) -> list[dict[str, Any]]:
         work = work_of(plan, number, outcomes)
         stored = work.model_dump(mode="json")
         assert parse_work(stored) == work
-        found.append({"stored": stored, "sha256": work.sha256, "identity": identity(work)})
+        found.append({"stored": stored, "sha256": work.sha256, "identity": earlier_identity(work)})
         outcomes.append(outcome_of(stage.kind, number))
     return found
 

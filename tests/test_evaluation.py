@@ -106,6 +106,39 @@ def test_keys_of_plain_samples_are_those_of_earlier_versions() -> None:
         assert parse_spec(document | {"objective": objective}).sha256 == identity_of_search
 
 
+@pytest.mark.parametrize(("prefix", "stride"), [(1, 16), (1, 32), (2, 16), (3, 30)])
+def test_every_sliding_window_begins_with_the_prefix(loaded: LoadedModel, prefix: int, stride: int) -> None:
+    """Compared with forward passes of transformers over each window."""
+    sample = replace(sample_set(count=1).samples[0], prefix=prefix)
+    samples = SampleSet("search", (sample,))
+    with LocalEvaluator(loaded, 32, stride) as evaluator:
+        evaluation = evaluator.evaluate(Factors.of([1.0] * 8), samples)
+    tokens, losses, scored = sample.tokens.tolist(), [], prefix
+    for start in range(0, len(tokens), stride):
+        window = tokens[:prefix] + tokens[start + prefix : start + 32]
+        ids = torch.tensor([window])
+        with torch.inference_mode():
+            logits = loaded.model(ids).logits[0].double().log_softmax(-1)
+        first = max(scored - start, prefix)
+        losses += [-logits[at - 1, window[at]].item() for at in range(first, len(window))]
+        scored = start + len(window)
+        if scored >= len(tokens):
+            break
+    assert evaluation.tokens == (len(losses),)
+    assert evaluation.losses[0] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
+
+
+def test_keys_tell_windows_with_a_prefix_from_those_of_earlier_versions() -> None:
+    factors, identity = Factors.of([1.0, 2.0]), {"model": "m"}
+
+    def key(prefix: int, stride: int | None) -> str:
+        samples = SampleSet("search", tuple(replace(one, prefix=prefix) for one in sample_set().samples))
+        return evaluation_key(identity, 64, 128, stride, factors, samples)
+
+    assert key(1, None) == key(0, None), "the first window is the same as before"
+    assert len({key(prefix, stride) for prefix in (0, 1, 2) for stride in (None, 16)}) == 5
+
+
 def scoring(samples: SampleSet, *scored: tuple[int, ...] | None) -> SampleSet:
     return SampleSet(samples.part, tuple(replace(s, scored=at) for s, at in zip(samples.samples, scored, strict=True)))
 

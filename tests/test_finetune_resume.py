@@ -6,17 +6,20 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from factor_search.errors import CheckpointError, OutputError
 from factor_search.finetune import checkpoints, output
 from factor_search.finetune.output import FinetuneResult
 from factor_search.finetune.run import finetune
 from factor_search.finetune.training import OnStep, TrainingStep
-from tests.training import TARGET, cycles, factors_for, quick, tiny_loaded
+from factor_search.testbed.byte_tokenizer import byte_tokenizer
+from tests.training import ORIGINAL, TARGET, cycles, factors_for, quick, tiny_loaded
 
 DROPOUT = {"attention_dropout": 0.2}
 CASES: dict[str, dict[str, Any]] = {
@@ -84,6 +87,30 @@ def test_killed(tmp_path: Path) -> None:
     assert resumed.losses == undisturbed.losses
     assert content(resumed) == content(undisturbed)
     assert resumed.seconds > 0
+
+
+def test_a_training_that_began_on_sequences_without_the_prefix_ends_without_it(tmp_path: Path) -> None:
+    """Earlier versions began sequences in the middle of a document without the tokenizer's first token."""
+
+    def trained(out: str, prefix: bool, on_step: OnStep = lambda step: None) -> FinetuneResult:
+        loaded = tiny_loaded(tmp_path / "source")
+        if prefix:
+            tokenizer = byte_tokenizer(ORIGINAL)
+            tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+                single="! $A", special_tokens=[("!", tokenizer.convert_tokens_to_ids("!"))]
+            )
+            loaded = replace(loaded, tokenizer=tokenizer)
+        return finetune(loaded, cycles(), factors_for(loaded), TARGET, quick(), tmp_path / out, on_step)
+
+    plain = trained("plain", prefix=False)
+    with pytest.raises(StopError):
+        trained("continued", prefix=False, on_step=stop_after(4))
+    assert trained("continued", prefix=True).losses == plain.losses
+    assert trained("continued", prefix=True).losses == plain.losses, "it is finished"
+    begun = trained("begun", prefix=True)
+    assert begun.losses != plain.losses
+    with pytest.raises(CheckpointError, match="differs in data"):
+        trained("begun", prefix=False)
 
 
 def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:

@@ -78,6 +78,25 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
     assert reseeded[0].input_ids.tobytes() != whole[0][0].input_ids.tobytes()
 
 
+@given(shapes, st.sampled_from(["pose", "segments", "full"]), st.integers(1, 3))
+@settings(max_examples=30, deadline=None)
+def test_every_sequence_begins_with_the_prefix(shape: tuple[int, ...], form: str, count: int) -> None:
+    original, scale, chunks, seed = shape
+    target = original * scale
+    spec = FinetuneSpec.model_validate({"data_form": form, "chunks": chunks, "seed": seed, "mixed_window": 0.3})
+    documents, prefix = [counting(2 * target)], [900, 901, 902][:count]
+    plain = Sequences(documents, spec, original, target)
+    begun = Sequences(documents, spec, original, target, prefix)
+    assert plain.sha256 != begun.sha256
+    for without, batch in zip(plain.step(0), begun.step(0), strict=True):
+        assert (batch.input_ids[:, :count] == prefix).all()
+        assert (batch.position_ids[:, :count] == np.arange(count)).all()
+        assert (np.diff(batch.position_ids) > 0).all()
+        assert (batch.targets[:, : count - 1] == NO_TARGET).all()
+        assert (batch.targets[:, count - 1 :] == without.targets[:, count - 1 :]).all()
+        assert (batch.input_ids[:, count:] == without.input_ids[:, count:]).all()
+
+
 def test_documents_are_drawn_by_their_tokens() -> None:
     documents = [np.full(900, 1, dtype=np.int64), np.full(100, 2, dtype=np.int64)]
     first = [batch.input_ids[0, 0] for batch in batches(2000, documents, 8, 16)]

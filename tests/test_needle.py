@@ -179,14 +179,15 @@ def test_a_tokenizer_that_begins_with_a_space_gives_it_to_no_part() -> None:
     assert text.endswith(f"{MAGIC_NUMBER.question} {number}")
 
 
-def test_a_piece_from_the_middle_of_a_document_gets_no_first_token() -> None:
+def test_a_piece_from_the_middle_of_a_document_gets_the_first_token_too() -> None:
     tokenizer = TOKENIZERS["bytes with a first token"]
     whole = document(tokenizer)
     piece = sample_of("piece", whole.tokens[100:900])
     needle = place_needle(piece, tokenizer, PASSKEY, length=700, depth=0.5, digits=7, seed=0)
     opening = tokenizer.ids(PASSKEY.opening)
-    assert needle.sample.tokens[: len(opening) + 50].tolist() == opening + piece.tokens[:50].tolist()
-    assert 256 not in needle.sample.tokens
+    expected = [*tokenizer.prefix, *opening, *piece.tokens[:50].tolist()]
+    assert needle.sample.tokens[: len(expected)].tolist() == expected
+    assert needle.sample.tokens.tolist().count(256) == 1
 
 
 def test_too_short_says_what_is_needed() -> None:

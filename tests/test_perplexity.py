@@ -119,6 +119,21 @@ def test_sliding_windows_score_every_token_once_with_enough_context(
         assert scored == [t for t in range(1, tokens) if t % window]
 
 
+@given(st.integers(2, 200), st.integers(4, 64), st.integers(1, 3), st.data())
+def test_sliding_windows_leave_the_prefix_unscored(tokens: int, window: int, prefix: int, data: st.DataObject) -> None:
+    stride = data.draw(st.integers(1, window))
+    scored: list[int] = []
+    for w in sliding_windows(tokens, window, stride, prefix):
+        assert w.stop - w.start <= window, "the prefix counts in the window"
+        assert w.scored - w.start >= prefix
+        scored.extend(range(w.scored, w.stop))
+    assert len(set(scored)) == len(scored)
+    if stride <= window - prefix:
+        assert scored == list(range(prefix, tokens))
+    if prefix == 1:  # as many as without one
+        assert scored == [t for w in sliding_windows(tokens, window, stride) for t in range(w.scored, w.stop)]
+
+
 def test_sliding_window_losses_are_those_of_a_naive_loop() -> None:
     model = tiny_model("llama")
     tokens = torch.randint(3, 97, (1, 53))

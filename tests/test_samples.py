@@ -170,6 +170,47 @@ def test_the_token_that_a_tokenizer_puts_first_is_kept() -> None:
     assert CachedTokenizer(byte_tokenizer(64))("ab").tolist() == [97, 98]
 
 
+def with_first_tokens(count: int) -> CachedTokenizer:
+    """A tokenizer that puts so many tokens (256) before every text, as those of Llama and Gemma put one."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_tokenizer(64)
+    single = " ".join(["<|endoftext|>"] * count + ["$A"])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=single, special_tokens=[("<|endoftext|>", 256)]
+    )
+    return CachedTokenizer(tokenizer)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 3), st.integers(4, 90), st.integers(0, 4))
+def test_every_piece_begins_with_the_prefix_and_no_text_is_lost(count: int, length: int, seed: int) -> None:
+    from tempfile import TemporaryDirectory
+
+    rng = np.random.default_rng(seed)
+    texts = ["".join(map(chr, rng.integers(97, 123, 400))) for _ in range(3)]
+    with TemporaryDirectory() as folder:
+        for number, text in enumerate(texts):
+            Path(folder, f"{number}.txt").write_text(text)
+        spec = data_spec([f"{folder}/*.txt"], (2, 2, 2), cut_long_documents=True)
+        samples = load_samples(spec, with_first_tokens(count), length, seed=seed)
+    every = [one for part in PARTS for one in getattr(samples, part).samples]
+    assert len(every) == 6
+    room = length - count
+    for one in every:
+        assert (len(one.tokens), one.prefix, one.first_scored) == (length, count, count)
+        assert one.tokens[:count].tolist() == [256] * count
+        name, start = one.source.split("@")
+        text = texts[int(Path(name).stem)]
+        assert int(start) % room == 0
+        assert bytes(one.tokens[count:].tolist()).decode() == text[int(start) : int(start) + room]
+
+
+def test_a_length_that_only_the_prefix_fills_is_refused() -> None:
+    with pytest.raises(DataError, match="2 tokens are too few"):
+        first_samples([Document("a", "a" * 20)], with_first_tokens(2), 2, 1)
+
+
 def test_first_samples_keeps_the_order_and_skips_short_ones() -> None:
     documents = [Document("short", "x"), Document("b", "b" * 20), Document("a", "a" * 20), Document("c", "c" * 20)]
     chosen = first_samples(documents, TOKENIZE, 10, 2)

@@ -6,14 +6,14 @@ import math
 import queue
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 from factor_search.errors import FactorSearchError, one_line
 from factor_search.factors import Factors
-from factor_search.measure.evaluation import FAILED, WORKER_LOST, Evaluation, evaluation_key
+from factor_search.measure.evaluation import FAILED, WORKER_LOST, Evaluation, earlier_key, evaluation_key
 from factor_search.measure.race import Race
 from factor_search.text.samples import SampleSet
 from storage.errors import DatabaseError, LeaseLostError
@@ -83,6 +83,8 @@ class JobEvaluator:
         """The job's id in the pool, which an earlier run of the job may not have left yet."""
         self._stopped: str | None = None
         self._unrecordable: str | None = None
+        self._refused: FactorSearchError | None = None
+        self._begun_as: Mapping[str, str] | None = None
         self._inbox: queue.SimpleQueue[_Result | None] = queue.SimpleQueue()
         """None asks to check whether the job was stopped."""
         self._proposals: dict[str, list[Candidate]] = {}
@@ -97,6 +99,14 @@ class JobEvaluator:
         """Set what is evaluated, once the job is prepared."""
         self._prepared = prepared
         self._setting = setting
+
+    def continue_from(self, identity: Mapping[str, str] | None) -> None:
+        """Reuse what the job has stored under another identity.
+
+        Args:
+            identity: the model and environment that the job began with; None if an earlier version began it.
+        """
+        self._begun_as = identity if identity is not None else {}
 
     def stop(self, reason: str) -> None:
         """Stop the search soon; may be called from any thread. The first reason counts, unless it was a pause."""
@@ -115,9 +125,12 @@ class JobEvaluator:
         Raises:
             JobStopped: it was stopped.
             RecordingError: its results cannot be recorded.
+            ModelChangedError: a worker found other files, devices or libraries than those that the job began with.
         """
         if self._unrecordable is not None:
             raise RecordingError(f"results cannot be recorded: {self._unrecordable}")
+        if self._refused is not None:
+            raise self._refused
         if self._stopped is not None:
             raise JobStopped(self._stopped)
 
@@ -133,9 +146,19 @@ class JobEvaluator:
 
     def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
         """See :func:`factor_search.measure.evaluation.evaluation_key`."""
-        identity, original_length = self._prepared.identity, self._prepared.geometry.original_length
-        length, stride = self._setting.length, self._setting.stride
-        return evaluation_key(identity, original_length, length, stride, factors, samples, documents)
+        return evaluation_key(self._prepared.identity, *self._addressed, factors, samples, documents)
+
+    def earlier_key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str | None:
+        """The key of an evaluation that the job stored under another identity; None if it has stored none so."""
+        if self._begun_as is None:
+            return None
+        if not self._begun_as:
+            return earlier_key(self._prepared.identity, *self._addressed, factors, samples, documents)
+        return evaluation_key(self._begun_as, *self._addressed, factors, samples, documents)
+
+    @property
+    def _addressed(self) -> tuple[int, int, int | None]:
+        return self._prepared.geometry.original_length, self._setting.length, self._setting.stride
 
     def evaluate_all(
         self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None
@@ -181,10 +204,14 @@ class JobEvaluator:
     def _known(self, proposals: list[Candidate], samples: SampleSet, race: Race | None) -> KnownResults:
         """What is stored; candidates that need no worker are recorded as reused."""
 
-        def key_of(proposal: Candidate, documents: int) -> str:
+        def key_of(proposal: Candidate, documents: int | None) -> str:
             return self.key(proposal.factors, samples, documents)
 
-        look_up = partial(known_results, self._store, self._lease.job_id, proposals, samples, race, key_of)
+        def earlier_key_of(proposal: Candidate, documents: int | None) -> str | None:
+            return self.earlier_key(proposal.factors, samples, documents)
+
+        job_id = self._lease.job_id
+        look_up = partial(known_results, self._store, job_id, proposals, samples, race, key_of, earlier_key_of)
         known = self.persist(look_up)
         outcomes = known.stored | known.cut
         reused = [
@@ -292,6 +319,11 @@ class JobEvaluator:
             batch.done.extend(done)
 
         self._record(add).add_done_callback(partial(self._written, task.key, evaluation, error))
+
+    def refused(self, task: Task, error: FactorSearchError) -> None:
+        """Stop the job for this reason."""
+        self._refused = error
+        self._inbox.put(None)
 
     def dropped(self, task: Task) -> None:
         """Stop waiting for a candidate whose worker was lost while the job stops; it is evaluated after a resume."""

@@ -86,7 +86,7 @@ class JobRun:
         pool.join(pool_id, spec.model, self.evaluator)
         on_phase(f"loading {spec.model.id} and reading documents")
         prepared = self.wait(pool.prepare(pool_id, spec))
-        self.evaluator.use(prepared, Setting.of(spec))
+        self.evaluator.use(prepared, Setting.of(spec, prepared.identity))
         return prepared
 
     def has_room(self, spec: JobSpec) -> bool:

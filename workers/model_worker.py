@@ -3,12 +3,13 @@
 import gc
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 
+from factor_search.errors import ModelChangedError
 from factor_search.factors import Factors
 from factor_search.files.reading import EVERYTHING, under
 from factor_search.job import read_samples
@@ -40,11 +41,13 @@ class Setting:
     """Tokens in a window."""
     stride: int | None
     """Tokens that the sliding window advances; None scores the first window only."""
+    identity: tuple[tuple[str, str], ...] = ()
+    """Identity of the model as the job was prepared with it; empty accepts any."""
 
     @classmethod
-    def of(cls, spec: JobSpec) -> "Setting":
-        """The setting of a specification."""
-        return cls(spec.model, spec.target_length, spec.stride)
+    def of(cls, spec: JobSpec, identity: Mapping[str, str] | None = None) -> "Setting":
+        """The setting of a specification, for a model with this identity."""
+        return cls(spec.model, spec.target_length, spec.stride, tuple(sorted((identity or {}).items())))
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,38 @@ class Prepared:
     """What a job needs to know before its search begins."""
 
     identity: dict[str, str]
-    """Identity of the loaded model, for the keys of evaluations."""
+    """Identity of the loaded model and its environment, for the keys of evaluations."""
     geometry: Geometry
     samples: Samples
+
+
+def check_same(begun: Mapping[str, str], found: Mapping[str, str], where: str) -> None:
+    """Check that a model and its environment are those that a job began with.
+
+    Raises:
+        ModelChangedError: they are not; the message says in what.
+    """
+    if begun.get("model") != found.get("model"):
+        raise ModelChangedError(
+            "the files of the model are not those that the job began with: restore them, or submit the job again for "
+            "the model as it is now"
+        )
+    different = [name for name in found if begun.get(name) != found[name]]
+    if different:
+        theirs, ours = (", ".join(f"{name} {one.get(name)}" for name in different) for one in (begun, found))
+        raise ModelChangedError(
+            f"{where} computes with {ours}, but the job was prepared with {theirs}: give all workers the same kind of "
+            "device and the same versions"
+        )
+
+
+def _is_current(loaded: LoadedModel) -> bool:
+    """Whether the files of a loaded model are still those that were loaded."""
+    try:
+        loaded.files.check_unchanged()
+    except ModelChangedError:
+        return False
+    return True
 
 
 class ModelWorker:
@@ -93,17 +125,20 @@ class ModelWorker:
         """
         loaded = self._load(spec.model)
         with under(self._rules):
-            return Prepared(loaded.identity, loaded.geometry, read_samples(spec, loaded))
+            return Prepared(loaded.identity | loaded.environment, loaded.geometry, read_samples(spec, loaded))
 
     def load(self, setting: Setting) -> None:
         """Get ready to evaluate with a setting; does nothing if it is ready.
 
         Raises:
             ModelError: the model cannot be loaded here, although another worker could load it.
+            ModelChangedError: the model, the device or the libraries here are not those that the job began with.
         """
         if self._evaluator is not None and self._evaluator[0] == setting:
             return
         loaded = self._load(setting.model)
+        if setting.identity:
+            check_same(dict(setting.identity), loaded.identity | loaded.environment, f"worker {self.name()}")
         self._close_evaluator()
         evaluator = LocalEvaluator(loaded, setting.length, setting.stride)
         evaluator.__enter__()
@@ -166,7 +201,7 @@ class ModelWorker:
             torch.cuda.empty_cache()
 
     def _load(self, model: ModelSpec) -> LoadedModel:
-        if self._loaded is None or self._loaded.spec != model:
+        if self._loaded is None or self._loaded.spec != model or not _is_current(self._loaded):
             self._close_evaluator()
             self._loaded = None  # two models may not fit
             with under(self._rules):

@@ -9,6 +9,7 @@ from factor_search.errors import FactorSearchError, ModelLoadError, one_line
 from factor_search.files.canonical_json import sha256_of
 from factor_search.files.matching import matching_files
 from factor_search.files.reading import under
+from factor_search.model.content import files_of
 from factor_search.plan.kinds import kind_of
 from factor_search.plan.kinds.contract import Access, Execution, Work
 from factor_search.plan.spec import parse_plan
@@ -63,10 +64,12 @@ class PlanScheduler:
         document = work.model_dump(mode="json")
         if kind_of(work).execution == Execution.CHECKPOINT:
             return self._steps.wait(plan, document)
-        sha256 = identity(work)
-        for job_id, outcome in self._steps.finished_jobs(sha256):
+        sha256, earlier = identity(work), earlier_identity(work)
+        for job_id, outcome in [*self._steps.finished_jobs(sha256), *self._steps.finished_jobs(earlier)]:
             if _is_there(outcome):
                 return self._steps.reuse(plan, work=document, job_id=job_id, outcome=outcome)
+        if self._steps.has_begun(plan, earlier):
+            sha256 = earlier  # the folder of what it has done is named by it
         name, job = work.as_job(plan.name)
         return self._steps.queue(plan, work=document, kind=work.kind, spec=job, spec_sha256=sha256, name=name)
 
@@ -74,15 +77,30 @@ class PlanScheduler:
 def identity(work: Work) -> str:
     """A hash of everything that the result of a stage depends on: stages with equal hashes have equal results.
 
-    Besides the work itself it covers the budget of a search and the versions of local files, given by their sizes and
-    modification times.
+    Besides the work itself it covers the budget of a search and the versions of local files, given by their sizes,
+    modification times and inodes. The time of change is left out, since an export that links weights changes it. So are
+    device and versions of libraries: a finished stage, such as a checkpoint tuned for days, stays what it is, and its
+    report says with which versions it was made.
     """
+    access = work.access()
+    model = Path(access.models[0].id)
+    weights = files_of(model, own_code=access.models[0].trust_remote_code) if model.is_dir() else {}
+    files = [*_files_of(access), *(file for name, file in weights.items() if "/" in name and file.is_file())]
+    versions = [[str(file), one.st_size, one.st_mtime_ns, one.st_ino] for file in files for one in [file.stat()]]
+    return sha256_of([work.sha256, work.budget, versions])
+
+
+def earlier_identity(work: Work) -> str:
+    """The identity that earlier versions gave a stage, whose results are reused."""
     budget = [] if work.budget is None else [work.budget]
-    return sha256_of([work.sha256, *budget, _version_of(work.access())])
+    files = _files_of(work.access())
+    return sha256_of(
+        [work.sha256, *budget, [[str(file), one.st_size, one.st_mtime_ns] for file in files for one in [file.stat()]]]
+    )
 
 
-def _version_of(access: Access) -> list[Any]:
-    """Names, sizes and modification times of the files that are read: documents, then the model."""
+def _files_of(access: Access) -> list[Path]:
+    """The files that are read: documents, then the model."""
     data, model = access.data, Path(access.models[0].id)
     patterns = [] if data is None else [*(data.files or ()), *(data.held_out_files or ())]
     patterns += itertools.chain.from_iterable(access.files.values())
@@ -91,7 +109,7 @@ def _version_of(access: Access) -> list[Any]:
         files += sorted(file for file in model.iterdir() if file.is_file())
     elif model.is_file():
         files.append(model)
-    return [[str(file), status.st_size, status.st_mtime_ns] for file in files for status in [file.stat()]]
+    return files
 
 
 def _check_there(work: Work, plan: Plan) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from factor_search.errors import FactorSearchError, one_line
+from factor_search.errors import FactorSearchError, ModelChangedError, one_line
 from factor_search.measure.evaluation import OUT_OF_MEMORY, Evaluation
 from factor_search.spec import JobSpec, ModelSpec
 from workers.attempts import ATTEMPTS, LongTaskError, PrepareError, final_error, outcome_of, overdue, without_result
@@ -240,6 +240,8 @@ class Pool:
                 if listener is not None and isinstance(work, LongTask):
                     listener.event("retried", retried)
                 self._queue.put_back(work)
+        elif listener is not None and isinstance(error, ModelChangedError):
+            listener.refused(work, error)
         elif listener is not None and work.last_attempt:
             listener.dropped(work)
         elif listener is not None and is_last:

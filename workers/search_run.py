@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+from factor_search.errors import DataError
+from factor_search.measure.evaluation import EARLIER_IDENTITY
 from factor_search.model.geometry import Geometry
 from factor_search.report.document import build_factors_file, build_report, ending
 from factor_search.search.problem import SearchProblem
@@ -10,9 +12,11 @@ from factor_search.search.selection import JobResult, search_and_measure
 from factor_search.text.samples import PARTS
 from storage.states import JobState
 from workers.job_run import End, JobRun
-from workers.model_worker import Prepared
+from workers.model_worker import Prepared, check_same
 from workers.progress import ProgressWriter
 
+IDENTITY, SAMPLES = "identity", "samples"
+"""Keys of what is recorded when a job starts: a later run of the job must be about the same."""
 PROJECTION_SECONDS = 300.0
 """A job waits at most this long for the dashboard's study to be complete."""
 
@@ -39,11 +43,36 @@ def drive_search(run: JobRun) -> End | None:
 
 
 def start_stage(run: JobRun, problem: SearchProblem, prepared: Prepared) -> None:
-    """Record the stage, with what the dashboard needs to draw its candidates."""
+    """Record the stage, with what the dashboard needs to draw its candidates.
+
+    Raises:
+        ModelChangedError: the files of the model are not those that an earlier run of the job began with.
+        DataError: the documents are not.
+    """
     spec, document = problem.spec, _describe(problem, prepared)
     study = f"{spec.name} · {run.lease.job_id}"
     start = run.tools.evaluations.start_search
-    run.persist(lambda: start(run.lease, spec.target_length, study, document))
+    first = run.persist(lambda: start(run.lease, spec.target_length, study, document))
+    _continue_from(run, first, document)
+
+
+def _continue_from(run: JobRun, first: dict[str, Any], now: dict[str, Any]) -> None:
+    """Continue with the results of an earlier run of the job, if it was about the same model and documents."""
+    begun, found = first.get(IDENTITY), now[IDENTITY]
+    if begun is None:  # an earlier version started the job
+        run.evaluator.continue_from(None)
+        return
+    if first[SAMPLES] != now[SAMPLES]:
+        raise DataError(
+            "the documents are not those that the job began with: restore them, or submit the job again for the "
+            "documents as they are now"
+        )
+    model = {name: found[name] for name in EARLIER_IDENTITY}
+    check_same({name: begun[name] for name in EARLIER_IDENTITY}, model, "the job")
+    if begun != found:
+        changed = [name for name in found if begun.get(name) != found[name]]
+        run.evaluator.event("environment_changed", {name: [begun.get(name), found[name]] for name in changed})
+        run.evaluator.continue_from(begun)
 
 
 def _conclude(run: JobRun, result: JobResult, progress: ProgressWriter) -> dict[str, Any]:
@@ -70,6 +99,8 @@ def _describe(problem: SearchProblem, prepared: Prepared) -> dict[str, Any]:
     """What the dashboard needs to draw a stage."""
     samples, space = prepared.samples, problem.space
     return {
+        IDENTITY: prepared.identity,
+        SAMPLES: samples.sha256,
         "geometry": _geometry(problem.geometry),
         "closed_forms": {name: factors.as_json() for name, factors in problem.methods.items()},
         "documents": {part: [sample.source for sample in getattr(samples, part).samples] for part in PARTS},

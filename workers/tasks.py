@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from factor_search.errors import FactorSearchError
 from factor_search.factors import Factors
 from factor_search.measure.evaluation import Evaluation
 from factor_search.measure.race import Race
@@ -133,6 +134,10 @@ class JobListener(Protocol):
 
     def done(self, task: Task, evaluation: Evaluation, worker: str, error: str | None) -> None:
         """The candidate has its outcome."""
+        ...
+
+    def refused(self, task: Task, error: FactorSearchError) -> None:
+        """No candidate of the job can be evaluated, for a reason that another attempt does not change."""
         ...
 
     def dropped(self, task: Task) -> None:

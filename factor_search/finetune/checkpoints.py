@@ -119,6 +119,16 @@ class Checkpoints:
         check_identity(str(folder), theirs, self._identity)
 
 
+def identity_in(folder: Path) -> dict[str, str]:
+    """Return the identity of the training whose checkpoints a folder contains; empty if there are none to read."""
+    complete = sorted(folder.glob("step-*"))
+    try:
+        found = json.loads((complete[-1] / STATE).read_text(encoding="utf-8"))["identity"] if complete else {}
+        return dict(found)
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def check_identity(what: str, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
     """Check that something was written by the same training.
 

@@ -14,7 +14,8 @@ from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, FactorsModel, factors_file
 from factor_search.files.atomic import move_folder, partial_folder
 from factor_search.files.json_documents import read_json, write_json
-from factor_search.finetune.checkpoints import check_identity
+from factor_search.finetune.checkpoints import check_identity, identity_in
+from factor_search.finetune.sequences import Sequences
 from factor_search.finetune.spec import FinetuneSpec
 from factor_search.model.loading import LoadedModel, quietly
 from factor_search.version import versions
@@ -114,6 +115,14 @@ def write_record(
             "versions": versions(),
         },
     )
+
+
+def began_without_prefix(folder: Path, sequences: Sequences) -> bool:
+    """Return whether a folder contains a training on sequences without a prefix, as earlier versions began them."""
+    file = folder / RECORD
+    record = read_json(file, CheckpointError) if file.exists() else {"identity": identity_in(folder / CHECKPOINTS)}
+    found = record.get("identity") if isinstance(record, dict) else None
+    return isinstance(found, dict) and found.get("data") == sequences.sha256
 
 
 def finished_result(folder: Path, identity: Mapping[str, str]) -> FinetuneResult | None:

@@ -17,6 +17,7 @@ from factor_search.finetune.output import (
     CHECKPOINTS,
     MODEL,
     FinetuneResult,
+    began_without_prefix,
     exported_factors,
     finished_result,
     write_model,
@@ -28,7 +29,7 @@ from factor_search.finetune.training import OnStep, Training, activations_recomp
 from factor_search.finetune.weights import trainable
 from factor_search.model.injection import Injector, probe
 from factor_search.model.loading import LoadedModel
-from factor_search.text.tokens import TokenIds
+from factor_search.text.tokens import CachedTokenizer, TokenIds
 
 _changed: "WeakSet[PreTrainedModel]" = WeakSet()
 """Models whose weights differ from their checkpoint."""
@@ -71,14 +72,18 @@ def finetune(
     """
     model, geometry = loaded.model, loaded.geometry
     file = exported_factors(loaded, factors, target_length, drop_initial_tokens=spec.drop_initial_tokens)
-    sequences = Sequences(documents, spec, geometry.original_length, target_length)
+    lengths = geometry.original_length, target_length
+    prefix = CachedTokenizer(loaded.tokenizer).prefix
+    sequences = Sequences(documents, spec, *lengths, prefix)
+    if prefix and began_without_prefix(folder, earlier := Sequences(documents, spec, *lengths)):
+        sequences = earlier
     sequences.check_vocabulary(model.get_input_embeddings().num_embeddings)
     identity = {
         "specification": spec.sha256,
         "model": sha256_of(loaded.identity),
         "data": sequences.sha256,
         "factors": factors.sha256,
-        "lengths": sha256_of([geometry.original_length, target_length]),
+        "lengths": sha256_of(lengths),
     }
     finished = finished_result(folder, identity)
     if finished:
@@ -105,6 +110,7 @@ def finetune(
                 precision=precision,
             )
             state = train(training, checkpoints, progress)
+    loaded.files.check_unchanged()
     write_model(loaded, file, folder / MODEL)
     result = FinetuneResult(
         model=folder / MODEL,

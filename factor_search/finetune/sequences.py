@@ -37,7 +37,12 @@ class Sequences:
     """All batches of a fine-tuning."""
 
     def __init__(
-        self, documents: Sequence[TokenIds], spec: FinetuneSpec, original_length: int, target_length: int
+        self,
+        documents: Sequence[TokenIds],
+        spec: FinetuneSpec,
+        original_length: int,
+        target_length: int,
+        prefix: Sequence[int] = (),
     ) -> None:
         """Select the documents that are long enough.
 
@@ -46,12 +51,15 @@ class Sequences:
             spec: form, lengths and seed.
             original_length: original length of the model in tokens.
             target_length: target length in tokens.
+            prefix: tokens that the tokenizer puts before every text (BOS). Every sequence begins with them: they take
+                the place of its first tokens, at the first positions, and are not targets.
 
         Raises:
             DataError: no document is long enough; the message gives the length needed.
             SpecError: the training length does not fit the target length.
         """
         self._spec, self._target_length = spec, target_length
+        self._prefix = np.asarray(prefix, dtype=np.int64)
         self.length = spec.sequence_length(original_length, target_length)
         """Tokens of a sequence with rescaled RoPE."""
         self._short_length = min(original_length, self.length)
@@ -70,8 +78,8 @@ class Sequences:
         """Documents that are too short."""
         self._ends = np.cumsum([len(document) for document in self._documents])
         hashes = [hashlib.sha256(document.astype("<i8").tobytes()).hexdigest() for document in documents]
-        self.sha256 = sha256_of(hashes)
-        """The hash of all token ids, in order."""
+        self.sha256 = sha256_of({"documents": hashes, "prefix": list(prefix)} if prefix else hashes)
+        """The hash of all token ids, in order, and of the prefix."""
 
     def check_vocabulary(self, vocabulary: int) -> None:
         """Check that a model with so many embeddings has one for every token id.
@@ -113,7 +121,15 @@ class Sequences:
         places = places + generator.integers(0, len(document) - self._span(rescaled) + 1)
         following = np.minimum(places + 1, len(document) - 1)
         targets = np.where(places + 1 < len(document), document[following], NO_TARGET)
-        return document[places], positions, targets
+        return self._begun(document[places], positions, targets)
+
+    def _begun(self, ids: Ints, positions: Ints, targets: Ints) -> tuple[Ints, Ints, Ints]:
+        """Let a sequence begin with the prefix."""
+        count = len(self._prefix)
+        if count:
+            positions = positions.copy()
+            ids[:count], positions[:count], targets[: count - 1] = self._prefix, np.arange(count), NO_TARGET
+        return ids, positions, targets
 
     def _span(self, rescaled: bool) -> int:
         """Return the number of consecutive tokens of a document from which a sequence is taken."""

@@ -1,6 +1,6 @@
 """An evaluation is the result of one candidate on one set of samples, stored under a content address."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -114,8 +114,33 @@ class Evaluator(Protocol):
         ...
 
 
+EARLIER_IDENTITY = ("model", "dtype", "attention")
+"""What keys of earlier versions know of a model: neither the kind of device nor the versions of libraries."""
+
+
+def earlier_key(
+    identity: Mapping[str, str],
+    original_length: int,
+    length: int,
+    stride: int | None,
+    factors: Factors,
+    samples: SampleSet,
+    documents: int | None = None,
+) -> str | None:
+    """Return the address under which earlier versions stored an evaluation; see :func:`evaluation_key`.
+
+    It is None where they measured something else: they scored the prefix of the tokenizer, and only the first of
+    sliding windows began with it.
+    """
+    prefix = max(sample.prefix for sample in samples.samples)
+    if prefix > 1 or (prefix and stride is not None):
+        return None
+    known = {name: identity[name] for name in EARLIER_IDENTITY if name in identity}
+    return evaluation_key(known, original_length, length, stride, factors, samples, documents)
+
+
 def evaluation_key(
-    identity: dict[str, str],
+    identity: Mapping[str, str],
     original_length: int,
     length: int,
     stride: int | None,
@@ -123,10 +148,11 @@ def evaluation_key(
     samples: SampleSet,
     documents: int | None = None,
 ) -> str:
-    """Compute the address of an evaluation: a hash of model, precision, attention, samples, objective and factors.
+    """Compute the address of an evaluation: a hash of all that the losses depend on.
 
     Args:
-        identity: identity of the loaded model.
+        identity: identity of the loaded model, and its environment, which holds the version of keys; the keys of
+            earlier versions have no environment.
         original_length: original length of the model in tokens, on which the losses by length depend.
         length: tokens of the window.
         stride: stride of the sliding window in tokens; None for the first window only.
@@ -134,6 +160,7 @@ def evaluation_key(
         samples: the documents, in order.
         documents: number of documents after which the candidate was pruned; None if it was evaluated on all.
     """
+    prefix = max(sample.prefix for sample in samples.samples)
     return sha256_of(
         {
             **identity,
@@ -143,5 +170,6 @@ def evaluation_key(
             "samples": [sample.address for sample in samples.samples[:documents]],
             "factors": factors.as_json(),
             **({} if documents is None else {"outcome": PRUNED}),
+            **({} if stride is None or not prefix else {"prefix": prefix}),  # every window begins with it
         }
     )

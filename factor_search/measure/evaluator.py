@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from factor_search.factors import Factors
-from factor_search.measure.evaluation import DIVERGED, OK, OUT_OF_MEMORY, PRUNED, Evaluation, evaluation_key
+from factor_search.measure.evaluation import (
+    DIVERGED,
+    OK,
+    OUT_OF_MEMORY,
+    PRUNED,
+    Evaluation,
+    earlier_key,
+    evaluation_key,
+)
 from factor_search.measure.race import Race, rungs
 from factor_search.measure.windows import Window, doubling_lengths, sliding_windows
 from factor_search.model.injection import Injector
@@ -44,9 +52,16 @@ class LocalEvaluator:
 
     def key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str:
         """See :func:`evaluation_key`."""
-        length, original_length = self._length, self._loaded.geometry.original_length
-        identity = self._loaded.identity
-        return evaluation_key(identity, original_length, length, self._stride, factors, samples, documents)
+        return evaluation_key(*self._addressed, factors, samples, documents)
+
+    def earlier_key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str | None:
+        """See :func:`factor_search.measure.evaluation.earlier_key`."""
+        return earlier_key(*self._addressed, factors, samples, documents)
+
+    @property
+    def _addressed(self) -> tuple[dict[str, str], int, int, int | None]:
+        identity = self._loaded.identity | self._loaded.environment
+        return identity, self._loaded.geometry.original_length, self._length, self._stride
 
     def evaluate_all(
         self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None
@@ -71,6 +86,9 @@ class LocalEvaluator:
             on_document: called with the mean loss of each document, in nats per token.
             race: may stop the candidate before the last document.
             known: an earlier pruned evaluation of the candidate on the same samples, which is continued.
+
+        Raises:
+            ModelChangedError: a file of the model has changed since it was loaded.
         """
         start = time.perf_counter()
         losses = list(known.losses) if known else []
@@ -85,8 +103,9 @@ class LocalEvaluator:
                         tokens.append(document.numel())
                         losses.append(document.mean().item())
                         on_document(losses[-1])
+                        first = samples.samples[len(losses) - 1].first_scored
                         for length in ladder:
-                            losses_at.setdefault(length, []).append(document[: length - 1].mean().item())
+                            losses_at.setdefault(length, []).append(document[: length - first].mean().item())
                     if race and math.isfinite(sum(losses)) and race.stops(losses, total):
                         outcome = PRUNED
                         break
@@ -96,6 +115,7 @@ class LocalEvaluator:
             if "DefaultCPUAllocator" not in str(error):
                 raise
             outcome = OUT_OF_MEMORY
+        self._loaded.files.check_unchanged()  # weights may be mapped into memory, and follow the file
         if outcome == OK and not torch.tensor(losses).isfinite().all():
             outcome = DIVERGED
         if outcome not in (OK, PRUNED):
@@ -125,7 +145,7 @@ class LocalEvaluator:
         unfinished = Counter(one.document for one in passes)
         parts: list[list[Tensor]] = [[] for _ in samples.samples]
         for group in _alike(passes, self._rows_per_pass):
-            rows = [samples.samples[one.document].tokens[one.window.start : one.window.stop] for one in group]
+            rows = [_tokens(samples.samples[one.document], one.window) for one in group]
             for one, losses in zip(group, self._losses(np.stack(rows), group), strict=True):
                 d = one.document
                 parts[d].append(losses)
@@ -141,7 +161,7 @@ class LocalEvaluator:
             ValueError: no window contains a token to score.
         """
         passes = []
-        for window in sliding_windows(len(sample.tokens), self._length, self._stride):
+        for window in sliding_windows(len(sample.tokens), self._length, self._stride, sample.prefix):
             if sample.scored is None:
                 passes.append(_Pass(document, window, None))
             else:
@@ -162,6 +182,14 @@ class LocalEvaluator:
         some = predict(model, ids, union).losses.cpu().double()
         column = {position: number for number, position in enumerate(union)}
         return [row[[column[t] for t in one.scored or ()]] for row, one in zip(some, group, strict=True)]
+
+
+def _tokens(sample: Sample, window: Window) -> TokenIds:
+    """Return the tokens of a window, which begin with the prefix."""
+    tokens = sample.tokens[window.start : window.stop]
+    if window.start == 0 or sample.prefix == 0:
+        return tokens
+    return np.concatenate([sample.tokens[: sample.prefix], tokens[sample.prefix :]])
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def _cut(documents: SampleSet, length: int) -> SampleSet:
             raise DataError(f"{document.source} has {len(document.tokens)} tokens, but {length} are needed")
         if document.scored is not None:
             raise DataError(f"{document.source} scores only some of its tokens: give documents of plain text")
-    cut = (sample_of(document.source, document.tokens[:length]) for document in documents.samples)
+    cut = (sample_of(one.source, one.tokens[:length], prefix=one.prefix) for one in documents.samples)
     return SampleSet(documents.part, tuple(cut))
 
 

@@ -106,6 +106,10 @@ class OneByOne(Protocol):
         """Return the address of a result."""
         ...
 
+    def earlier_key(self, factors: Factors, samples: SampleSet, documents: int | None = None) -> str | None:
+        """Return the address under which earlier versions stored it, or None."""
+        ...
+
     def evaluate(
         self, factors: Factors, samples: SampleSet, *, race: Race | None = None, known: Evaluation | None = None
     ) -> Evaluation:
@@ -139,6 +143,13 @@ class RecordedEvaluator:
         self, factors: Factors, samples: SampleSet, race: Race | None
     ) -> tuple[Evaluation | None, Evaluation | None]:
         total, key_of = len(samples.samples), partial(self.key, factors, samples)
-        keys = {total: self.key(factors, samples)} | {count: key_of(count) for count in rungs(total) if race}
-        stored = {count: found for count, key in keys.items() if (found := self._ledger.get(key)) is not None}
+        stored = {}
+        for count in [*(rungs(total) if race else ()), total]:
+            documents = None if count == total else count
+            found = self._ledger.get(key_of(documents))
+            if found is None:  # a folder that an earlier version began
+                earlier = self._evaluator.earlier_key(factors, samples, documents)
+                found = None if earlier is None else self._ledger.get(earlier)
+            if found is not None:
+                stored[count] = found
         return settled(race, stored, total, key_of)

@@ -59,12 +59,13 @@ def passkey_grid(
     """
     place = partial(passkey_samples, documents, CachedTokenizer(loaded.tokenizer), digits=digits, seed=seed)
     needles = place(lengths=sorted(set(lengths)), depths=even_depths(depths))
-    whole = canonical_json([loaded.identity, identity])
-    kept = _kept(record, whole)
+    whole = canonical_json([loaded.identity | loaded.environment, identity])
+    kept = _kept(record, (whole, canonical_json([loaded.identity, identity])))
     size = len(documents.samples)
     for start in range(len(kept), len(needles), size):
         samples = [needle.sample for needle in needles[start : start + size]]
         kept += passkey_accuracy(loaded, factors, samples)
+        loaded.files.check_unchanged()
         write_json(record, {"identity": whole, "retrievals": [vars(one) for one in kept]})
         on_cell(len(kept) // size, len(needles) // size)
     return as_json(accuracy_by_cell(needles, kept)) | {"overall": _overall(kept, size)}
@@ -103,8 +104,9 @@ def _overall(retrievals: Sequence[Retrieval], documents: int) -> dict[str, Any]:
     return {"accuracy": fmean(shares), "standard_error": error, "documents": documents}
 
 
-def _kept(record: Path, identity: str) -> list[Retrieval]:
+def _kept(record: Path, identities: Sequence[str]) -> list[Retrieval]:
+    """Return the retrievals of a file with one of the identities, the second of which earlier versions wrote."""
     if not record.exists():
         return []
     document = read_json(record, OutputError)
-    return [Retrieval(**one) for one in document["retrievals"]] if document["identity"] == identity else []
+    return [Retrieval(**one) for one in document["retrievals"]] if document["identity"] in identities else []

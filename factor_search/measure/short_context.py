@@ -34,7 +34,7 @@ def short_context(
     for name, factors in candidates.items():
         losses[name] = _losses(loaded, factors, documents, length, record)
     windows = len(documents.samples[0].tokens) // length
-    tokens = [windows * (length - 1)] * len(documents.samples)
+    tokens = [windows * (length - document.first_scored) for document in documents.samples]
     rows = [
         {"name": name, **(figures(one, tokens) or {"perplexity": None}), **compared(one, losses["original"], tokens)}
         for name, one in losses.items()

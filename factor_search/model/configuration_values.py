@@ -106,7 +106,7 @@ class _Field:
     def inside(self) -> Iterator["_Field"]:
         """The values in it."""
         deeper = self.depth + 1
-        if self.key.removesuffix("_internal").endswith("_implementation"):  # by part of the model, whose names are keys there
+        if self.key.removesuffix("_internal").endswith("_implementation"):  # its keys are names of parts of the model
             return
         if isinstance(self.value, dict):
             in_rope, prefix = self.in_rope or self.key in ROPE_KEYS, f"{self.place}." if self.place else ""

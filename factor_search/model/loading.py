@@ -1,24 +1,21 @@
 """Loads checkpoints without log output, refuses broken ones, and hashes their content."""
 
 import contextlib
-import hashlib
-import json
 import logging
 import threading
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
 from factor_search.errors import FactorSearchError, ModelLoadError, UnsupportedModelError, one_line
-from factor_search.files.atomic import write_atomically
-from factor_search.files.cache import cache_folder
 from factor_search.files.canonical_json import sha256_of
 from factor_search.files.gguf import is_gguf, read_header
 from factor_search.files.reading import checked
@@ -26,12 +23,16 @@ from factor_search.model.auto_class import auto_class, own_code_forgotten
 from factor_search.model.checkpoint_files import checkpoint_files, is_local, opened_checkpoint
 from factor_search.model.configuration import read_geometry
 from factor_search.model.configuration_file import configuration, refuse_adapters
+from factor_search.model.content import Content, own_code_sha256
 from factor_search.model.geometry import Geometry
 from factor_search.model.gguf_file import gguf_config, gguf_model
 from factor_search.model.gguf_tokenizer import gguf_tokenizer
 from factor_search.model.live_frequencies import with_live_frequencies
 from factor_search.model.model_folder import check_files, require_configuration
 from factor_search.spec import ModelSpec
+
+KEY_VERSION = "2"
+"""Raised when this package computes losses otherwise than before; "2" knows the environment."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,32 @@ class LoadedModel:
     content: str
     """The hash of the checkpoint's files, or the commit on the hub."""
     spec: ModelSpec
+    files: Content = field(default_factory=lambda: Content(""), compare=False)
+    """The files that were read, to notice when they change."""
 
     @property
     def identity(self) -> dict[str, str]:
-        """The properties of the model on which the result of an evaluation depends."""
+        """The properties of the model itself on which the result of an evaluation depends."""
         return {
             "model": self.content,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "attention": str(self.model.config._attn_implementation),
+        }
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What else the result of an evaluation depends on: the kind of device, and the releases of the libraries.
+
+        Devices of a kind differ by the rounding of their kernels, as batches of different sizes do, and may be mixed.
+        Releases count in full, since also those of the third number have corrected models (transformers 4.48.1: Phi);
+        builds of a release (``+cpu``, ``+cu128``) do not.
+        """
+        device = self.model.device.type
+        return {
+            "key_version": KEY_VERSION,
+            "device": "rocm" if device == "cuda" and torch.version.hip else device,
+            "torch": torch.__version__.partition("+")[0],
+            "transformers": transformers_version.partition("+")[0],
         }
 
 
@@ -62,12 +81,14 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         ModelLoadError: there is no such model, its files are broken, or weights are missing.
         UnsupportedModelError: the model has no rotary position embeddings, or its rotary modules hold frequencies that
             are not those of RoPE; or transformers cannot predict text with it.
+        ModelChangedError: a file changes while it is loaded.
     """
     config = load_config(spec)
     geometry = read_geometry(config, spec.original_length)
     loader = auto_class(config)
     check_weights(spec, config)
     device = _device(spec)
+    files = Content.of(spec, config)
     options: dict[str, Any] = {} if spec.attention == "auto" else {"attn_implementation": spec.attention}
     with quietly(), opened_checkpoint(spec) as place, checked(), _explained(spec, "model"), own_code_forgotten():
         if is_gguf(spec.id):
@@ -87,7 +108,11 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         model = model.to(device).eval()
     if geometry.odd or config.get_text_config(decoder=True) is not config:
         _check_reads_text(model, geometry)
-    return LoadedModel(model, load_tokenizer(spec), geometry, content_hash(spec, config), spec)
+    tokenizer = load_tokenizer(spec)
+    files.check_unchanged()
+    if any("--" in str(name) for name in (getattr(config, "auto_map", None) or {}).values()):
+        files.sha256 = sha256_of([files.sha256, own_code_sha256(model)])  # the code is of another repository
+    return LoadedModel(model, tokenizer, geometry, files.sha256, spec, files)
 
 
 def load_config(spec: ModelSpec) -> PretrainedConfig:
@@ -159,42 +184,6 @@ def checkpoint_folder(spec: ModelSpec) -> Path:
         return Path(spec.id)
     with quietly(), opened_checkpoint(spec), _explained(spec, "files"):
         return Path(snapshot_download(spec.id, revision=spec.revision))
-
-
-def content_hash(spec: ModelSpec, config: PretrainedConfig) -> str:
-    """Identify the weights: by the commit on the hub, or a hash of the GGUF file or the configuration and weights.
-
-    Hashing reads every byte; the result is cached by path, size and time of modification of each file.
-    """
-    folder = Path(spec.id)
-    if is_gguf(spec.id):
-        return _file_hash(folder)
-    if not folder.is_dir():
-        return str(getattr(config, "_commit_hash", None) or sha256_of([spec.id, spec.revision]))
-    digests = {
-        file.name: _file_hash(file)
-        for file in sorted(folder.iterdir())
-        if file.is_file()
-        and (
-            file.suffix == ".safetensors"
-            or file.name.startswith("pytorch_model")
-            or file.name == "config.json"
-            or (file.suffix == ".py" and spec.trust_remote_code)
-        )
-    }
-    return sha256_of(digests)
-
-
-def _file_hash(file: Path) -> str:
-    status = file.stat()
-    identity = [str(file.resolve()), status.st_size, status.st_mtime_ns]
-    remembered = cache_folder("file-hashes") / f"{sha256_of(identity)}.json"
-    with contextlib.suppress(OSError, ValueError):
-        return str(json.loads(remembered.read_text())["sha256"])
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    write_atomically(remembered, json.dumps({"sha256": digest}).encode())
-    return digest
 
 
 def _origin(spec: ModelSpec) -> dict[str, Any]:

@@ -69,7 +69,8 @@ class DataSpec(Strict):
         False,
         strict=True,
         description="Cut documents into consecutive pieces of the target length and count each piece as a document. "
-        "All pieces of one document are used for the same purpose: search, validation or held-out.",
+        "Every piece begins with the tokenizer's prefix (BOS), which counts in its length. All pieces of one document "
+        "are used for the same purpose: search, validation or held-out.",
     )
     least_tokens: PositiveInt | None = Field(
         None,
@@ -125,7 +126,7 @@ class PerplexitySpec(Strict):
     stride: PositiveInt | None = Field(
         None,
         description="Score whole documents with a sliding window of the target length, which moves by this many "
-        "tokens; null scores the first window only.",
+        "tokens and begins with the tokenizer's prefix (BOS), unscored; null scores the first window only.",
     )
     tokens: PositiveInt | None = Field(
         None, description="With a stride, the number of tokens to score in each document; null scores all."

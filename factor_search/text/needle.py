@@ -79,6 +79,8 @@ def place_needle(
     The needle is placed at the end of a sentence near the depth. If there is none, it is placed between two tokens,
     which for a byte tokenizer may be within a character.
 
+    The sample begins with the tokenizer's prefix.
+
     Args:
         document: a document that is long enough; tokens that are not needed are ignored.
         tokenizer: the tokenizer of the document.
@@ -97,8 +99,8 @@ def place_needle(
     needle = _needle_ids(tokenizer, prompt.needle, answer)
     question = continued(tokenizer, ".", prompt.question)
     beginning = len(tokenizer.prefix)
-    if document.tokens[:beginning].tolist() != tokenizer.prefix:
-        beginning = 0  # a piece from the middle of a document
+    begins = document.tokens[:beginning].tolist() == tokenizer.prefix
+    text = document.tokens[beginning if begins else 0 :]
     added = beginning + len(opening) + len(needle) + len(question) + len(answer)
     room = length - added
     if room < 1:
@@ -106,14 +108,14 @@ def place_needle(
             f"{length} tokens are too few for a needle, its question and its answer, which take {added}: the length "
             f"must be at least {added + 1} tokens"
         )
-    body = document.tokens[beginning : beginning + room]
+    body = text[:room]
     if len(body) < room:
         raise DataError(
             f"{document.source} has {len(document.tokens)} tokens, but a sample of {length} with a needle needs "
-            f"{beginning + room}"
+            f"{len(document.tokens) - len(text) + room}"
         )
     at = _end_of_sentence_near(tokenizer, body, round(depth * room))
-    parts: list[Sequence[int] | TokenIds] = [document.tokens[:beginning], opening, body[:at], needle, body[at:]]
+    parts: list[Sequence[int] | TokenIds] = [tokenizer.prefix, opening, body[:at], needle, body[at:]]
     tokens = np.concatenate([np.asarray(part, dtype=np.int64) for part in [*parts, question, answer]])
     start = beginning + len(opening) + at
     scored = tuple(range(length - len(answer), length))

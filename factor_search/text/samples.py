@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
@@ -14,7 +15,6 @@ from factor_search.spec import DataSpec
 from factor_search.text.documents import Document, documents_from_files, documents_from_hub
 from factor_search.text.tokens import TokenIds
 
-Tokenize = Callable[[str], TokenIds]
 PARTS = ("search", "validation", "held_out")
 
 
@@ -28,7 +28,9 @@ class Sample:
     sha256: str
     """SHA-256 of the token ids."""
     scored: tuple[int, ...] | None = field(default=None, repr=False)
-    """Positions of the tokens that are scored, ascending from 1 on; None for all but the first token."""
+    """Positions of the tokens that are scored, ascending from 1 on; None for all but the first token and the prefix."""
+    prefix: int = 0
+    """How many of the first tokens are those that the tokenizer puts before every text (BOS)."""
 
     def __post_init__(self) -> None:
         scored = self.scored
@@ -39,9 +41,16 @@ class Sample:
             raise ValueError(f"scored positions must ascend within 1 to {len(self.tokens) - 1}")
 
     @property
+    def first_scored(self) -> int:
+        """The first position that may be scored: behind the prefix, and behind a token that predicts it."""
+        return max(1, self.prefix)
+
+    @property
     def address(self) -> str:
         """The hash of what losses depend on: the token ids, and the scored positions if these are not all."""
-        return self.sha256 if self.scored is None else sha256_of({"tokens": self.sha256, "scored": self.scored})
+        if self.scored is not None:
+            return sha256_of({"tokens": self.sha256, "scored": self.scored})
+        return self.sha256 if self.prefix < 2 else sha256_of({"tokens": self.sha256, "prefix": self.prefix})
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,8 @@ class SampleSet:
 
     def cut(self, length: int) -> "SampleSet":
         """Cut each document to its first ``length`` tokens, all of which are scored."""
-        return SampleSet(self.part, tuple(sample_of(one.source, one.tokens[:length]) for one in self.samples))
+        cut = (sample_of(one.source, one.tokens[:length], prefix=one.prefix) for one in self.samples)
+        return SampleSet(self.part, tuple(cut))
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,17 @@ class Samples:
     def cut(self, length: int) -> "Samples":
         """Cut each document of the three parts to its first ``length`` tokens."""
         return Samples(*(getattr(self, part).cut(length) for part in PARTS))
+
+
+class Tokenize(Protocol):
+    """Converts documents to token ids; :class:`factor_search.text.tokens.CachedTokenizer` implements it."""
+
+    prefix: list[int]
+    """Special tokens with which every document begins."""
+
+    def __call__(self, text: str) -> TokenIds:
+        """Return the token ids of a document, the prefix included."""
+        ...
 
 
 def load_samples(
@@ -193,6 +214,8 @@ def _long_enough(
     known: Iterable[str] = (),
 ) -> list[list[Sample]]:
     """Return the first ``count`` distinct documents with at least ``length`` tokens, each as a list of its samples."""
+    if length <= len(tokenize.prefix):
+        raise DataError(f"{length} tokens are too few: the tokenizer puts {len(tokenize.prefix)} before every text")
     found: list[list[Sample]] = []
     seen, lengths, repeated = set(known), [], 0
     for document in documents:
@@ -201,7 +224,7 @@ def _long_enough(
         if len(tokens) < length:
             continue
         pieces = []
-        for piece in _pieces(document.source, tokens, length, whole=whole, cut=cut):
+        for piece in _pieces(document.source, tokens, tokenize.prefix, length, whole=whole, cut=cut):
             # Documents that differ only behind these tokens are the same text to a search.
             identity = _hash(piece.tokens[:distinct])
             if identity not in seen:
@@ -218,21 +241,28 @@ def _long_enough(
     return found
 
 
-def _pieces(source: str, tokens: TokenIds, length: int, *, whole: bool, cut: bool) -> list[Sample]:
-    if cut:
-        starts = range(0, len(tokens) - length + 1, length)
-        return [sample_of(f"{source}@{start}", tokens[start : start + length]) for start in starts]
-    return [sample_of(source, tokens if whole else tokens[:length])]
+def _pieces(
+    source: str, tokens: TokenIds, prefix: Sequence[int], length: int, *, whole: bool, cut: bool
+) -> list[Sample]:
+    """Return a document's samples; every piece begins with the prefix, which counts in its length."""
+    if not cut:
+        return [sample_of(source, tokens if whole else tokens[:length], prefix=len(prefix))]
+    beginning, text = np.split(tokens, [len(prefix)])
+    room = length - len(prefix)
+    return [
+        sample_of(f"{source}@{start}", np.concatenate([beginning, text[start : start + room]]), prefix=len(prefix))
+        for start in range(0, len(text) - room + 1, room)
+    ]
 
 
-def sample_of(source: str, tokens: TokenIds, scored: tuple[int, ...] | None = None) -> Sample:
+def sample_of(source: str, tokens: TokenIds, scored: tuple[int, ...] | None = None, *, prefix: int = 0) -> Sample:
     """Build a sample with its hash.
 
     Raises:
         ValueError: the scored positions do not ascend, or are not within 1 and the number of tokens.
     """
     tokens = np.ascontiguousarray(tokens)
-    return Sample(source, tokens, _hash(tokens), scored)
+    return Sample(source, tokens, _hash(tokens), scored, prefix)
 
 
 def _hash(tokens: TokenIds) -> str:
