@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from transformers import AutoTokenizer
 
 from factor_search.errors import DataError, ModelLoadError, SpecError
+from factor_search.export.model_folder import write_model_folder
 from factor_search.files.matching import matching_files
 from factor_search.files.reading import DESCRIPTORS, ReadingRules, WalkLimit, open_readable, reading_rules, under
 from factor_search.model.checkpoint_files import checkpoint_files, opened_checkpoint
@@ -29,7 +30,7 @@ from factor_search.text.documents import documents_from_files, documents_from_hu
 from factor_search.text.samples import documents_of
 from tests.hub import COMMIT, Hub, serving
 from workers.model_worker import ModelWorker
-from workers.policy import CHECKS, WALK, Policy
+from workers.policy import AT_SUBMISSION, CHECKS, Policy
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 PARTS = st.lists(st.sampled_from(["..", "a", "b.arrow", "..", "."]), min_size=1, max_size=4).map("/".join)
@@ -256,6 +257,8 @@ class TestCheckpoints:
         with under(policy.reading_rules()):
             loaded = load_model(ModelSpec(id=str(model)))
         assert {name for name, _ in loaded.model.named_parameters()} >= weights
+        write_model_folder(json.loads((model / "config.json").read_text()), model, root.parent / "exported", 128)
+        assert load_model(ModelSpec(id=str(root.parent / "exported"))).model.num_parameters()
         (model / "parts" / "one.safetensors").rename(root.parent / "outside" / "one.safetensors")
         (model / "parts" / "one.safetensors").symlink_to(root.parent / "outside" / "one.safetensors")
         with pytest.raises(SpecError, match="links out"):
@@ -417,28 +420,24 @@ class TestWalks:
         began = time.monotonic()
         for number in range(41):
             pattern = str(deep / "/".join(["**"] * number) / "**" / "*" / "**" / "x.txt")
-            policy.check(job(deep.parent, data=[pattern]))
-        assert time.monotonic() - began < 41 * WALK.seconds / 2
+            policy.check(job(deep.parent, data=[pattern]), AT_SUBMISSION)
+        assert time.monotonic() - began < 41 * AT_SUBMISSION.seconds / 2
         found = matching_files(f"{deep}/**/**/x.txt")
         assert found == [str(next(deep.rglob("x.txt")))], "a link to a folder around it is not searched in again"
 
     @pytest.mark.parametrize("limit", [WalkLimit(100, 60.0), WalkLimit(10**6, 0.0)])
     @pytest.mark.parametrize("pattern", ["**/x.txt", "**/**/**", "*/*/*/*/*/*/*/*/none", "**/none"])
     def test_a_walk_that_is_too_long_is_refused(
-        self, pattern: str, limit: WalkLimit, deep: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
+        self, pattern: str, limit: WalkLimit, deep: Path, policy: Policy
     ) -> None:
-        monkeypatch.setattr("workers.policy.WALK", limit)
         with pytest.raises(SpecError, match="looking at more than"):
-            policy.check(job(deep.parent, data=[str(deep / pattern)]))
+            policy.check(job(deep.parent, data=[str(deep / pattern)]), limit)
 
-    def test_all_globs_of_a_job_share_one_limit(
-        self, deep: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("workers.policy.WALK", WalkLimit(5_000, 60.0))
-        pattern = str(deep / "**" / "x.txt")
-        policy.check(job(deep.parent, data=[pattern]))
+    def test_all_globs_of_a_job_share_one_limit(self, deep: Path, policy: Policy) -> None:
+        limit, pattern = WalkLimit(5_000, 60.0), str(deep / "**" / "x.txt")
+        policy.check(job(deep.parent, data=[pattern]), limit)
         with pytest.raises(SpecError, match="looking at more than 5,000"):
-            policy.check(job(deep.parent, data=[pattern] * 20))
+            policy.check(job(deep.parent, data=[pattern] * 20), limit)
 
     def test_every_match_is_checked(self, root: Path, policy: Policy) -> None:
         many = root / "many"

@@ -33,8 +33,10 @@ from factor_search.testbed import CHECKPOINT
 from factor_search.testbed.corpus import held_out_files
 from factor_search.text.data_sets import check_hub_name, is_saved, saved_files
 
-WALK = WalkLimit(entries=100_000, seconds=2.0)
+AT_SUBMISSION = WalkLimit(entries=100_000, seconds=2.0)
 """For all globs of one specification; a thread of the server is busy with them at most so long."""
+LATER = WalkLimit(entries=1_000_000, seconds=600.0)
+"""For those of a job that was accepted, on a machine that may be slower or busier."""
 CODE_REMEDY = "the operator must start the service with --allow-remote-code"
 
 
@@ -51,15 +53,19 @@ class Policy:
     work_folder: Path | None = None
     """Folder for the files that plans make, whose checkpoints may be used as models; without it plans are refused."""
 
-    def reading_rules(self) -> ReadingRules:
-        """The rules for whoever opens files for a job, on this machine."""
+    def reading_rules(self, walk: WalkLimit = LATER) -> ReadingRules:
+        """The rules for whoever opens files for a job, on this machine.
+
+        Args:
+            walk: how far the globs of a specification may search.
+        """
         work = () if self.work_folder is None else (self.work_folder.resolve(),)
         return ReadingRules(
             roots=tuple(root.resolve() for root in self.roots),
             model_roots=(CHECKPOINT.resolve(), *work),
             files=frozenset(file.resolve() for file in held_out_files()),
             hub=self.allow_hub,
-            walk=WALK,
+            walk=walk,
         )
 
     def close_the_hub(self) -> None:
@@ -71,22 +77,30 @@ class Policy:
         if hub is not None:
             hub.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
-    def check(self, spec: JobSpec) -> None:
+    def check(self, spec: JobSpec, walk: WalkLimit = LATER) -> None:
         """Refuse a job that uses more than is allowed.
+
+        Args:
+            spec: the job.
+            walk: how far its globs may search.
 
         Raises:
             SpecError: says what is not allowed and how the operator can allow it.
         """
-        self._check(spec)
+        self._check(spec, walk=walk)
 
-    def check_plan(self, plan: PlanSpec) -> None:
+    def check_plan(self, plan: PlanSpec, walk: WalkLimit = LATER) -> None:
         """Refuse a plan that uses more than is allowed.
+
+        Args:
+            plan: the plan.
+            walk: how far its globs may search.
 
         Raises:
             SpecError: see :meth:`check`; or there is no work folder.
         """
         self.require_work_folder()
-        self._check(plan)
+        self._check(plan, walk=walk)
 
     def check_work(self, work: Work) -> None:
         """Refuse the work of a stage that uses more than is allowed now.
@@ -154,8 +168,8 @@ class Policy:
         work_folder = None if arguments.work is None else arguments.work.resolve()
         return cls(tuple(dict.fromkeys(roots)), allow_hub, arguments.allow_remote_code, work_folder)
 
-    def _check(self, specification: BaseModel, prefix: str = "") -> None:
-        with under(self.reading_rules()), _as_spec_errors():
+    def _check(self, specification: BaseModel, prefix: str = "", walk: WalkLimit = LATER) -> None:
+        with under(self.reading_rules(walk)), _as_spec_errors():
             for named in named_in(specification, prefix):
                 CHECKS[named.kind](self, named)
 

@@ -24,13 +24,14 @@ from storage.jobs import SEARCHES
 from storage.jobs import Job as StoredJob
 from storage.states import JobState
 from workers.pinning import pinned
+from workers.policy import AT_SUBMISSION
 
 
 def submit(stores: Records, spec: JobSpec, key: str | None, by: str | None) -> Submitted:
     """Queue a search that the policy allows and that can end well, as far as this is known without the model."""
     policy = stores.settings.policy
-    policy.check(spec)
-    with placed_refusals(), under(policy.reading_rules()):
+    policy.check(spec, AT_SUBMISSION)
+    with placed_refusals(), under(policy.reading_rules(AT_SUBMISSION)):
         spec = with_warm_start(spec, stores)
         notes = deferred.check_possible(spec)
     asked = sha256_of(spec.model_dump(mode="json"))  # what the hub answers may change until the request is repeated

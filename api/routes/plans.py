@@ -25,13 +25,14 @@ from storage.plans import CHECKPOINT, check_waiting
 from storage.plans import Plan as StoredPlan
 from storage.states import PlanState
 from workers.pinning import pinned
+from workers.policy import AT_SUBMISSION
 
 
 def submit(stores: Records, spec: PlanSpec, key: str | None, by: str | None) -> Submitted:
     """Queue a plan that the policy allows and that can end well, as far as this is known without the model."""
     policy = stores.settings.policy
-    policy.check_plan(spec)
-    with placed_refusals(), under(policy.reading_rules()):
+    policy.check_plan(spec, AT_SUBMISSION)
+    with placed_refusals(), under(policy.reading_rules(AT_SUBMISSION)):
         notes = deferred.check_plan(spec)
     expanded = spec.expanded()
     stored, new = stores.plans.submit(

@@ -11,6 +11,8 @@ from factor_search.errors import ExportError, OutputError
 from factor_search.files.atomic import cannot_write, move_folder, partial_folder
 from factor_search.files.json_documents import read_json, write_json
 from factor_search.files.reading import readable
+from factor_search.model.checkpoint_files import checkpoint_files
+from factor_search.spec import ModelSpec
 
 CONFIGURATION = "config.json"
 
@@ -47,9 +49,10 @@ def write_model_folder(
         )
 
     def fill(folder: Path) -> None:
-        for item in sorted(checkpoint.iterdir()):
-            if item.is_file() and item.name != CONFIGURATION:
-                link_or_copy(item, folder / item.name)
+        for name, item in checkpoint_files(ModelSpec(id=str(checkpoint))).items():
+            if item.is_file() and name != CONFIGURATION:
+                (folder / name).parent.mkdir(exist_ok=True, parents=True)
+                link_or_copy(item, folder / name)
         _adjust_tokenizer(folder / "tokenizer_config.json", target_length)
         write_json(folder / CONFIGURATION, content, finite=False)  # Falcon-H1 has an infinite limit
         if check is not None:

@@ -101,10 +101,11 @@ class ReadingRules:
         """
         resolved = resolve(path, key)
         if not self.allow(resolved, model=model):
-            inside = self.allow(Path(os.path.abspath(path)), model=model)
-            what = "links out of the folders" if inside else "is not in a folder"
+            name = str(shown or path)[:300]
+            if self.allow(Path(os.path.abspath(path)), model=model):
+                name += " links out: it"
             raise SpecError(
-                f"{key}: {str(shown or path)[:300]} {what} that jobs may use: the operator can allow one with --root"
+                f"{key}: {name} is not in a folder that jobs may use: the operator can allow one with --root"
             )
         return resolved
 

@@ -10,6 +10,7 @@ A checkpoint that runs its own code is given as it is, since code opens what it 
 """
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from typing import Any
 from factor_search.errors import FactorSearchError, ModelLoadError
 from factor_search.files.gguf import is_gguf
 from factor_search.files.json_documents import read_json
+from factor_search.files.matching import matching_now
 from factor_search.files.reading import DESCRIPTORS, open_readable, readable, reading_rules
 from factor_search.spec import ModelSpec, looks_local
 
@@ -58,7 +60,8 @@ def checkpoint_files(spec: ModelSpec) -> dict[str, Path]:
             found |= {shard: place / shard for shard in _named_in_index(content, place / name)}
     found |= dict(_files_in(place / TEMPLATES, f"{TEMPLATES}/"))
     if spec.trust_remote_code:
-        found |= {str(file.relative_to(place)): file for file in place.rglob("*.py")}
+        code = matching_now(os.path.join(glob.escape(spec.id), "**", "*.py"))
+        found |= {os.path.relpath(file, spec.id): Path(file) for file in code}
     for file in found.values():
         readable(file, "model.id", model=True)
     return found
