@@ -116,7 +116,7 @@ def answering(
 ) -> None:
     """Answer documents that come over a connection until it is closed."""
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     answer = make(folder)
     connection.send(None)
     while True:

@@ -72,7 +72,7 @@ def yarn(geometry: Geometry, target_length: int, beta_fast: float = 32.0, beta_s
         ramp = min(max((i - low) / width, 0.0), 1.0)
         keep = 1 - ramp  # share of the original frequency that is kept
         factors.append(1 / ((1 - keep) / scale + keep))
-    return Factors.of(factors, attention_factor=yarn_attention_factor(scale))
+    return Factors.of(factors, attention_factor=_own_yarn_attention_factor(geometry, scale))
 
 
 def llama3(geometry: Geometry, target_length: int, low: float = 1.0, high: float = 4.0) -> Factors:
@@ -159,6 +159,21 @@ def _at_least(factors: Factors, least: Factors) -> Factors:
 def yarn_attention_factor(scale: float) -> float:
     """YaRN's attention factor is 0.1 ln s + 1 (2309.00071, eq. 22)."""
     return 0.1 * math.log(scale) + 1.0 if scale > 1 else 1.0
+
+
+def _own_yarn_attention_factor(geometry: Geometry, scale: float) -> float:
+    """Return YaRN's attention factor, of which some models put a part into the scale of their softmax (DeepSeek-V3).
+
+    Their configuration says so by mscale m and mscale_all_dim n; cos and sin get (0.1 m ln s + 1) / (0.1 n ln s + 1),
+    as in transformers.
+    """
+    parameters = getattr(geometry.config, "rope_parameters", None) or {}
+    own = parameters.get(geometry.layer_type) or {} if geometry.layer_type else parameters
+    parts = [own.get(name) for name in ("mscale", "mscale_all_dim")]
+    if geometry.base_rope_type != "yarn" or scale <= 1 or not all(parts):
+        return yarn_attention_factor(scale)
+    of_rotation, of_softmax = (0.1 * part * math.log(scale) + 1 for part in parts)
+    return of_rotation / of_softmax
 
 
 def _scale(geometry: Geometry, target_length: int) -> float:

@@ -17,8 +17,6 @@ LEAST_LENGTH = 8
 """Tokens; formulas have no meaning below the shortest wavelength, which is 2 pi tokens."""
 LEAST_TRAINED_LENGTH = 2048
 """No published language model with linear scaling was trained for fewer tokens before it."""
-OPEN_LENGTH = ("yarn", "dynamic")
-"""RoPE types besides linear whose configurations may have max_position_embeddings before or after the scaling."""
 OVERRIDES = '--original-length, or "original_length" of the model in a specification, overrides it'
 SEARCHED_LAYER_TYPE = "full_attention"
 """The layer type to search where RoPE differs by layer type: other layers attend within a sliding window only."""
@@ -71,6 +69,11 @@ def _geometry(config: PretrainedConfig, original_length: int | None) -> Geometry
     if rope_type != "default" and rope_type not in ROPE_INIT_FUNCTIONS:
         raise UnsupportedModelError(f"{architecture} uses RoPE type {rope_type!r}, which cannot be searched")
     share = parameters.get("partial_rotary_factor") or 1.0
+    if share > 1:
+        raise UnsupportedModelError(
+            f"the configuration of {architecture} has the partial_rotary_factor {share:g}, a share of a head above 1: "
+            "correct its config.json"
+        )
     width = head_dim(_layer_config(text_config, layer_type), share)
     proportional = rope_type == "proportional"
     rotary_dim = width if proportional else int(width * share)
@@ -87,11 +90,11 @@ def _geometry(config: PretrainedConfig, original_length: int | None) -> Geometry
         notes.append(note)
     elif original == configured and rope_type != "default":  # the scaling reaches further, as in Qwen2.5 with YaRN
         factor = max(parameters.get("factor") or 1.0, 1.0)
-        if rope_type in OPEN_LENGTH and original_length is None and not stated and factor > 1:
+        if original_length is None and factor > 1:
             notes.append(
                 f"max_position_embeddings, {original}, is taken for the original length, before the {rope_type} factor "
-                f"{factor:g}, because there is no original_max_position_embeddings: if it includes the factor, give "
-                f'--original-length {round(original / factor)} ("original_length" of the model in a specification)'
+                f"{factor:g}: if it includes the factor, give --original-length {round(original / factor)}, or "
+                '"original_length" of the model in a specification'
             )
         configured = round(original * factor)
     return Geometry(

@@ -25,7 +25,7 @@ LONGEST_CONTEXT = 2**40
 ROPE_KEYS = ("rope_parameters", "rope_scaling")
 OBJECTS = frozenset({*ROPE_KEYS, "text_config", "llm_config", "vision_config", "audio_config", "auto_map"})
 TEXTS = frozenset({"model_type", "rope_type", "tokenizer_class"})
-SPECIAL_TOKEN = re.compile(r"(bos|eos|pad|unk|sep|cls|mask)_token")
+SPECIAL_TOKEN = re.compile(r"(bos|eos|pad|unk)_token")
 """Fields with a text, or an object that describes it."""
 LISTS = frozenset({"architectures", "layer_types"})
 """Fields with a list of texts."""
@@ -49,15 +49,15 @@ class _Range:
 
 
 RANGES = (
-    _Range(r"(\w+_)?head_dim|kv_channels", 1, WIDEST_HEAD),
-    _Range(r"(\w+_)?(hidden_size|vocab_size|attention_heads)|n_embd|n_head|d_model", 1, LARGEST_SIZE),
-    _Range(r"(\w+_)?(intermediate_size|key_value_heads|kv_heads|rank)|n_inner|d_ff", 0, LARGEST_SIZE),
+    _Range(r"(\w+_)?head_dim|kv_channels", 0, WIDEST_HEAD),
+    _Range(r"hidden_size|vocab_size|num_attention_heads|n_embd|n_head|d_model", 1, LARGEST_SIZE),
+    _Range(r"\w+_(size|heads|rank)|n_inner|d_ff", -1, LARGEST_SIZE),
     _Range(r"(num|n)_(\w+_)?experts|num_experts_per_tok", 0, WIDEST_HEAD),
     _Range(r"\w*max_position_embeddings|max_sequence_length", 1, LONGEST_CONTEXT),
     _Range(r"sliding_window|attention_chunk_size", -1, LONGEST_CONTEXT),
     _Range(r"(\w+_)?rope_theta|rotary_emb_base|rope_local_base_freq", 1, 1e18, whole=False),
     _Range(r"model_max_length", -1, 1e31),
-    _Range(r"partial_rotary_factor|rotary_pct|rope_pct", 1e-6, 1, whole=False),
+    _Range(r"partial_rotary_factor|rotary_pct|rope_pct", 1e-6, 16, whole=False),
 )
 """Of fields in any object of a configuration, which are numbers or lists of numbers."""
 RANGES_OF_ROPE = (
