@@ -42,7 +42,9 @@ def looks_local(model_id: str) -> bool:
 class DataSpec(Strict):
     """Which documents to use, and how many for search, validation and the held-out measurement."""
 
-    files: list[str] | None = Field(None, description="Text, JSON-lines or parquet files, saved data sets, or globs.")
+    files: list[str] | None = Field(
+        None, description="Text, JSON, CSV or parquet files, also as .gz or .zst; saved data sets; or globs."
+    )
     dataset: str | None = Field(None, description="A data set on the Hugging Face hub, instead of files.")
     name: str | None = Field(None, description="Configuration name of the hub data set.")
     split: str = Field("validation", description="Split of the hub or saved data set.")
