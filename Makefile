@@ -43,6 +43,7 @@ bench: install
 	$(BIN)/python -m bench.throughput
 	$(BIN)/python -m bench.overhead
 	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.documents
 	$(BIN)/python -m bench.service_overhead
 	$(BIN)/python -m bench.stub_load
 	$(BIN)/python -m bench.stub_load --postgresql

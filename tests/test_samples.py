@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from factor_search.errors import DataError
 from factor_search.spec import DataSpec
 from factor_search.testbed.byte_tokenizer import byte_tokenizer
+from factor_search.text import documents, tokens
 from factor_search.text.documents import Document, documents_from_files, documents_from_hub
 from factor_search.text.samples import PARTS, Samples, first_samples, load_samples, sample_of
 from factor_search.text.tokens import CachedTokenizer
@@ -224,6 +226,74 @@ def test_a_unicode_round_trip_through_the_byte_tokenizer() -> None:
     ids = tokenizer(text)["input_ids"]
     assert ids == list(text.encode())
     assert tokenizer.decode(ids) == text
+
+
+def code_lines() -> list[str]:
+    files = sorted(Path(documents.__file__).parent.glob("*.py"))
+    return [line for file in files for line in file.read_text().splitlines(keepends=True)]
+
+
+def trained(kind: str) -> Any:
+    """A small tokenizer of a usual kind, trained on the code of this package."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+    settings: dict[str, Any] = {"vocab_size": 600, "show_progress": False}
+    if kind == "unigram":
+        tokenizer = tokenizers.Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer: Any = trainers.UnigramTrainer(**settings, unk_token="?", special_tokens=["?"])
+    else:
+        tokenizer = tokenizers.Tokenizer(models.BPE())
+        if kind == "byte-level BPE":
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            settings["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(**settings)
+    tokenizer.train_from_iterator(code_lines(), trainer)
+    if kind == "BPE of whole texts":  # as of Llama 2: spaces become letters, and no words are split off
+        tokenizer.pre_tokenizer = None
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.decoder = decoders.Replace("▁", " ")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["byte-level BPE", "BPE of whole texts", "unigram"])
+def test_the_first_tokens_of_a_long_text_are_those_of_the_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "LONG_TEXT", 1)
+    monkeypatch.setattr(tokens, "MARGIN", 64)
+    tokenizer, read = CachedTokenizer(trained(kind)), []
+
+    def tokenize(text: str) -> tokens.TokenIds:
+        read.append(len(text))
+        return np.array(tokenizer.ids(text))
+
+    random = np.random.default_rng(0)
+    lines = code_lines()
+    for _ in range(40):
+        text = "".join(lines[i] for i in random.integers(len(lines), size=300))
+        count = int(random.integers(1, 500))
+        everything = tokenizer.ids(text)
+        first = tokens.first_tokens(tokenize, text, count).tolist()
+        assert len(first) >= count
+        assert first == everything[: len(first)]
+        assert tokens.first_tokens(tokenize, text, 10**6).tolist() == everything
+    assert min(read) < 2000, "the end is not read"
+
+
+def test_a_very_long_document_is_tokenised_as_far_as_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "LONG_TEXT", 2**16)
+    longest = []
+
+    def tokenize(text: str) -> tokens.TokenIds:
+        longest.append(len(text))
+        return TOKENIZE(text)
+
+    text = "a long document " * 2**14
+    (sample,) = first_samples([Document("a", text)], tokenize, 100, 1).samples
+    assert bytes(sample.tokens.astype(np.uint8)).decode() == text[:100]
+    assert max(longest) <= tokens.LONG_TEXT < len(text)
+    (sample,) = first_samples([Document("a", text)], tokenize, 100, 1, whole=True).samples
+    assert len(sample.tokens) == len(text)
 
 
 @pytest.mark.parametrize("scored", [(), (0, 1), (3, 2), (2, 2), (1, 10), (-1,)])

@@ -21,7 +21,7 @@ from factor_search.version import versions
 SERVICE_VERSIONS = ("optuna-dashboard", "ray", "sqlalchemy", "fastapi")
 OPTIONAL = {
     "datasets": "data sets cannot be read",
-    "pyarrow": "parquet files cannot be read",
+    "pyarrow": "parquet and .zst files cannot be read",
     "peft": "fine-tuning cannot use LoRA",
 }
 LEAST_FREE_BYTES = 2 * 2**30

@@ -46,7 +46,7 @@ class DataSpec(Strict):
     """Which documents to use, and how many for search, validation and the held-out measurement."""
 
     files: Annotated[list[str] | None, Names.DOCUMENTS] = Field(
-        None, description="Text, JSON-lines or parquet files, saved data sets, or globs."
+        None, description="Text, JSON, CSV or parquet files, also as .gz or .zst; saved data sets; or globs."
     )
     dataset: Annotated[str | None, Names.DATA_SET] = Field(
         None, description="A data set on the Hugging Face hub, instead of files."

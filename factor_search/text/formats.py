@@ -77,7 +77,7 @@ def decompressed(path: Path, file: io.BufferedReader, compression: str) -> io.Bu
         DataError: it begins like another format, or with binary data; also while reading: it is broken, or expands
             beyond the limits.
     """
-    stream = io.BufferedReader(_Expanded(path, file, compression)) if compression else file
+    stream = io.BufferedReader(_Expanded(path, file, compression), 2**18) if compression else file
     head = stream.peek(512)[:512]
     for beginning, what in BEGINNINGS.items():
         if head.startswith(beginning):

@@ -13,7 +13,7 @@ from factor_search.errors import DataError
 from factor_search.files.canonical_json import sha256_of
 from factor_search.spec import DataSpec
 from factor_search.text.documents import Document, documents_from_files, documents_from_hub
-from factor_search.text.tokens import TokenIds
+from factor_search.text.tokens import TokenIds, first_tokens
 
 PARTS = ("search", "validation", "held_out")
 
@@ -219,7 +219,7 @@ def _long_enough(
     found: list[list[Sample]] = []
     seen, lengths, repeated = set(known), [], 0
     for document in documents:
-        tokens = tokenize(document.text)
+        tokens = tokenize(document.text) if whole or cut else first_tokens(tokenize, document.text, length)
         lengths.append(len(tokens))
         if len(tokens) < length:
             continue

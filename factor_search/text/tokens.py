@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,11 @@ from factor_search.files.atomic import write_atomically
 from factor_search.files.cache import cache_folder
 
 TokenIds = NDArray[np.int64]
+
+LONG_TEXT = 2**20
+"""Characters from which on a text is not tokenised whole if only its first tokens are needed."""
+MARGIN = 4096
+"""Tokens behind those that are needed. A token depends on the text behind it, but only within a word or a run."""
 
 
 class CachedTokenizer:
@@ -58,6 +64,20 @@ class CachedTokenizer:
     def text(self, ids: TokenIds) -> str:
         """Return the text of token ids."""
         return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def first_tokens(tokenize: Callable[[str], TokenIds], text: str, count: int) -> TokenIds:
+    """Return at least the first ``count`` token ids of a text, or all if there are fewer.
+
+    The memory of a tokenizer is about 200 bytes a token, so the end of a very long text is left out.
+    """
+    characters = max(LONG_TEXT, 8 * (count + MARGIN))
+    while characters < len(text):
+        tokens = tokenize(text[:characters])
+        if len(tokens) >= count + MARGIN:
+            return tokens[: len(tokens) - MARGIN]
+        characters *= 4
+    return tokenize(text)
 
 
 def _beginning(tokenizer: Any) -> list[int]:
