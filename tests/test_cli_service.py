@@ -18,6 +18,7 @@ import pytest
 
 from api.cli import build_parser, main
 from api.cli.commands import COMMANDS
+from api.cli.pretrained import _in_use
 from api.cli.serve import coordinator_command, coordinator_environment, read_policy
 from api.cli.watch import Display, describe
 from api.client import Event, Jobs
@@ -432,3 +433,53 @@ def test_commands_that_talk_to_a_server_do_not_load_torch() -> None:
     for word in ("submit", "jobs", "watch", "pause", "download"):
         code = f"import sys; from api.cli import build_parser; build_parser({word!r}); sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
+
+
+def test_storage_is_listed_kept_deleted_and_pruned(
+    run: Run, url: str, spec: Path, coordinator: FakeCoordinator
+) -> None:
+    assert "database" in run("storage", "list")[1]
+    first, second, third = (run("submit", spec)[1].strip() for _ in range(3))
+    lease = coordinator.claim()
+    coordinator.generation(lease, 0)
+    status, _, err = run("storage", "delete", first)
+    assert (status, "is running" in err, err.count("\n")) == (1, True, 1)
+    coordinator.finish(lease)
+    run("cancel", second)
+    assert run("storage", "keep", first[:20], "--name", "for the paper")[:2] == (
+        0,
+        f"{first} is kept as 'for the paper'\n",
+    )
+    listed = run("storage", "list")[1].splitlines()
+    assert [line.split()[0] for line in listed[1:4]] == [third, second, first]
+    assert listed[3].endswith("one (kept as for the paper)")
+    assert "4 evaluations" in listed[4]
+    told = json.loads(run("storage", "prune", "--older-than", "0d", "--dry-run", "--json")[1])
+    assert ([item["id"] for item in told["items"]], told["dry_run"]) == ([second], True)
+    assert "deleted 1 jobs and plans" in run("storage", "prune", "--older-than", "0d")[1]
+    assert run("storage", "keep", first, "--no-longer")[0] == 0
+    assert run("storage", "delete", first)[:2] == (0, f"{first} is deleted\n")
+    shown = json.loads(run("storage", "list", "--json")[1])
+    assert ([item["id"] for item in shown["items"]], shown["evaluations"]) == ([third], 0)
+    assert run("storage", "delete", first)[0] == 1
+    for age in ("", "d", "-1d", "nan", "1e99d", "5w"):
+        assert run("storage", "prune", f"--older-than={age}")[0] == 2
+
+
+def test_the_cache_is_listed_deleted_and_pruned(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACTOR_SEARCH_CACHE", str(tmp_path / "cache"))
+    for name, age_days in (("tokens/a.npy", 1), ("tokens/b.npy", 100), ("models/m.gguf", 100), ("else/x", 100)):
+        file = tmp_path / "cache" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x" * 1000)
+        os.utime(file, (time.time() - age_days * 86_400,) * 2)
+    kinds = json.loads(run("cache", "list", "--json")[1])["kinds"]
+    assert (kinds["tokens"], kinds["bench"]) == ({"files": 2, "bytes": 2000}, {"files": 0, "bytes": 0})
+    assert "tokens                2" in run("cache", "list")[1]
+    assert "would delete 2 files, 2.0 KiB" in run("cache", "prune", "--older-than", "30d", "--dry-run")[1]
+    _in_use(tmp_path / "cache" / "models" / "m.gguf")
+    assert "deleted 1 files, 1000 B; 1 in use stay" in run("cache", "prune", "--older-than", "30d")[1]
+    assert json.loads(run("cache", "delete", "tokens", "--json")[1]) == {"files": 1, "bytes": 1000, "in_use": 0}
+    left = {file.name for file in (tmp_path / "cache").rglob("*") if file.is_file()}
+    assert left == {"m.gguf", "x"}
+    assert run("cache", "delete", "else")[0] == 2

@@ -46,7 +46,19 @@ from tests.documentation import (
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TALKING = {"submit", "jobs", "plans", "watch", "pause", "resume", "cancel", "retry", "supply-checkpoint", "download"}
+TALKING = {
+    "submit",
+    "jobs",
+    "plans",
+    "watch",
+    "pause",
+    "resume",
+    "cancel",
+    "retry",
+    "supply-checkpoint",
+    "download",
+    "storage",
+}
 """Commands that need a server."""
 SMALL_DATA = [argument for key, count in DOCUMENTS.items() for argument in ("--set", f"data.{key}={count}")]
 DRIVING = re.compile(r"--watch|^factor-search (watch|download)|\.wait\(|\.events\(", re.MULTILINE)
