@@ -11,7 +11,7 @@ from api.cursors import PLAN_ID
 from api.plan_schemas import Checkpoint, Plan, PlanPage, Retry
 from api.problems import RefusedError, documented
 from api.records import Records
-from api.routes.resource import Resource, Stores, routes_of
+from api.routes.resource import Checks, Resource, Stores, Writes, answer, routes_of
 from api.schemas import EXAMPLE_PLAN_ID, finite
 from api.submission import submitted_plan
 from factor_search.plan.kinds.await_checkpoint import AwaitWork
@@ -24,10 +24,15 @@ from storage.plans import Plan as StoredPlan
 from storage.states import PlanState
 
 
-def submit(stores: Records, spec: PlanSpec, key: str | None, by: str | None) -> tuple[StoredPlan, bool]:
-    """Queue a plan that the policy allows and that can end well, as far as this is known without the model."""
+def check(stores: Records, spec: PlanSpec) -> PlanSpec:
+    """Refuse a plan that the policy does not allow or that cannot end well, as far as this is known by now."""
     stores.settings.policy.check_plan(spec)
     deferred.check_plan(spec)
+    return spec
+
+
+def store(stores: Records, spec: PlanSpec, key: str | None, by: str | None) -> tuple[StoredPlan, bool]:
+    """Queue a plan."""
     expanded = spec.expanded()
     return stores.plans.submit(
         name=spec.name,
@@ -66,7 +71,8 @@ PLANS = Resource(
     spec_schema="PlanSpec",
     report_schema="PlanReport",
     parse=submitted_plan,
-    submit=submit,
+    check=check,
+    store=store,
     on_submit="Queue a plan: its stages are carried out one after the other, each as a job.\n\nA stage that is "
     "identical to a finished stage of any plan reuses its result. A plan that cannot succeed is refused now, as far as "
     "this is known without loading the model.",
@@ -78,9 +84,10 @@ PlanId = Annotated[str, PLANS.id_parameter()]
 
 
 @router.post("/{plan_id}/retry", response_model=Plan, summary="Retry a plan", responses=documented(400, 404, 409, 413))
-def retry(plan_id: PlanId, stores: Stores, retry: Retry | None = None) -> Any:
+async def retry(plan_id: PlanId, stores: Stores, writes: Writes, retry: Retry | None = None) -> Response:
     """Start a plan that has ended again, at one of its stages; the stages before it keep their results."""
-    return stores.show(stores.plans.retry(stores.find_plan(plan_id).id, None if retry is None else retry.stage))[0]
+    stage = None if retry is None else retry.stage
+    return await writes.run(lambda: answer(stores.show(stores.plans.retry(stores.find_plan(plan_id).id, stage))[0]))
 
 
 @router.post(
@@ -89,20 +96,26 @@ def retry(plan_id: PlanId, stores: Stores, retry: Retry | None = None) -> Any:
     summary="Supply a checkpoint",
     responses=documented(400, 404, 409, 413),
 )
-def supply_checkpoint(plan_id: PlanId, stores: Stores, checkpoint: Checkpoint) -> Any:
+async def supply_checkpoint(
+    plan_id: PlanId, stores: Stores, checks: Checks, writes: Writes, checkpoint: Checkpoint
+) -> Response:
     """Give a plan the model that it waits for. One of another architecture, shape or vocabulary is refused now.
 
     Then a worker loads it; if that fails, the plan waits again and its `error` says why.
     """
-    plan = stores.find_plan(plan_id)
-    check_waiting(plan)
-    assert plan.present is not None
-    work = parse_work(plan.present.work)
-    assert isinstance(work, AwaitWork)
-    stores.settings.policy.check_supplied_checkpoint(checkpoint.model)
-    deferred.check_checkpoint(work, FilePath(checkpoint.model))
-    spec = work.model_dump(mode="json") | {CHECKPOINT: checkpoint.model}
-    return stores.show(stores.plans.supply_checkpoint(plan.id, spec))[0]
+
+    def checked() -> tuple[str, dict[str, Any]]:
+        plan = stores.find_plan(plan_id)
+        check_waiting(plan)
+        assert plan.present is not None
+        work = parse_work(plan.present.work)
+        assert isinstance(work, AwaitWork)
+        stores.settings.policy.check_supplied_checkpoint(checkpoint.model)
+        deferred.check_checkpoint(work, FilePath(checkpoint.model))
+        return plan.id, work.model_dump(mode="json") | {CHECKPOINT: checkpoint.model}
+
+    id, spec = await checks.run(checked)
+    return await writes.run(lambda: answer(stores.show(stores.plans.supply_checkpoint(id, spec))[0]))
 
 
 @router.get(
