@@ -20,6 +20,7 @@ from api.cli.environment import (
 from api.dashboard import Dashboard
 from api.server import ServeError, Server, listen, url_of
 from api.settings import Settings, is_loopback
+from factor_search.visible import LEVELS, set_up_logging
 from storage.dashboard.address import optuna_url_beside
 from storage.database import Database, sqlite_file
 from storage.errors import DatabaseError
@@ -38,7 +39,6 @@ COORDINATOR_FLAGS = (
 )
 """Passed on to the coordinator unchanged."""
 logger = logging.getLogger(__name__)
-LOG_LEVELS = ["debug", "info", "warning", "error"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser, "--evaluation-timeout", type=positive_float, metavar="SECONDS", help="time limit of one evaluation"
     )
     add_variable_argument(
-        parser, "--log-level", default="warning", choices=LOG_LEVELS, help="least severe messages that are logged"
+        parser, "--log-level", default="warning", choices=[*LEVELS], help="least severe messages that are logged"
     )
     parser.add_argument("--no-coordinator", action="store_true", help="run no jobs: coordinators elsewhere do")
     parser.add_argument("--no-dashboard", action="store_true", help="do not serve the dashboard")
@@ -81,8 +81,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
-    logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    set_up_logging(arguments.log_level)
     loopback = is_loopback(arguments.host)
     policy = read_policy(arguments, hub=loopback)
     check_keys(arguments.database, loopback=loopback, host=arguments.host)
