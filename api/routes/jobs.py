@@ -10,7 +10,16 @@ from api import deferred
 from api.cursors import JOB_ID
 from api.problems import RefusedError, documented
 from api.records import Records
-from api.routes.resource import LARGEST_NUMBER, Checks, Resource, Stores, fitting, page_answer, routes_of
+from api.routes.resource import (
+    LARGEST_NUMBER,
+    LARGEST_PAGE_BYTES,
+    Checks,
+    Resource,
+    Stores,
+    fitting,
+    page_answer,
+    routes_of,
+)
 from api.schemas import EXAMPLE_ID, EvaluationPage, Job, JobPage, finite
 from api.shown import shown_evaluation
 from api.submission import submitted_spec, with_warm_start
@@ -36,8 +45,8 @@ def store(stores: Records, spec: JobSpec, key: str | None, by: str | None) -> tu
     return stores.jobs.submit(spec, idempotency_key=key, submitted_by=by)
 
 
-ROWS_AT_ONCE = 100
-"""Evaluations read at a time: a thousand of many documents each would be much more than a page holds."""
+ROWS_AT_FIRST = 10
+"""Evaluations read before it is known how large they are: a thousand of many documents are more than a page holds."""
 FACTORS = "factors"
 FORMATS = (FACTORS, *ENGINES)
 
@@ -103,9 +112,9 @@ def evaluations(
     limit: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 100,
 ) -> Response:
     """Candidates in the order proposed, whether evaluated already or not; a page also ends after 1 MiB."""
-    job, texts, more = stores.find_job(job_id).id, list[str](), True
+    job, texts, more, wanted = stores.find_job(job_id).id, list[str](), True, ROWS_AT_FIRST
     while more and len(texts) < limit:
-        wanted = min(ROWS_AT_ONCE, limit - len(texts))
+        wanted = min(wanted, limit - len(texts))
         rows = stores.evaluations.of_job(job, part=part, after=after, limit=wanted + 1)
         found = [shown_evaluation(row).model_dump_json() for row in rows[:wanted]]
         fit = fitting([*texts, *found])[len(texts) :]
@@ -114,6 +123,8 @@ def evaluations(
         more = len(rows) > len(fit)
         if len(fit) < len(found):
             break
+        left = LARGEST_PAGE_BYTES - sum(map(len, texts))
+        wanted = 1 + max(0, left * len(texts) // sum(map(len, texts))) if texts else 1
     return page_answer("evaluations", texts, after if more and texts else None)
 
 
