@@ -6,15 +6,24 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
+from api.key_ring import KeyRing, WrongKeys
 from api.problems import RefusedError
 from api.settings import is_loopback
-from storage.keys import ApiKey, KeyStore
+from storage.keys import ApiKey
 
 OWN = ("/v1", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
 """Paths of the REST interface; all others belong to the dashboard, where there is one."""
 OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")
 """Paths that need no key: they reveal nothing about jobs."""
 SAFE = ("GET", "HEAD", "OPTIONS")
+FORWARDING = (
+    *("forwarded", "via", "x-real-ip", "x-client-ip", "client-ip", "true-client-ip", "x-cluster-client-ip"),
+    *("x-host", "x-scheme", "x-proxyuser-ip", "x-remote-ip", "x-remote-addr", "x-request-start", "cdn-loop"),
+    *("fastly-client-ip", "fly-client-ip", "wl-proxy-client-ip", "proxy-client-ip", "x-amzn-trace-id"),
+)
+"""Headers by which a request says that it comes through a proxy."""
+FORWARDING_PREFIXES = ("x-forwarded", "x-original-", "x-envoy-", "x-cloud-trace-", "x-azure-", "x-appengine-", "cf-")
+FORWARDING_PREFIXES += ("x-vercel-", "fly-forwarded-", "tailscale-", "x-arr-", "x-nginx-", "x-traefik-")
 MAKE_A_KEY = "make one with: factor-search keys create --name NAME --scope {scope}"
 
 
@@ -52,10 +61,23 @@ def presented_key(headers: Headers) -> str | None:
     raise _unauthorised("the Authorization header must be: Bearer KEY", headers, is_page=False)
 
 
-def check_key(keys: KeyStore, headers: Headers, method: str, path: str, *, loopback: bool) -> ApiKey | None:
+async def check_key(
+    keys: KeyRing, wrong: WrongKeys, headers: Headers, method: str, path: str, *, loopback: bool, address: str
+) -> ApiKey | None:
     """The key that allows a request; None where none is needed.
 
-    On loopback none is needed before the first one is made, except to change what the dashboard shows.
+    On loopback none is needed before the first one is made, except to change what the dashboard shows, and for what
+    comes from elsewhere: through a proxy, or by a name that is not loopback's, as a page that a browser was led to
+    calls us (DNS rebinding).
+
+    Args:
+        keys: of the server.
+        wrong: what is known of wrong keys.
+        headers: of the request.
+        method: of the request.
+        path: of the request.
+        loopback: whether only this machine can reach the server.
+        address: of the client.
 
     Raises:
         RefusedError: a key is missing, unknown, revoked, or not enough.
@@ -66,32 +88,39 @@ def check_key(keys: KeyStore, headers: Headers, method: str, path: str, *, loopb
         return None
     secret = presented_key(headers)
     if secret is None:
-        if loopback and not keys.list():
+        elsewhere = _elsewhere(headers)
+        if loopback and elsewhere is None and not await keys.all():
             if scope == "admin":
                 raise RefusedError(403, "deleting or changing studies needs a key: " + MAKE_A_KEY.format(scope="admin"))
             return None
-        detail = "a key is needed: send the header Authorization: Bearer KEY; " + MAKE_A_KEY.format(scope=scope)
+        because = f"a key is needed{f', since {elsewhere}' if loopback and elsewhere else ''}"
+        detail = f"{because}: send the header Authorization: Bearer KEY; " + MAKE_A_KEY.format(scope=scope)
         raise _unauthorised(detail, headers, is_page=not is_own(path))
-    key = keys.find(secret)
+    key = await keys.find(secret)
     if key is None:
+        await wrong.slow_down(address)
         raise _unauthorised("the key is unknown or revoked", headers, is_page=not is_own(path))
     if not key.allows(scope):
         raise RefusedError(403, f"the key {key.name!r} may {key.scopes[0]}; this needs the scope {scope}")
     return key
 
 
-def check_origin(headers: Headers, method: str, *, loopback: bool) -> None:
+def _elsewhere(headers: Headers) -> str | None:
+    """Why a request cannot be one of this machine's own; None if it can."""
+    for name in headers:
+        if name in FORWARDING or name.startswith(FORWARDING_PREFIXES):
+            return f"the header {name} says that the request comes through a proxy"
+    host = headers.get("host", "")
+    return None if is_loopback(_name(host)) else f"the Host header {host[:100]!r} is not this machine's loopback"
+
+
+def check_origin(headers: Headers, method: str) -> None:
     """Refuse what a foreign web page can make a browser send.
 
     Raises:
-        RefusedError: a server on loopback is called by a name that is not its own (DNS rebinding), or a page of another
-            origin tries to change something.
+        RefusedError: a page of another origin tries to change something.
     """
     host = headers.get("host", "")
-    if loopback and not is_loopback(_name(host)):
-        raise RefusedError(
-            421, f"the Host header is {host!r}, but this server is only for its own machine: use 127.0.0.1"
-        )
     if method in SAFE or headers.get("authorization", "").lower().startswith("bearer "):
         return  # no browser adds a bearer key by itself
     origin, site = headers.get("origin"), headers.get("sec-fetch-site")

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator
 
+import anyio.to_thread
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
@@ -10,13 +11,22 @@ from starlette.types import ASGIApp
 from api import openapi, problems
 from api.events import EventStreams
 from api.guard import Guard
+from api.health import HealthWatch
+from api.key_ring import KeyRing
 from api.metrics import Measured, RecordMetrics, RequestMetrics
 from api.records import Records
 from api.retention import Ageing
-from api.routes import health, jobs, plans, storage
+from api.routes import description, health, jobs, plans, storage
+from api.safe_pages import SafePages
 from api.settings import Settings
+from api.slow_work import SlowWork
 from factor_search.version import __version__
 from storage.database import Database
+
+READS_AT_ONCE = 8
+"""Threads for requests that only read records: each takes milliseconds, and many would keep the event loop waiting."""
+CHECK_SECONDS, WRITE_SECONDS = 60.0, 35.0
+"""The second is more than a transaction may wait for the lock of the database."""
 
 
 def create_app(settings: Settings, dashboard: ASGIApp | None = None) -> FastAPI:
@@ -33,8 +43,13 @@ def create_app(settings: Settings, dashboard: ASGIApp | None = None) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with Database(settings.database_url) as database:
+        with Database(settings.database_url) as database, HealthWatch(database, settings) as watch:
+            anyio.to_thread.current_default_thread_limiter().total_tokens = READS_AT_ONCE
             app.state.database = database
+            app.state.health = watch
+            app.state.keys = KeyRing(database)
+            app.state.checks = SlowWork("checks of submissions", threads=4, queue=60, seconds=CHECK_SECONDS)
+            app.state.writes = SlowWork("changes of records", threads=4, queue=200, seconds=WRITE_SECONDS)
             app.state.records = Records.of(database, settings)
             app.state.streams = EventStreams(database, settings)
             app.state.registry = registry
@@ -49,11 +64,15 @@ def create_app(settings: Settings, dashboard: ASGIApp | None = None) -> FastAPI:
                     ageing.stop()
                 registry.unregister(records)
 
-    app = FastAPI(title="factor-search", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="factor-search", version=__version__, lifespan=lifespan, openapi_url=None, redirect_slashes=False
+    )
+    app.state.settings = settings
     problems.install(app)
-    for module in (jobs, plans, storage, health):
+    for module in (jobs, plans, storage, health, description):
         app.include_router(module.router)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
     app.add_middleware(Guard, settings=settings, dashboard=dashboard)
+    app.add_middleware(SafePages)
     app.add_middleware(Measured, metrics=RequestMetrics(registry))
     return app

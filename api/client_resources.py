@@ -43,7 +43,7 @@ class Resource(Generic[Spec, Item]):
         return parsed(self._item, self._connection.submit(self._list_path, document, idempotency_key))
 
     def list(self, *, state: str | None = None, limit: int | None = None) -> Iterator[Item]:
-        """All of them, newest first.
+        """All of them, newest first, without their specifications.
 
         Args:
             state: only those in this state.
@@ -64,7 +64,7 @@ class Resource(Generic[Spec, Item]):
         """
         if len(prefix) >= self._id_length and prefix.isalnum():
             return self.get(prefix)
-        return _only(prefix, self.list() if prefix.isalnum() else (), self._word)
+        return self.get(_only(prefix, self.list() if prefix.isalnum() else (), self._word).id)
 
     def pause(self, id: str) -> Item:
         """Stop one so that it can be resumed."""

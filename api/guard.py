@@ -1,92 +1,93 @@
 """What every request passes before it reaches a route or the dashboard."""
 
-import anyio.to_thread
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.access import SAFE, check_key, check_origin, is_own
+from api.access import OPEN, SAFE, check_key, check_origin, is_own
+from api.body import Body, too_large
+from api.key_ring import KeyRing, WrongKeys
 from api.problems import RefusedError, problem_response, refusal_of
 from api.settings import Settings
 from factor_search.errors import FactorSearchError
-from storage.keys import KeyStore
 
-DRAINED_BYTES = 32 * 2**20
-"""So much of a body that is too large is read and forgotten, so that its sender gets to see the answer."""
+LOOPBACK = "127.0.0.1"
 
 
 class Guard:
-    """Checks host, origin, size and key; then sends a request to the REST interface or to the dashboard."""
+    """Checks origin, size, key and health; then sends a request to the REST interface or to the dashboard.
+
+    All of it runs on the event loop; keys are read in a thread of their own.
+    """
 
     def __init__(self, app: ASGIApp, settings: Settings, dashboard: ASGIApp | None) -> None:
         self._app = app
         self._settings = settings
         self._dashboard = dashboard
+        self._wrong = WrongKeys()
+        self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection (ASGI)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        to_dashboard = self._dashboard is not None and not is_own(scope["path"])
+        headers = Headers(scope=scope)
+        body = Body(headers, receive, self._settings.largest_body_bytes, self._settings.body_seconds)
+        counted = not (scope["path"] in OPEN or scope["path"].endswith("/events"))
+        self._requests += counted
         try:
-            await self._check(scope, receive, to_dashboard)
+            await self._serve(scope, headers, body, body.closing(send))
+        finally:
+            self._requests -= counted
+
+    async def _serve(self, scope: Scope, headers: Headers, body: Body, send: Send) -> None:
+        to_dashboard = self._dashboard is not None and not is_own(scope["path"])
+        receive: Receive = body
+        try:
+            self._check_load(scope["path"])
+            await self._check(scope, headers, body, to_dashboard)
+            if to_dashboard and not body.complete:
+                receive = _again(await body.whole())  # its threads must not wait for a client
         except FactorSearchError as error:
-            await _answer(refusal_of(error), scope, receive, send)
+            await _answer(refusal_of(error), scope, body, send)
         except RefusedError as refused:
-            await _answer(refused, scope, receive, send)
+            await _answer(refused, scope, body, send)
         else:
             if to_dashboard and self._dashboard is not None:
                 await self._dashboard(scope, receive, send)
             else:
-                await self._app(scope, _counted(receive, self._settings.largest_body_bytes), send)
+                await self._app(scope, receive, send)
 
-    async def _check(self, scope: Scope, receive: Receive, to_dashboard: bool) -> None:
-        headers, method, path = Headers(scope=scope), scope["method"], scope["path"]
-        check_origin(headers, method, loopback=self._settings.loopback)
-        if to_dashboard or is_own(path):
-            keys = KeyStore(scope["app"].state.database)
-            key = await anyio.to_thread.run_sync(
-                lambda: check_key(keys, headers, method, path, loopback=self._settings.loopback)
+    def _check_load(self, path: str) -> None:
+        if self._requests > self._settings.most_requests and path not in OPEN:
+            raise RefusedError(
+                503, f"{self._settings.most_requests} requests are being answered already", headers={"Retry-After": "1"}
             )
+
+    async def _check(self, scope: Scope, headers: Headers, body: Body, to_dashboard: bool) -> None:
+        method, path, state = scope["method"], scope["path"], scope["app"].state
+        check_origin(headers, method)
+        if method not in SAFE and path.startswith("/v1/"):
+            state.health.check()
+        if body.announced is not None and body.announced > self._settings.largest_body_bytes:
+            raise too_large(self._settings.largest_body_bytes)
+        if to_dashboard or is_own(path):
+            keys: KeyRing = state.keys
+            address = (scope.get("client") or (LOOPBACK, 0))[0]
+            loopback = self._settings.loopback
+            key = await check_key(keys, self._wrong, headers, method, path, loopback=loopback, address=address)
             scope.setdefault("state", {})["key"] = key
-        length = headers.get("content-length")
-        if length is not None and length.isascii() and length.isdigit():
-            if int(length) > self._settings.largest_body_bytes:
-                await _drain(receive)
-                raise too_large(self._settings.largest_body_bytes)
-        elif to_dashboard and method not in SAFE and "transfer-encoding" in headers:
+        if to_dashboard and method not in SAFE and "transfer-encoding" in headers:
             raise RefusedError(411, "the request needs a Content-Length")
 
 
-def too_large(largest: int) -> RefusedError:
-    """A body is beyond the limit."""
-    return RefusedError(413, f"the body is larger than {largest:,} bytes: a specification is a small JSON object")
+def _again(body: bytes) -> Receive:
+    """Gives a body that was read already."""
 
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
 
-def _counted(receive: Receive, largest: int) -> Receive:
-    """Refuses a body without Content-Length as soon as it is too large."""
-    total = 0
-
-    async def receive_counted() -> Message:
-        nonlocal total
-        message = await receive()
-        total += len(message.get("body", b""))
-        if total > largest:
-            if message.get("more_body", False):
-                await _drain(receive)
-            raise too_large(largest)
-        return message
-
-    return receive_counted
-
-
-async def _drain(receive: Receive) -> None:
-    drained = 0
-    while drained < DRAINED_BYTES:
-        message = await receive()
-        if message["type"] != "http.request" or not message.get("more_body", False):
-            return
-        drained += len(message.get("body", b""))
+    return receive
 
 
 async def _answer(refused: RefusedError, scope: Scope, receive: Receive, send: Send) -> None:

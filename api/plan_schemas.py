@@ -61,7 +61,7 @@ class Plan(_Value):
     progress: Progress | None = Field(description="Of the job of the present stage.")
     events: int = Field(description="Number of its last event.", examples=[12])
     error: str | None = Field(description="Why it failed, or why a checkpoint was refused.")
-    spec: dict[str, Any] = Field(description="The plan with all stages spelled out.")
+    spec: dict[str, Any] | None = Field(None, description="The plan with all stages spelled out. Lists leave it out.")
     links: PlanLinks
 
     @property

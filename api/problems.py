@@ -151,6 +151,9 @@ def install(app: FastAPI) -> None:
         return problem_response(422, detail, request.url.path, faults=faults)
 
     def internal(request: Request, error: Exception) -> Response:
+        fault = request.app.state.health.fault
+        if fault is not None:  # a damaged database gives what nobody expects
+            return problem_response(503, fault, request.url.path, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
         detail = f"internal error ({type(error).__name__}): see the server's log"
         return problem_response(500, detail, request.url.path)
 

@@ -91,7 +91,7 @@ def _checked(id: str, ids: re.Pattern[str], word: str) -> str:
     return id
 
 
-def records(request: Request) -> Records:
-    """The records that a request is about; a dependency of the routes."""
+async def records(request: Request) -> Records:
+    """The records that a request is about; a dependency of the routes, which takes no thread."""
     found: Records = request.app.state.records
     return found

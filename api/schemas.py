@@ -97,8 +97,10 @@ class Job(_Value):
     coordinator: str | None = Field(description="The coordinator that runs it, or ran it last.")
     progress: Progress | None = Field(description="Null until a coordinator has started it.")
     error: str | None = Field(description="Why it failed.")
-    spec: dict[str, Any] = Field(
-        description="The specification of a search, with all defaults filled in; the work of another kind."
+    spec: dict[str, Any] | None = Field(
+        None,
+        description="The specification of a search, with all defaults filled in; the work of another kind. Lists "
+        "leave it out.",
     )
     links: Links
 
@@ -242,8 +244,13 @@ class Readiness(_Value):
     """The server can serve."""
 
     status: str = Field(examples=["ready"])
-    database: str = Field(description="Always reachable; otherwise the answer is 503.", examples=["reachable"])
+    database: str = Field(
+        description="Always reachable; otherwise the answer is 503, and says whether the database is away, malformed, "
+        "deleted, locked, full or read-only.",
+        examples=["reachable"],
+    )
     coordinators: int = Field(description="Alive now; without one, jobs wait.")
+    age_seconds: float = Field(description="Since the database was looked at; beyond 10 the answer is 503.")
 
 
 def moment(seconds: float) -> datetime:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import resource
 import signal
 import socket
 import threading
@@ -11,9 +12,13 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from api.connections import limited
 from factor_search.errors import FactorSearchError
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FILES = 8192
+"""Open files that are asked for, of which connections are most; systems often begin with 1,024 of many more allowed."""
+OTHER_FILES = 200
 GRACE_SECONDS = 3
 """Answers under way may take so long when the server stops; event streams end at once."""
 
@@ -34,6 +39,8 @@ class Server(uvicorn.Server):
     ) -> None:
         config = uvicorn.Config(
             app,
+            http=limited(app.state.settings, min(app.state.settings.most_connections, _files() - OTHER_FILES)),
+            log_config=None,
             log_level=log_level,
             access_log=log_level == "debug",
             lifespan="on",
@@ -101,6 +108,17 @@ def listen(host: str, port: int) -> socket.socket:
             raise ServeError(f"port {port} on {host} is in use: choose another with --port, or --port 0") from None
         raise ServeError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
     return listener
+
+
+def _files() -> int:
+    """How many files this process may open, after asking for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return wanted
+    return FILES if soft == resource.RLIM_INFINITY else soft
 
 
 def url_of(listener: socket.socket) -> str:

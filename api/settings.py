@@ -28,6 +28,22 @@ class Settings:
     """Silence after which an event stream gets a comment, so that nobody on the way closes it."""
     coordinator_silent_seconds: float = 30.0
     """A coordinator that has not reported for this long does not count as alive."""
+    look_seconds: float = 1.0
+    """Between two looks at the database, of which health and readiness tell."""
+    oldest_look_seconds: float = 10.0
+    """The server is not ready if the last look is older, since the database does not answer then."""
+    head_seconds: float = 10.0
+    """A connection that has not sent a complete request head for so long is closed."""
+    body_seconds: float = 20.0
+    """The body of a request must have come after so long."""
+    stalled_seconds: float = 60.0
+    """A client that does not read what is sent for so long is disconnected."""
+    most_connections: int = 4000
+    """Beyond, the connections that have waited longest without a request are closed."""
+    most_requests: int = 400
+    """Requests answered at a time, event streams not counted; further ones are told to try again."""
+    most_streams: int = 1000
+    """Event streams at a time."""
 
 
 def is_loopback(host: str) -> bool:

@@ -30,28 +30,12 @@ _JSON_NAMES = {list: "an array", str: "a string", int: "a number", float: "a num
 _JSON_NAMES[type(None)] = "null"
 
 
-async def submitted_spec(request: Request) -> JobSpec:
-    """The specification in a request's body.
+async def read_body(request: Request) -> bytes:
+    """The body of a request, which says that it is JSON.
 
     Raises:
-        RefusedError: it is not JSON, too large, or not a valid specification.
+        RefusedError: it says otherwise, or the body does not come.
     """
-    return parse_body(await _body(request))
-
-
-async def submitted_plan(request: Request) -> PlanSpec:
-    """The plan in a request's body.
-
-    Raises:
-        RefusedError: it is not JSON, too large, or not a valid plan.
-    """
-    document = _document(await _body(request))
-    if not is_plan(document):
-        raise RefusedError(422, "a plan has 'stages' or a 'recipe'; a single search goes to /v1/jobs")
-    return _validated(PlanSpec, document, "plan")
-
-
-async def _body(request: Request) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise RefusedError(415, f"the Content-Type is {kind or 'missing'}: send application/json")
@@ -61,16 +45,28 @@ async def _body(request: Request) -> bytes:
         raise RefusedError(400, "the connection was closed before the whole body came") from None
 
 
-def parse_body(body: bytes) -> JobSpec:
-    """A specification from JSON text.
+def submitted_spec(body: bytes) -> JobSpec:
+    """The specification in a request's body.
 
     Raises:
-        RefusedError: see :func:`submitted_spec`.
+        RefusedError: it is not JSON, or not a valid specification.
     """
     document = _document(body)
     if is_plan(document):
         raise RefusedError(422, "'stages' and 'recipe' are of plans, which go to /v1/plans")
     return _validated(JobSpec, document, "specification")
+
+
+def submitted_plan(body: bytes) -> PlanSpec:
+    """The plan in a request's body.
+
+    Raises:
+        RefusedError: it is not JSON, or not a valid plan.
+    """
+    document = _document(body)
+    if not is_plan(document):
+        raise RefusedError(422, "a plan has 'stages' or a 'recipe'; a single search goes to /v1/jobs")
+    return _validated(PlanSpec, document, "plan")
 
 
 def _validated(model: type[Spec], document: dict[str, Any], what: str) -> Spec:
@@ -156,8 +152,11 @@ def _no_constant(name: str) -> Any:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice in one object")
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {key[:100]!r} is given twice in one object")
+            seen.add(key)
     return document
 
 

@@ -3,6 +3,7 @@
 FactorSearchError
 └── StorageError
     ├── DatabaseError     it cannot be reached, opened or migrated
+    │   └── MissingDatabaseError  its file was deleted or replaced while it was open
     ├── NotFoundError     no such job or key
     ├── ConflictError     not possible in the job's present state, or a key used for two different requests
     └── LeaseLostError    another coordinator has the job now
@@ -17,6 +18,10 @@ class StorageError(FactorSearchError):
 
 class DatabaseError(StorageError):
     """The database cannot be reached, opened or migrated."""
+
+
+class MissingDatabaseError(DatabaseError):
+    """The file of an SQLite database was deleted or replaced while it was open."""
 
 
 class NotFoundError(StorageError):

@@ -10,6 +10,8 @@ from storage.database import Database
 from storage.errors import NotFoundError
 from storage.schema import events, jobs, now, plan_events, plans
 
+IDS_AT_ONCE = 500
+
 
 @dataclass(frozen=True)
 class History:
@@ -63,3 +65,14 @@ def read_events(database: Database, owner_id: str, after: int = 0, limit: int = 
     with database.reading() as connection:
         rows = connection.execute(query.order_by(entries.c.number).limit(limit))
         return [Event(number=row.number, at=row.at, kind=row.kind, data=row.data) for row in rows]
+
+
+def count_events(database: Database, owner_ids: Sequence[str], of: History = JOB) -> dict[str, int]:
+    """The number of the last event of each of these jobs or plans; of those that exist."""
+    counts: dict[str, int] = {}
+    with database.reading() as connection:
+        for start in range(0, len(owner_ids), IDS_AT_ONCE):
+            chunk = of.owners.c.id.in_(owner_ids[start : start + IDS_AT_ONCE])
+            rows = connection.execute(select(of.owners.c.id, of.owners.c.events).where(chunk))
+            counts |= {row.id: row.events for row in rows}
+    return counts

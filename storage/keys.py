@@ -41,7 +41,7 @@ class KeyStore:
         """Make a key: what is known of it, and the key itself, which cannot be shown again."""
         key_id = secrets.token_hex(4)
         secret = f"{PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
-        values = {"id": key_id, "name": name, "sha256": _hash(secret), "scopes": list(scopes)}
+        values = {"id": key_id, "name": name, "sha256": hash_of(secret), "scopes": list(scopes)}
         with self._database.writing() as connection:
             made = connection.execute(insert(api_keys).values(**values, created_at=now()).returning(*_COLUMNS)).one()
         return _key(made), secret
@@ -51,7 +51,7 @@ class KeyStore:
 
         The secret is long and random, so a plain hash is enough and a comparison by the index leaks nothing of use.
         """
-        query = select(*_COLUMNS).where(api_keys.c.sha256 == _hash(secret), api_keys.c.revoked_at.is_(None))
+        query = select(*_COLUMNS).where(api_keys.c.sha256 == hash_of(secret), api_keys.c.revoked_at.is_(None))
         with self._database.reading() as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else _key(row)
@@ -60,6 +60,12 @@ class KeyStore:
         """All keys, oldest first."""
         with self._database.reading() as connection:
             return [_key(row) for row in connection.execute(select(*_COLUMNS).order_by(api_keys.c.created_at))]
+
+    def by_hash(self) -> dict[str, ApiKey]:
+        """All keys, revoked ones included, by what is stored of each."""
+        with self._database.reading() as connection:
+            rows = connection.execute(select(*_COLUMNS, api_keys.c.sha256)).all()
+        return {row.sha256: _key(row) for row in rows}
 
     def revoke(self, key_id: str) -> None:
         """Refuse a key from now on.
@@ -83,5 +89,6 @@ def _key(row: object) -> ApiKey:
     return ApiKey(**values | {"scopes": tuple(values["scopes"])})
 
 
-def _hash(secret: str) -> str:
+def hash_of(secret: str) -> str:
+    """What is stored of a key."""
     return hashlib.sha256(secret.encode()).hexdigest()

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Row, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, and_, func, null, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from storage.database import Database
@@ -38,7 +38,12 @@ class OwnerStore(ABC, Generic[Owner]):
             return self._read(connection, id)
 
     def list(
-        self, *, state: str | None = None, limit: int = 50, before: tuple[float, str] | None = None
+        self,
+        *,
+        state: str | None = None,
+        limit: int = 50,
+        before: tuple[float, str] | None = None,
+        specifications: bool = True,
     ) -> list[Owner]:
         """All of them, newest first; of plans only outlines (see :func:`storage.plan_rows.plans_of`).
 
@@ -46,9 +51,11 @@ class OwnerStore(ABC, Generic[Owner]):
             state: only those in this state.
             limit: at most so many.
             before: ``submitted_at`` and id of the last one of the page before.
+            specifications: read them too: with warm starts they are large.
         """
         submitted_at, id = self._history.owners.c.submitted_at, self._history.owners.c.id
-        query = select(*self._columns).select_from(self._source).order_by(submitted_at.desc(), id.desc()).limit(limit)
+        columns = self._columns if specifications else [_without_specification(column) for column in self._columns]
+        query = select(*columns).select_from(self._source).order_by(submitted_at.desc(), id.desc()).limit(limit)
         if state is not None:
             query = query.where(self._state.in_([state]))
         if before is not None:
@@ -96,3 +103,7 @@ class OwnerStore(ABC, Generic[Owner]):
     @abstractmethod
     def _listed(self, connection: Connection, rows: Sequence[Row[Any]]) -> Sequence[Owner]:
         """Rows of the columns as values."""
+
+
+def _without_specification(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    return null().label(column.key) if column.key in ("spec", "job_spec") else column

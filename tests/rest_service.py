@@ -38,6 +38,7 @@ def settings(folder: Path, **changes: Any) -> Settings:
         "policy": Policy((folder,), allow_hub=True, allow_remote_code=False, work_folder=folder / "made"),
         "loopback": True,
         "poll_seconds": 0.05,
+        "look_seconds": 0.05,
     }
     return Settings(**values | changes)
 

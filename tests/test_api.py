@@ -15,6 +15,7 @@ from api.app import create_app
 from factor_search.spec import parse_spec
 from storage.errors import DatabaseError
 from tests.conftest import COMMIT
+from tests.processes import wait_for
 from tests.rest_service import SPEC, FakeCoordinator, app_on, calling, candidate, progress, settings
 
 
@@ -177,7 +178,10 @@ def coordinator_batch(values: dict[str, Any]) -> Any:
 
 def test_health_and_readiness(client: TestClient, coordinator: FakeCoordinator) -> None:
     assert client.get("/healthz").json()["status"] == "ok"
-    assert client.get("/readyz").json() == {"status": "ready", "database": "reachable", "coordinators": 1}
+    wait_for(lambda: client.get("/readyz").json()["coordinators"])
+    readiness = client.get("/readyz").json()
+    assert 0 <= readiness.pop("age_seconds") < 5
+    assert readiness == {"status": "ready", "database": "reachable", "coordinators": 1}
 
 
 def test_a_database_that_is_away_is_503_and_not_the_end(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +193,7 @@ def test_a_database_that_is_away_is_503_and_not_the_end(client: TestClient, monk
     with monkeypatch.context() as patch:
         patch.setattr("storage.database.Database.reading", away)
         patch.setattr("storage.database.Database.writing", away)
+        wait_for(lambda: client.get("/readyz").status_code == 503)
         for method, path in (("GET", "/v1/jobs"), ("GET", f"/v1/jobs/{job}"), ("GET", "/readyz")):
             response = client.request(method, path)
             assert (response.status_code, response.headers["content-type"]) == (503, "application/problem+json")

@@ -1,15 +1,21 @@
 """Keys and scopes, hosts and origins, and the guard of the dashboard."""
 
 import base64
+import re
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
+from api.access import FORWARDING, FORWARDING_PREFIXES
 from api.app import create_app
+from api.key_ring import network_of
 from api.settings import is_loopback
 from storage.keys import KeyStore
 from tests.rest_service import SPEC, app_on, calling, settings
@@ -117,9 +123,96 @@ def test_who_submitted_is_recorded(local: TestClient) -> None:
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:8400", "127.0.0.1.evil.example", "10.0.0.1", "[::2]:1", ""]
 )
-def test_a_loopback_server_is_not_called_by_other_names(host: str, local: TestClient) -> None:
-    response = local.get("/v1/jobs", headers={"Host": host})
-    assert (response.status_code, response.headers["content-type"]) == (421, "application/problem+json")
+def test_by_another_name_a_loopback_server_needs_a_key(host: str, local: TestClient) -> None:
+    for path in ("/v1/jobs", "/dashboard", "/metrics"):
+        assert local.get(path, headers={"Host": host}).status_code == 401
+    refused = local.post("/v1/jobs", json=SPEC, headers={"Host": host})
+    assert (refused.status_code, refused.headers["content-type"]) == (401, "application/problem+json")
+    assert "Host" in refused.json()["detail"]
+    admin = {"Host": host, "Authorization": f"Bearer {make_key(local, 'admin')}"}
+    assert local.get("/v1/jobs", headers=admin).json()["jobs"] == []
+
+
+@pytest.mark.parametrize("name", [*FORWARDING, *(f"{prefix}for" for prefix in FORWARDING_PREFIXES)])
+def test_through_a_proxy_a_loopback_server_needs_a_key(name: str, local: TestClient) -> None:
+    """Whatever is in the header, and however its name is spelled."""
+    for value in ("127.0.0.1", "for=127.0.0.1", "", "10.1.2.3, 127.0.0.1"):
+        for spelled in (name, name.upper(), name.title()):
+            refused = local.get("/v1/jobs", headers={spelled: value})
+            assert refused.status_code == 401
+            assert f"the header {name}" in refused.json()["detail"]
+    assert local.get("/healthz", headers={name: "x"}).status_code == 200
+    assert local.get("/v1/jobs").status_code == 200
+    key = {"Authorization": f"Bearer {make_key(local, 'read')}"}
+    assert local.get("/v1/jobs", headers={name: "10.1.2.3", **key}).status_code == 200
+
+
+def test_wrong_keys_are_slowed_and_right_ones_are_not(local: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.key_ring.WRONG_KEY_SECONDS", 0.5)
+    right = {"Authorization": f"Bearer {make_key(local, 'read')}"}
+    wrong = {"Authorization": "Bearer fs_wrong"}
+
+    def seconds(headers: dict[str, str], status: int) -> float:
+        started = time.monotonic()
+        assert local.get("/v1/jobs", headers=headers).status_code == status
+        return time.monotonic() - started
+
+    at_once = min(seconds(wrong, 401) for _ in range(3))
+    assert seconds(wrong, 401) >= max(0.5, at_once)
+    with ThreadPoolExecutor(40) as threads:  # all from one address, as behind a proxy
+        asked = [threads.submit(local.get, "/v1/jobs", headers=wrong) for _ in range(40)]
+        assert seconds(right, 200) < 5
+        assert local.get("/healthz").status_code == 200
+        answers = [one.result() for one in asked]
+    assert {answer.status_code for answer in answers} <= {401, 429}
+    assert all(answer.headers["retry-after"] for answer in answers if answer.status_code == 429)
+
+
+def test_many_who_ask_at_a_time_cost_one_look_at_the_keys(local: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, real = [], KeyStore.by_hash
+
+    def slow(store: KeyStore) -> Any:
+        looks.append(1)
+        time.sleep(0.2)
+        return real(store)
+
+    monkeypatch.setattr(KeyStore, "by_hash", slow)
+    right = {"Authorization": f"Bearer {make_key(local, 'read')}"}
+    with ThreadPoolExecutor(30) as threads:
+        asked = [threads.submit(local.get, "/v1/jobs", headers=right) for _ in range(30)]
+        assert {one.result().status_code for one in asked} == {200}
+    assert 1 <= len(looks) <= 10
+
+
+def test_networks_of_addresses_are_counted_as_one() -> None:
+    assert network_of("2001:db8:1:2:3:4:5:6") == network_of("2001:db8:1:2::1") != network_of("2001:db8:1:3::1")
+    assert network_of("10.0.0.1") != network_of("10.0.0.2")
+    assert network_of("fe80::1%eth0") == network_of("fe80::2")
+    assert network_of("testclient") == "testclient"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/docs", "/openapi.json", "/v1/jobs", "/v1/x", "/dashboard", "/metrics"])
+def test_pages_are_safe_in_browsers(path: str, local: TestClient) -> None:
+    headers = local.get(path).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cache-control"] == "no-store"
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert "script-src" not in headers["content-security-policy"]
+    assert "default-src 'none'" in headers["content-security-policy"]
+
+
+def test_the_page_of_the_description_loads_nothing(local: TestClient) -> None:
+    page = local.get("/docs").text
+    assert "<script" not in page
+    assert not re.search(r"(src|srcset|data|action|integrity)\s*=|@import|url\(", page.partition("</head>")[0])
+    assert set(re.findall(r'href="([^"#]*)', page)) == {"/openapi.json", ""}
+    document = local.get("/openapi.json").json()
+    for path in document["paths"]:
+        assert f"<code>{path}</code>" in page
+    anchors = set(re.findall(r'id="([^"]+)"', page))
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= anchors
 
 
 @pytest.mark.parametrize(

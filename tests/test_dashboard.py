@@ -9,12 +9,14 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from api.app import create_app
 from api.dashboard import Dashboard
-from bench.dashboard import browse, chromium, new_job, record_search, served
+from bench.dashboard import browse, chromium, new_job, record_search
 from storage.dashboard.address import optuna_url_beside
 from storage.dashboard.projection import Projection
 from storage.database import Database
 from storage.evaluations import Batch, EvaluationStore
+from tests.rest_service import serving, settings
 from tests.test_projection import candidate, done
 
 CACHED_SECONDS = 2.0
@@ -75,6 +77,19 @@ def test_large_answers_are_compressed(database: Database, projection: Projection
         assert len(answer.json()["trials"]) == 64
 
 
+def test_the_policy_of_the_dashboard_is_kept_and_narrowed(database: Database, tmp_path: Path) -> None:
+    app = create_app(settings(tmp_path), Dashboard(optuna_url_beside(database.url)))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        page = client.get("/dashboard")
+        policies = page.headers.get_list("content-security-policy")
+        assert page.status_code == 200
+        assert any("script-src 'self'" in policy for policy in policies)
+        assert any("frame-ancestors 'none'" in policy and "default-src" not in policy for policy in policies)
+        assert page.headers["x-frame-options"] == "DENY"
+        assert page.headers["cache-control"] == "no-store"
+        assert "no-store" not in client.get("/static/bundle.js").headers.get("cache-control", "")
+
+
 @pytest.mark.slow
 def test_in_a_browser(database: Database, projection: Projection, tmp_path: Path) -> None:
     executable = chromium()
@@ -84,7 +99,8 @@ def test_in_a_browser(database: Database, projection: Projection, tmp_path: Path
     record_search(database, lease, 200)
     projection.project(lease.job_id)
     projection.summarise(lease.job_id)
-    with served(optuna_url_beside(database.url)) as address:
+    app = create_app(settings(tmp_path), Dashboard(optuna_url_beside(database.url)))
+    with serving(app) as address:  # with all headers that restrict pages
         browsed = browse(address, 1, 200, executable, 1, tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 50_000
     assert browsed.requests[0][0] == "/api/studies/1?after=0"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from factor_search.errors import FactorSearchError
+from factor_search.visible import LEVELS, set_up_logging, visible
 from storage.dashboard.projector import command as projector_command
 from storage.dashboard.projector import environment as projector_environment
 from storage.dashboard.unprojected import catch_up
@@ -35,16 +36,13 @@ logger = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a coordinator until a signal, or until the process at the other end of standard input ends."""
     parsed = build_parser().parse_args(arguments)
-    logging.basicConfig(
-        level=parsed.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    set_up_logging(parsed.log_level)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
         _run(parsed)
     except FactorSearchError as error:
-        print(f"coordinator: error: {error}", file=sys.stderr)
+        print(f"coordinator: error: {visible(str(error))}", file=sys.stderr)
         return 1
     return 0
 
@@ -153,8 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     lease_help = "how long jobs stay claimed if this coordinator stops renewing them (default: 10)"
     option("--lease-seconds", type=float, default=10.0, metavar="SECONDS", help=lease_help)
-    levels = ["debug", "info", "warning", "error"]
-    option("--log-level", default="info", choices=levels, help="least severe messages to log (default: info)")
+    option("--log-level", default="info", choices=LEVELS, help="least severe messages to log (default: info)")
     add_policy_arguments(parser)
     return parser
 

@@ -11,17 +11,30 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from types import FrameType
+from typing import TextIO, cast
 
 from api.cli.commands import COMMANDS, check_installed
 from factor_search.errors import FactorSearchError, one_line
 from factor_search.files.atomic import FULL
 from factor_search.version import __version__
+from factor_search.visible import VisibleStream, visible
 
 INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; every failure is one line on standard error and a non-zero exit status."""
+    """Run one command; every failure is one line on standard error and a non-zero exit status.
+
+    Whatever a command prints, names of others in it cannot steer the terminal.
+    """
+    with (
+        contextlib.redirect_stdout(cast(TextIO, VisibleStream(sys.stdout))),
+        contextlib.redirect_stderr(cast(TextIO, VisibleStream(sys.stderr))),
+    ):
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     debug = bool(os.environ.get("FACTOR_SEARCH_DEBUG"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not debug:
@@ -36,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FactorSearchError as error:
         if debug:
             traceback.print_exc()
-        print(f"factor-search: error: {error}", file=sys.stderr)
+        print(f"factor-search: error: {visible(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("factor-search: interrupted", file=sys.stderr)

@@ -6,6 +6,7 @@ import time
 from tqdm import tqdm
 
 from api.schemas import Progress
+from factor_search.visible import visible
 
 LINES = 10
 """Printed of a phase that counts candidates or steps, where there is no terminal."""
@@ -26,7 +27,7 @@ class ProgressDisplay:
     def say(self, text: str) -> None:
         """Print a line of text, above the bar if there is one."""
         with tqdm.external_write_mode(file=sys.stderr):
-            print(text, file=sys.stderr, flush=True)
+            print(visible(text), file=sys.stderr, flush=True)
 
     def show(self, progress: Progress, at: float | None = None) -> None:
         """Show how far a job is.
@@ -45,7 +46,7 @@ class ProgressDisplay:
             return
         if self._bar is None:
             self._bar = tqdm(total=1.0, bar_format=BAR, dynamic_ncols=True, file=sys.stderr)
-        self._bar.set_description_str(live_line(progress, left), refresh=False)
+        self._bar.set_description_str(visible(live_line(progress, left)), refresh=False)
         self._bar.update(share_done(progress) - self._bar.n)
         self._bar.refresh()
 

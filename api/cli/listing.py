@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from api.cli.arguments import add_json_argument
 from api.cli.environment import add_server_arguments, positive_int
 from api.client import Client, Job, Plan
+from factor_search.visible import visible
 from storage.states import JobState, PlanState
 
 STATES = {"jobs": [str(state) for state in JobState], "plans": [str(state) for state in PlanState]}
@@ -66,7 +67,7 @@ def _state(item: Job | Plan) -> str:
 
 
 def _name(item: Job | Plan) -> str:
-    return f"{item.name} ({item.error})" if item.error else item.name
+    return visible(f"{item.name} ({item.error})" if item.error else item.name)
 
 
 def _age(since: datetime) -> str:

@@ -22,6 +22,7 @@ from api.cli.environment import (
 from api.dashboard import Dashboard
 from api.server import STOP_SECONDS, ServeError, Server, listen, url_of
 from api.settings import Settings, is_loopback
+from factor_search.visible import LEVELS, set_up_logging
 from storage.dashboard.address import optuna_url_beside
 from storage.database import Database, sqlite_file
 from storage.errors import DatabaseError
@@ -40,7 +41,6 @@ COORDINATOR_FLAGS = (
 )
 """Passed on to the coordinator unchanged."""
 logger = logging.getLogger(__name__)
-LOG_LEVELS = ["debug", "info", "warning", "error"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser, "--evaluation-timeout", type=positive_float, metavar="SECONDS", help="time limit of one evaluation"
     )
     add_variable_argument(
-        parser, "--log-level", default="warning", choices=LOG_LEVELS, help="least severe messages that are logged"
+        parser, "--log-level", default="warning", choices=[*LEVELS], help="least severe messages that are logged"
     )
     add_variable_argument(
         parser,
@@ -96,8 +96,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
-    logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    set_up_logging(arguments.log_level)
     if arguments.stop_at_end_of_input:
         threading.Thread(target=_stop_at_end_of_input, name="parent", daemon=True).start()
     loopback = is_loopback(arguments.host)

@@ -1,12 +1,16 @@
-"""Whether the server lives and can serve, and its metrics."""
+"""Whether the server lives and can serve, and its metrics.
+
+Both are answered on the event loop from what is known already: they wait for no thread, lock or database.
+"""
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.problems import documented
-from api.routes.resource import Stores
+from api.health import HealthWatch
+from api.problems import RETRY_AFTER_SECONDS, RefusedError, documented
 from api.schemas import Health, Readiness
 from factor_search.version import __version__
 
@@ -14,15 +18,23 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz", response_model=Health, summary="Liveness")
-def health() -> Health:
+async def health() -> Response:
     """The process answers, whatever the database does."""
-    return Health(status="ok", version=__version__)
+    return _shown(Health(status="ok", version=__version__))
 
 
 @router.get("/readyz", response_model=Readiness, summary="Readiness", responses=documented(503))
-def readiness(stores: Stores) -> Readiness:
-    """The database can be reached; how many coordinators are alive is told, but does not count."""
-    return Readiness(status="ready", database="reachable", coordinators=len(stores.live_coordinators()))
+async def readiness(request: Request) -> Response:
+    """The database can be read and written; how many coordinators are alive is told, but does not count."""
+    watch: HealthWatch = request.app.state.health
+    if (fault := watch.fault) is not None:
+        raise RefusedError(503, fault, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+    age = round(watch.age_seconds, 3)
+    return _shown(Readiness(status="ready", database="reachable", coordinators=watch.coordinators, age_seconds=age))
+
+
+def _shown(value: BaseModel) -> Response:
+    return Response(value.model_dump_json(), media_type="application/json")
 
 
 @router.get(

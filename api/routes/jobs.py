@@ -10,7 +10,17 @@ from api import deferred
 from api.cursors import JOB_ID
 from api.problems import RefusedError, documented
 from api.records import Records
-from api.routes.resource import LARGEST_NUMBER, Resource, Stores, Submitted, routes_of
+from api.routes.resource import (
+    LARGEST_NUMBER,
+    LARGEST_PAGE_BYTES,
+    Checked,
+    Checks,
+    Resource,
+    Stores,
+    fitting,
+    page_answer,
+    routes_of,
+)
 from api.schemas import EXAMPLE_ID, EvaluationPage, Job, JobPage, finite
 from api.shown import shown_evaluation
 from api.submission import placed_refusals, submitted_spec, with_warm_start
@@ -27,18 +37,24 @@ from workers.pinning import pinned
 from workers.policy import AT_SUBMISSION
 
 
-def submit(stores: Records, spec: JobSpec, key: str | None, by: str | None) -> Submitted:
-    """Queue a search that the policy allows and that can end well, as far as this is known without the model."""
+def check(stores: Records, spec: JobSpec) -> Checked:
+    """Refuse a search that the policy does not allow or that cannot end well, as far as this is known by now."""
     policy = stores.settings.policy
     policy.check(spec, AT_SUBMISSION)
     with placed_refusals(), under(policy.reading_rules(AT_SUBMISSION)):
         spec = with_warm_start(spec, stores)
         notes = deferred.check_possible(spec)
     asked = sha256_of(spec.model_dump(mode="json"))  # what the hub answers may change until the request is repeated
-    stored, new = stores.jobs.submit(pinned(spec), idempotency_key=key, submitted_by=by, request_sha256=asked)
-    return Submitted(stored, new, notes)
+    return Checked(pinned(spec), asked, notes)
 
 
+def store(stores: Records, checked: Checked, key: str | None, by: str | None) -> tuple[StoredJob, bool]:
+    """Queue a search."""
+    return stores.jobs.submit(checked.spec, idempotency_key=key, submitted_by=by, request_sha256=checked.asked)
+
+
+ROWS_AT_FIRST = 10
+"""Evaluations read before it is known how large they are: a thousand of many documents are more than a page holds."""
 FACTORS = "factors"
 FORMATS = (FACTORS, *ENGINES)
 
@@ -76,7 +92,8 @@ JOBS = Resource(
     spec_schema="JobSpec",
     report_schema="Report",
     parse=submitted_spec,
-    submit=submit,
+    check=check,
+    store=store,
     on_submit="Queue a search. Sent again with the same Idempotency-Key, it answers with the job of the first time.\n\n"
     "What `warm_start` names in `files` and `jobs` is read now and kept with the job, in `warm_start.factors`.",
     report=lambda stores, job: document_of(stores, job, "report"),
@@ -101,11 +118,22 @@ def evaluations(
     ] = "search",
     after: Annotated[int, Query(ge=-1, le=LARGEST_NUMBER, description="Only candidates after this number.")] = -1,
     limit: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 100,
-) -> EvaluationPage:
-    """Candidates in the order proposed, whether evaluated already or not."""
-    rows = stores.evaluations.of_job(stores.find_job(job_id).id, part=part, after=after, limit=limit + 1)
-    page = [shown_evaluation(row) for row in rows[:limit]]
-    return EvaluationPage(evaluations=page, next=page[-1].number if len(rows) > limit else None)
+) -> Response:
+    """Candidates in the order proposed, whether evaluated already or not; a page also ends after 1 MiB."""
+    job, texts, more, wanted = stores.find_job(job_id).id, list[str](), True, ROWS_AT_FIRST
+    while more and len(texts) < limit:
+        wanted = min(wanted, limit - len(texts))
+        rows = stores.evaluations.of_job(job, part=part, after=after, limit=wanted + 1)
+        found = [shown_evaluation(row).model_dump_json() for row in rows[:wanted]]
+        fit = fitting([*texts, *found])[len(texts) :]
+        texts += fit
+        after = rows[len(fit) - 1].number if fit else after
+        more = len(rows) > len(fit)
+        if len(fit) < len(found):
+            break
+        left = LARGEST_PAGE_BYTES - sum(map(len, texts))
+        wanted = 1 + max(0, left * len(texts) // sum(map(len, texts))) if texts else 1
+    return page_answer("evaluations", texts, after if more and texts else None)
 
 
 @router.get(
@@ -124,9 +152,10 @@ def evaluations(
         },
     ),
 )
-def factors(
+async def factors(
     job_id: JobId,
     stores: Stores,
+    checks: Checks,
     wanted: Annotated[
         str,
         Query(
@@ -141,6 +170,10 @@ def factors(
     ] = False,
 ) -> Response:
     """The factors as a file, once the job is finished."""
+    return await checks.run(_factors_as, stores, job_id, wanted, nearest)
+
+
+def _factors_as(stores: Records, job_id: str, wanted: str, nearest: bool) -> Response:
     job = stores.find_job(job_id)
     document = document_of(stores, job, "factors")
     if wanted == FACTORS:

@@ -11,7 +11,7 @@ from api.cursors import PLAN_ID
 from api.plan_schemas import Checkpoint, Plan, PlanPage, Retry
 from api.problems import RefusedError, documented
 from api.records import Records
-from api.routes.resource import Resource, Stores, Submitted, routes_of
+from api.routes.resource import Checked, Checks, Resource, Stores, Writes, answer, routes_of
 from api.schemas import EXAMPLE_PLAN_ID, finite
 from api.submission import placed_refusals, submitted_plan
 from factor_search.files.canonical_json import sha256_of
@@ -28,22 +28,27 @@ from workers.pinning import pinned
 from workers.policy import AT_SUBMISSION
 
 
-def submit(stores: Records, spec: PlanSpec, key: str | None, by: str | None) -> Submitted:
-    """Queue a plan that the policy allows and that can end well, as far as this is known without the model."""
+def check(stores: Records, spec: PlanSpec) -> Checked:
+    """Refuse a plan that the policy does not allow or that cannot end well, as far as this is known by now."""
     policy = stores.settings.policy
     policy.check_plan(spec, AT_SUBMISSION)
     with placed_refusals(), under(policy.reading_rules(AT_SUBMISSION)):
         notes = deferred.check_plan(spec)
     expanded = spec.expanded()
-    stored, new = stores.plans.submit(
-        name=spec.name,
-        spec=pinned(expanded).model_dump(mode="json"),
-        request_sha256=sha256_of(expanded.model_dump(mode="json")),
-        stages=[(str(stage.name), stage.kind) for stage in expanded.stages or ()],
+    return Checked(pinned(expanded), sha256_of(expanded.model_dump(mode="json")), notes)
+
+
+def store(stores: Records, checked: Checked, key: str | None, by: str | None) -> tuple[StoredPlan, bool]:
+    """Queue a plan."""
+    plan: PlanSpec = checked.spec
+    return stores.plans.submit(
+        name=plan.name,
+        spec=plan.model_dump(mode="json"),
+        request_sha256=checked.asked,
+        stages=[(str(stage.name), stage.kind) for stage in plan.stages or ()],
         idempotency_key=key,
         submitted_by=by,
     )
-    return Submitted(stored, new, notes)
 
 
 def report(stores: Records, plan: StoredPlan) -> dict[str, Any]:
@@ -74,7 +79,8 @@ PLANS = Resource(
     spec_schema="PlanSpec",
     report_schema="PlanReport",
     parse=submitted_plan,
-    submit=submit,
+    check=check,
+    store=store,
     on_submit="Queue a plan: its stages are carried out one after the other, each as a job.\n\nA stage that is "
     "identical to a finished stage of any plan reuses its result. A plan that cannot succeed is refused now, as far as "
     "this is known without loading the model.",
@@ -86,9 +92,10 @@ PlanId = Annotated[str, PLANS.id_parameter()]
 
 
 @router.post("/{plan_id}/retry", response_model=Plan, summary="Retry a plan", responses=documented(400, 404, 409, 413))
-def retry(plan_id: PlanId, stores: Stores, retry: Retry | None = None) -> Any:
+async def retry(plan_id: PlanId, stores: Stores, writes: Writes, retry: Retry | None = None) -> Response:
     """Start a plan that has ended again, at one of its stages; the stages before it keep their results."""
-    return stores.show(stores.plans.retry(stores.find_plan(plan_id).id, None if retry is None else retry.stage))[0]
+    stage = None if retry is None else retry.stage
+    return await writes.run(lambda: answer(stores.show(stores.plans.retry(stores.find_plan(plan_id).id, stage))[0]))
 
 
 @router.post(
@@ -97,22 +104,28 @@ def retry(plan_id: PlanId, stores: Stores, retry: Retry | None = None) -> Any:
     summary="Supply a checkpoint",
     responses=documented(400, 404, 409, 413),
 )
-def supply_checkpoint(plan_id: PlanId, stores: Stores, checkpoint: Checkpoint) -> Any:
+async def supply_checkpoint(
+    plan_id: PlanId, stores: Stores, checks: Checks, writes: Writes, checkpoint: Checkpoint
+) -> Response:
     """Give a plan the model that it waits for. One of another architecture, shape or vocabulary is refused now.
 
     Then a worker loads it; if that fails, the plan waits again and its `error` says why.
     """
-    plan = stores.find_plan(plan_id)
-    check_waiting(plan)
-    assert plan.present is not None
-    work = parse_work(plan.present.work)
-    assert isinstance(work, AwaitWork)
-    policy = stores.settings.policy
-    policy.check_supplied_checkpoint(checkpoint.model)
-    with under(policy.reading_rules()):
-        deferred.check_checkpoint(work, FilePath(checkpoint.model))
-    spec = work.model_dump(mode="json") | {CHECKPOINT: checkpoint.model}
-    return stores.show(stores.plans.supply_checkpoint(plan.id, spec))[0]
+
+    def checked() -> tuple[str, dict[str, Any]]:
+        plan = stores.find_plan(plan_id)
+        check_waiting(plan)
+        assert plan.present is not None
+        work = parse_work(plan.present.work)
+        assert isinstance(work, AwaitWork)
+        policy = stores.settings.policy
+        policy.check_supplied_checkpoint(checkpoint.model)
+        with under(policy.reading_rules(AT_SUBMISSION)):
+            deferred.check_checkpoint(work, FilePath(checkpoint.model))
+        return plan.id, work.model_dump(mode="json") | {CHECKPOINT: checkpoint.model}
+
+    id, spec = await checks.run(checked)
+    return await writes.run(lambda: answer(stores.show(stores.plans.supply_checkpoint(id, spec))[0]))
 
 
 @router.get(

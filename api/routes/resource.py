@@ -1,7 +1,8 @@
 """The routes that jobs and plans have in common, made from a description of each."""
 
+import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple
@@ -13,19 +14,40 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 
 from api import retention
 from api.cursors import decode_cursor, encode_cursor
-from api.problems import RefusedError, documented
+from api.events import EventStreams
+from api.plan_schemas import Plan
+from api.problems import LONGEST_DETAIL, RefusedError, documented
 from api.records import Records, records
-from api.schemas import Keep, finite
-from api.submission import checked_idempotency_key
+from api.schemas import Job, Keep, finite
+from api.slow_work import SlowWork
+from api.submission import checked_idempotency_key, read_body
 from storage.events import History
 from storage.states import ENDED
 
 LARGEST_NUMBER = 2**31 - 1
+LARGEST_PAGE_BYTES = 2**20
+"""A page of a list ends here, with a cursor for the rest, if not with its limit before."""
 STREAM_EXAMPLE = (
     'id: 7\nevent: progress\ndata: {"number": 7, "at": "2026-01-31T12:00:00.250000Z", "kind": "progress", '
     '"data": {"phase": "searching", "generation": 2}}\n\n'
 )
 Stores = Annotated[Records, Depends(records)]
+
+
+async def _checks(request: Request) -> SlowWork:
+    work: SlowWork = request.app.state.checks
+    return work
+
+
+async def _writes(request: Request) -> SlowWork:
+    work: SlowWork = request.app.state.writes
+    return work
+
+
+Checks = Annotated[SlowWork, Depends(_checks)]
+"""For what reads folders and configurations, or draws: it may take seconds."""
+Writes = Annotated[SlowWork, Depends(_writes)]
+"""For what writes records: it may wait for the database's lock."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +66,12 @@ class Resource:
     """Name of the OpenAPI schema of what is submitted."""
     report_schema: str
     """Name of the OpenAPI schema of the report."""
-    parse: Callable[[Request], Awaitable[Any]]
-    """Reads what is submitted from a request."""
-    submit: Callable[[Records, Any, str | None, str | None], "Submitted"]
-    """Checks and stores what is submitted, with idempotency key and id of the API key."""
+    parse: Callable[[bytes], Any]
+    """Reads what is submitted from the body of a request."""
+    check: Callable[[Records, Any], "Checked"]
+    """Refuses what is submitted if it is not allowed or cannot succeed."""
+    store: Callable[[Records, "Checked", str | None, str | None], tuple[Any, bool]]
+    """Stores what was checked, with idempotency key and id of the API key; returns it, and whether it is new."""
     on_submit: str
     """What the operation's description says of it."""
     report: Callable[[Records, Any], dict[str, Any]]
@@ -70,20 +94,22 @@ class Resource:
         return Path(alias=f"{self.word}_id", description=f"Id of a {self.word}.", examples=[self.example_id])
 
 
-class Submitted(NamedTuple):
-    """What came of a submission."""
+class Checked(NamedTuple):
+    """A submission that may be stored."""
 
-    stored: Any
-    """The job or plan."""
-    new: bool
-    """Whether it is not that of an earlier request with the same idempotency key."""
+    spec: Any
+    """The job or plan; names on the hub are commits."""
+    asked: str
+    """A hash of what was asked for, which a repeated request has too."""
     notes: Sequence[str]
     """What was assumed of the model, one sentence each."""
 
 
 def routes_of(resource: Resource) -> APIRouter:
     """Submitting, listing, reading, pausing, resuming, cancelling, events and report of one resource."""
-    router = APIRouter(prefix=resource.path, tags=[f"{resource.word}s"], responses=documented(401, 403, 422, 503))
+    router = APIRouter(
+        prefix=resource.path, tags=[f"{resource.word}s"], responses=documented(401, 403, 408, 422, 429, 503)
+    )
     _add_submission(router, resource)
     _add_list(router, resource)
     _add_reading(router, resource)
@@ -117,20 +143,26 @@ def _add_submission(router: APIRouter, resource: Resource) -> None:
         ),
         openapi_extra={"requestBody": {"required": True, "content": body}},
     )
-    def submit(
+    async def submit(
         request: Request,
-        response: Response,
         stores: Stores,
-        spec: Annotated[Any, Depends(resource.parse)],
+        checks: Checks,
+        writes: Writes,
         idempotency_key: Annotated[str | None, key_header] = None,
-    ) -> Any:
+    ) -> Response:
         key, by = checked_idempotency_key(idempotency_key), request.scope["state"].get("key")
-        submitted = resource.submit(stores, spec, key, by.id if by else None)
-        response.status_code = 201 if submitted.new else 200
-        response.headers["Location"] = f"{resource.path}/{submitted.stored.id}"
-        (shown,) = stores.show(submitted.stored)
-        notes = [note for note in (shown.note, *submitted.notes) if note]
-        return shown.model_copy(update={"note": "; ".join(notes) or None})
+        body = await read_body(request)
+        checked = await checks.run(lambda: resource.check(stores, resource.parse(body)))
+
+        def store() -> Response:
+            stored, new = resource.store(stores, checked, key, by.id if by else None)
+            (shown,) = stores.show(stored)
+            notes = [note for note in (shown.note, *checked.notes) if note]
+            shown = shown.model_copy(update={"note": "; ".join(notes) or None})
+            location = {"Location": f"{resource.path}/{stored.id}"}
+            return answer(shown, status=201 if new else 200, headers=location)
+
+        return await writes.run(store)
 
 
 def _add_list(router: APIRouter, resource: Resource) -> None:
@@ -148,22 +180,52 @@ def _add_list(router: APIRouter, resource: Resource) -> None:
         state: Annotated[Annotated[str, AfterValidator(known), schema] | None, state_query] = None,
         limit: Annotated[int, Query(ge=1, le=200, description="At most so many.")] = 50,
         cursor: Annotated[str | None, Query(max_length=200, description="`next` of the page before.")] = None,
-    ) -> Any:
-        """Newest first."""
+    ) -> Response:
+        """Newest first, without specifications; a page also ends after 1 MiB."""
         before = None if cursor is None else decode_cursor(cursor, resource.ids)
-        found = stores.store(resource.word).list(state=state, limit=limit + 1, before=before)
-        page = found[:limit]
-        following = encode_cursor(page[-1].submitted_at, page[-1].id) if len(found) > limit else None
-        return resource.page.model_validate({f"{resource.word}s": stores.show(*page), "next": following})
+        found = stores.store(resource.word).list(state=state, limit=limit + 1, before=before, specifications=False)
+        texts = fitting(_outline(one) for one in stores.show(*found[:limit]))
+        last = found[len(texts) - 1] if texts else None
+        following = encode_cursor(last.submitted_at, last.id) if last and len(found) > len(texts) else None
+        return page_answer(f"{resource.word}s", texts, following)
+
+
+def _outline(shown: Job | Plan) -> str:
+    if shown.error is not None and len(shown.error) > LONGEST_DETAIL:
+        shown = shown.model_copy(update={"error": f"{shown.error[: LONGEST_DETAIL - 3]}..."})
+    return shown.model_dump_json(exclude={"spec"})
+
+
+def fitting(texts: Iterable[str]) -> list[str]:
+    """The first of these JSON texts, as many as a page may hold, and at least one of them."""
+    fit: list[str] = []
+    total = 0
+    for text in texts:
+        total += len(text.encode())
+        if fit and total > LARGEST_PAGE_BYTES:
+            break
+        fit.append(text)
+    return fit
+
+
+def page_answer(name: str, texts: Iterable[str], following: str | int | None) -> Response:
+    """A page of a list whose items are JSON texts already."""
+    content = f'{{"{name}":[{",".join(texts)}],"next":{json.dumps(following)}}}'
+    return Response(content, media_type="application/json")
+
+
+def answer(value: BaseModel, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A value as a response, made where the value is: not on the event loop."""
+    return Response(value.model_dump_json(), status_code=status, headers=headers, media_type="application/json")
 
 
 def _add_reading(router: APIRouter, resource: Resource) -> None:
     word = resource.word
 
     @router.get(f"/{{{word}_id}}", response_model=resource.shown, summary=f"One {word}", responses=documented(404))
-    def get(id: Annotated[str, resource.id_parameter()], stores: Stores) -> Any:
+    def get(id: Annotated[str, resource.id_parameter()], stores: Stores) -> Response:
         """As it is now."""
-        return stores.show(stores.find(word, id))[0]
+        return answer(stores.show(stores.find(word, id))[0])
 
 
 def _actions(word: str) -> dict[str, str]:
@@ -184,9 +246,9 @@ def _add_action(router: APIRouter, resource: Resource, action: str, does: str) -
         description=does,
         responses=documented(404, 409),
     )
-    def act(id: Annotated[str, resource.id_parameter()], stores: Stores) -> Any:
+    async def act(id: Annotated[str, resource.id_parameter()], stores: Stores, writes: Writes) -> Response:
         steer = getattr(stores.store(resource.word), action)
-        return stores.show(steer(stores.find(resource.word, id).id))[0]
+        return await writes.run(lambda: answer(stores.show(steer(stores.find(resource.word, id).id))[0]))
 
 
 def _add_retention(router: APIRouter, resource: Resource) -> None:
@@ -202,10 +264,15 @@ def _add_retention(router: APIRouter, resource: Resource) -> None:
         f"nothing else refers to. {whose}",
         responses=documented(404, 409),
     )
-    def delete(id: Annotated[str, resource.id_parameter()], stores: Stores, request: Request) -> None:
-        found = stores.find(word, id).id
-        retention.check_may_change(request, stores, word, found)
-        retention.delete(stores, word, found)
+    async def delete(
+        id: Annotated[str, resource.id_parameter()], stores: Stores, request: Request, writes: Writes
+    ) -> None:
+        def deleted() -> None:
+            found = stores.find(word, id).id
+            retention.check_may_change(request, stores, word, found)
+            retention.delete(stores, word, found)
+
+        await writes.run(deleted)
 
     @router.post(
         f"/{{{word}_id}}/keep",
@@ -215,11 +282,16 @@ def _add_retention(router: APIRouter, resource: Resource) -> None:
         description=f"Keep a {word} under a name when others are aged out; null ends that. {whose}",
         responses=documented(400, 404, 409, 413),
     )
-    def keep(id: Annotated[str, resource.id_parameter()], stores: Stores, request: Request, keep: Keep) -> Any:
-        found = stores.find(word, id).id
-        retention.check_may_change(request, stores, word, found)
-        stores.retention.keep(word, found, keep.name)
-        return stores.show(stores.find(word, found))[0]
+    async def keep(
+        id: Annotated[str, resource.id_parameter()], stores: Stores, request: Request, writes: Writes, keep: Keep
+    ) -> Response:
+        def kept() -> Response:
+            found = stores.find(word, id).id
+            retention.check_may_change(request, stores, word, found)
+            stores.retention.keep(word, found, keep.name)
+            return answer(stores.show(stores.find(word, found))[0])
+
+        return await writes.run(kept)
 
 
 def _add_events(router: APIRouter, resource: Resource) -> None:
@@ -256,8 +328,10 @@ def _add_events(router: APIRouter, resource: Resource) -> None:
             raise RefusedError(422, detail)
         if stored.state in ENDED and start == stored.events:
             return Response(status_code=204)
+        streams: EventStreams = request.app.state.streams
+        streams.check_room()
         return StreamingResponse(
-            request.app.state.streams.of(stored.id, start, resource.history),
+            streams.of(stored.id, start, resource.history),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
@@ -286,19 +360,23 @@ def _add_report(router: APIRouter, resource: Resource) -> None:
             },
         ),
     )
-    def report(
+    async def report(
         id: Annotated[str, resource.id_parameter()],
         stores: Stores,
+        checks: Checks,
         wanted: Annotated[
             Literal["json", "html"] | None,
             Query(alias="format", description="Default: what the Accept header prefers."),
         ] = None,
         accept: Annotated[str, Header(description="text/html asks for the page.")] = "",
     ) -> Response:
-        document = finite(resource.report(stores, stores.find(word, id)))
-        if (wanted or preferred(accept)) == "json":
-            return JSONResponse(document, headers={"Vary": "Accept"})
-        return HTMLResponse(resource.render(document), headers={"Vary": "Accept"})
+        def made() -> Response:
+            document = finite(resource.report(stores, stores.find(word, id)))
+            if (wanted or preferred(accept)) == "json":
+                return JSONResponse(document, headers={"Vary": "Accept"})
+            return HTMLResponse(resource.render(document), headers={"Vary": "Accept"})
+
+        return await checks.run(made)
 
 
 def preferred(accept: str) -> str:

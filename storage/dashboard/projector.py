@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Row, or_, select
 
 from factor_search.errors import one_line
+from factor_search.visible import visible
 from storage.coordinators import SILENT
 from storage.dashboard.projection import Projection
 from storage.database import Database
@@ -153,7 +154,7 @@ def run(database_url: str, optuna_url: str, owner: str, stop: threading.Event) -
 
 def say(line: str) -> None:
     """One line for whoever reads the coordinator's standard error."""
-    print(f"dashboard projection: {line}", file=sys.stderr, flush=True)
+    print(f"dashboard projection: {visible(line)}", file=sys.stderr, flush=True)
 
 
 def _stop_at_end_of_input(stop: threading.Event) -> None:
