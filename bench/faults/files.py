@@ -24,7 +24,7 @@ from storage.jobs import JobStore
 from storage.plans import Plan, PlanStore
 from storage.states import ENDED
 
-SECONDS = 240.0
+SECONDS = 400.0
 WEIGHTS = "model.safetensors"
 SEARCH = {
     "target_length": 512,

@@ -115,7 +115,7 @@ def second_coordinator(service: Service, rng: random.Random) -> str:
 
 
 def unreadable_database(service: Service, expected: str, restore: Callable[[], None]) -> None:
-    """Expect that the server is not ready, and that it goes on as before once the files are restored."""
+    """Expect that the server is not ready, and that it continues as before once the files are restored."""
     try:
         service.wait(lambda: not service.is_ready(), f"/readyz says ready although {expected}", seconds=15)
     finally:

@@ -40,7 +40,7 @@ from storage.states import ENDED
 
 MARK = "FACTOR_SEARCH_BENCH_MARK"
 """Environment variable that all processes of the service inherit."""
-SETTLE_SECONDS = 90.0
+SETTLE_SECONDS = 180.0
 """A service that has not recorded anything for so long after a fault is stuck."""
 JOBS = 2
 """So many jobs always run."""
