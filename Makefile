@@ -4,7 +4,7 @@ PYTHON ?= python3
 TEST_PROCESSES ?= 2
 BIN = .venv/bin
 
-.PHONY: install demo demo-progressive serve test check format bench efficiency campaign engines real-model clean
+.PHONY: install demo demo-progressive serve test check format bench efficiency campaign faults fuzz soak engines real-model clean
 
 install: .venv/installed
 
@@ -75,6 +75,19 @@ real-model: install
 campaign: install
 	$(BIN)/python -m bench.kill_coordinator
 	$(BIN)/python -m bench.kill_plan
+
+# Two hundred random faults of processes, disks, databases, clocks and files: half an hour. FAULTS="--seed 7" draws others.
+faults: install
+	$(BIN)/python -m bench.faults $(FAULTS)
+
+# Fifty thousand generated requests to every operation of the REST interface. FUZZ="--seed 7" sends others.
+fuzz: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python -m bench.fuzz $(FUZZ)
+
+# An hour of jobs and plans, submitted and steered without pause, and whether anything grows without bound.
+soak: install
+	$(BIN)/python -m bench.soak $(SOAK)
 
 clean:
 	rm -rf .venv demo-results demo-progressive-results build *.egg-info

@@ -1,0 +1,21 @@
+"""A share of the fuzzing of the REST interface (``make fuzz``), where schemathesis is installed."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_a_share_of_the_fuzzing() -> None:
+    if importlib.util.find_spec("schemathesis") is None:
+        pytest.skip("schemathesis is not installed: make fuzz installs it")
+    command = [sys.executable, "-m", "bench.fuzz", "--requests", "300", "--seed", "11"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "POST /v1/plans/{plan_id}/checkpoint" in done.stdout
+    assert "0 answers are wrong" in done.stdout
