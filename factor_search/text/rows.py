@@ -199,7 +199,7 @@ class _JsonValues:
             except RecursionError as error:
                 raise DataError(_not_json(place, error)) from None
             else:
-                if end < len(self._text) or not self._read_on():  # a number may go on
+                if end < len(self._text) or not self._read_on():  # a number may continue
                     self._advance(end)
                     return value
 
@@ -224,7 +224,7 @@ class _JsonValues:
 
 NOT_SPACE = re.compile(r"[^ \t\r\n]")
 LONGEST_WORD = 16
-"""Characters of ``-Infinity`` or an escaped pair: an error further from the end is none of a text that goes on."""
+"""Characters of ``-Infinity`` or an escaped pair: an error further from the end is not that of a text that continues."""
 DECODER = json.JSONDecoder(
     # Numbers are never used. They may be larger than Python reads, and NaN.
     parse_int=lambda text: 0,
