@@ -90,7 +90,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), arguments.megabytes * 10**6)
-        jobs = [("whole", "jsonl", None), *(("streamed", ending, None) for ending in FORMATS)]
+        jobs: list[tuple[str, str, int | None]] = [
+            ("whole", "jsonl", None),
+            *(("streamed", ending, None) for ending in FORMATS),
+        ]
         jobs += [("whole", "jsonl", 2), ("streamed", "jsonl", 2)]
         for way, ending, count in jobs:
             file = Path(folder, f"rows.{ending}")

@@ -70,14 +70,16 @@ def format_of(path: Path) -> tuple[str, str]:
     return TABLES.get(ending, ".txt"), compression
 
 
-def decompressed(path: Path, file: io.BufferedReader, compression: str) -> io.BufferedReader:
+def decompressed(path: Path, file: io.BufferedReader, compression: str) -> "io.BufferedReader[Any]":
     """Return a stream of what a file holds, decompressed while it is read.
 
     Raises:
         DataError: it begins like another format, or with binary data; also while reading: it is broken, or expands
             beyond the limits.
     """
-    stream = io.BufferedReader(_Expanded(path, file, compression), 2**18) if compression else file
+    stream: io.BufferedReader[Any] = (
+        io.BufferedReader(_Expanded(path, file, compression), 2**18) if compression else file
+    )
     head = stream.peek(512)[:512]
     for beginning, what in BEGINNINGS.items():
         if head.startswith(beginning):

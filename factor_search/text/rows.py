@@ -224,7 +224,7 @@ class _JsonValues:
 
 NOT_SPACE = re.compile(r"[^ \t\r\n]")
 LONGEST_WORD = 16
-"""Characters of ``-Infinity`` or an escaped pair: an error further from the end is none of a text that continues."""
+"""Characters of ``-Infinity`` or an escaped pair: an error further from the end is a true one."""
 DECODER = json.JSONDecoder(
     # Numbers are never used. They may be larger than Python reads, and NaN.
     parse_int=lambda text: 0,
