@@ -176,11 +176,11 @@ def checkpoint_folder(spec: ModelSpec) -> Path:
     Raises:
         ModelLoadError: the checkpoint cannot be downloaded, or the GGUF file is broken.
     """
+    if is_local(spec.id):
+        checkpoint_files(spec)
     if is_gguf(spec.id):
         read_header(Path(spec.id))
-        return Path(spec.id)
-    if Path(spec.id).is_dir():
-        checkpoint_files(spec)
+    if is_gguf(spec.id) or Path(spec.id).is_dir():
         return Path(spec.id)
     with quietly(), opened_checkpoint(spec), _explained(spec, "files"):
         return Path(snapshot_download(spec.id, revision=spec.revision))
