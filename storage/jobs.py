@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, func, or_, select, update
+from sqlalchemy import Connection, Row, and_, exists, func, or_, select, update
 
 from factor_search.files.canonical_json import sha256_of
 from factor_search.spec import JobSpec
@@ -114,11 +114,18 @@ class JobStore(OwnerStore[Job]):
         """Take the oldest job that is queued, or whose coordinator has let its lease run out.
 
         One statement, so two coordinators never get the same job; a row that another one is just claiming is skipped.
+
+        A job whose coordinator has died before it recorded anything may be what felled it. A coordinator takes one such
+        job at a time, so that others which were only beginning then are not blamed with it.
         """
+        other = jobs.alias("other")
+        is_suspect = (other.c.owner == owner, other.c.state == JobState.RUNNING, other.c.claims_in_vain > 1)
+        drives_suspect = exists().where(*is_suspect, other.c.lease_until > now(), other.c.id != jobs.c.id)
         claimable = or_(
             and_(jobs.c.state == JobState.QUEUED, or_(jobs.c.waits_until.is_(None), jobs.c.waits_until <= now())),
             and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_until <= now()),
         )
+        claimable = and_(claimable, or_(jobs.c.claims_in_vain == 0, ~drives_suspect))
         oldest = select(jobs.c.id).where(claimable).order_by(jobs.c.submitted_at, jobs.c.id).limit(1)
         values = {
             "state": JobState.RUNNING,
@@ -192,6 +199,7 @@ class JobStore(OwnerStore[Job]):
             if state == JobState.PAUSED:
                 state = _asked_for(connection, lease.job_id)
             values: dict[str, Any] = {"state": state, "request": None, "lease_until": None, "error": error}
+            values["claims_in_vain"] = 0  # its coordinator lives
             if state == JobState.FINISHED:
                 values |= {"factors": factors, "report": report, "outcome": outcome}
             fenced_update(connection, lease, values | ending(state))

@@ -11,7 +11,7 @@ import torch
 
 from factor_search.errors import ModelChangedError
 from factor_search.factors import Factors
-from factor_search.job import read_samples
+from factor_search.job import check_samples, read_documents, read_samples
 from factor_search.measure.evaluation import Evaluation
 from factor_search.measure.evaluator import LocalEvaluator
 from factor_search.measure.race import Race
@@ -110,14 +110,21 @@ class ModelWorker:
         """Host and process, for logs and records."""
         return f"{socket.gethostname()}:{os.getpid()}"
 
-    def prepare(self, spec: JobSpec) -> Prepared:
-        """Load a job's model, verify that factors take effect in it, and read the job's documents.
+    read = staticmethod(read_documents)
+    """Reads the documents of a job, where that takes no worker."""
+
+    def prepare(self, spec: JobSpec, samples: Samples | None = None) -> Prepared:
+        """Load a job's model, verify that factors take effect in it, and read the job's documents unless that is done.
 
         Raises:
             FactorSearchError: the model or the documents cannot be used.
         """
         loaded = self._load(spec.model)
-        return Prepared(loaded.identity | loaded.environment, loaded.geometry, read_samples(spec, loaded))
+        if samples is None:
+            samples = read_samples(spec, loaded)
+        else:
+            check_samples(samples, loaded)
+        return Prepared(loaded.identity | loaded.environment, loaded.geometry, samples)
 
     def load(self, setting: Setting) -> None:
         """Get ready to evaluate with a setting; does nothing if it is ready.

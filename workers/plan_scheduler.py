@@ -56,7 +56,7 @@ class PlanScheduler:
     def _begin(self, plan: Plan) -> bool:
         """Start the current stage, unless an identical finished job has its result."""
         before = [parse_outcome(stage.outcome) for stage in plan.stages[: plan.stage]]
-        work = work_of(parse_plan(plan.spec), plan.stage, before)
+        work = work_of(parse_plan(plan.spec, stored=True), plan.stage, before)
         _check_there(work, plan)
         self._policy.check_work(work)
         document = work.model_dump(mode="json")

@@ -31,9 +31,9 @@ from factor_search.spec import (
     BudgetSpec,
     JobSpec,
     PerplexitySpec,
-    PositiveInt,
     RacingSpec,
     SpaceSpec,
+    Tokens,
     WarmStartSpec,
 )
 
@@ -68,7 +68,7 @@ class SearchStage(Stage):
     provides: ClassVar[frozenset[str]] = frozenset({"factors", "start_from"})
 
     kind: Literal["search"] = "search"
-    target_length: PositiveInt = Field(description="Tokens of context wanted of these factors.")
+    target_length: Tokens = Field(description="Tokens of context wanted of these factors.")
     model: str | None = Field(None, description=MODEL)
     start_from: str | None = Field(
         None,
