@@ -1,7 +1,9 @@
 """Numbers that no laboratory asks for are refused with their limit; what was stored with them is still read."""
 
 import json
+import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from factor_search.spec.strategies import CmaSpec, EvolutionSpec, Nsga2Spec, Ran
 from storage.database import Database
 from storage.jobs import JobStore
 from tests.service import Service
+from workers.plan_scheduler import PlanScheduler
 
 JOB: dict[str, Any] = {"model": "m", "data": {"files": ["a.txt"]}, "target_length": 4096}
 PLAN: dict[str, Any] = {"model": "m", "data": ["a.txt"], "stages": [{"kind": "search", "target_length": 4096}]}
@@ -184,3 +187,32 @@ def test_a_job_is_cancelled_while_its_strategy_proposes(service: Service) -> Non
         time.sleep(0.02)
     service.jobs.cancel(job.id)
     assert service.wait(job.id, seconds=10) == "cancelled"
+
+
+def test_a_plan_on_a_slow_disk_does_not_hold_up_others_and_fails_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    released, advanced, failed = threading.Event(), [], {}
+    slow, quick = SimpleNamespace(id="slow"), SimpleNamespace(id="quick")
+
+    class Steps:
+        def due(self) -> list[SimpleNamespace]:
+            return [plan for plan in (slow, quick) if plan.id not in [*failed, *advanced]]
+
+        def fail(self, plan: SimpleNamespace, error: str) -> bool:
+            failed[plan.id] = error
+            return True
+
+    def advance(scheduler: PlanScheduler, plan: SimpleNamespace) -> bool:
+        if plan is slow:
+            released.wait(30)
+        advanced.append(plan.id)
+        return True
+
+    monkeypatch.setattr(PlanScheduler, "_advance", advance)
+    monkeypatch.setattr("workers.plan_scheduler.SLOW_SECONDS", 0.05)
+    scheduler = PlanScheduler(Steps(), None, prepare_seconds=0.5)  # type: ignore[arg-type]
+    scheduler.round()
+    assert (advanced, failed) == (["quick"], {})
+    time.sleep(0.6)
+    scheduler.round()
+    assert "looking for the files took longer than" in failed["slow"]
+    released.set()

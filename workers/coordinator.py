@@ -83,7 +83,7 @@ class Coordinator:
             prepare_seconds=prepare_seconds,
             alone=self._alone,
         )
-        self._plans = PlanScheduler(PlanSteps(database), policy)
+        self._plans = PlanScheduler(PlanSteps(database), policy, prepare_seconds)
         self._drivers: dict[Lease, Driver] = {}
         self._reported_at = -1e9
         self._logged_no_room = False

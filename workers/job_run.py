@@ -1,6 +1,5 @@
 """What all kinds of jobs need while they run: shared services, waiting, writing."""
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -12,6 +11,7 @@ from factor_search.spec import BudgetSpec, JobSpec
 from factor_search.text.samples import Samples
 from storage.evaluations import EvaluationStore
 from storage.jobs import Job, JobStore, Lease
+from workers.aside import aside
 from workers.attempts import PREPARE_SECONDS, PrepareError, PrepareTimeoutError
 from workers.backend import WorkerBackend, WorkerGoneError
 from workers.capacity import CapacityError, missing_capacity
@@ -100,16 +100,7 @@ class JobRun:
             JobStopped: the job was stopped.
             PrepareTimeoutError: it takes too long; the thread is left to itself.
         """
-        result: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                result.set_result(call())
-            except BaseException as error:
-                result.set_exception(error)
-
-        threading.Thread(target=run, name=f"aside-{self.lease.job_id}", daemon=True).start()
-        return self.wait(result, what)
+        return self.wait(aside(call, f"aside-{self.lease.job_id}"), what)
 
     def prepare(self, spec: JobSpec, on_phase: Callable[[str], Any]) -> Prepared:
         """Read the documents beside the workers, then have a worker load the model."""
