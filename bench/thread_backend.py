@@ -10,8 +10,8 @@ from factor_search.factors import Factors
 from factor_search.measure.evaluation import Evaluation
 from factor_search.measure.race import Race
 from factor_search.spec import JobSpec
-from factor_search.text.samples import SampleSet
-from workers.backend import Capacity, SharedSamples, WorkerGoneError
+from factor_search.text.samples import Samples, SampleSet
+from workers.backend import Capacity, Reading, SharedSamples, WorkerGoneError
 from workers.model_worker import LongTaskCall, Prepared, ReportProgress, Setting
 
 
@@ -20,7 +20,7 @@ class BlockingWorker(Protocol):
 
     def name(self) -> str: ...
 
-    def prepare(self, spec: JobSpec) -> Prepared: ...
+    def prepare(self, spec: JobSpec, samples: Samples | None = None, /) -> Prepared: ...
 
     def load(self, setting: Setting) -> None: ...
 
@@ -60,8 +60,9 @@ class ThreadWorker:
     def name(self) -> "Future[str]":
         return self._call(lambda worker: worker.name())
 
-    def prepare(self, spec: JobSpec) -> "Future[Prepared]":
-        return self._call(lambda worker: worker.prepare(spec))
+    def prepare(self, spec: JobSpec, samples: Samples | None) -> "Future[Prepared]":
+        more = () if samples is None else (samples,)
+        return self._call(lambda worker: worker.prepare(spec, *more))
 
     def load(self, setting: Setting) -> "Future[None]":
         return self._call(lambda worker: worker.load(setting))
@@ -165,6 +166,24 @@ class ThreadBackend:
 
     def capacity(self) -> Capacity:
         return Capacity(workers=self._workers, cpus=float(self._workers), gpus=0.0, gpus_each=0.0, nodes=1)
+
+    def read(self, spec: JobSpec) -> Reading | None:
+        """In a thread of its own, with the ``read`` of what a worker is, if it has one."""
+        read = getattr(self._make(), "read", None)
+        if read is None:
+            return None
+        result: Future[Samples | None] = Future()
+
+        def run() -> None:
+            try:
+                samples = read(spec)
+            except BaseException as error:
+                result.set_exception(error)
+            else:
+                result.set_result(samples)
+
+        threading.Thread(target=run, name="reading", daemon=True).start()
+        return Reading(result, lambda: None)
 
     def start_worker(self) -> ThreadWorker:
         worker = ThreadWorker(self._make)

@@ -8,8 +8,8 @@ from factor_search.measure.evaluator import LocalEvaluator
 from factor_search.measure.ledger import Ledger, RecordedEvaluator
 from factor_search.model.checkpoint_files import is_local
 from factor_search.model.configuration import read_geometry
-from factor_search.model.injection import probe
-from factor_search.model.loading import LoadedModel, check_weights, load_config, load_model
+from factor_search.model.injection import check_finite, probe
+from factor_search.model.loading import LoadedModel, check_weights, load_config, load_model, load_tokenizer
 from factor_search.search.problem import SearchProblem
 from factor_search.search.selection import JobResult, JobWatcher, search_and_measure
 from factor_search.search.warm_start import embedded
@@ -77,16 +77,46 @@ def check_possible(spec: JobSpec) -> tuple[str, ...]:
     return geometry.notes
 
 
+def read_documents(spec: JobSpec) -> Samples:
+    """The samples of a job, without its weights in memory.
+
+    Raises:
+        ModelError: the configuration or the tokenizer cannot be loaded.
+        DataError: documents cannot be read, too few of them are long enough, or the target is too short for a needle
+            and its question.
+    """
+    geometry = read_geometry(load_config(spec.model), spec.model.original_length)
+    return _tokenised(spec, CachedTokenizer(load_tokenizer(spec.model)), geometry.original_length)
+
+
 def read_samples(spec: JobSpec, loaded: LoadedModel, watch: Watch | None = None) -> Samples:
     """The samples of a job, as tokens of the loaded model.
 
     Raises:
         DataError: documents cannot be read, too few of them are long enough, the target is too short for a needle and
             its question, or the tokenizer belongs to another model.
+        UnsupportedModelError: the model as it is gives losses that are not finite on the first of them.
     """
-    tokenizer = CachedTokenizer(loaded.tokenizer)
+    samples = _tokenised(spec, CachedTokenizer(loaded.tokenizer), loaded.geometry.original_length, watch)
+    check_samples(samples, loaded)
+    return samples
+
+
+def check_samples(samples: Samples, loaded: LoadedModel) -> None:
+    """Check that a model can predict the samples.
+
+    Raises:
+        DataError: the tokenizer belongs to another model.
+        UnsupportedModelError: the model as it is gives losses that are not finite on the first of them.
+    """
+    for part in (samples.search, samples.validation, samples.held_out):
+        check_vocabulary(part, loaded.model.get_input_embeddings().num_embeddings)
+    check_finite(loaded.model, loaded.geometry, samples.search.samples[0].tokens)
+
+
+def _tokenised(spec: JobSpec, tokenizer: CachedTokenizer, original_length: int, watch: Watch | None = None) -> Samples:
     whole = spec.stride is not None
-    distinct = distinct_tokens(spec.data, loaded.geometry.original_length)
+    distinct = distinct_tokens(spec.data, original_length)
     samples = load_samples(
         spec.data, tokenizer, spec.target_length, seed=spec.seed, whole=whole, distinct=distinct, watch=watch
     )
@@ -94,8 +124,6 @@ def read_samples(spec: JobSpec, loaded: LoadedModel, watch: Watch | None = None)
         samples = _with_needles(samples, tokenizer, spec, spec.objective)
     if spec.tokens_scored is not None:
         samples = samples.cut(spec.tokens_scored)
-    for part in (samples.search, samples.validation, samples.held_out):
-        check_vocabulary(part, loaded.model.get_input_embeddings().num_embeddings)
     return samples
 
 

@@ -59,7 +59,8 @@ class Job:
     owner: str | None
     attempt: int
     claims_in_vain: int
-    """Claims since something was last recorded: a job that kills its coordinator again and again must end."""
+    """Claims since something was last recorded or its coordinator let go of it: a job that kills its coordinator again
+    and again must end."""
     lease_until: float | None
     events: int
     progress: dict[str, Any]
@@ -67,7 +68,7 @@ class Job:
 
     def parse_spec(self) -> JobSpec:
         """The specification of a search as a value; it was valid when submitted."""
-        return parse_spec(self.spec)
+        return parse_spec(self.spec, stored=True)
 
 
 JOB_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__]

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, func, not_, or_, select, update
+from sqlalchemy import Connection, Row, and_, exists, func, not_, or_, select, update
 
 from factor_search.files.canonical_json import sha256_of
 from factor_search.spec import JobSpec
@@ -135,10 +135,17 @@ class JobStore(OwnerStore[Job]):
 
         One statement, so two coordinators never get the same job; a row that another one is just claiming is skipped.
         If the database's clock was just set, leases are left alone until those who hold them have renewed them.
+
+        A job whose coordinator has died before it recorded anything may be what felled it. A coordinator takes one such
+        job at a time, so that others which were only beginning then are not blamed with it.
         """
+        other = jobs.alias("other")
+        is_suspect = (other.c.owner == owner, other.c.state == JobState.RUNNING, other.c.claims_in_vain > 1)
+        drives_suspect = exists().where(*is_suspect, other.c.lease_until > now(), other.c.id != jobs.c.id)
         waits = and_(jobs.c.waits_until > now(), jobs.c.waits_until <= now() + LONGEST_WAIT_SECONDS)
         queued = and_(jobs.c.state == JobState.QUEUED, or_(jobs.c.waits_until.is_(None), not_(waits)))
         left = and_(jobs.c.state == JobState.RUNNING, not_(is_leased()))
+        blameless = or_(jobs.c.claims_in_vain == 0, ~drives_suspect)
         values = {
             "state": JobState.RUNNING,
             "owner": owner,
@@ -152,6 +159,7 @@ class JobStore(OwnerStore[Job]):
         with self._database.writing() as connection:
             self.clock.saw(connection.execute(select(now())).scalar_one())
             claimable = queued if self.clock.stepped_within(lease_seconds) else or_(queued, left)
+            claimable = and_(claimable, blameless)
             oldest = select(jobs.c.id).where(claimable).order_by(jobs.c.submitted_at, jobs.c.id).limit(1)
             claimed = update(jobs).where(jobs.c.id == oldest.with_for_update(skip_locked=True).scalar_subquery())
             row = connection.execute(claimed.values(values).returning(*JOB_COLUMNS)).one_or_none()
@@ -217,6 +225,7 @@ class JobStore(OwnerStore[Job]):
             if state == JobState.PAUSED:
                 state = _asked_for(connection, lease.job_id)
             values: dict[str, Any] = {"state": state, "request": None, "lease_until": None, "error": error}
+            values["claims_in_vain"] = 0  # its coordinator lives
             if state == JobState.FINISHED:
                 values |= {"factors": factors, "report": report, "outcome": outcome}
             fenced_update(connection, lease, values | ending(state))

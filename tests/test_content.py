@@ -216,7 +216,7 @@ def changed(**identity: str) -> Prepared:
 
 
 def paused_and_resumed(service: Service, after: Prepared) -> str:
-    """Run a job half, pause it, and let another coordinator's workers go on, which prepare otherwise."""
+    """Run a job half, pause it, and let another coordinator's workers continue, which prepare otherwise."""
     job, _ = service.jobs.submit(stub_spec(budget=60))
     service.faults.seconds = 0.02
     service.start(workers=2, make=preparing(service, PREPARED))
@@ -250,7 +250,7 @@ def test_a_job_whose_model_or_documents_have_changed_fails_with_the_reason(servi
     assert "the documents are not those that the job began with" in str(service.jobs.get(job_id).error)
 
 
-def test_a_job_goes_on_with_its_results_where_a_library_was_upgraded(service: Service) -> None:
+def test_a_job_continues_with_its_results_where_a_library_was_upgraded(service: Service) -> None:
     job_id = paused_and_resumed(service, changed(torch="9.9"))
     assert service.jobs.get(job_id).state == "finished"
     assert service.factors(job_id) == undisturbed(stub_spec(budget=60))

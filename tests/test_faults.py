@@ -28,6 +28,7 @@ from storage.jobs import Lease
 from tests.service import FaultyWorker, Service, undisturbed
 from workers.backend import WorkerGoneError
 from workers.model_worker import Prepared, Setting
+from workers.policy import Policy
 
 
 def kill_worker(service: Service) -> None:
@@ -160,6 +161,71 @@ def test_a_job_that_cannot_be_prepared_fails_with_the_reason(service: Service) -
     job, _ = service.jobs.submit(stub_spec())
     assert service.wait(job.id) == "failed"
     assert service.jobs.get(job.id).error == "there are no documents"
+
+
+class SlowDisk(FaultyWorker):
+    """Documents of jobs with the seed 1 are on a disk that does not answer."""
+
+    released = threading.Event()
+
+    def read(self, spec: JobSpec) -> None:
+        if spec.seed == 1:
+            self.released.wait(60)
+
+
+@pytest.fixture
+def slow_disk(service: Service) -> Iterator[Service]:
+    SlowDisk.released.clear()
+    service.start(workers=1, make=lambda: SlowDisk(service.faults), prepare_seconds=3.0)
+    yield service
+    SlowDisk.released.set()
+
+
+def test_documents_on_a_slow_disk_hold_no_worker_and_have_a_limit(slow_disk: Service) -> None:
+    slow, _ = slow_disk.jobs.submit(stub_spec(seed=1))
+    quick, _ = slow_disk.jobs.submit(stub_spec(budget=20))
+    assert slow_disk.wait(quick.id) == "finished"
+    assert slow_disk.jobs.get(slow.id).state == "running"
+    assert slow_disk.wait(slow.id) == "failed"
+    assert "reading the documents took longer than 0.05 min: look for" in str(slow_disk.jobs.get(slow.id).error)
+
+
+def test_a_job_is_cancelled_while_its_documents_are_read(slow_disk: Service) -> None:
+    job, _ = slow_disk.jobs.submit(stub_spec(seed=1))
+    while slow_disk.jobs.get(job.id).progress.get("phase") != "reading documents":
+        time.sleep(0.01)
+    slow_disk.jobs.cancel(job.id)
+    assert slow_disk.wait(job.id, seconds=2) == "cancelled"
+
+
+def test_a_model_that_takes_too_long_to_load_frees_its_worker(service: Service) -> None:
+    class Loading(FaultyWorker):
+        def prepare(self, spec: JobSpec) -> Prepared:
+            if spec.seed == 1:
+                time.sleep(3)
+            return super().prepare(spec)
+
+    service.start(workers=1, make=lambda: Loading(service.faults), prepare_seconds=0.5)
+    job, _ = service.jobs.submit(stub_spec(seed=1))
+    assert service.wait(job.id) == "failed"
+    assert "loading the model took longer than" in str(service.jobs.get(job.id).error)
+    quick, _ = service.jobs.submit(stub_spec(budget=20))
+    assert service.wait(quick.id) == "finished"
+
+
+def test_a_job_is_cancelled_while_its_files_are_looked_for(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    looking = threading.Event()
+
+    def check(policy: Policy, spec: JobSpec) -> None:
+        looking.set()
+        time.sleep(10)
+
+    monkeypatch.setattr(Policy, "check", check)
+    service.start(workers=1)
+    job, _ = service.jobs.submit(stub_spec())
+    assert looking.wait(10)
+    service.jobs.cancel(job.id)
+    assert service.wait(job.id, seconds=5) == "cancelled"
 
 
 def test_a_job_fails_if_its_preparation_always_kills_the_worker(service: Service) -> None:

@@ -231,6 +231,32 @@ class TestStoreContract:
         evaluations.record({lease: Batch(computed=[computed(candidate(0))], done=[(candidate(0), OK, False)])})
         assert store.get(job.id).claims_in_vain == 0
 
+    def test_a_coordinator_takes_one_at_a_time_of_the_jobs_whose_coordinator_died(
+        self, store: JobStore, evaluations: EvaluationStore
+    ) -> None:
+        ids = [store.submit(SPEC)[0].id for _ in range(3)]
+        for _ in range(2):  # the coordinator dies while two of them begin
+            assert store.claim("dead", -1) is not None
+        first, lease = store.claim("c", 60)
+        fresh, _ = store.claim("c", 60)
+        assert (first.id, fresh.id) == (ids[0], ids[2]), "the second is not claimed beside the first"
+        assert store.claim("c", 60) is None
+        other, _ = store.claim("d", 60)
+        assert other.id == ids[1], "another coordinator may"
+        assert store.claim("e", 60) is None
+        evaluations.record({lease: Batch(computed=[computed(candidate(0))], done=[(candidate(0), OK, False)])})
+        store.submit(SPEC)
+        assert store.claim("c", 60) is not None
+
+    def test_a_pause_is_no_claim_in_vain(self, store: JobStore) -> None:
+        job, _ = store.submit(SPEC)
+        for _ in range(4):
+            claimed_again, lease = store.claim("c", 60)
+            assert claimed_again.claims_in_vain == 1
+            store.pause(job.id)
+            store.end(lease, "paused")
+            store.resume(job.id)
+
     def test_what_is_asked_of_a_job_that_is_given_back_is_done(self, store: JobStore, lease: Lease) -> None:
         store.cancel(lease.job_id)
         store.give_back(lease, reason="no room")

@@ -18,6 +18,7 @@ from storage.dashboard.projector import command as projector_command
 from storage.dashboard.projector import environment as projector_environment
 from storage.dashboard.unprojected import catch_up
 from storage.database import Database
+from workers.attempts import PREPARE_SECONDS
 from workers.coordinator import Coordinator, new_owner
 from workers.policy import Policy, add_policy_arguments
 from workers.ray_environment import prepare_environment
@@ -82,6 +83,7 @@ def _run(parsed: argparse.Namespace) -> None:
                 jobs=parsed.jobs,
                 lease_seconds=parsed.lease_seconds,
                 evaluation_timeout=parsed.evaluation_timeout,
+                prepare_seconds=60 * parsed.prepare_minutes,
                 owner=owner,
                 unprojected=shown,
             )
@@ -148,6 +150,13 @@ def build_parser() -> argparse.ArgumentParser:
     option("--jobs", type=int, default=4, metavar="N", help="maximum number of jobs that run at once (default: 4)")
     option(
         "--evaluation-timeout", type=float, metavar="SECONDS", help="end an evaluation after this time (default: never)"
+    )
+    option(
+        "--prepare-minutes",
+        type=float,
+        default=PREPARE_SECONDS / 60,
+        metavar="N",
+        help="limit for reading the documents of a job, and for loading its model (default: %(default)g)",
     )
     lease_help = "how long jobs stay claimed if this coordinator stops renewing them (default: 10)"
     option("--lease-seconds", type=float, default=10.0, metavar="SECONDS", help=lease_help)

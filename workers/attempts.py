@@ -11,12 +11,25 @@ ABANDON_SECONDS = 5.0
 """A worker that still works on something withdrawn after this time is ended."""
 START_SECONDS = 300.0
 """A worker that has not started after this time is replaced."""
-LOAD_SECONDS = 4 * 3600.0
-"""Limit for loading a model, which may include downloading it."""
+PREPARE_SECONDS = 3600.0
+"""Default limit for what a job needs before its first candidate: reading documents, and loading a model or downloading
+it; ``--prepare-minutes`` sets it."""
+SILENT_SECONDS = 4 * 3600.0
+"""Limit for a long-running task without a new progress report."""
 
 
 class PrepareError(FactorSearchError):
     """A job's model and documents could not be prepared on any worker."""
+
+
+class PrepareTimeoutError(PrepareError, TimeoutError):
+    """Preparing a job took longer than the operator allows."""
+
+    def __init__(self, what: str, seconds: float) -> None:
+        super().__init__(
+            f"{what} took longer than {seconds / 60:g} min: look for a slow disk or network, or a pattern that matches "
+            "too much; an operator can raise the limit with --prepare-minutes"
+        )
 
 
 class LongTaskError(FactorSearchError):
@@ -54,7 +67,9 @@ def final_error(work: Preparation | LongTask, outcome: str, reason: str) -> Fact
     return LongTaskError(f"the task failed after {times}, the last one ended as {outcome.replace('_', ' ')}: {reason}")
 
 
-def overdue(slot: WorkerSlot, now: float, evaluation_timeout: float | None) -> BaseException | None:
+def overdue(
+    slot: WorkerSlot, now: float, evaluation_timeout: float | None, prepare_seconds: float
+) -> BaseException | None:
     """Why a worker must be ended because it exceeded a time limit; None if it did not.
 
     A long-running task may take any time as long as it reports progress.
@@ -69,9 +84,9 @@ def overdue(slot: WorkerSlot, now: float, evaluation_timeout: float | None) -> B
         return WorkerGoneError("it was ended because the result of its work is no longer needed")
     if isinstance(work, LongTask):
         silent = now - max(slot.since, work.reported_at)
-        return TimeoutError(f"no progress report for {LOAD_SECONDS:g} s") if silent > LOAD_SECONDS else None
+        return TimeoutError(f"no progress report for {SILENT_SECONDS:g} s") if silent > SILENT_SECONDS else None
     if not slot.loaded or isinstance(work, Preparation):
-        return TimeoutError(f"loading took longer than {LOAD_SECONDS:g} s") if elapsed > LOAD_SECONDS else None
+        return PrepareTimeoutError("loading the model", prepare_seconds) if elapsed > prepare_seconds else None
     if evaluation_timeout is not None and elapsed > evaluation_timeout:
         return TimeoutError(f"no result within {evaluation_timeout:g} s")
     return None

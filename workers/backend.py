@@ -1,5 +1,6 @@
 """The interface between the pool and what runs workers: Ray, or threads of this process."""
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,7 +9,7 @@ from factor_search.factors import Factors
 from factor_search.measure.evaluation import Evaluation
 from factor_search.measure.race import Race
 from factor_search.spec import JobSpec
-from factor_search.text.samples import SampleSet
+from factor_search.text.samples import Samples, SampleSet
 from workers.model_worker import LongTaskCall, Prepared, Setting
 
 
@@ -43,6 +44,15 @@ class Capacity:
     nodes: int
 
 
+@dataclass(frozen=True)
+class Reading:
+    """The reading of a job's documents beside the workers."""
+
+    result: "Future[Samples | None]"
+    cancel: Callable[[], None]
+    """Ends it, as far as it can be ended."""
+
+
 class Worker(Protocol):
     """A worker somewhere; it executes its calls in order, one at a time.
 
@@ -53,7 +63,7 @@ class Worker(Protocol):
         """Resolves when the worker is up."""
         ...
 
-    def prepare(self, spec: JobSpec) -> "Future[Prepared]":
+    def prepare(self, spec: JobSpec, samples: Samples | None) -> "Future[Prepared]":
         """See :meth:`workers.model_worker.ModelWorker.prepare`."""
         ...
 
@@ -98,6 +108,10 @@ class WorkerBackend(Protocol):
 
     def capacity(self) -> Capacity:
         """The resources that exist now."""
+        ...
+
+    def read(self, spec: JobSpec) -> Reading | None:
+        """Read a job's documents in a process or thread that is no worker; None if workers read for themselves."""
         ...
 
     def start_worker(self) -> Worker:

@@ -15,6 +15,7 @@ from storage.errors import DatabaseError
 from storage.evaluations import EvaluationStore
 from storage.jobs import JobStore, Lease
 from storage.plan_steps import PlanSteps
+from workers.attempts import PREPARE_SECONDS
 from workers.backend import WorkerBackend
 from workers.driver import Driver
 from workers.job_evaluator import LEASE_LOST, SHUTDOWN
@@ -44,6 +45,7 @@ class Coordinator:
         jobs: int = 4,
         lease_seconds: float = 10.0,
         evaluation_timeout: float | None = None,
+        prepare_seconds: float = PREPARE_SECONDS,
         unprojected: Callable[[str], int] = lambda job_id: 0,
         owner: str | None = None,
     ) -> None:
@@ -56,6 +58,7 @@ class Coordinator:
             jobs: how many jobs run at once at most.
             lease_seconds: without a renewal for this long, another coordinator takes over a job.
             evaluation_timeout: seconds after which the evaluation of a candidate is ended.
+            prepare_seconds: seconds after which reading a job's documents, or loading its model, is ended.
             unprojected: waits briefly for the dashboard and returns how many candidates of a job it does not show yet.
             owner: this coordinator's id.
         """
@@ -68,7 +71,7 @@ class Coordinator:
         self._coordinators = CoordinatorStore(database)
         evaluations = EvaluationStore(database)
         self._recorder = Recorder(evaluations)
-        self._pool = Pool(backend, evaluation_timeout=evaluation_timeout)
+        self._pool = Pool(backend, evaluation_timeout=evaluation_timeout, prepare_seconds=prepare_seconds)
         self._tools = Tools(
             jobs=self._store,
             evaluations=evaluations,
@@ -77,9 +80,10 @@ class Coordinator:
             backend=backend,
             policy=policy,
             unprojected=unprojected,
+            prepare_seconds=prepare_seconds,
             alone=self._alone,
         )
-        self._plans = PlanScheduler(PlanSteps(database), policy)
+        self._plans = PlanScheduler(PlanSteps(database), policy, prepare_seconds)
         self._drivers: dict[Lease, Driver] = {}
         self._reported_at = -1e9
         self._logged_no_room = False

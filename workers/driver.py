@@ -15,8 +15,8 @@ from workers.job_run import End, JobRun, Tools
 from workers.long_task_run import drive_long_task
 from workers.search_run import drive_search
 
-CLAIMS_IN_VAIN = 10
-"""A job fails after this many claims whose coordinators died before they recorded anything."""
+CLAIMS_IN_VAIN = 2
+"""A job fails after this many claims in a row whose coordinators died before they recorded anything."""
 RUNNERS: dict[Execution, Callable[[JobRun], End | None]] = {
     Execution.SEARCH: drive_search,
     Execution.WORKER: drive_long_task,
@@ -99,6 +99,10 @@ class Driver:
         self.apply_request(self._job.request)
         self._run.evaluator.check()
         if self._job.claims_in_vain > CLAIMS_IN_VAIN:
-            times = self._job.claims_in_vain - 1
-            return End(JobState.FAILED, {"error": f"its coordinator died {times} times before it recorded anything"})
+            times, phase = self._job.claims_in_vain - 1, self._job.progress.get("phase") or "starting"
+            error = (
+                f"its coordinator died {times} times in a row before it recorded anything, the last time while {phase}"
+                ": see the coordinator's log and its memory, and submit the job again when the cause is removed"
+            )
+            return End(JobState.FAILED, {"error": error})
         return RUNNERS[KINDS[self._job.kind].execution](self._run)

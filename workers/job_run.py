@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from factor_search.spec import BudgetSpec, JobSpec
+from factor_search.text.samples import Samples
 from storage.evaluations import EvaluationStore
 from storage.jobs import Job, JobStore, Lease
-from workers.backend import WorkerBackend
+from workers.aside import aside
+from workers.attempts import PREPARE_SECONDS, PrepareError, PrepareTimeoutError
+from workers.backend import WorkerBackend, WorkerGoneError
 from workers.capacity import CapacityError, missing_capacity
 from workers.job_evaluator import JobEvaluator
 from workers.model_worker import Prepared, Setting
@@ -36,6 +39,8 @@ class Tools:
     policy: Policy
     unprojected: Callable[[str], int] = lambda job_id: 0
     """Waits briefly for the dashboard and returns how many candidates of a job it does not show yet."""
+    prepare_seconds: float = PREPARE_SECONDS
+    """Limit for reading documents, and for loading a model."""
     alone: Callable[[], bool] = lambda: True
     """Whether there is no other coordinator, which could have more room."""
 
@@ -62,14 +67,22 @@ class JobRun:
         """Read or write, repeating the call until the database answers."""
         return self.evaluator.persist(call)
 
-    def wait(self, future: "Future[T]") -> T:
+    def wait(self, future: "Future[T]", limited: str | None = None) -> T:
         """The result of a future, unless the job is stopped meanwhile.
+
+        Args:
+            future: what to wait for.
+            limited: what it does, if the limit for preparing a job holds for it.
 
         Raises:
             JobStopped: the job was stopped.
+            PrepareTimeoutError: it takes too long.
         """
+        until = time.monotonic() + self.tools.prepare_seconds
         while True:
             self.evaluator.check()
+            if limited is not None and time.monotonic() > until:
+                raise PrepareTimeoutError(limited, self.tools.prepare_seconds)
             try:
                 return future.result(timeout=0.2)
             except FutureTimeoutError:
@@ -80,14 +93,37 @@ class JobRun:
         """The recorder of a search's progress."""
         return ProgressWriter(self.lease, budget, self.tools.recorder, self.tools.pool, self.job.progress)
 
+    def aside(self, call: Callable[[], T], what: str) -> T:
+        """Make a call that may hang, such as one that looks for files on a slow disk, in a thread of its own.
+
+        Raises:
+            JobStopped: the job was stopped.
+            PrepareTimeoutError: it takes too long; the thread is left to itself.
+        """
+        return self.wait(aside(call, f"aside-{self.lease.job_id}"), what)
+
     def prepare(self, spec: JobSpec, on_phase: Callable[[str], Any]) -> Prepared:
-        """Have a worker load the model and read the documents, so that candidates can be evaluated."""
+        """Read the documents beside the workers, then have a worker load the model."""
         pool, pool_id = self.tools.pool, self.evaluator.pool_id
+        on_phase("reading documents")
+        samples = self._read(spec)
         pool.join(pool_id, spec.model, self.evaluator)
-        on_phase(f"loading {spec.model.id} and reading documents")
-        prepared = self.wait(pool.prepare(pool_id, spec))
+        on_phase(f"loading {spec.model.id}")
+        prepared = self.wait(pool.prepare(pool_id, spec, samples))
         self.evaluator.use(prepared, Setting.of(spec, prepared.identity))
         return prepared
+
+    def _read(self, spec: JobSpec) -> Samples | None:
+        reading = self.tools.backend.read(spec)
+        if reading is None:
+            return None
+        try:
+            return self.wait(reading.result, "reading the documents")
+        except WorkerGoneError as error:
+            raise PrepareError(f"the documents could not be read: {error}") from None
+        finally:
+            if not reading.result.done():
+                reading.cancel()
 
     def has_room(self, spec: JobSpec) -> bool:
         """Whether the job fits into the cluster; if not, it is returned to the queue and claimed again later.

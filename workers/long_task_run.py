@@ -38,7 +38,7 @@ def drive_long_task(run: JobRun) -> End | None:
     document = dict(run.job.spec)
     checkpoint = document.pop(CHECKPOINT, None)
     work = parse_work(document)
-    run.tools.policy.check_work(work)
+    run.aside(lambda: run.tools.policy.check_work(work), "looking for the files of the stage")
     if isinstance(work, AwaitWork):
         run.tools.policy.check_supplied_checkpoint(checkpoint)
         call: LongTaskCall = CheckpointCheck(work, Path(checkpoint))

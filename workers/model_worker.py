@@ -12,7 +12,7 @@ import torch
 from factor_search.errors import ModelChangedError
 from factor_search.factors import Factors
 from factor_search.files.reading import EVERYTHING, under
-from factor_search.job import read_samples
+from factor_search.job import check_samples, read_documents, read_samples
 from factor_search.measure.evaluation import Evaluation
 from factor_search.measure.evaluator import LocalEvaluator
 from factor_search.measure.race import Race
@@ -117,15 +117,35 @@ class ModelWorker:
         """Host and process, for logs and records."""
         return f"{socket.gethostname()}:{os.getpid()}"
 
-    def prepare(self, spec: JobSpec) -> Prepared:
-        """Load a job's model, verify that factors take effect in it, and read the job's documents.
+    @staticmethod
+    def read(spec: JobSpec, policy: Policy | None = None) -> Samples:
+        """Read the documents of a job, where that takes no worker.
+
+        Args:
+            spec: the job.
+            policy: what jobs may read; None is everything.
+
+        Raises:
+            FactorSearchError: the documents or the tokenizer cannot be used.
+        """
+        if policy is not None:
+            policy.close_the_hub()
+        with under(EVERYTHING if policy is None else policy.reading_rules()):
+            return read_documents(spec)
+
+    def prepare(self, spec: JobSpec, samples: Samples | None = None) -> Prepared:
+        """Load a job's model, verify that factors take effect in it, and read the job's documents unless that is done.
 
         Raises:
             FactorSearchError: the model or the documents cannot be used.
         """
         loaded = self._load(spec.model)
         with under(self._rules):
-            return Prepared(loaded.identity | loaded.environment, loaded.geometry, read_samples(spec, loaded))
+            if samples is None:
+                samples = read_samples(spec, loaded)
+            else:
+                check_samples(samples, loaded)
+            return Prepared(loaded.identity | loaded.environment, loaded.geometry, samples)
 
     def load(self, setting: Setting) -> None:
         """Get ready to evaluate with a setting; does nothing if it is ready.

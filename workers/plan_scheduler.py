@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import time
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,13 @@ from factor_search.plan.work import parse_outcome, work_of
 from storage.errors import StorageError
 from storage.plan_steps import PlanSteps
 from storage.plans import Plan
+from workers.aside import aside
+from workers.attempts import PREPARE_SECONDS, PrepareTimeoutError
 from workers.policy import Policy
 
 STEPS_AT_ONCE = 100
+SLOW_SECONDS = 2.0
+"""A step that takes longer no longer holds up other plans."""
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +33,12 @@ logger = logging.getLogger(__name__)
 class PlanScheduler:
     """Advances the plans of a database; any number of schedulers may run, and each step is taken once."""
 
-    def __init__(self, steps: PlanSteps, policy: Policy) -> None:
+    def __init__(self, steps: PlanSteps, policy: Policy, prepare_seconds: float = PREPARE_SECONDS) -> None:
         self._steps = steps
         self._policy = policy
+        self._prepare_seconds = prepare_seconds
+        self._slow: dict[str, tuple[float, Future[bool]]] = {}
+        """Steps that take long, by the plan's id, with their beginning by the monotonic clock."""
 
     def round(self) -> None:
         """Advance all plans that are due as far as possible now.
@@ -38,8 +47,21 @@ class PlanScheduler:
             StorageError: the database cannot be reached.
         """
         for _ in range(STEPS_AT_ONCE):
-            if not any(self._advance(plan) for plan in self._steps.due()):
+            if not any(self._advance_or_leave(plan) for plan in self._steps.due()):
                 return
+
+    def _advance_or_leave(self, plan: Plan) -> bool:
+        """Take one step of a plan; one that takes long, with files on a slow disk, continues beside other plans."""
+        began, step = self._slow.pop(plan.id, (None, None))
+        if began is None or step is None:
+            began, step = time.monotonic(), aside(lambda: self._advance(plan), f"plan-{plan.id}")
+            wait([step], timeout=SLOW_SECONDS)
+        if step.done():
+            return step.result()
+        if time.monotonic() - began > self._prepare_seconds:
+            return self._steps.fail(plan, str(PrepareTimeoutError("looking for the files", self._prepare_seconds)))
+        self._slow[plan.id] = began, step
+        return False
 
     def _advance(self, plan: Plan) -> bool:
         """Take one step of a plan, or let the plan fail; true if the step was taken here."""
@@ -58,7 +80,7 @@ class PlanScheduler:
     def _begin(self, plan: Plan) -> bool:
         """Start the current stage, unless an identical finished job has its result."""
         before = [parse_outcome(stage.outcome) for stage in plan.stages[: plan.stage]]
-        work = work_of(parse_plan(plan.spec), plan.stage, before)
+        work = work_of(parse_plan(plan.spec, stored=True), plan.stage, before)
         _check_there(work, plan)
         self._policy.check_work(work)
         document = work.model_dump(mode="json")

@@ -12,7 +12,17 @@ from typing import Any
 from factor_search.errors import FactorSearchError, ModelChangedError, one_line
 from factor_search.measure.evaluation import OUT_OF_MEMORY, Evaluation
 from factor_search.spec import JobSpec, ModelSpec
-from workers.attempts import ATTEMPTS, LongTaskError, PrepareError, final_error, outcome_of, overdue, without_result
+from factor_search.text.samples import Samples
+from workers.attempts import (
+    ATTEMPTS,
+    PREPARE_SECONDS,
+    LongTaskError,
+    PrepareError,
+    final_error,
+    outcome_of,
+    overdue,
+    without_result,
+)
 from workers.backend import WorkerBackend
 from workers.model_worker import Prepared, Setting
 from workers.tasks import JobListener, LongTask, Preparation, Task, Work, WorkerSlot
@@ -33,14 +43,22 @@ logger = logging.getLogger(__name__)
 class Pool:
     """Workers that are started as they fit, replaced when they die, and ended when there is nothing to do."""
 
-    def __init__(self, backend: WorkerBackend, *, evaluation_timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        backend: WorkerBackend,
+        *,
+        evaluation_timeout: float | None = None,
+        prepare_seconds: float = PREPARE_SECONDS,
+    ) -> None:
         """Start the thread that assigns work.
 
         Args:
             backend: runs the workers.
             evaluation_timeout: seconds after which a candidate's evaluation is ended.
+            prepare_seconds: seconds after which the loading of a model is ended.
         """
         self._timeout = evaluation_timeout
+        self._prepare_seconds = prepare_seconds
         self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._slots = WorkerSlots(backend, lambda slot, name: self._messages.put(partial(self._started, slot, name)))
         self._listeners: dict[str, JobListener] = {}
@@ -82,9 +100,9 @@ class Pool:
         self._messages.put(partial(self._withdraw, tasks, abandon, remaining))
         return remaining
 
-    def prepare(self, job_id: str, spec: JobSpec) -> "Future[Prepared]":
-        """Have a worker load a job's model and read its documents."""
-        preparation = Preparation(job_id=job_id, spec=spec, result=Future())
+    def prepare(self, job_id: str, spec: JobSpec, samples: Samples | None) -> "Future[Prepared]":
+        """Have a worker load a job's model, and read its documents unless they are given."""
+        preparation = Preparation(job_id=job_id, spec=spec, samples=samples, result=Future())
         self._messages.put(partial(self._queue.add, [preparation]))
         return preparation.result
 
@@ -154,7 +172,7 @@ class Pool:
 
     def _tick(self, now: float) -> None:
         for slot in self._slots:
-            error = overdue(slot, now, self._timeout)
+            error = overdue(slot, now, self._timeout, self._prepare_seconds)
             if error is None:
                 self._poll(slot, now)
             else:
@@ -287,7 +305,7 @@ class Pool:
             self._begin(slot)
         if isinstance(work, Preparation):
             slot.setting = None
-            future: Future[Any] = slot.worker.prepare(work.spec)
+            future: Future[Any] = slot.worker.prepare(work.spec, work.samples)
         elif isinstance(work, LongTask):
             slot.setting = None
             future = slot.worker.run_long_task(work.call)

@@ -14,8 +14,8 @@ from factor_search.factors import Factors
 from factor_search.measure.evaluation import Evaluation
 from factor_search.measure.race import Race
 from factor_search.spec import JobSpec
-from factor_search.text.samples import SampleSet
-from workers.backend import Capacity, SharedSamples, WorkerGoneError, WorkerOutOfMemoryError
+from factor_search.text.samples import Samples, SampleSet
+from workers.backend import Capacity, Reading, SharedSamples, WorkerGoneError, WorkerOutOfMemoryError
 from workers.model_worker import LongTaskCall, ModelWorker, Prepared, Setting
 from workers.policy import Policy
 from workers.ray_environment import ClusterError, check_reachable
@@ -68,9 +68,10 @@ class RayWorker:
         """Resolves when the actor is up."""
         return _future(self._actor.name.remote())
 
-    def prepare(self, spec: JobSpec) -> "Future[Prepared]":
+    def prepare(self, spec: JobSpec, samples: Samples | None) -> "Future[Prepared]":
         """See the protocol."""
-        return _future(self._actor.prepare.remote(spec))
+        more = () if samples is None else (samples,)
+        return _future(self._actor.prepare.remote(spec, *more))
 
     def load(self, setting: Setting) -> "Future[None]":
         """See the protocol."""
@@ -148,6 +149,7 @@ class RayBackend:
         self._gpus = gpus_per_worker
         actor_options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {WATCH: 1}}
         self._actor_class = ray.remote(**actor_options)(worker_class)
+        self._reads = getattr(worker_class, "read", None)
 
     def capacity(self) -> Capacity:
         """The resources of the nodes that are alive; workers are counted node by node."""
@@ -167,6 +169,13 @@ class RayBackend:
             gpus_each=self._gpus_each(gpus),
             nodes=len(nodes),
         )
+
+    def read(self, spec: JobSpec) -> Reading | None:
+        """Read documents in a task that reserves nothing, so that it runs although workers take all cores."""
+        if self._reads is None:
+            return None
+        reference = ray.remote(num_cpus=0, max_retries=2)(self._reads).remote(spec, *self._arguments[1:])
+        return Reading(_future(reference), lambda: ray.cancel(reference, force=True))
 
     def start_worker(self) -> RayWorker:
         """Start an actor, which Ray places."""

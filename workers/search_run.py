@@ -1,6 +1,7 @@
 """Running a search or a readjustment from its claim to its end."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from factor_search.errors import DataError
@@ -29,7 +30,7 @@ def drive_search(run: JobRun) -> End | None:
         JobStopped: the job was stopped.
     """
     spec = run.job.parse_spec()
-    run.tools.policy.check(spec)
+    run.aside(lambda: run.tools.policy.check(spec), "looking for the files of the job")
     if not run.has_room(spec):
         return None
     progress = run.progress(spec.budget)
@@ -38,7 +39,8 @@ def drive_search(run: JobRun) -> End | None:
     start_stage(run, problem, prepared)
     if not run.has_workers(spec, progress):
         return None
-    result = search_and_measure(problem, prepared.samples, run.evaluator, progress.watcher())
+    watcher = replace(progress.watcher(), check=run.evaluator.check)
+    result = search_and_measure(problem, prepared.samples, run.evaluator, watcher)
     return End(JobState.FINISHED, _conclude(run, result, progress))
 
 

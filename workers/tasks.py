@@ -11,6 +11,7 @@ from factor_search.factors import Factors
 from factor_search.measure.evaluation import Evaluation
 from factor_search.measure.race import Race
 from factor_search.spec import JobSpec, ModelSpec
+from factor_search.text.samples import Samples
 from workers.backend import SharedSamples, Worker
 from workers.model_worker import LongTaskCall, Prepared, Setting
 
@@ -43,10 +44,12 @@ class Task:
 
 @dataclass(eq=False, kw_only=True)
 class Preparation:
-    """Loading a job's model and reading its documents, before it has candidates."""
+    """Loading a job's model, before it has candidates."""
 
     job_id: str
     spec: JobSpec
+    samples: Samples | None
+    """The job's documents; None if the worker reads them."""
     result: "Future[Prepared]"
     attempts: int = 0
     withdrawn: bool = False

@@ -136,6 +136,6 @@ def _documents(arguments: argparse.Namespace) -> GivenDocuments | JobDocuments |
     if not report.exists():
         return None
     try:
-        return JobDocuments(spec=parse_spec(read_json(report, SpecError)["spec"]))
+        return JobDocuments(spec=parse_spec(read_json(report, SpecError)["spec"], stored=True))
     except (SpecError, KeyError, TypeError):  # the report of something else
         return None

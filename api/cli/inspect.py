@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from factor_search.model.geometry import Geometry
 
 
+FLOAT16 = (
+    "the precision is float16, in which models that were trained in bfloat16 (Gemma 2 and 3) overflow: if logits are "
+    "said to be not finite, give model.dtype bfloat16 (--set model.dtype=bfloat16)"
+)
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add_model_arguments(parser)
@@ -29,11 +35,14 @@ def run(arguments: argparse.Namespace) -> int:
     from factor_search.model.loading import load_config
 
     spec = model_spec(arguments)
-    geometry = read_geometry(load_config(spec), spec.original_length)
+    config = load_config(spec)
+    geometry = read_geometry(config, spec.original_length)
     length = 2 * geometry.original_length
     described = FactorsModel.of(spec.id, spec.revision, geometry)
     trial = factors_file(closed_form("ntk", geometry, length), described, length)
     description = describe(geometry, accepted_formats(Source(trial, spec)))
+    if str(config.get_text_config(decoder=True).dtype or config.dtype) == "torch.float16":
+        description["notes"].append(FLOAT16)
     if arguments.json:
         print(json.dumps(description))
         return 0

@@ -37,6 +37,7 @@ COORDINATOR_FLAGS = (
     "--gpus-per-worker",
     "--jobs",
     "--evaluation-timeout",
+    "--prepare-minutes",
     "--log-level",
 )
 """Passed on to the coordinator unchanged."""
@@ -68,6 +69,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_variable_argument(parser, "--jobs", type=positive_int, metavar="N", help="run at most N jobs at once")
     add_variable_argument(
         parser, "--evaluation-timeout", type=positive_float, metavar="SECONDS", help="time limit of one evaluation"
+    )
+    add_variable_argument(
+        parser,
+        "--prepare-minutes",
+        type=positive_float,
+        metavar="N",
+        help="limit for reading the documents of a job, and for loading its model; default: 60",
     )
     add_variable_argument(
         parser, "--log-level", default="warning", choices=[*LEVELS], help="least severe messages that are logged"

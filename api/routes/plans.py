@@ -60,7 +60,7 @@ def report(stores: Records, plan: StoredPlan) -> dict[str, Any]:
     works, outcomes = _ended(plan)
     if not works:
         raise RefusedError(409, f"plan {plan.id} is {plan.state}, and no stage of it has finished")
-    return deferred.plan_report(parse_plan(plan.spec), works, outcomes)
+    return deferred.plan_report(parse_plan(plan.spec, stored=True), works, outcomes)
 
 
 def _ended(plan: StoredPlan) -> tuple[list[Work], list[Outcome]]:
@@ -151,7 +151,7 @@ def factors(
     """The factors for the plan's last model so far, or those of a stage, as a file."""
     plan = stores.find_plan(plan_id)
     if stage is None:
-        long, short = last_factors(parse_plan(plan.spec), *_ended(plan))
+        long, short = last_factors(parse_plan(plan.spec, stored=True), *_ended(plan))
         found = long if half == "long" else short
     else:
         found = next(((known.outcome or {}).get("factors") for known in plan.stages if known.name == stage), None)

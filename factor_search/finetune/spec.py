@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from factor_search.errors import SpecError
 from factor_search.files.canonical_json import sha256_of
-from factor_search.spec import Int, PositiveFloat, PositiveInt
+from factor_search.spec import AtMost, Count, Int, PositiveFloat, PositiveInt, Steps, Tokens
 from factor_search.spec.named import Flag, Text
 
 
@@ -24,8 +24,10 @@ class LoraSpec(_Strict):
     """Trains low-rank adapters (2106.09685) instead of matrices, and merges them into the matrices at the end."""
 
     kind: Literal["lora"] = "lora"
-    rank: PositiveInt = Field(16, description="r: rank of each adapter.")
-    alpha: PositiveFloat = Field(32.0, description="The product of an adapter is multiplied by alpha / rank.")
+    rank: Count = Field(16, description="r: rank of each adapter.")
+    alpha: Annotated[PositiveFloat, AtMost(1e6)] = Field(
+        32.0, description="The product of an adapter is multiplied by alpha / rank."
+    )
     targets: list[Annotated[Text, Field(min_length=1)]] | None = Field(
         None,
         min_length=1,
@@ -52,25 +54,31 @@ class FinetuneSpec(_Strict):
         "skip, so that every distance up to the target length occurs (PoSE, 2309.10400). segments: pieces of a text of "
         "the target length, at their true positions (2310.14633).",
     )
-    chunks: PositiveInt = Field(2, description="Number of chunks (pose) or segments of a sequence.")
-    train_length: PositiveInt | None = Field(
+    chunks: Count = Field(2, description="Number of chunks (pose) or segments of a sequence.")
+    train_length: Tokens | None = Field(
         None, ge=2, description="Tokens of a sequence; null is the target length for full, else the original length."
     )
-    steps: PositiveInt = Field(400, description="Updates of the weights.")
-    batch_size: PositiveInt = Field(1, description="Sequences per pass through the model.")
-    gradient_accumulation: PositiveInt = Field(1, description="Passes per update.")
-    batch_tokens: PositiveInt | None = Field(
+    steps: Steps = Field(400, description="Updates of the weights.")
+    batch_size: Count = Field(1, description="Sequences per pass through the model.")
+    gradient_accumulation: Count = Field(1, description="Passes per update.")
+    batch_tokens: Annotated[PositiveInt, AtMost(2**40, "tokens")] | None = Field(
         None, description="Least number of tokens per update, instead of gradient_accumulation."
     )
-    learning_rate: PositiveFloat = Field(2e-5, description="Learning rate of AdamW after the warm-up.")
-    warmup_steps: Int = Field(20, description="Steps over which the learning rate rises linearly.")
+    learning_rate: Annotated[PositiveFloat, AtMost(100.0)] = Field(
+        2e-5, description="Learning rate of AdamW after the warm-up."
+    )
+    warmup_steps: Annotated[Int, AtMost(10**8, "steps")] = Field(
+        20, description="Steps over which the learning rate rises linearly."
+    )
     schedule: Literal["constant", "cosine"] = Field(
         "cosine", description="Learning rate after the warm-up; cosine falls to 0 at the end."
     )
     weight_decay: float = Field(
         0.0, strict=True, ge=0, lt=1, description="Weight decay of matrices; norms, biases and embeddings have none."
     )
-    max_grad_norm: PositiveFloat = Field(1.0, description="Gradients with a larger norm are scaled down to it.")
+    max_grad_norm: Annotated[PositiveFloat, AtMost(1e9)] = Field(
+        1.0, description="Gradients with a larger norm are scaled down to it."
+    )
     method: MethodSpec = Field(FullSpec(), description="full, lora, or an object with the settings of either.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -96,7 +104,7 @@ class FinetuneSpec(_Strict):
         description="Train with the initial tokens, but leave them out of the written configuration, which cannot "
         "express them. If false, factors with initial tokens are refused.",
     )
-    checkpoint_every: PositiveInt = Field(100, description="Steps between two checkpoints of the training.")
+    checkpoint_every: Steps = Field(100, description="Steps between two checkpoints of the training.")
     seed: Int = Field(0, description="Seed of the sequences, the initial weights of adapters and dropout.")
 
     @field_validator("method", mode="before", json_schema_input_type=MethodSpec | str)

@@ -8,7 +8,7 @@ from factor_search.errors import SearchFailedError
 from factor_search.factors import Factors
 from factor_search.factors_file import check_belongs
 from factor_search.measure import passkey
-from factor_search.measure.evaluation import OK
+from factor_search.measure.evaluation import DIVERGED, OK
 from factor_search.measure.evaluator import LocalEvaluator
 from factor_search.measure.request import GivenDocuments, JobDocuments, MeasurementRequest
 from factor_search.measure.statistics import Summary
@@ -16,6 +16,7 @@ from factor_search.methods import closed_form
 from factor_search.model.geometry import Geometry
 from factor_search.model.injection import probe
 from factor_search.model.loading import LoadedModel, load_model
+from factor_search.model.losses import why_not_finite
 from factor_search.spec import MEASURES, NeedleSpec
 from factor_search.text.documents import documents_from_files
 from factor_search.text.needle import needle_samples
@@ -112,7 +113,8 @@ def _perplexity(
     with LocalEvaluator(loaded, request.length, _stride(request)) as evaluator:
         evaluation = evaluator.evaluate(factors, samples)
     if evaluation.outcome != OK:
-        raise SearchFailedError(f"the evaluation ended as {evaluation.outcome.replace('_', ' ')}")
+        reason = f": {why_not_finite(loaded.model.dtype)}" if evaluation.outcome == DIVERGED else ""
+        raise SearchFailedError(f"the evaluation ended as {evaluation.outcome.replace('_', ' ')}{reason}")
     return PerplexityResult(task=task, factors=factors, summary=evaluation.summary)
 
 

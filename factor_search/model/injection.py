@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -20,7 +22,10 @@ from factor_search.errors import FactorsError, UnsupportedModelError
 from factor_search.factors import Factors
 from factor_search.model.decoder import decoder_of
 from factor_search.model.geometry import Geometry
+from factor_search.model.losses import token_losses, why_not_finite
 
+FINITE_TOKENS = 512
+"""Tokens of a document on which the model as it is must have finite losses."""
 Rotation = Any
 """What a rotary module returns: a tensor (complex) or a tuple of tensors (cos, sin), batch first."""
 
@@ -215,6 +220,27 @@ def where_initial(position_ids: Tensor, initial_tokens: int, kept: Tensor, resca
 
 
 @torch.inference_mode()
+def check_finite(model: PreTrainedModel, geometry: Geometry, tokens: NDArray[np.int64]) -> None:
+    """Check on the beginning of a document that the model as it is predicts text, before factors are searched for it.
+
+    Args:
+        model: the model.
+        geometry: its geometry.
+        tokens: token ids of a document, int64 of shape (tokens,).
+
+    Raises:
+        UnsupportedModelError: a loss is not finite.
+    """
+    beginning = tokens[: min(FINITE_TOKENS, geometry.original_length)]
+    losses = token_losses(model, torch.from_numpy(beginning)[None].to(model.device))
+    if not losses.isfinite().all():
+        raise UnsupportedModelError(
+            f"{geometry.architecture} as it is gives losses that are not finite on the first {len(beginning)} tokens "
+            f"of a document: {why_not_finite(model.dtype)}"
+        )
+
+
+@torch.inference_mode()
 def probe(model: PreTrainedModel, geometry: Geometry, tokens: int = 24) -> None:
     """Check on a short input that factors change the logits, and that the model is restored afterwards.
 
@@ -231,7 +257,9 @@ def probe(model: PreTrainedModel, geometry: Geometry, tokens: int = 24) -> None:
 
     before = logits()
     if not before.isfinite().all():
-        raise UnsupportedModelError(f"{geometry.architecture} gives non-finite logits on a short input")
+        raise UnsupportedModelError(
+            f"{geometry.architecture} gives non-finite logits on a short input: {why_not_finite(model.dtype)}"
+        )
     noise = (logits() - before).abs().max()  # 0, except with GPU kernels that add in any order
     neutral = Factors.of([1.0] * geometry.pairs)
     changed = {

@@ -20,6 +20,16 @@ LOSS_BLOCK = 2**20
 """Logits whose exponentials are computed at once, so that they stay in the cache."""
 
 
+def why_not_finite(dtype: torch.dtype) -> str:
+    """Return the likely cause of logits that are not finite, and what to do, without a full stop."""
+    if dtype == torch.float16:
+        return (
+            "in float16, values beyond 65,504 overflow, as activations of models that were trained in bfloat16 do; "
+            "give model.dtype bfloat16 or float32 (--set model.dtype=bfloat16, or --dtype bfloat16)"
+        )
+    return f"in {str(dtype).removeprefix('torch.')} nothing should overflow, so weights are damaged: copy them again"
+
+
 @torch.inference_mode()
 def token_losses(model: PreTrainedModel, input_ids: Tensor, *, chunk_tokens: int | None = None) -> Tensor:
     """Compute the negative log-likelihood of every token given the tokens before it.

@@ -11,7 +11,7 @@ from factor_search.files.json_documents import explain, read_json
 from factor_search.plan.kinds import StageSpec, kind_of
 from factor_search.plan.recipes import RECIPES
 from factor_search.plan.references import resolved
-from factor_search.spec import AnyData, AnyModel, Int, PositiveInt, Strict
+from factor_search.spec import STORED, AnyData, AnyModel, Int, Strict, Tokens
 from factor_search.spec.named import Names, Text
 
 MOST_STAGES = 32
@@ -37,8 +37,8 @@ class PlanSpec(Strict):
         "again at the target length, readjust for short texts, evaluate, export. longrope2: search the critical "
         "dimension with needles, fine-tune with mixed windows, evaluate, export.",
     )
-    target_length: PositiveInt | None = Field(None, description="Of a recipe: tokens of context wanted in the end.")
-    middle_length: PositiveInt | None = Field(
+    target_length: Tokens | None = Field(None, description="Of a recipe: tokens of context wanted in the end.")
+    middle_length: Tokens | None = Field(
         None, description="Of longrope: tokens of its first search and fine-tuning; null is a quarter of the target."
     )
     stages: list[StageSpec] | None = Field(None, min_length=1, max_length=MOST_STAGES, description="In their order.")
@@ -92,14 +92,18 @@ def is_plan(document: Any) -> bool:
     return isinstance(document, Mapping) and ("stages" in document or "recipe" in document)
 
 
-def parse_plan(document: Any) -> PlanSpec:
+def parse_plan(document: Any, *, stored: bool = False) -> PlanSpec:
     """Validate a plan given as a JSON object.
+
+    Args:
+        document: the plan.
+        stored: it was validated when it was submitted, so that limits of numbers do not hold.
 
     Raises:
         SpecError: naming every offending key and why.
     """
     try:
-        return PlanSpec.model_validate(document)
+        return PlanSpec.model_validate(document, context=STORED if stored else None)
     except ValidationError as error:
         raise SpecError(f"the plan is not valid: {explain(error)}") from None
 

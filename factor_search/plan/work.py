@@ -11,6 +11,7 @@ from factor_search.plan.kinds import WorkSpec, kind_of
 from factor_search.plan.kinds.contract import FactorsDocument, Outcome, PlanContext, Work
 from factor_search.plan.kinds.search import JobWork
 from factor_search.plan.spec import PlanSpec
+from factor_search.spec import STORED
 
 _ADAPTER: TypeAdapter[Work] = TypeAdapter(WorkSpec)
 
@@ -22,7 +23,7 @@ def parse_work(document: Any) -> Work:
         SpecError: it is none, naming what is wrong.
     """
     try:
-        return _ADAPTER.validate_python(document)
+        return _ADAPTER.validate_python(document, context=STORED)
     except ValidationError as error:
         raise SpecError(f"the work of a stage is not valid: {explain(error)}") from None
 
@@ -34,7 +35,7 @@ def parse_outcome(document: Any) -> Outcome:
         SpecError: it is none, naming what is wrong.
     """
     try:
-        return Outcome.model_validate(document)
+        return Outcome.model_validate(document, context=STORED)
     except ValidationError as error:
         raise SpecError(f"the outcome of a stage is not valid: {explain(error)}") from None
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from factor_search.factors import Factors
-from factor_search.measure.evaluation import OK, PRUNED, Evaluation, Evaluator
+from factor_search.measure.evaluation import DIVERGED, OK, PRUNED, Evaluation, Evaluator
 from factor_search.measure.statistics import paired_difference, summarise
 from factor_search.search.racing import Referee
 from factor_search.search.strategies.contract import Generation, Result, Strategy
@@ -31,7 +31,8 @@ class SearchState:
     generations: list[int] = field(default_factory=list)
     """Number of evaluations at the end of each generation."""
     ended_by: str = ""
-    """``strategy``, ``candidates``, ``tokens``, ``seconds``, ``no_improvement`` or ``interrupt``."""
+    """``strategy``, ``candidates``, ``tokens``, ``seconds``, ``no_improvement`` or ``interrupt``; ``diverged`` if every
+    candidate of the first generation did."""
     best_at: list[tuple[int, Evaluation]] = field(default_factory=list)
     """Every best evaluation so far, with the number of candidates when it was found."""
 
@@ -96,6 +97,9 @@ def search(
                     break
             for evaluation in evaluations:
                 referee.saw(evaluation)
+            if state.generation == 0 and len(evaluations) > 1 and all(one.outcome == DIVERGED for one in evaluations):
+                ended_by = "diverged"  # the closed forms too, so the model itself does
+                break
             strategy.tell([_result(evaluation, referee, original_length) for evaluation in evaluations])
             state.generations.append(len(state.evaluations))
             state.generation += 1

@@ -8,6 +8,7 @@ from factor_search.methods import METHODS, closed_forms
 from factor_search.model.geometry import Geometry
 from factor_search.search.space import SearchSpace
 from factor_search.search.strategies import Strategy, build_strategy
+from factor_search.search.strategies.contract import Check, no_check
 from factor_search.search.warm_start import starting_points
 from factor_search.spec import EvolutionSpec, JobSpec, WarmStartSpec
 
@@ -48,13 +49,15 @@ class SearchProblem:
         seeds = _seeds(spec, geometry, methods)
         return cls(spec=spec, geometry=geometry, space=space, methods=_compared(spec, methods), seeds=seeds)
 
-    def strategy(self, documents: int) -> Strategy:
+    def strategy(self, documents: int, check: Check = no_check) -> Strategy:
         """Build a new strategy from the specification.
 
         Args:
             documents: number of search documents.
+            check: called while the strategy proposes; may raise to stop it.
         """
-        return build_strategy(self.spec.strategy, self.space, self.seeds, self.spec.seed, documents=documents)
+        options = {"documents": documents, "check": check}
+        return build_strategy(self.spec.strategy, self.space, self.seeds, self.spec.seed, **options)
 
 
 def _methods(spec: JobSpec, geometry: Geometry) -> dict[str, Factors]:

@@ -11,6 +11,10 @@ from factor_search.search.loop import SearchState, search
 from factor_search.search.problem import SearchProblem
 from factor_search.text.samples import Samples, SampleSet, Watch
 
+NOT_FINITE = (
+    "If the precision is float16, activations of this model overflow on these documents: give model.dtype bfloat16 or "
+    "float32"
+)
 FINALISTS = 5
 """Number of candidates that are evaluated on the validation documents, in addition to all closed forms."""
 
@@ -25,6 +29,8 @@ class JobWatcher:
     candidate: Callable[[SearchState], None] = lambda state: None
     scored: Callable[[str, int, int], None] = lambda part, done, total: None
     documents: Watch | None = None
+    check: Callable[[], None] = lambda: None
+    """Called while a strategy proposes; may raise to stop the job."""
 
 
 @dataclass
@@ -74,7 +80,7 @@ def search_and_measure(
     watcher.problem(problem)
     watcher.phase("searching")
     state = search(
-        problem.strategy(len(samples.search.samples)),
+        problem.strategy(len(samples.search.samples), watcher.check),
         evaluator,
         samples.search,
         spec.budget,
@@ -87,7 +93,10 @@ def search_and_measure(
     if state.best.outcome not in (OK, PRUNED):
         outcomes = Counter(evaluation.outcome for evaluation in state.evaluations)
         named = ", ".join(f"{count} {outcome.replace('_', ' ')}" for outcome, count in outcomes.most_common())
-        raise SearchFailedError(f"none of {len(state.candidates)} candidates could be evaluated: {named}")
+        message = f"none of {len(state.candidates)} candidates could be evaluated: {named}"
+        if state.ended_by == "diverged":
+            message += f"; the closed forms are among them. {NOT_FINITE}"
+        raise SearchFailedError(message)
     result = JobResult(problem, samples, state)
     result.interrupted = state.ended_by == "interrupt"
     if not result.interrupted:

@@ -3,7 +3,19 @@
 Unknown keys are errors. Where one word, list or number is enough, it may replace the object.
 """
 
-from factor_search.spec.base import Int, PositiveFloat, PositiveInt, Strict
+from factor_search.spec.base import (
+    STORED,
+    AtMost,
+    AttentionFactor,
+    Count,
+    Documents,
+    Int,
+    PositiveFloat,
+    PositiveInt,
+    Steps,
+    Strict,
+    Tokens,
+)
 from factor_search.spec.job import (
     AnyBudget,
     AnyData,
@@ -44,16 +56,21 @@ from factor_search.spec.warm_start import KnownFactors, WarmStartSpec
 __all__ = [
     "INITIAL_TOKENS",
     "MEASURES",
+    "STORED",
     "AnyBudget",
     "AnyData",
     "AnyModel",
     "AnyObjective",
     "AnyStrategy",
+    "AtMost",
+    "AttentionFactor",
     "AutoSpec",
     "Baselines",
     "BudgetSpec",
     "CmaSpec",
+    "Count",
     "DataSpec",
+    "Documents",
     "EvolutionSpec",
     "Int",
     "JobSpec",
@@ -69,8 +86,10 @@ __all__ = [
     "RandomSpec",
     "ResourcesSpec",
     "SpaceSpec",
+    "Steps",
     "StrategySpec",
     "Strict",
+    "Tokens",
     "TpeSpec",
     "WarmStartSpec",
     "looks_local",

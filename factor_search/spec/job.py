@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from factor_search.errors import SpecError
 from factor_search.files.canonical_json import sha256_of
 from factor_search.files.json_documents import explain, read_json
-from factor_search.spec.base import Int, PositiveFloat, PositiveInt, Strict
+from factor_search.spec.base import STORED, AtMost, Candidates, Count, Int, PositiveFloat, PositiveInt, Strict, Tokens
 from factor_search.spec.named import Flag, Text
 from factor_search.spec.problem import DataSpec, ModelSpec, ObjectiveSpec, PerplexitySpec, SpaceSpec
 from factor_search.spec.strategies import AutoSpec, StrategySpec
@@ -31,12 +31,14 @@ class RacingSpec(Strict):
 class BudgetSpec(Strict):
     """Limits of the search, which ends at the first that it reaches."""
 
-    candidates: PositiveInt | None = Field(200, description="Distinct candidates, including the closed forms.")
-    tokens: PositiveInt | None = Field(
+    candidates: Candidates | None = Field(200, description="Distinct candidates, including the closed forms.")
+    tokens: Annotated[PositiveInt, AtMost(10**15, "tokens")] | None = Field(
         None, description="Tokens scored during the search; with needles, these are answer tokens."
     )
-    seconds: PositiveFloat | None = Field(None, description="Seconds of evaluation, including stored results.")
-    no_improvement: PositiveInt | None = Field(
+    seconds: Annotated[PositiveFloat, AtMost(1e9, "seconds")] | None = Field(
+        None, description="Seconds of evaluation, including stored results."
+    )
+    no_improvement: Candidates | None = Field(
         None,
         description="End after a generation if the last so many distinct candidates brought no improvement beyond "
         "one standard error of the paired difference over the search documents.",
@@ -52,7 +54,7 @@ class BudgetSpec(Strict):
 class ResourcesSpec(Strict):
     """Resources that a service needs before the job starts; a search in one process ignores them."""
 
-    workers: PositiveInt = Field(1, description="Least number of workers.")
+    workers: Count = Field(1, description="Least number of workers.")
     gpus: float = Field(0.0, strict=True, ge=0, le=1, description="GPUs, or share of a GPU, for each worker.")
 
 
@@ -98,7 +100,7 @@ class JobSpec(Strict):
     name: Text = Field("search", min_length=1, max_length=200, description="A name for people; it has no effect.")
     model: AnyModel
     data: AnyData
-    target_length: PositiveInt = Field(description="Target context length in tokens.")
+    target_length: Tokens = Field(description="Target context length in tokens.")
     objective: AnyObjective = PerplexitySpec()
     space: SpaceSpec = SpaceSpec()
     strategy: AnyStrategy = AutoSpec()
@@ -169,14 +171,18 @@ def parse_model(document: Any) -> ModelSpec:
         raise SpecError(f"the model is not valid: {explain(error)}") from None
 
 
-def parse_spec(document: Any) -> JobSpec:
+def parse_spec(document: Any, *, stored: bool = False) -> JobSpec:
     """Validate a job specification given as a JSON object.
+
+    Args:
+        document: the specification.
+        stored: it was validated when it was submitted, so that limits of numbers do not hold.
 
     Raises:
         SpecError: the specification is not valid; the message names every wrong key and the reason.
     """
     try:
-        return JobSpec.model_validate(document)
+        return JobSpec.model_validate(document, context=STORED if stored else None)
     except ValidationError as error:
         raise SpecError(f"the specification is not valid: {explain(error)}") from None
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from factor_search.spec.base import Int, PositiveFloat, PositiveInt, Strict
+from factor_search.spec.base import AtMost, AttentionFactor, Documents, Int, PositiveInt, Scale, Strict, Tokens
 from factor_search.spec.named import Flag, Names, Text
 
 INITIAL_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
@@ -30,7 +30,7 @@ class ModelSpec(Strict):
     trust_remote_code: Annotated[bool, Names.CODE] = Field(
         False, strict=True, description="Run Python code from the checkpoint; a service must allow it."
     )
-    original_length: PositiveInt | None = Field(
+    original_length: Tokens | None = Field(
         None,
         ge=8,
         description="Tokens of context the model was trained for; overrides a wrong value in its configuration.",
@@ -59,9 +59,9 @@ class DataSpec(Strict):
     name: Text | None = Field(None, description="Configuration name of the hub data set.")
     split: Text = Field("validation", description="Split of the hub or saved data set.")
     column: Text = Field("text", description="Column or JSON key with the text of a document.")
-    search_documents: PositiveInt = Field(8, description="Documents on which the search compares candidates.")
-    validation_documents: PositiveInt = Field(4, description="Documents on which the winner is chosen.")
-    held_out_documents: PositiveInt = Field(8, description="Documents on which only the final figures are measured.")
+    search_documents: Documents = Field(8, description="Documents on which the search compares candidates.")
+    validation_documents: Documents = Field(4, description="Documents on which the winner is chosen.")
+    held_out_documents: Documents = Field(8, description="Documents on which only the final figures are measured.")
     held_out_files: Annotated[list[str] | None, Names.DOCUMENTS] = Field(
         None, description="Take the held-out documents from these files instead."
     )
@@ -72,7 +72,7 @@ class DataSpec(Strict):
         "Every piece begins with the tokenizer's prefix (BOS), which counts in its length. All pieces of one document "
         "are used for the same purpose: search, validation or held-out.",
     )
-    least_tokens: PositiveInt | None = Field(
+    least_tokens: Tokens | None = Field(
         None,
         description="Least number of tokens of a document (or piece), of which only the first target_length are read; "
         "null is the target length. Jobs of different target lengths with the same value use the same documents for "
@@ -86,13 +86,19 @@ class DataSpec(Strict):
         return self
 
 
+EvenDimension = Annotated[int, Field(strict=True, ge=2, multiple_of=2), AtMost(100_000)]
+
+
 class SpaceSpec(Strict):
     """Which candidates a search may propose."""
 
-    initial_tokens: list[Int] = Field(
-        default=list(INITIAL_TOKENS), min_length=1, description="Choices for the number of initial tokens."
+    initial_tokens: list[Annotated[Int, AtMost(2**27, "tokens")]] = Field(
+        default=list(INITIAL_TOKENS),
+        min_length=1,
+        max_length=1000,
+        description="Choices for the number of initial tokens.",
     )
-    attention_factor: Literal["formula", "search"] | PositiveFloat = Field(
+    attention_factor: Literal["formula", "search"] | AttentionFactor = Field(
         "formula", description="formula is LongRoPE's, search includes it in the search, a number fixes it."
     )
     monotone: Flag = Field(True, strict=True, description="Require lambda_i <= lambda_{i+1}.")
@@ -105,13 +111,13 @@ class SpaceSpec(Strict):
         "in any case enough for the factors that the model is configured with.",
     )
     step: float = Field(0.01, strict=True, ge=1e-4, le=1, description="Step of the grid of lambda.")
-    scale: PositiveFloat | None = Field(
+    scale: Scale | None = Field(
         None,
         gt=1,
         description="Scale for the bounds, curves and formulas; null is target_length / original length. It is needed "
         "where target_length is not above the original length, to readjust factors of a longer window.",
     )
-    critical_dimension: Literal["search"] | Annotated[int, Field(strict=True, ge=2, multiple_of=2)] | None = Field(
+    critical_dimension: Literal["search"] | EvenDimension | None = Field(
         None,
         description="d_rcd of LongRoPE2: an even dimension, whose pair is i = d_rcd / 2. The pairs before it follow "
         "NTK, lambda_i = lambda_rcd^(2i / d_rcd), and the others are free. search tries every pair from half the "
@@ -123,12 +129,12 @@ class PerplexitySpec(Strict):
     """The perplexity of all tokens of the documents."""
 
     kind: Literal["perplexity"] = "perplexity"
-    stride: PositiveInt | None = Field(
+    stride: Tokens | None = Field(
         None,
         description="Score whole documents with a sliding window of the target length, which moves by this many "
         "tokens and begins with the tokenizer's prefix (BOS), unscored; null scores the first window only.",
     )
-    tokens: PositiveInt | None = Field(
+    tokens: Tokens | None = Field(
         None, description="With a stride, the number of tokens to score in each document; null scores all."
     )
 

@@ -4,19 +4,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from factor_search.spec.base import Int, PositiveFloat, PositiveInt, Strict
+from factor_search.spec.base import AtMost, Count, Int, Population, PositiveFloat, Steps, Strict
 
 
 class EvolutionSpec(Strict):
     """The evolutionary search of the LongRoPE paper (2402.13753, algorithm 1)."""
 
     kind: Literal["evolution"] = "evolution"
-    population: PositiveInt = Field(64, description="P: candidates of the first generation.")
-    parents: PositiveInt = Field(32, description="k: best candidates, from which the next generation is bred.")
-    mutants: PositiveInt = Field(16, description="N1: mutants per generation.")
-    crossovers: Int = Field(16, description="N2: crossovers per generation.")
+    population: Population = Field(64, description="P: candidates of the first generation.")
+    parents: Population = Field(32, description="k: best candidates, from which the next generation is bred.")
+    mutants: Population = Field(16, description="N1: mutants per generation.")
+    crossovers: Annotated[Int, AtMost(100_000)] = Field(16, description="N2: crossovers per generation.")
     mutation_rate: float = Field(0.3, strict=True, gt=0, le=1, description="p: probability that a gene is redrawn.")
-    generations: PositiveInt = Field(40, description="T: generations after the first.")
+    generations: Steps = Field(40, description="T: generations after the first.")
 
 
 class AutoSpec(Strict):
@@ -26,22 +26,22 @@ class AutoSpec(Strict):
 
 
 class _Curve(Strict):
-    knots: PositiveInt = Field(8, ge=2, description="Knots of the curve of log lambda over the rotary pairs.")
+    knots: Count = Field(8, ge=2, description="Knots of the curve of log lambda over the rotary pairs.")
 
 
 class CmaSpec(_Curve):
     """CMA-ES over a non-decreasing curve of log lambda, starting at the best closed form."""
 
     kind: Literal["cma"] = "cma"
-    population: PositiveInt = Field(8, ge=4, description="Candidates per generation.")
-    sigma: PositiveFloat = Field(0.25, description="Initial step size, in log lambda.")
+    population: Population = Field(8, ge=4, description="Candidates per generation.")
+    sigma: Annotated[PositiveFloat, AtMost(100.0)] = Field(0.25, description="Initial step size, in log lambda.")
 
 
 class TpeSpec(_Curve):
     """Optuna's tree-structured Parzen estimator over a non-decreasing curve of log lambda."""
 
     kind: Literal["tpe"] = "tpe"
-    population: PositiveInt = Field(8, description="Candidates per generation.")
+    population: Population = Field(8, description="Candidates per generation.")
 
 
 class Nsga2Spec(_Curve):
@@ -51,14 +51,14 @@ class Nsga2Spec(_Curve):
     """
 
     kind: Literal["nsga2"] = "nsga2"
-    population: PositiveInt = Field(24, ge=4, description="Candidates per generation.")
+    population: Population = Field(24, ge=4, description="Candidates per generation.")
 
 
 class RandomSpec(_Curve):
     """Random curves of log lambda from the whole space: the baseline for every strategy."""
 
     kind: Literal["random"] = "random"
-    population: PositiveInt = Field(16, description="Candidates per generation.")
+    population: Population = Field(16, description="Candidates per generation.")
 
 
 StrategySpec = Annotated[

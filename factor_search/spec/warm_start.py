@@ -4,22 +4,40 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from factor_search.spec.base import Int, PositiveFloat, PositiveInt, Strict
+from factor_search.spec.base import (
+    AtMost,
+    AttentionFactor,
+    Count,
+    Int,
+    PositiveFloat,
+    RescaleFactor,
+    Scale,
+    Strict,
+)
 from factor_search.spec.named import Names, Text
+
+MOST_PAIRS = 50_000
+"""Rotary pairs of any model: half of its head dimension."""
 
 
 class KnownFactors(Strict):
     """Known factors, with their scale and the RoPE that they belong to."""
 
     source: Text = Field(max_length=4096, description="Where the factors come from, for people.")
-    rescale_factors: list[PositiveFloat] = Field(min_length=1, description="lambda_i of each rotary pair.")
-    initial_tokens: Int = Field(0, description="Leading positions that keep the model's own RoPE.")
-    attention_factor: PositiveFloat | None = Field(None, description="Null is LongRoPE's formula.")
-    scale: PositiveFloat | None = Field(
+    rescale_factors: list[RescaleFactor] = Field(
+        min_length=1, max_length=MOST_PAIRS, description="lambda_i of each rotary pair."
+    )
+    initial_tokens: Annotated[Int, AtMost(2**27, "tokens")] = Field(
+        0, description="Leading positions that keep the model's own RoPE."
+    )
+    attention_factor: AttentionFactor | None = Field(None, description="Null is LongRoPE's formula.")
+    scale: Scale | None = Field(
         None, description="Target length / original length of the factors; null is the scale of this job."
     )
-    rotary_dim: PositiveInt | None = Field(None, description="Rotary dimensions of their model, if known.")
-    rope_theta: PositiveFloat | None = Field(None, description="RoPE base of their model, if known.")
+    rotary_dim: Count | None = Field(None, description="Rotary dimensions of their model, if known.")
+    rope_theta: Annotated[PositiveFloat, AtMost(1e30)] | None = Field(
+        None, description="RoPE base of their model, if known."
+    )
     compare_as: Text | None = Field(
         None,
         min_length=1,
@@ -45,7 +63,7 @@ class WarmStartSpec(Strict):
         description="Ids of finished jobs of the same service, on a model with the same RoPE. Their factors are stored "
         "in `factors` when this job is submitted.",
     )
-    rescale_factors: list[list[PositiveFloat]] = Field(
+    rescale_factors: list[Annotated[list[RescaleFactor], Field(max_length=MOST_PAIRS)]] = Field(
         default=[], description="Vectors with one factor per rotary pair, for the target length of this job."
     )
     factors: list[KnownFactors] = Field(

@@ -33,7 +33,7 @@ from factor_search.plan.kinds.readjust import readjustment_for, short_tokens
 from factor_search.plan.kinds.search import search_named
 from factor_search.plan.task_names import LONGEST, PATTERN, check_task_names
 from factor_search.report.document import FOUND
-from factor_search.spec import DataSpec, Int, JobSpec, ModelSpec, PositiveInt, Strict
+from factor_search.spec import DataSpec, Documents, Int, JobSpec, ModelSpec, PositiveInt, Strict, Tokens
 from factor_search.spec.named import Names, Text
 from factor_search.text.samples import Samples, SampleSet
 
@@ -55,12 +55,12 @@ TaskName = Annotated[str, Field(pattern=PATTERN, max_length=LONGEST), AfterValid
 class PasskeySpec(Strict):
     """Passkey retrieval (2305.16300): every document at every length and depth."""
 
-    lengths: list[PositiveInt] | None = Field(
+    lengths: list[Tokens] | None = Field(
         None, min_length=1, max_length=32, description="In tokens; null is those of the ladder."
     )
     depths: PositiveInt = Field(5, le=1000, description="How many, evenly from the beginning to the end.")
     digits: PositiveInt = Field(5, ge=2, le=15, description="Of the passkeys.")
-    documents: PositiveInt | None = Field(None, description="The first so many held-out documents; null is all.")
+    documents: Documents | None = Field(None, description="The first so many held-out documents; null is all.")
 
 
 class EvaluateStage(Stage):
@@ -72,7 +72,7 @@ class EvaluateStage(Stage):
     model: Text | None = Field(None, description=MODEL)
     factors: Text | None = Field(None, description=FACTORS)
     short: Text | None = Field(None, description="The readjustment of these factors; null is the last one, if any.")
-    lengths: list[Annotated[PositiveInt, Field(ge=2)]] | None = Field(
+    lengths: list[Annotated[Tokens, Field(ge=2)]] | None = Field(
         None,
         min_length=1,
         max_length=32,

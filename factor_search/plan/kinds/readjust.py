@@ -23,12 +23,12 @@ from factor_search.plan.kinds.search import JobWork, results_table, search_figur
 from factor_search.spec import (
     AnyBudget,
     AnyStrategy,
+    AttentionFactor,
     AutoSpec,
     BudgetSpec,
     JobSpec,
     KnownFactors,
     PerplexitySpec,
-    PositiveFloat,
     RacingSpec,
     SpaceSpec,
     WarmStartSpec,
@@ -53,7 +53,7 @@ class ReadjustStage(Stage):
     kind: Literal["readjust"] = "readjust"
     model: Text | None = Field(None, description=MODEL)
     factors: Text | None = Field(None, description=FACTORS)
-    attention_factor: Literal["long", "search"] | PositiveFloat = Field(
+    attention_factor: Literal["long", "search"] | AttentionFactor = Field(
         "long",
         description="Of the short factors: the long ones', since transformers has one for both; searched; or a number. "
         "A pair with two can be loaded only by engines that have a short and a long one.",

@@ -31,9 +31,9 @@ from factor_search.spec import (
     BudgetSpec,
     JobSpec,
     PerplexitySpec,
-    PositiveInt,
     RacingSpec,
     SpaceSpec,
+    Tokens,
     WarmStartSpec,
 )
 from factor_search.spec.named import Flag, Text
@@ -69,7 +69,7 @@ class SearchStage(Stage):
     provides: ClassVar[frozenset[str]] = frozenset({"factors", "start_from"})
 
     kind: Literal["search"] = "search"
-    target_length: PositiveInt = Field(description="Tokens of context wanted of these factors.")
+    target_length: Tokens = Field(description="Tokens of context wanted of these factors.")
     model: Text | None = Field(None, description=MODEL)
     start_from: Text | None = Field(
         None,

@@ -6,7 +6,7 @@ from factor_search.factors import Factors
 from factor_search.search.space import SearchSpace
 from factor_search.search.strategies.auto import Auto
 from factor_search.search.strategies.cma import Cma
-from factor_search.search.strategies.contract import Generation, Result, Strategy
+from factor_search.search.strategies.contract import Check, Generation, Result, Strategy, no_check
 from factor_search.search.strategies.evolution import Evolution
 from factor_search.search.strategies.random import RandomSearch
 from factor_search.spec import AutoSpec, CmaSpec, EvolutionSpec, Nsga2Spec, StrategySpec, TpeSpec
@@ -15,7 +15,13 @@ __all__ = ["Generation", "Result", "Strategy", "build_strategy"]
 
 
 def build_strategy(
-    spec: StrategySpec, space: SearchSpace, seeds: Sequence[Factors], seed: int, *, documents: int
+    spec: StrategySpec,
+    space: SearchSpace,
+    seeds: Sequence[Factors],
+    seed: int,
+    *,
+    documents: int,
+    check: Check = no_check,
 ) -> Strategy:
     """Build the strategy that a specification names.
 
@@ -25,19 +31,20 @@ def build_strategy(
         seeds: starting points such as closed forms, the best guess first; they are projected into the space.
         seed: determines all random numbers, together with the number of the generation.
         documents: number of search documents.
+        check: called while the strategy proposes; may raise to stop it.
     """
     if isinstance(spec, AutoSpec):
-        return Auto(space, seeds, documents, seed=seed)
+        return Auto(space, seeds, documents, seed=seed, check=check)
     if isinstance(spec, EvolutionSpec):
-        return Evolution(spec, space, seeds, seed=seed)
+        return Evolution(spec, space, seeds, seed=seed, check=check)
     if isinstance(spec, CmaSpec):
-        return Cma(spec, space, seeds, seed=seed)
+        return Cma(spec, space, seeds, seed=seed, check=check)
     if isinstance(spec, TpeSpec):
         from factor_search.search.strategies.tpe import tpe  # Optuna, which nothing else here needs, loads slowly
 
-        return tpe(spec, space, seeds, seed=seed)
+        return tpe(spec, space, seeds, seed=seed, check=check)
     if isinstance(spec, Nsga2Spec):
         from factor_search.search.strategies.nsga2 import nsga2
 
-        return nsga2(spec, space, seeds, seed=seed)
-    return RandomSearch(spec, space, seeds, seed=seed)
+        return nsga2(spec, space, seeds, seed=seed, check=check)
+    return RandomSearch(spec, space, seeds, seed=seed, check=check)

@@ -26,7 +26,7 @@ from factor_search.factors import Factors
 from factor_search.measure.race import mean_difference, rungs
 from factor_search.methods import yarn_attention_factor
 from factor_search.search.space import SearchSpace
-from factor_search.search.strategies.contract import Generation, Result, entropy
+from factor_search.search.strategies.contract import Check, Generation, Result, entropy, no_check
 from factor_search.search.strategies.profile import BOUNDS, FIRST, WIDTHS, Profile, Steps, scaled_before_step
 from factor_search.search.strategies.surrogate import propose
 
@@ -94,6 +94,7 @@ class Auto:
         *,
         seed: int,
         settings: Settings = SETTINGS,
+        check: Check = no_check,
     ) -> None:
         """Prepare the search.
 
@@ -103,7 +104,9 @@ class Auto:
             documents: number of search documents.
             seed: determines all random numbers, together with the number of the generation.
             settings: the same for every model; experiments may change them.
+            check: called while the strategy proposes; may raise to stop it.
         """
+        self._check = check
         self._space = space
         self._seeds = [space.factors(space.project(factors)) for factors in seeds]
         self._documents = documents
@@ -339,6 +342,7 @@ class Auto:
     ) -> list[Vector]:
         known = sorted(((vector, loss) for vector, loss in points if math.isfinite(loss)), key=itemgetter(1))
         known = known[: self._settings.known_points]
+        self._check()
         if not known:
             return []
         ceiling = known[0][1] + self._settings.largest_excess

@@ -9,7 +9,7 @@ import numpy as np
 
 from factor_search.factors import Factors
 from factor_search.search.space import SearchSpace
-from factor_search.search.strategies.contract import Generation, Result, entropy
+from factor_search.search.strategies.contract import Check, Generation, Result, entropy, no_check
 from factor_search.search.strategies.curve import Curve, Vector
 from factor_search.spec import CmaSpec
 
@@ -27,7 +27,10 @@ class Cma:
     CMA-ES has converged: it restarts at the best candidate with the first step size and twice the population.
     """
 
-    def __init__(self, spec: CmaSpec, space: SearchSpace, seeds: Sequence[Factors], *, seed: int) -> None:
+    def __init__(
+        self, spec: CmaSpec, space: SearchSpace, seeds: Sequence[Factors], *, seed: int, check: Check = no_check
+    ) -> None:
+        self._check = check
         self._curve = Curve(space, spec.knots)
         self._seeds = list(dict.fromkeys(space.factors(space.project(factors)) for factors in seeds))
         self._sigma = spec.sigma
@@ -60,13 +63,21 @@ class Cma:
             assert self._cma is not None
             state = np.random.SeedSequence(entropy(self._seed, self._generation, attempt)).generate_state(1)
             self._cma.reseed_rng(int(state[0]))
-            vectors = [self._cma.ask() for _ in range(self._cma.population_size)]
-            self._drawn = [(vector, self._curve.factors(vector)) for vector in vectors]
+            vectors = [self._drawn_from(self._cma) for _ in range(self._cma.population_size)]
+            self._drawn = [(vector, self._factors(vector)) for vector in vectors]
             new = dict.fromkeys(factors for _, factors in self._drawn if factors not in self._losses)
             if new:
                 return tuple(new)
             self._cma = None
         return ()
+
+    def _drawn_from(self, cma: cmaes.CMA) -> Vector:
+        self._check()
+        return cma.ask()
+
+    def _factors(self, vector: Vector) -> Factors:
+        self._check()
+        return self._curve.factors(vector)
 
     def _restart(self) -> None:
         """Start a new distribution around the best candidate so far.

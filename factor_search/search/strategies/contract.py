@@ -1,10 +1,17 @@
 """The ask/tell interface of every strategy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from factor_search.factors import Factors
+
+Check = Callable[[], None]
+"""Called for each candidate while a strategy proposes; it may raise, since a pause or a cancellation does not wait."""
+
+
+def no_check() -> None:
+    """Do nothing: what a search in one process does, which is interrupted by a signal."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from factor_search.factors import Factors
-from factor_search.search.strategies.contract import Generation, Result, entropy
+from factor_search.search.strategies.contract import Check, Generation, Result, entropy, no_check
 from factor_search.search.strategies.curve import Curve
 
 ATTEMPTS = 50
@@ -32,8 +32,10 @@ class CurveStudy:
         seeds: Sequence[Factors],
         population: int,
         objectives: int = 1,
+        check: Check = no_check,
     ) -> None:
         """Create the study; with two objectives, the second is the loss within the original length."""
+        self._check = check
         self._curve = curve
         self._population = population
         self._objectives = objectives
@@ -60,6 +62,7 @@ class CurveStudy:
         for _ in range(self._population * ATTEMPTS):
             if len(proposed) == self._population:
                 break
+            self._check()
             trial = self._study.ask(self._distributions)
             factors = self._curve.factors(np.array([trial.params[name] for name in self._distributions]))
             if factors in self._seen:

@@ -8,7 +8,7 @@ import numpy as np
 
 from factor_search.factors import Factors
 from factor_search.search.space import Genome, SearchSpace
-from factor_search.search.strategies.contract import Generation, Result, entropy
+from factor_search.search.strategies.contract import Check, Generation, Result, entropy, no_check
 from factor_search.spec import EvolutionSpec
 
 ATTEMPTS = 50
@@ -30,7 +30,10 @@ class Evolution:
     space. The random numbers of a generation depend only on the seed and the number of the generation.
     """
 
-    def __init__(self, spec: EvolutionSpec, space: SearchSpace, seeds: Sequence[Factors], *, seed: int) -> None:
+    def __init__(
+        self, spec: EvolutionSpec, space: SearchSpace, seeds: Sequence[Factors], *, seed: int, check: Check = no_check
+    ) -> None:
+        self._check = check
         self._spec = spec
         self._space = space
         self._seeds = [space.project(factors) for factors in seeds]
@@ -76,10 +79,12 @@ class Evolution:
         return True
 
     def _propose_mutant(self, parents: Sequence[Genome]) -> bool:
+        self._check()
         rate, rng = self._spec.mutation_rate, self._rng
         return any(self._propose(mutate(self._pick(parents), self._space, rate, rng)) for _ in range(ATTEMPTS))
 
     def _propose_crossover(self, parents: Sequence[Genome]) -> bool:
+        self._check()
         pairs = (self._rng.choice(len(parents), size=2, replace=False) for _ in range(ATTEMPTS))
         return len(parents) > 1 and any(
             self._propose(cross(parents[a], parents[b], self._space, self._rng)) for a, b in pairs

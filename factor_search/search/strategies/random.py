@@ -6,7 +6,7 @@ import numpy as np
 
 from factor_search.factors import Factors
 from factor_search.search.space import SearchSpace
-from factor_search.search.strategies.contract import Generation, Result, entropy
+from factor_search.search.strategies.contract import Check, Generation, Result, entropy, no_check
 from factor_search.search.strategies.curve import Curve, Vector
 from factor_search.spec import RandomSpec
 
@@ -20,7 +20,10 @@ class RandomSearch:
     The knots of a curve are uniform in log lambda, and sorted where the space is monotone.
     """
 
-    def __init__(self, spec: RandomSpec, space: SearchSpace, seeds: Sequence[Factors], *, seed: int) -> None:
+    def __init__(
+        self, spec: RandomSpec, space: SearchSpace, seeds: Sequence[Factors], *, seed: int, check: Check = no_check
+    ) -> None:
+        self._check = check
         self._curve = Curve(space, spec.knots)
         self._seeds = list(dict.fromkeys(space.factors(space.project(factors)) for factors in seeds))
         self._population = spec.population
@@ -38,6 +41,7 @@ class RandomSearch:
         for _ in range(self._population * ATTEMPTS):
             if len(proposed) >= self._population:
                 break
+            self._check()
             factors = self._curve.factors(random_vector(self._curve, rng))
             if factors not in self._seen:
                 self._seen.add(factors)
