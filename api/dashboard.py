@@ -67,7 +67,7 @@ def _opened(optuna_url: str) -> ASGIApp:
     from storage.dashboard.optuna_tables import open_optuna
 
     dashboard = wsgi(get_storage(open_optuna(optuna_url, FewCurvesStorage)))
-    return cast(ASGIApp, WSGIMiddleware(_compressed(dashboard)))
+    return cast(ASGIApp, WSGIMiddleware(cast(Any, _compressed(dashboard))))
 
 
 def _compressed(app: WsgiApp) -> WsgiApp:
