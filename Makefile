@@ -50,6 +50,8 @@ bench: install
 	$(BIN)/python -m bench.projection
 	$(BIN)/python -m bench.dashboard
 	$(BIN)/python -m bench.startup
+	$(BIN)/python -m bench.health
+	$(BIN)/python -m bench.watched_load
 
 # EFFICIENCY="--jobs 4" changes it. Hours: ten thousand evaluations a model; a second run finds them in the cache.
 efficiency: install

@@ -22,8 +22,10 @@ FORWARDING = (
     *("fastly-client-ip", "fly-client-ip", "wl-proxy-client-ip", "proxy-client-ip", "x-amzn-trace-id"),
 )
 """Headers by which a request says that it comes through a proxy."""
-FORWARDING_PREFIXES = ("x-forwarded", "x-original-", "x-envoy-", "x-cloud-trace-", "x-azure-", "x-appengine-", "cf-")
-FORWARDING_PREFIXES += ("x-vercel-", "fly-forwarded-", "tailscale-", "x-arr-", "x-nginx-", "x-traefik-")
+FORWARDING_PREFIXES = (
+    *("x-forwarded", "x-original-", "x-envoy-", "x-cloud-trace-", "x-azure-", "x-appengine-", "x-vercel-", "x-arr-"),
+    *("x-nginx-", "x-traefik-", "cf-", "fly-forwarded-", "tailscale-"),
+)
 MAKE_A_KEY = "make one with: factor-search keys create --name NAME --scope {scope}"
 
 

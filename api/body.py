@@ -72,7 +72,7 @@ class Body:
                     closes = True
                     MutableHeaders(scope=message)["Connection"] = "close"
             if closes and message["type"] == "http.response.body" and not message.get("more_body", False):
-                await send(message | {"more_body": True})
+                await send({**message, "more_body": True})
                 await self._discard(LINGER_SECONDS, LINGER_BYTES)
                 message = {"type": "http.response.body", "body": b"", "more_body": False}
             await send(message)

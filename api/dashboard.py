@@ -1,14 +1,18 @@
 """Optuna's dashboard as an ASGI application, to be mounted last and at "/": its own addresses are absolute."""
 
+import gzip
 import re
 import threading
-from typing import cast
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import anyio.to_thread
 from starlette.datastructures import MutableHeaders
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+COMPRESSED_BYTES = 10_000
+"""Shorter answers are sent as they are."""
 COMPRESSION_LEVEL = 3
 """1,500 trials are 4 MB, and compressed 0.5 MB; a higher level saves little more and takes longer than it saves."""
 STUDY_PAGE = re.compile(r"/dashboard/studies/(\d+)(/\w*)?")
@@ -62,5 +66,30 @@ def _opened(optuna_url: str) -> ASGIApp:
     from storage.dashboard.optuna_reading import FewCurvesStorage
     from storage.dashboard.optuna_tables import open_optuna
 
-    dashboard = WSGIMiddleware(wsgi(get_storage(open_optuna(optuna_url, FewCurvesStorage))))
-    return GZipMiddleware(cast(ASGIApp, dashboard), minimum_size=10_000, compresslevel=COMPRESSION_LEVEL)
+    dashboard = wsgi(get_storage(open_optuna(optuna_url, FewCurvesStorage)))
+    return cast(ASGIApp, WSGIMiddleware(cast(Any, _compressed(dashboard))))
+
+
+def _compressed(app: WsgiApp) -> WsgiApp:
+    """Compresses large answers in the thread that makes them: the event loop would keep everybody waiting."""
+
+    def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        environ.setdefault("HTTP_ACCEPT_ENCODING", "")  # the dashboard expects that browsers send it
+        begun: list[Any] = []
+        parts = app(environ, lambda status, headers, failure=None: begun.append((status, headers, failure)))
+        try:
+            body = b"".join(parts)
+        finally:
+            getattr(parts, "close", lambda: None)()
+        status, headers, failure = begun[-1]
+        names = {name.lower() for name, _ in headers}
+        accepted = "gzip" in environ["HTTP_ACCEPT_ENCODING"] and environ["REQUEST_METHOD"] == "GET"
+        if accepted and len(body) >= COMPRESSED_BYTES and "content-encoding" not in names:
+            body = gzip.compress(body, COMPRESSION_LEVEL, mtime=0)
+            others = [(name, value) for name, value in headers if name.lower() != "content-length"]
+            headers = [*others, ("Content-Encoding", "gzip"), ("Content-Length", str(len(body)))]
+            headers.append(("Vary", "Accept-Encoding"))
+        start_response(status, headers, failure)
+        return [body]
+
+    return call

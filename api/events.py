@@ -134,7 +134,7 @@ class EventStreams:
     async def _look(self, owners: dict[str, _Watched], history: History) -> None:
         lasts = {id: watched.last for id, watched in owners.items()}
         try:
-            found = await anyio.to_thread.run_sync(self._news, lasts, history, limiter=self._limiter)
+            found = await anyio.to_thread.run_sync(self._latest, lasts, history, limiter=self._limiter)
         except DatabaseError:
             return  # it may come back
         for id, watched in owners.items():
@@ -148,17 +148,17 @@ class EventStreams:
                 watched.last = last
                 watched.tell()
 
-    def _news(self, lasts: dict[str, int | None], history: History) -> dict[str, tuple[int, Sequence[_Told]]]:
+    def _latest(self, lasts: dict[str, int | None], history: History) -> dict[str, tuple[int, Sequence[_Told]]]:
         """The numbers of the last events, and those events that came since the look before; not of what is deleted."""
-        news: dict[str, tuple[int, Sequence[_Told]]] = {}
+        latest: dict[str, tuple[int, Sequence[_Told]]] = {}
         for id, number in count_events(self._database, list(lasts), history).items():
             last = lasts[id]
             if last is None or number <= last:
-                news[id] = (number, ())
+                latest[id] = (number, ())
             else:
                 events = self._told(id, last, history)
-                news[id] = (events[-1].number if events else last, events)
-        return news
+                latest[id] = (events[-1].number if events else last, events)
+        return latest
 
     async def _read(self, owner_id: str, after: int, history: History) -> list[_Told] | None:
         """Events of the past; None, after a while, if the database cannot be reached, since it may come back."""

@@ -68,7 +68,8 @@ class SlowWork:
                 future.set_exception(error)
 
         def work() -> None:
-            value, error = None, None
+            value: Value | None = None
+            error: BaseException | None = None
             try:
                 value = function(*arguments)
             except TimeoutError as raised:  # it would read as our own

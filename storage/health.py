@@ -31,6 +31,9 @@ DAMAGE_SECONDS = 30.0
 """So long counts what a statement said of damage or a full disk."""
 
 
+UNEXPECTED = "the database does not answer as expected"
+
+
 @dataclass(frozen=True)
 class Condition:
     """What was found. Nothing in it names files, machines or users: anybody may read it."""
@@ -66,6 +69,17 @@ class Probe:
 
     def look(self) -> Condition:
         """The condition now; takes a few milliseconds, at most about as long as the limits above together."""
+        found = self._looked()
+        if found.fault == UNEXPECTED and self._own.file is not None:  # damage shows itself in many ways
+            self._check_at = 0.0
+            try:
+                self._check_pages(self._own.file)
+            except (_FaultError, DatabaseError) as error:
+                malformed = REASONS[sqlite3.SQLITE_CORRUPT]
+                return Condition(malformed, f"{found.detail}; {one_line(error)}", found.coordinators)
+        return found
+
+    def _looked(self) -> Condition:
         coordinators = 0
         try:
             self._requests.check_file()
@@ -84,7 +98,7 @@ class Probe:
             reason = self._reason(error)
             return Condition(reason, one_line(error), coordinators)
         except Exception as error:  # a table that is missing, a permission: whatever it is, it does not serve
-            return Condition("the database does not answer as expected", one_line(error), coordinators)
+            return Condition(UNEXPECTED, one_line(error), coordinators)
         self._locked_since = None
         return Condition(None, "", coordinators)
 
@@ -183,7 +197,7 @@ REASONS: dict[int | str | None, str] = {
     "53100": "the disk of the database is full",
     sqlite3.SQLITE_READONLY: "the database is read-only",
     "25006": "the database is read-only",
-    sqlite3.SQLITE_ERROR: "the database does not answer as expected",
+    sqlite3.SQLITE_ERROR: UNEXPECTED,
     sqlite3.SQLITE_CANTOPEN: "the database cannot be opened",
     sqlite3.SQLITE_IOERR: "the database cannot be read or written",
 }

@@ -75,6 +75,12 @@ def test_large_answers_are_compressed(database: Database, projection: Projection
         answer = client.get("/api/studies/1", params={"after": 0})
         assert answer.headers["content-encoding"] == "gzip"
         assert len(answer.json()["trials"]) == 64
+        plain = client.get("/api/studies/1", params={"after": 0}, headers={"Accept-Encoding": "identity"})
+        assert "content-encoding" not in plain.headers
+        assert plain.json() == answer.json()
+        del client.headers["Accept-Encoding"]
+        assert client.get("/static/bundle.js", headers={"Accept-Encoding": ""}).status_code == 200
+        assert client.head("/dashboard").status_code == 200
 
 
 def test_the_policy_of_the_dashboard_is_kept_and_narrowed(database: Database, tmp_path: Path) -> None:

@@ -278,16 +278,16 @@ def test_a_look_that_does_not_end_is_no_readiness(tmp_path: Path, monkeypatch: p
 
 def test_health_waits_for_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All threads of reads, of checks and of writes are taken by work that does not end."""
-    go_on = threading.Event()
-    monkeypatch.setattr("storage.jobs.JobStore.list", lambda *_, **__: go_on.wait(30) and [])
-    monkeypatch.setattr("workers.policy.Policy.check", lambda *_: go_on.wait(30))
+    release = threading.Event()
+    monkeypatch.setattr("storage.jobs.JobStore.list", lambda *_, **__: release.wait(30) and [])
+    monkeypatch.setattr("workers.policy.Policy.check", lambda *_: release.wait(30))
     with serving(app_on(tmp_path)) as url, client_of(url) as client, ThreadPoolExecutor(200) as threads:
         lists = [threads.submit(client.get, "/v1/jobs") for _ in range(60)]
         posts = [threads.submit(client.post, "/v1/jobs", json=SPEC) for _ in range(100)]
         wait_for(lambda: sum(one.done() for one in posts) == 36, 100)
         for _ in range(10):
             check_health(url, ready=True)
-        go_on.set()
+        release.set()
         assert {one.result().status_code for one in lists} == {200}
         statuses = [one.result().status_code for one in posts]
         assert set(statuses) == {201, 429}
@@ -295,14 +295,14 @@ def test_health_waits_for_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_checks_that_take_too_long_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on = threading.Event()
+    release = threading.Event()
     monkeypatch.setattr("api.app.CHECK_SECONDS", 0.3)
-    monkeypatch.setattr("workers.policy.Policy.check", lambda *_: go_on.wait(30))
+    monkeypatch.setattr("workers.policy.Policy.check", lambda *_: release.wait(30))
     with calling(app_on(tmp_path)) as client:
         response = client.post("/v1/jobs", json=SPEC)
         assert response.status_code == 503
         assert response.headers["retry-after"]
-        go_on.set()
+        release.set()
         time.sleep(0.1)
         assert client.get("/v1/jobs").json()["jobs"] == [], "what was refused is not stored afterwards"
 
@@ -481,15 +481,15 @@ def check_pages(client: TestClient, id: str, coordinator: FakeCoordinator) -> No
 
 
 def test_more_than_the_server_can_answer_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on = threading.Event()
-    monkeypatch.setattr("storage.jobs.JobStore.list", lambda *_, **__: go_on.wait(30) and [])
+    release = threading.Event()
+    monkeypatch.setattr("storage.jobs.JobStore.list", lambda *_, **__: release.wait(30) and [])
     app = app_on(tmp_path, most_requests=20, most_streams=3)
     with serving(app) as url, client_of(url) as client, ThreadPoolExecutor(40) as threads:
         job = client.post("/v1/jobs", json=SPEC).json()["id"]
         asked = [threads.submit(client.get, "/v1/jobs") for _ in range(40)]
         wait_for(lambda: sum(one.done() for one in asked) == 20, 100)
         check_health(url, ready=True)
-        go_on.set()
+        release.set()
         statuses = [one.result().status_code for one in asked]
         assert (statuses.count(200), statuses.count(503)) == (20, 20)
         streams = [connect(url) for _ in range(5)]

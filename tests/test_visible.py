@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import subprocess
 import sys
 import unicodedata
 from pathlib import Path
@@ -17,7 +16,10 @@ from api.cli import main
 from api.cli.display import ProgressDisplay
 from api.cli.watch import describe
 from api.schemas import Event
+from factor_search.errors import SpecError
 from factor_search.visible import VisibleFormatter, VisibleStream, visible
+from storage.dashboard.projector import say
+from workers.__main__ import main as coordinator
 
 HARMFUL = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Categories of Unicode: controls, formats (of the direction of writing, too), surrogates, separators."""
@@ -106,10 +108,15 @@ def test_a_command_tells_of_a_file_in_one_harmless_line(
     assert not [line for line in captured.err.splitlines() if line.startswith("factor-search: fine")]
 
 
-def test_the_coordinator_tells_so_too(tmp_path: Path) -> None:
-    missing = tmp_path / "\x1b[2Jno\u202e"
-    command = [sys.executable, "-m", "workers", "--database", f"sqlite:///{tmp_path}/x.db", "--root", str(missing)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL)
-    assert run.returncode != 0
-    assert "is not a folder" in run.stderr
-    assert harmful(run.stderr, "\n\t") == []
+def test_the_processes_of_a_coordinator_tell_so_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(parsed: object) -> None:
+        raise SpecError(f"{NASTY} is not a folder")
+
+    monkeypatch.setattr("workers.__main__._run", refuse)
+    assert coordinator(["--database", "sqlite:///x.db"]) == 1
+    say(f"job {NASTY}")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("is not a folder")
+    assert harmful(first + second) == []
