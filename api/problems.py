@@ -118,19 +118,22 @@ def json_pointer(place: Sequence[str | int]) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of an application with a problem document."""
+    """Answer every error of an application with a problem document.
 
-    def refused(request: Request, error: Exception) -> Response:
+    On the event loop: a function that is not a coroutine would wait for one of the threads that requests share.
+    """
+
+    async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, RefusedError)
         return problem_response(
             error.status, error.detail, request.url.path, headers=error.headers, faults=error.faults
         )
 
-    def below(request: Request, error: Exception) -> Response:
+    async def below(request: Request, error: Exception) -> Response:
         assert isinstance(error, FactorSearchError)
-        return refused(request, refusal_of(error))
+        return await refused(request, refusal_of(error))
 
-    def http(request: Request, error: Exception) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         headers = dict(error.headers or {})
         detail = error.detail
@@ -141,7 +144,7 @@ def install(app: FastAPI) -> None:
             detail = f"{request.method} is not possible on {request.url.path}, only {headers['Allow']}"
         return problem_response(error.status_code, detail, request.url.path, headers=headers)
 
-    def invalid(request: Request, error: Exception) -> Response:
+    async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         faults = [
             Fault(pointer=str(item["loc"][-1]), detail=item["msg"].removeprefix("Value error, "))
@@ -150,7 +153,7 @@ def install(app: FastAPI) -> None:
         detail = "; ".join(f"{fault.pointer}: {fault.detail}" for fault in faults)
         return problem_response(422, detail, request.url.path, faults=faults)
 
-    def internal(request: Request, error: Exception) -> Response:
+    async def internal(request: Request, error: Exception) -> Response:
         fault = request.app.state.health.fault
         if fault is not None:  # a damaged database gives what nobody expects
             return problem_response(503, fault, request.url.path, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})

@@ -279,8 +279,8 @@ def test_a_look_that_does_not_end_is_no_readiness(tmp_path: Path, monkeypatch: p
 def test_health_waits_for_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All threads of reads, of checks and of writes are taken by work that does not end."""
     release = threading.Event()
-    monkeypatch.setattr("storage.jobs.JobStore.list", lambda *_, **__: release.wait(30) and [])
-    monkeypatch.setattr("workers.policy.Policy.check", lambda *_: release.wait(30))
+    monkeypatch.setattr("storage.jobs.JobStore.list", lambda *_, **__: release.wait(200) and [])
+    monkeypatch.setattr("workers.policy.Policy.check", lambda *_: release.wait(200))
     with serving(app_on(tmp_path)) as url, client_of(url) as client, ThreadPoolExecutor(200) as threads:
         lists = [threads.submit(client.get, "/v1/jobs") for _ in range(60)]
         posts = [threads.submit(client.post, "/v1/jobs", json=SPEC) for _ in range(100)]
@@ -297,7 +297,7 @@ def test_health_waits_for_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_checks_that_take_too_long_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
     monkeypatch.setattr("api.app.CHECK_SECONDS", 0.3)
-    monkeypatch.setattr("workers.policy.Policy.check", lambda *_: release.wait(30))
+    monkeypatch.setattr("workers.policy.Policy.check", lambda *_: release.wait(200))
     with calling(app_on(tmp_path)) as client:
         response = client.post("/v1/jobs", json=SPEC)
         assert response.status_code == 503
@@ -482,7 +482,7 @@ def check_pages(client: TestClient, id: str, coordinator: FakeCoordinator) -> No
 
 def test_more_than_the_server_can_answer_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr("storage.jobs.JobStore.list", lambda *_, **__: release.wait(30) and [])
+    monkeypatch.setattr("storage.jobs.JobStore.list", lambda *_, **__: release.wait(200) and [])
     app = app_on(tmp_path, most_requests=20, most_streams=3)
     with serving(app) as url, client_of(url) as client, ThreadPoolExecutor(40) as threads:
         job = client.post("/v1/jobs", json=SPEC).json()["id"]
