@@ -168,7 +168,7 @@ class Event(_Value):
 
 
 class StoredItem(_Value):
-    """A job that is no stage of a plan, or a plan, with the space it takes."""
+    """A job outside plans, or a plan, with the space it takes."""
 
     kind: str = Field(description="job or plan.")
     id: str

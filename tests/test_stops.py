@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,9 @@ def started(folder: Path, *arguments: str, **options: Any) -> Iterator["subproce
             yield process
         finally:
             process.kill()
-            process.communicate()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
@@ -118,10 +120,8 @@ def test_serve_stops_in_time_though_a_request_waits_for_the_database(tmp_path: P
 
 
 def _ignoring(call: Any) -> None:
-    try:
+    with suppress(httpx.HTTPError):
         call()
-    except httpx.HTTPError:
-        pass
 
 
 def test_serve_stops_with_the_program_that_started_it(tmp_path: Path) -> None:
