@@ -173,7 +173,7 @@ class Event(_Value):
 
 
 class StoredItem(_Value):
-    """A job that is not a stage of a plan, or a plan, with the space it takes."""
+    """A job outside plans, or a plan, with the space it takes."""
 
     kind: str = Field(description="job or plan.")
     id: str

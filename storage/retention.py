@@ -45,7 +45,7 @@ WASTE_SHARE, WASTE_BYTES = 0.25, 2**26
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A job that is not a stage of a plan, or a plan, with the space it takes."""
+    """A job outside plans, or a plan, with the space it takes."""
 
     kind: str
     """``job`` or ``plan``."""

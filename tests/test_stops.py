@@ -44,7 +44,9 @@ def started(folder: Path, *arguments: str, **options: Any) -> Iterator["subproce
             yield process
         finally:
             process.kill()
-            process.communicate()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
