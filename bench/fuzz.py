@@ -282,7 +282,7 @@ def run(total: int, first_seed: int, only: str | None) -> int:
             operations = [one for one in operations if only in (None, f"{one.method.upper()} {one.path}")]
             if not operations:
                 raise SystemExit(f"there is no operation {only}")
-            keys: list[str | None] = [None] * 7 + ["wrong"]
+            keys: list[str | None] = [None] * 49 + ["wrong"]
             largest, rounds = 0, itertools.count()
             for goal in (total // 2, total):  # before there are keys, and after
                 fuzzer = Fuzzer(address, ids, keys, seen)
@@ -293,7 +293,8 @@ def run(total: int, first_seed: int, only: str | None) -> int:
                             fuzz(fuzzer, operation, mode, share, first + 1_000_000 * number)
                         largest = max(largest, process.memory_info().rss)
                 with Database(url) as database:
-                    keys = [None, "wrong", *(KeyStore(database).create(scope, [scope])[1] for scope in SCOPES * 2)]
+                    made = [KeyStore(database).create(scope, [scope])[1] for scope in SCOPES]
+                keys = ["wrong", *[None] * 4, *made * 15]  # few wrong ones, since a server may be slow to answer them
             print(f"memory of the server: {largest / 1e6:.0f} MB at most, {process.num_threads()} threads at the end")
     return report(seen)
 

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -175,10 +176,10 @@ def soak(folder: Path, minutes: float, seed: int) -> tuple[dict[tuple[str, str],
                 sampled = now
                 sample(service, series, (now - began) / 3600)
         user.client.close()
+        service.stop()
+        return series, user.counts | {"processes left": len(service.orphans())}
     finally:
         service.close()
-        service.stop()
-    return series, user.counts | {"processes left": len(service.orphans())}
 
 
 def main() -> int:
@@ -187,6 +188,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write all samples into this file")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the service too
     with tempfile.TemporaryDirectory(prefix="soak") as name:
         os.environ["FACTOR_SEARCH_CACHE"] = str(Path(name) / "own-cache")
         series, counts = soak(Path(name), arguments.minutes, arguments.seed)

@@ -33,6 +33,7 @@ QUICK = ("worker: kill", "projector", "twice", "NaN", "clock", "locked")
 def test_a_share_of_the_campaign(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "bench.faults", "--faults", "12", "--minutes", "4", "--database", "sqlite"]
+    command += ["--patience", "200"]
     command += ["--seed", "3", "--json", str(report)] + [word for kind in QUICK for word in ("--kind", kind)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -17,18 +17,19 @@ import contextlib
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bench.faults.databases import database_server
 from bench.faults.disks import disks
 from bench.faults.kinds import KINDS, Kind
-from bench.faults.service import Service, StuckError
+from bench.faults.service import PATIENCE_SECONDS, Service, StuckError
 from storage.errors import StorageError
 
 DISKS = {"database": 96, "work": 768, "cache": 96}
@@ -90,14 +91,24 @@ def possible(kinds: Sequence[Kind], database: str, mounted: bool) -> tuple[list[
     )
 
 
-def campaign(kinds: Sequence[Kind], database: str, seed: int, faults: int, seconds: float, folder: Path) -> Result:
+@dataclass(frozen=True)
+class Limits:
+    """How much a campaign does."""
+
+    faults: int
+    seconds: float
+    patience: float
+    """Seconds in which the service must settle."""
+
+
+def campaign(kinds: Sequence[Kind], database: str, seed: int, limits: Limits, folder: Path) -> Result:
     """Run faults one after the other on one database, until there were enough or the time is over."""
     rng, result = random.Random(f"{seed} {database}"), Result(database)
     with contextlib.ExitStack() as stack:
         places = stack.enter_context(disks(folder, DISKS))
         server = stack.enter_context(database_server(database, places["database"].folder, folder / "clock"))
         chosen, result.left_out = possible(kinds, database, places["database"].mounted)
-        service = Service(folder, server, places, random.Random(rng.random()))
+        service = Service(folder, server, places, random.Random(rng.random()), limits.patience)
         stack.callback(service.close)
         began = time.monotonic()
         try:
@@ -105,7 +116,7 @@ def campaign(kinds: Sequence[Kind], database: str, seed: int, faults: int, secon
             service.keep_busy()
             service.settle()
             for kind in drawn(chosen, rng):
-                enough = len(result.faults) >= faults or time.monotonic() - began > seconds
+                enough = len(result.faults) >= limits.faults or time.monotonic() - began > limits.seconds
                 if enough:
                     break
                 service.keep_busy()
@@ -187,16 +198,15 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def run(
-    kinds: Sequence[Kind], databases: Sequence[str], seed: int, faults: int, minutes: float
-) -> tuple[list[Result], int]:
+def run(kinds: Sequence[Kind], databases: Sequence[str], seed: int, limits: Limits) -> tuple[list[Result], int]:
     """A campaign on each database; returns the results and how much is wrong."""
-    results = []
+    results, each = [], len(databases)
     for number, database in enumerate(databases):
-        share = faults // len(databases) + (number < faults % len(databases))
+        faults = limits.faults // each + (number < limits.faults % each)
+        share = replace(limits, faults=faults, seconds=limits.seconds / each)
         with tempfile.TemporaryDirectory(prefix="faults") as name:
             os.environ["FACTOR_SEARCH_CACHE"] = str(Path(name) / "own-cache")
-            results.append(campaign(kinds, database, seed, share, 60 * minutes / len(databases), Path(name)))
+            results.append(campaign(kinds, database, seed, share, Path(name)))
     return results, sum(result.wrong for result in results)
 
 
@@ -207,11 +217,15 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--database", choices=("sqlite", "postgresql"), help="only this one; default: half on each")
     parser.add_argument("--kind", action="append", help="only kinds whose names contain this; may be repeated")
+    patience_help = f"in which the service must settle; more on a busy machine (default: {PATIENCE_SECONDS:g})"
+    parser.add_argument("--patience", type=float, default=PATIENCE_SECONDS, metavar="SECONDS", help=patience_help)
     parser.add_argument("--json", type=Path, help="write everything into this file")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the service too
     wanted = [kind for kind in KINDS if not arguments.kind or any(text in kind.name for text in arguments.kind)]
     databases = [arguments.database] if arguments.database else ["sqlite", "postgresql"]
-    results, wrong = run(wanted, databases, arguments.seed, arguments.faults, arguments.minutes)
+    limits = Limits(arguments.faults, 60 * arguments.minutes, arguments.patience)
+    results, wrong = run(wanted, databases, arguments.seed, limits)
     print(table(results))
     if arguments.json:
         document: dict[str, Any] = {"seed": arguments.seed, "wrong": wrong}

@@ -15,13 +15,14 @@ class Disk:
         self.mounted = mounted
         self._filler = folder / "filler"
 
-    def fill(self) -> None:
-        """Write until nothing fits any more."""
+    def fill(self) -> bool:
+        """Write until nothing fits any more; true."""
         with contextlib.suppress(OSError), self._filler.open("wb", buffering=0) as filler:
             for size in (2**20, 2**12, 1):
                 with contextlib.suppress(OSError):
                     while True:
                         filler.write(b"x" * size)
+        return True
 
     def empty(self) -> None:
         """Remove what filled it."""

@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from bench.faults.stepped_clock import FILE as CLOCK
 from bench.faults.stepped_clock import install
@@ -33,9 +34,8 @@ def serve(arguments: list[str]) -> int:
     def soon(*given: Any, **options: Any) -> Supervisor:
         return Supervisor(*given, **options, longest_delay_seconds=2.0)
 
-    api.cli.serve.coordinator_command = command
-    api.cli.serve.Supervisor = soon  # type: ignore[misc, assignment]
-    return api.cli.main(["serve", *arguments])
+    with mock.patch.multiple("api.cli.serve", coordinator_command=command, Supervisor=soon):
+        return api.cli.main(["serve", *arguments])
 
 
 def coordinate(arguments: list[str]) -> int:
@@ -67,10 +67,12 @@ def coordinate(arguments: list[str]) -> int:
     def backend(*given: Any, **options: Any) -> Any:
         return plain(*given, **options, worker_class=FaultWorker)
 
-    workers.ray_backend.RayWorker.evaluate = deliver_twice  # type: ignore[method-assign]
-    EvaluationStore.record = record_twice  # type: ignore[method-assign]
-    workers.ray_backend.RayBackend = backend  # type: ignore[misc, assignment]
-    return command.main(arguments)
+    with (
+        mock.patch("workers.ray_backend.RayWorker.evaluate", deliver_twice),
+        mock.patch("storage.evaluations.EvaluationStore.record", record_twice),
+        mock.patch("workers.ray_backend.RayBackend", backend),
+    ):
+        return command.main(arguments)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx2
 import psutil
+from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from bench.faults import processes, stepped_clock, worker
@@ -33,14 +34,14 @@ from factor_search.testbed import CHECKPOINT
 from factor_search.testbed.corpus import held_out_files
 from storage.database import Database
 from storage.errors import StorageError
-from storage.evaluations import EvaluationStore
+from storage.evaluations import SHARED, EvaluationStore
 from storage.jobs import JobStore
 from storage.schema import evaluations
 from storage.states import ENDED
 
 MARK = "FACTOR_SEARCH_BENCH_MARK"
 """Environment variable that all processes of the service inherit."""
-SETTLE_SECONDS = 180.0
+PATIENCE_SECONDS = 120.0
 """A service that has not recorded anything for so long after a fault is stuck."""
 JOBS = 2
 """So many jobs always run."""
@@ -75,7 +76,14 @@ class Health:
 class Service:
     """One service with its folders and its database, and the jobs that it is given."""
 
-    def __init__(self, folder: Path, server: DatabaseServer, disks: dict[str, Disk], rng: random.Random) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        server: DatabaseServer,
+        disks: dict[str, Disk],
+        rng: random.Random,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
         """Prepare folders, models and documents.
 
         Args:
@@ -83,7 +91,9 @@ class Service:
             server: the database.
             disks: of the folders ``database``, ``work`` and ``cache``.
             rng: seeds of jobs.
+            patience: seconds that anything may take.
         """
+        self.patience = patience
         self.folder, self.server, self.disks, self._rng = folder, server, disks, rng
         self.mark = secrets.token_hex(8)
         self.port = free_port()
@@ -202,7 +212,8 @@ class Service:
             log.seek(size)
             return log.read().decode(errors="replace")
 
-    def wait(self, condition: Callable[[], Any], otherwise: str, seconds: float = SETTLE_SECONDS) -> None:
+    def wait(self, condition: Callable[[], Any], otherwise: str, seconds: float | None = None) -> None:
+        seconds = self.patience if seconds is None else seconds
         until = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > until:
@@ -240,7 +251,7 @@ class Service:
     def submit(self, document: dict[str, Any]) -> str:
         """Submit a job over HTTP, again and again with the same idempotency key until the server answers."""
         headers = {"Idempotency-Key": secrets.token_hex(16)}
-        until = time.monotonic() + SETTLE_SECONDS
+        until = time.monotonic() + self.patience
         while True:
             with contextlib.suppress(httpx2.HTTPError, OSError):
                 answer = httpx2.post(
@@ -277,8 +288,9 @@ class Service:
     def look(self) -> int:
         """Note what is recorded, and what no longer is; returns how many evaluations there are."""
         with self.database() as database, database.reading() as connection:
-            rows = connection.execute(evaluations.select()).all()
-        there, at = {row.key: row.recorded_at for row in rows if not row.scope}, time.monotonic()
+            shared = select(evaluations.c.key, evaluations.c.recorded_at).where(evaluations.c.scope == SHARED)
+            rows = connection.execute(shared).all()
+        there, at = {row.key: row.recorded_at for row in rows}, time.monotonic()
         self.lost |= {key for key, (recorded_at, _) in self.recorded.items() if there.get(key) != recorded_at}
         for key, recorded_at in there.items():
             self.recorded.setdefault(key, (recorded_at, at))
@@ -293,16 +305,18 @@ class Service:
 
         def gets_on() -> bool:
             with contextlib.suppress(StorageError, SQLAlchemyError):
-                before.append(self.look())
+                with self.database() as database, database.reading() as connection:
+                    before.append(connection.scalar(select(func.count()).select_from(evaluations)) or 0)
                 return before[-1] > before[0] or not self.unfinished()
             return False
 
         self.wait(gets_on, "nothing is recorded")
+        self.look()
         return time.monotonic() - began
 
     def finish(self) -> None:
         """Wait until all jobs have ended."""
-        self.wait(lambda: not self.unfinished(), "jobs have not ended", seconds=300)
+        self.wait(lambda: not self.unfinished(), "jobs have not ended", seconds=3 * self.patience)
         self.look()
 
     def repeated(self) -> int:
@@ -335,7 +349,11 @@ class Service:
         return wrong
 
     def close(self) -> None:
+        """Kill what is left of it."""
         self._watching.set()
+        for process, _ in self._ours():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
 
 
 def comparable(factors: dict[str, Any]) -> dict[str, Any]:
