@@ -122,7 +122,7 @@ class StubWorker:
     def name(self) -> str:
         return f"{socket.gethostname()}:{os.getpid()}"
 
-    def prepare(self, spec: JobSpec) -> Prepared:
+    def prepare(self, spec: JobSpec, samples: Samples | None = None) -> Prepared:
         return PREPARED
 
     def load(self, setting: Setting) -> None:

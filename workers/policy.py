@@ -241,7 +241,8 @@ def _check_files(policy: Policy, named: Named) -> None:
 
 def _check_documents(policy: Policy, named: Named) -> None:
     """Refuse a glob that starts outside the roots, or currently matches anything outside them."""
-    split = getattr(named.holder, "split", None) or named.holder.data.split
+    data: Any = getattr(named.holder, "data", named.holder)  # of a plan, whose training files are in the same split
+    split = data.split
     for pattern in named.value:
         refuse_address(pattern, named.key)
         start = fixed_part(pattern) if WILDCARD.search(pattern) else pattern

@@ -16,6 +16,7 @@ from factor_search.measure.race import Race
 from factor_search.spec import JobSpec
 from factor_search.text.samples import PARTS, Sample, Samples, SampleSet
 from workers.model_worker import ModelWorker, Prepared, Setting
+from workers.policy import Policy
 from workers.ray_backend import ActorMethods
 
 STARTED = "FACTOR_SEARCH_BENCH_STARTED"
@@ -64,12 +65,17 @@ class Undisturbed(StubEvaluator):
 class FaultWorker(ActorMethods, ModelWorker):
     """The worker of the service under test."""
 
-    def __init__(self, threads: int | None = None) -> None:
-        super().__init__(threads)
+    def __init__(self, threads: int | None = None, policy: Policy | None = None) -> None:
+        super().__init__(threads, policy)
         self._stub = StubWorker()
 
-    def prepare(self, spec: JobSpec) -> Prepared:
-        return prepared(spec) if is_stub(spec.model.id) else super().prepare(spec)
+    @staticmethod
+    def read(spec: JobSpec, policy: Policy | None = None) -> Samples:
+        """See :meth:`workers.model_worker.ModelWorker.read`."""
+        return prepared(spec).samples if is_stub(spec.model.id) else ModelWorker.read(spec, policy)
+
+    def prepare(self, spec: JobSpec, samples: Samples | None = None) -> Prepared:
+        return prepared(spec) if is_stub(spec.model.id) else super().prepare(spec, samples)
 
     def load(self, setting: Setting) -> None:
         if not is_stub(setting.model.id):
