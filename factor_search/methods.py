@@ -169,7 +169,7 @@ def _own_yarn_attention_factor(geometry: Geometry, scale: float) -> float:
     """
     parameters = getattr(geometry.config, "rope_parameters", None) or {}
     own = parameters.get(geometry.layer_type) or {} if geometry.layer_type else parameters
-    parts = [own.get(name) for name in ("mscale", "mscale_all_dim")]
+    parts: list[float] = [own.get(name) or 0.0 for name in ("mscale", "mscale_all_dim")]
     if geometry.base_rope_type != "yarn" or scale <= 1 or not all(parts):
         return yarn_attention_factor(scale)
     of_rotation, of_softmax = (0.1 * part * math.log(scale) + 1 for part in parts)

@@ -62,12 +62,12 @@ def known_results(
         own = store.lookup(by_earlier_key, job_id, own=True)
         known = {by_earlier_key[key]: evaluation for key, evaluation in own.items()} | known
     acceptable = {key for by_count in keys.values() for key in by_count.values()} | by_earlier_key.keys()
-    earlier = _earlier(store, job_id, proposals, acceptable) if race else {}
+    further = _earlier(store, job_id, proposals, acceptable) if race else {}
     stored = {evaluation.key for evaluation in known.values()}
     result = KnownResults()
     for proposal in proposals:
-        if proposal.key in earlier:
-            result.stored[proposal.key] = earlier[proposal.key]
+        if proposal.key in further:
+            result.stored[proposal.key] = further[proposal.key]
             continue
         evaluations = {count: known[key] for count, key in keys[proposal.key].items() if key in known}
         outcome, on_the_way = settled(race, evaluations, total, partial(key_of, proposal))

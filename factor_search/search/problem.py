@@ -56,8 +56,8 @@ class SearchProblem:
             documents: number of search documents.
             check: called while the strategy proposes; may raise to stop it.
         """
-        options = {"documents": documents, "check": check}
-        return build_strategy(self.spec.strategy, self.space, self.seeds, self.spec.seed, **options)
+        strategy, seed = self.spec.strategy, self.spec.seed
+        return build_strategy(strategy, self.space, self.seeds, seed, documents=documents, check=check)
 
 
 def _methods(spec: JobSpec, geometry: Geometry) -> dict[str, Factors]:
