@@ -26,8 +26,8 @@ from tests.processes import survivors, wait_for
 from workers.ray_environment import LONGEST_FOLDER_BYTES, ClusterError, prepare_environment
 
 ROOT = Path(__file__).parents[1]
-LEEWAY_SECONDS = 2.0
-"""For the end of the process itself, on a busy machine."""
+LEEWAY_SECONDS = 15.0
+"""For machines on which other tests run; alone, a stop with two busy workers takes seconds."""
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -58,7 +58,7 @@ def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
 def test_demo_ends_all_that_it_started(number: int, tmp_path: Path) -> None:
     arguments = ["demo", "--out", str(tmp_path / "demo"), "--candidates", "60"]
     with started(tmp_path, *arguments, start_new_session=True) as process:
-        wait_for(lambda: "submitted as" in (tmp_path / "err").read_text(), 120)
+        wait_for(lambda: "submitted as" in (tmp_path / "err").read_text(), 300)
         wait_for(lambda: any("raylet" in child.name() for child in family(process)), 30)
         relatives = family(process)
         begun = time.monotonic()

@@ -57,6 +57,8 @@ def server(out: Path, *roots: Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 def _when_ready(process: "subprocess.Popen[str]", log: Path) -> str:
