@@ -1,6 +1,8 @@
 """What a job may use."""
 
 import argparse
+import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +192,32 @@ def test_files_to_start_from_lie_under_a_root(policy: Policy, root: Path) -> Non
     for name in ("leak.txt", "out/secret.txt", "../outside/secret.txt", "/etc/passwd", "a\0b"):
         with pytest.raises(SpecError, match=r"warm_start\.files"):
             check(policy, warm_start={"files": [str(root / name)]})
+
+
+def test_a_kernel_in_place_of_a_missing_package_is_code(
+    policy: Policy, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers fetches it from the hub where flash_attn is not installed and kernels is."""
+    installed: dict[str, Any] = {"flash_attn": None, "kernels": True}
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: installed[name] if name in installed else find(name, *rest)
+    )
+    model = {"id": str(root / "model"), "attention": "flash_attention_2"}
+    with pytest.raises(SpecError, match="names code on the hub"):
+        check(policy, model=model)
+    monkeypatch.setitem(installed, "flash_attn", True)
+    check(policy, model=model)
+
+
+def test_without_the_hub_the_libraries_are_offline(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    for name in ("HF_HUB_OFFLINE", "USE_HUB_KERNELS"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    Policy(policy.roots, allow_hub=True, allow_remote_code=False).close_the_hub()
+    assert (constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"]) == (False, "")
+    policy.close_the_hub()
+    assert (constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"]) == (True, "1")
+    assert os.environ["USE_HUB_KERNELS"] == "0"

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -28,7 +27,7 @@ from factor_search.model.checkpoint_files import check_hub_id, checkpoint_files,
 from factor_search.plan.kinds.contract import Work
 from factor_search.plan.spec import PlanSpec
 from factor_search.plan.task_names import check_task_names
-from factor_search.spec import JobSpec, ModelSpec
+from factor_search.spec import DataSpec, JobSpec, ModelSpec
 from factor_search.spec.named import Named, Names, named_in
 from factor_search.testbed import CHECKPOINT
 from factor_search.testbed.corpus import held_out_files
@@ -242,8 +241,8 @@ def _check_files(policy: Policy, named: Named) -> None:
 
 def _check_documents(policy: Policy, named: Named) -> None:
     """Refuse a glob that starts outside the roots, or currently matches anything outside them."""
-    data: Any = getattr(named.holder, "data", named.holder)  # of a plan, whose training files are in the same split
-    split = data.split
+    data = named.holder if isinstance(named.holder, DataSpec) else getattr(named.holder, "data", None)
+    split = data.split if isinstance(data, DataSpec) else ""
     for pattern in named.value:
         refuse_address(pattern, named.key)
         start = fixed_part(pattern) if WILDCARD.search(pattern) else pattern
