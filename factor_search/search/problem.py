@@ -53,8 +53,8 @@ class SearchProblem:
             documents: number of search documents.
             check: called while the strategy proposes; may raise to stop it.
         """
-        options = {"documents": documents, "check": check}
-        return build_strategy(self.spec.strategy, self.space, self.seeds, self.spec.seed, **options)
+        spec = self.spec
+        return build_strategy(spec.strategy, self.space, self.seeds, spec.seed, documents=documents, check=check)
 
 
 def _methods(spec: JobSpec, geometry: Geometry) -> dict[str, Factors]:

@@ -73,7 +73,8 @@ class Cma:
 
     def _drawn_from(self, cma: cmaes.CMA) -> Vector:
         self._check()
-        return cma.ask()
+        vector: Vector = cma.ask()
+        return vector
 
     def _factors(self, vector: Vector) -> Factors:
         self._check()
