@@ -20,7 +20,7 @@ class BlockingWorker(Protocol):
 
     def name(self) -> str: ...
 
-    def prepare(self, spec: JobSpec, samples: Samples | None = None, /) -> Prepared: ...
+    def prepare(self, spec: JobSpec) -> Prepared: ...
 
     def load(self, setting: Setting) -> None: ...
 
@@ -61,8 +61,11 @@ class ThreadWorker:
         return self._call(lambda worker: worker.name())
 
     def prepare(self, spec: JobSpec, samples: Samples | None) -> "Future[Prepared]":
-        more = () if samples is None else (samples,)
-        return self._call(lambda worker: worker.prepare(spec, *more))
+        def work(worker: Any) -> Prepared:
+            prepared: Prepared = worker.prepare(spec) if samples is None else worker.prepare(spec, samples)
+            return prepared  # only workers that read get samples
+
+        return self._call(work)
 
     def load(self, setting: Setting) -> "Future[None]":
         return self._call(lambda worker: worker.load(setting))

@@ -105,9 +105,9 @@ class JobRun:
     def prepare(self, spec: JobSpec, on_phase: Callable[[str], Any]) -> Prepared:
         """Read the documents beside the workers, then have a worker load the model."""
         pool, pool_id = self.tools.pool, self.evaluator.pool_id
+        pool.join(pool_id, spec.model, self.evaluator)  # workers start meanwhile
         on_phase("reading documents")
         samples = self._read(spec)
-        pool.join(pool_id, spec.model, self.evaluator)
         on_phase(f"loading {spec.model.id}")
         prepared = self.wait(pool.prepare(pool_id, spec, samples))
         self.evaluator.use(prepared, Setting.of(spec, prepared.identity))

@@ -53,10 +53,10 @@ def known_results(
     }
     known = store.lookup([key for by_count in keys.values() for key in by_count.values()], job_id)
     by_earlier_key = {
-        earlier: key
+        former: key
         for proposal in proposals
         for count, key in keys[proposal.key].items()
-        if (earlier := earlier_key_of(proposal, None if count == total else count)) is not None
+        if (former := earlier_key_of(proposal, None if count == total else count)) is not None
     }
     if by_earlier_key:
         own = store.lookup(by_earlier_key, job_id, own=True)

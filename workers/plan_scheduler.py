@@ -51,7 +51,7 @@ class PlanScheduler:
                 return
 
     def _advance_or_leave(self, plan: Plan) -> bool:
-        """Take one step of a plan; one that takes long, with files on a slow disk, continues beside other plans."""
+        """Take one step of a plan; one that takes long, as on a slow disk, continues beside other plans."""
         began, step = self._slow.pop(plan.id, (None, None))
         if began is None or step is None:
             began, step = time.monotonic(), aside(lambda: self._advance(plan), f"plan-{plan.id}")

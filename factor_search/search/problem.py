@@ -56,8 +56,8 @@ class SearchProblem:
             documents: number of search documents.
             check: called while the strategy proposes; may raise to stop it.
         """
-        strategy, seed = self.spec.strategy, self.spec.seed
-        return build_strategy(strategy, self.space, self.seeds, seed, documents=documents, check=check)
+        spec = self.spec
+        return build_strategy(spec.strategy, self.space, self.seeds, spec.seed, documents=documents, check=check)
 
 
 def _methods(spec: JobSpec, geometry: Geometry) -> dict[str, Factors]:
