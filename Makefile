@@ -73,10 +73,11 @@ engines: install
 real-model: install
 	$(BIN)/python -m bench.real_model $(REAL_MODEL)
 
-# Fifty kills of a coordinator, and six in the midst of plans: half an hour.
+# Fifty kills of a coordinator, six in the midst of plans, and a thousand damaged files: an hour.
 campaign: install
 	$(BIN)/python -m bench.kill_coordinator
 	$(BIN)/python -m bench.kill_plan
+	$(BIN)/python -m bench.mutations
 
 # Two hundred random faults of processes, disks, databases, clocks and files: half an hour. FAULTS="--seed 7" draws others.
 faults: install

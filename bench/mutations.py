@@ -188,7 +188,9 @@ def campaign(seed: int, numbers: Sequence[int], folder: Path, *, verbose: bool =
     largest = {"api": 0, "load": 0}
     slowest = {"api": 0.0, "load": 0.0}
     children = {"api": Child(submit, folder), "load": Child(load, folder)}
-    for number in numbers:
+    for count, number in enumerate(numbers):
+        if sys.stderr.isatty() or count % 100 == 99:
+            print(f"{count + 1} of {len(numbers)} cases", file=sys.stderr, flush=True)
         place = folder / f"case-{number}"
         place.mkdir()
         case = Mutation(folder / "materials", place, seed, number)

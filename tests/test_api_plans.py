@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 
 from api.cli import main
@@ -154,7 +155,9 @@ def test_a_plan_on_the_command_line(
             assert (status, "is a Qwen2ForCausalLM, but the plan's model is a LlamaForCausalLM" in said) == (1, True)
             broken = tmp_path / "broken"
             shutil.copytree(checkpoint, broken)
-            (broken / "model.safetensors").write_bytes(b"cut short")
+            weights = load_file(broken / "model.safetensors")
+            del weights["model.norm.weight"]
+            save_file(weights, broken / "model.safetensors", {"format": "pt"})
             assert run(capsys, "supply-checkpoint", plan_id, str(broken))[0] == 0, "only a worker loads its weights"
             service.until(plan_id, "waiting")
             status, _, said = run(capsys, "watch", plan_id)
