@@ -6,6 +6,7 @@ import time
 
 from api.problems import RETRY_AFTER_SECONDS, RefusedError
 from api.settings import Settings
+from factor_search.errors import one_line
 from storage.database import Database
 from storage.health import Condition, Probe
 
@@ -65,11 +66,18 @@ class HealthWatch:
             headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
             raise RefusedError(503, f"{fault}: nothing is accepted until that has changed", headers=headers)
 
+    @staticmethod
+    def _found(probe: Probe) -> Condition:
+        try:
+            return probe.look()
+        except Exception as error:  # whatever it is: a watch that ends tells nothing any more
+            return Condition("the database cannot be looked at", f"{type(error).__name__}: {one_line(error)}", 0)
+
     def _run(self) -> None:
         probe = Probe(self._database, self._settings.coordinator_silent_seconds)
         try:
             while not self._stop.is_set():
-                found = probe.look()
+                found = self._found(probe)
                 if found.fault != self._condition.fault:
                     _log(found)
                 self._condition, self._looked_at = found, time.monotonic()

@@ -74,9 +74,10 @@ class Probe:
             self._check_at = 0.0
             try:
                 self._check_pages(self._own.file)
-            except (_FaultError, DatabaseError) as error:
-                malformed = REASONS[sqlite3.SQLITE_CORRUPT]
-                return Condition(malformed, f"{found.detail}; {one_line(error)}", found.coordinators)
+            except _FaultError as fault:
+                return Condition(fault.reason, f"{found.detail}; {fault}", found.coordinators)
+            except DatabaseError as error:
+                return Condition(self._reason(error) or UNEXPECTED, one_line(error), found.coordinators)
         return found
 
     def _looked(self) -> Condition:
@@ -153,17 +154,16 @@ class Probe:
         if time.monotonic() < self._check_at and (damage is None or time.monotonic() - damage[0] > DAMAGE_SECONDS):
             return
         started = time.monotonic()
-        connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS)
+        address = f"{file.absolute().as_uri()}?mode=rw"
         try:
-            connection.set_progress_handler(lambda: time.monotonic() - started > CHECK_SECONDS, 1000)
-            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            with contextlib.closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as connection:
+                connection.set_progress_handler(lambda: time.monotonic() - started > CHECK_SECONDS, 1000)
+                (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
                 found = "ok"
             else:
                 raise DatabaseError(one_line(error)) from error
-        finally:
-            connection.close()
         if found != "ok":
             raise _FaultError(REASONS[sqlite3.SQLITE_CORRUPT], found)
         now = time.monotonic()
