@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from api.cli.demo import server, specification
+from api.cli.demo import specification
+from api.cli.private_server import server
 from api.client import Client
 
 LIMIT = 1.05
