@@ -34,7 +34,7 @@ from workers.policy import AT_SUBMISSION, CHECKS, Policy
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 PARTS = st.lists(st.sampled_from(["..", "a", "b.arrow", "..", "."]), min_size=1, max_size=4).map("/".join)
-ELSEWHERE = st.one_of(
+ELSEWHERE: st.SearchStrategy[Any] = st.one_of(
     PARTS.filter(lambda name: ".." in name.split("/")),
     PARTS.map(lambda name: f"/{name}"),
     st.sampled_from(["", "a\0b", "hf://datasets/o/d/x", "s3://bucket/x", "file:///etc/passwd", "zip://a::b"]),
@@ -88,7 +88,7 @@ class TestDescribedFields:
     )
     def test_a_new_field_without_a_description_is_refused(self, type_: Any, policy: Policy) -> None:
         class Space(BaseModel):
-            new: type_ = None  # type: ignore[valid-type]
+            new: type_ = None
 
         class Inner(BaseModel):
             spaces: list[Space] = [Space()]
