@@ -235,8 +235,8 @@ class TestStoreContract:
         self, store: JobStore, evaluations: EvaluationStore
     ) -> None:
         ids = [store.submit(SPEC)[0].id for _ in range(3)]
-        for _ in range(2):  # the coordinator dies while two of them begin
-            assert store.claim("dead", -1) is not None
+        begun = [store.claim("dead", 60)[1] for _ in range(2)]
+        store.renew(begun, -1)  # the coordinator dies while two of them begin
         first, lease = store.claim("c", 60)
         fresh, _ = store.claim("c", 60)
         assert (first.id, fresh.id) == (ids[0], ids[2]), "the second is not claimed beside the first"
@@ -244,6 +244,7 @@ class TestStoreContract:
         other, _ = store.claim("d", 60)
         assert other.id == ids[1], "another coordinator may"
         assert store.claim("e", 60) is None
+        evaluations.start_search(lease, 512, "study", {})
         evaluations.record({lease: Batch(computed=[computed(candidate(0))], done=[(candidate(0), OK, False)])})
         store.submit(SPEC)
         assert store.claim("c", 60) is not None
