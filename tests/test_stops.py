@@ -27,7 +27,7 @@ from workers.ray_environment import LONGEST_FOLDER_BYTES, ClusterError, prepare_
 
 ROOT = Path(__file__).parents[1]
 LEEWAY_SECONDS = 15.0
-"""For machines on which other tests run; alone, a stop with two busy workers takes seconds."""
+"""For machines on which other tests run."""
 
 
 def environment(**changes: str) -> dict[str, str]:
