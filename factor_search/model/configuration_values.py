@@ -141,7 +141,8 @@ class _Field:
 
     def _out_of_range(self) -> str | None:
         key, value = self.key, self.value
-        for known in (*(RANGES_OF_ROPE if self.in_rope else ()), *RANGES):
+        ranges: tuple[_Range, ...] = (*RANGES_OF_ROPE, *RANGES) if self.in_rope else RANGES
+        for known in ranges:
             if re.fullmatch(known.names, key):
                 by_layer = self.in_list and not self.in_rope  # 0 of a layer without that
                 least: float = min(known.least, 0) if by_layer else known.least
