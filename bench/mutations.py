@@ -21,7 +21,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from bench.mutated_files import KINDS, WRITERS, Mutation, make_materials
+from bench.mutated_files import KINDS, WRITERS, Mutation
+from bench.mutation_materials import make_materials
 
 PROCESSOR_SECONDS = 10
 PATIENCE = 120

@@ -16,7 +16,8 @@ from transformers import AutoConfig
 
 from api.app import create_app
 from api.cli import main
-from bench.mutated_files import FIELDS, HOSTILE, KINDS, ROPE_FIELDS, WRITERS, Mutation, make_materials
+from bench.mutated_files import FIELDS, HOSTILE, KINDS, ROPE_FIELDS, WRITERS, Mutation
+from bench.mutation_materials import make_materials
 from bench.mutations import load, submit
 from factor_search.errors import FactorSearchError, FactorsError, ModelLoadError, UnsupportedModelError
 from factor_search.factors_file import parse_factors, read_factors

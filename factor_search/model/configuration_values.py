@@ -147,7 +147,8 @@ class _Field:
         for known in ranges:
             if re.fullmatch(known.names, key):
                 by_layer = self.in_list and not self.in_rope  # 0 of a layer without that
-                return known.complaint(value, min(known.least, 0) if by_layer else known.least)
+                least: float = min(known.least, 0) if by_layer else known.least
+                return known.complaint(value, least)
         if isinstance(value, bool) or not isinstance(value, int):
             return None
         if re.fullmatch(COUNTS.names, key):
