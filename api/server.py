@@ -21,7 +21,7 @@ FILES = 8192
 """Open files that are asked for, of which connections are most; systems often begin with 1,024 of many more allowed."""
 OTHER_FILES = 200
 SWITCH_SECONDS = 0.0005
-"""The event loop gets its turn so soon beside threads that compute or import; Python's default is 5 ms for each."""
+"""The event loop runs so soon beside threads that compute or import; Python's default is 5 ms for each."""
 GRACE_SECONDS = 3
 """Answers under way may take so long when the server stops; event streams end at once."""
 

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from api.app import create_app
+from api.connections import LimitedProtocol
 from api.health import HealthWatch
 from api.problems import RefusedError
 from api.routes.resource import LARGEST_PAGE_BYTES
@@ -411,7 +412,14 @@ def test_an_oversized_body_is_not_read_on(tmp_path: Path) -> None:
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 "), "its sender can see why"
 
 
-def test_a_client_that_does_not_read_is_disconnected(tmp_path: Path) -> None:
+def test_a_client_that_does_not_read_is_disconnected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full, real = threading.Event(), LimitedProtocol.pause_writing
+
+    def pause_writing(protocol: LimitedProtocol) -> None:
+        real(protocol)
+        full.set()
+
+    monkeypatch.setattr(LimitedProtocol, "pause_writing", pause_writing)
     with serving(app_on(tmp_path, stalled_seconds=0.3)) as url:
         length, asked = len(httpx.get(f"{url}/openapi.json").content), 400
         with connect(url) as connection:
@@ -421,7 +429,8 @@ def test_a_client_that_does_not_read_is_disconnected(tmp_path: Path) -> None:
                     connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             except OSError:
                 pass
-            time.sleep(1.5)
+            assert full.wait(100)
+            time.sleep(2)
             received = 0
             try:
                 while part := connection.recv(2**20):
