@@ -163,6 +163,7 @@ def test_answers_are_as_described(service: Described, tmp_path: Path, result: di
         for action in ("pause", "resume", "cancel"):
             request("POST", f"/v1/jobs/{job}/{action}")
     ask_about_plans(service, tmp_path, result)
+    ask_about_storage(service, job)
     for path in ("/healthz", "/readyz", "/metrics"):
         request("GET", path)
     for submitted in ("/v1/jobs", "/v1/plans"):
@@ -204,6 +205,22 @@ def ask_about_plans(service: Described, folder: Path, result: dict[str, Any]) ->
     request("GET", f"/v1/plans/{plan}/events?after={seen}")
     for query in ("", "?limit=0", "?state=cancelled"):
         request("GET", f"/v1/plans{query}")
+
+
+def ask_about_storage(service: Described, job: str) -> None:
+    request = service.request
+    (plan,) = [one["id"] for one in request("GET", "/v1/plans").json()["plans"]]
+    for path in ("", "?limit=0", "?limit=1"):
+        request("GET", f"/v1/storage{path}")
+    for asked in ({"older_than_days": 0, "dry_run": True}, {"older_than_days": -1}, {}):
+        request("POST", "/v1/storage/prune", json=asked)
+    for word, known in (("job", job), ("plan", plan)):
+        unknown = known[:-2] + "00"
+        for asked in ({"name": "for the paper"}, {"name": None}, {"name": 1}):
+            request("POST", f"/v1/{word}s/{known}/keep", json=asked)
+        request("POST", f"/v1/{word}s/{unknown}/keep", json={"name": None})
+        assert request("DELETE", f"/v1/{word}s/{known}").status_code == 204
+        assert request("DELETE", f"/v1/{word}s/{known}").status_code == 404
 
 
 def database_job(database: Database, result: dict[str, Any]) -> str:
