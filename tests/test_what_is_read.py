@@ -604,6 +604,12 @@ class TestTheHub:
         assert asked == {COMMIT}
         assert "not a file below its folder" in found["index"]
         assert "a kernel of the hub" in found["kernel"]
+        content = hub.run(
+            "import json\nfrom factor_search.model.loading import load_model\n"
+            "from factor_search.spec import ModelSpec\nprint(json.dumps(load_model(ModelSpec(id='o/model')).content))",
+            tmp_path,
+        )
+        assert content == COMMIT, "of the main branch, whose next commit is another model"
 
     PIN = (
         "import json\nfrom workers.pinning import pinned\nfrom factor_search.plan.spec import parse_plan\n"

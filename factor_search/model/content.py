@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.utils import ADAPTER_CONFIG_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from factor_search.errors import ModelChangedError, ModelLoadError
 from factor_search.files.atomic import write_atomically
@@ -52,7 +53,7 @@ class Content:
             content.sha256 = content.digests[path.name]
             return content
         if not path.is_dir():
-            return cls(str(getattr(config, "_commit_hash", None) or sha256_of([spec.id, spec.revision])))
+            return cls(_commit(spec, config) or sha256_of([spec.id, spec.revision]))
         content = cls("", files_of(path, own_code=spec.trust_remote_code))
         content._hash()
         content.sha256 = sha256_of(content.digests)
@@ -86,6 +87,16 @@ class Content:
                 self.digests[name] = file_hash(file)
             except OSError as error:
                 raise ModelLoadError(f"cannot read {file}: {error.strerror or error}") from None
+
+
+def _commit(spec: ModelSpec, config: PretrainedConfig) -> str | None:
+    """Return the commit of a model on the hub, whose files lie below a folder that is named by it."""
+    known: str | None = getattr(config, "_commit_hash", None)
+    if known is None:
+        with contextlib.suppress(OSError):
+            file = cached_file(spec.id, CONFIG_NAME, revision=spec.revision, local_files_only=True)
+            known = extract_commit_hash(file, None)
+    return known
 
 
 _WHAT_TO_DO = "restore it and continue, or begin again with the model as it is now, in another folder or as a new job"
