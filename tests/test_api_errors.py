@@ -80,7 +80,8 @@ def check_problem(response: Any, status: int | None = None) -> dict[str, Any]:
         ("GET", "/v1/jobs?cursor=bmFuIDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMA", 422),  # nan 000...
         ("GET", "/v1/jobs?cursor=MSAweA", 422),  # 1 0x
         ("PUT", "/v1/jobs", 405),
-        ("DELETE", f"/v1/jobs/{JOB}", 405),
+        ("DELETE", f"/v1/jobs/{JOB}", 404),
+        ("PATCH", f"/v1/jobs/{JOB}", 405),
         ("GET", f"/v1/jobs/{JOB}/pause", 405),
         ("POST", "/healthz", 405),
         ("POST", "/openapi.json", 405),

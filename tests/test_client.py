@@ -26,6 +26,7 @@ from api.client import (
 from api.event_stream import read_stream
 from factor_search.spec import parse_spec
 from storage.keys import KeyStore
+from tests.conftest import COMMIT
 from tests.rest_service import PLAN, SPEC, FakeCoordinator, app_on, serving, settings
 
 
@@ -55,8 +56,10 @@ def free_port() -> int:
 
 
 def test_a_job_from_submission_to_factors(client: Client, coordinator: FakeCoordinator) -> None:
-    spec = parse_spec(SPEC)
-    job = client.jobs.submit(spec)
+    asked = parse_spec(SPEC)
+    job = client.jobs.submit(asked)
+    commit, data = {"revision": COMMIT}, asked.data.model_copy(update={"revision": COMMIT})
+    spec = asked.model_copy(update={"model": asked.model.model_copy(update=commit), "data": data})
     assert (job.state, parse_spec(job.spec), job.ended) == ("queued", spec, False)
     assert client.jobs.pause(job.id).state == "paused"
     assert client.jobs.resume(job.id).state == "queued"

@@ -138,7 +138,7 @@ class TestConfiguration:
             ('{"model_type": "llama", "a": ' + "[" * 40 + "]" * 40 + "}", "is inside 33 objects and lists"),
             ("[1]", "config.json holds a list, not the configuration of a model"),
             (b"\xff\xfe", "config.json is not UTF-8 text"),
-            (" " * (16 * 2**20 + 1), "config.json has more than 16 MiB"),
+            (" " * (16 * 2**20 + 1), "config.json is larger than 16 MiB"),
         ],
         ids=["cut", "deep", "too deep", "list", "bytes", "large"],
     )
@@ -485,7 +485,7 @@ class TestFactorsFiles:
         file = tmp_path / "factors.json"
         with file.open("wb") as stream:
             stream.truncate(2**34)
-        with pytest.raises(FactorsError, match="has more than 16 MiB"):
+        with pytest.raises(FactorsError, match="is larger than 16 MiB"):
             read_factors(file)
 
 

@@ -18,6 +18,14 @@ from pathlib import Path
 from factor_search.errors import DataError, SpecError
 
 DESCRIPTORS = Path("/proc/self/fd")
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe (FIFO)",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+"""What is not a regular file, by its type."""
 
 
 @dataclass(frozen=True)
@@ -168,14 +176,19 @@ def open_readable(path: str | Path, key: str, *, model: bool = False) -> int:
     resolved = readable(path, key, model=model)
     descriptor = os.open(resolved, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError("it is not a regular file")
+        if (kind := kind_unless_regular(os.fstat(descriptor).st_mode)) is not None:
+            raise OSError(f"it is {kind}, not a regular file")
         if _RULES.get().roots is not None and (opened := DESCRIPTORS / str(descriptor)).is_symlink():
             _RULES.get().check(Path(os.readlink(opened)), key, model=model, shown=str(path))
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def kind_unless_regular(mode: int) -> str | None:
+    """What a file is, from the mode in its status; None if it is a regular file."""
+    return None if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "something else")
 
 
 def resolve(path: str | Path, key: str) -> Path:

@@ -2,19 +2,9 @@
 
 import io
 import os
-import stat
 from pathlib import Path
 
-from factor_search.files.reading import open_readable
-
-KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe (FIFO)",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFSOCK: "a socket",
-}
-"""What is not a regular file, by its type."""
+from factor_search.files.reading import kind_unless_regular, open_readable
 
 
 def require_regular(file: Path, error_type: type[Exception]) -> None:
@@ -73,6 +63,5 @@ def read_regular(file: Path, error_type: type[Exception], limit: int, *, model: 
 
 
 def _require_regular(file: Path, mode: int, error_type: type[Exception]) -> None:
-    if not stat.S_ISREG(mode):
-        kind = KINDS.get(stat.S_IFMT(mode), "something else")
+    if (kind := kind_unless_regular(mode)) is not None:
         raise error_type(f"{file} is {kind}, not a regular file: write the content to a file and name that")

@@ -57,7 +57,7 @@ def checkpoint_files(spec: ModelSpec) -> dict[str, Path]:
     for name in [name for name in found if name.endswith(INDEX)]:
         content = read_json(place / name, ModelLoadError, model=True)
         if name in INDEXES or (isinstance(content, dict) and "weight_map" in content):
-            found |= {shard: place / shard for shard in _named_in_index(content, place / name)}
+            found |= {shard: place / shard for shard in shards_named(content, place / name)}
     found |= dict(_files_in(place / TEMPLATES, f"{TEMPLATES}/"))
     if spec.trust_remote_code:
         code = matching_now(os.path.join(glob.escape(spec.id), "**", "*.py"))
@@ -197,23 +197,27 @@ def _files_in(folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:
         raise ModelLoadError(f"cannot read {folder}: {error.strerror or error}") from None
 
 
-def _named_in_index(content: Any, index: Path) -> set[str]:
-    """The shards that an index names, all of them below its folder.
+def shards_named(content: Any, index: Path) -> set[str]:
+    """The files with weights that an index names, all of them below its folder.
 
     Raises:
         ModelLoadError: it is not an index, or names a file elsewhere.
     """
     shards = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(shards, dict):
-        raise ModelLoadError(f"{index} has no weight_map: it is not an index of weights")
-    for name in shards.values():
+    if not isinstance(shards, dict) or not shards:
+        raise ModelLoadError(
+            f"{index}: weight_map is not an object that names the file of each tensor: download it again"
+        )
+    for tensor, name in shards.items():
+        if not isinstance(name, str) or not name:
+            raise ModelLoadError(f"{index}: weight_map.{tensor:.100} is {name!r:.60}, not the name of a file")
         if not _is_inside(name):
-            raise ModelLoadError(f"{index} names {str(name)[:200]!r}, which is not a file below its folder")
+            raise ModelLoadError(f"{index} names {name[:200]!r}, which is not a file below its folder")
     return set(shards.values())
 
 
-def _is_inside(name: Any) -> bool:
-    if not isinstance(name, str) or any(text in name for text in ("\0", "\\", "://")):
+def _is_inside(name: str) -> bool:
+    if any(text in name for text in ("\0", "\\", "://")):
         return False
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
@@ -267,4 +271,4 @@ def _check_hub(spec: ModelSpec, weights: bool) -> None:
         except Exception:  # whatever the client of the hub raises: what loads the model says so
             index = None
         if index is not None:
-            _named_in_index(read_json(Path(index), ModelLoadError), Path(index))
+            shards_named(read_json(Path(index), ModelLoadError), Path(index))

@@ -11,6 +11,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from factor_search.errors import ModelLoadError, one_line
 from factor_search.files.json_documents import read_json
 from factor_search.files.safetensors import tensor_shapes
+from factor_search.model.checkpoint_files import shards_named
 from factor_search.model.configuration_values import check_values
 
 CONFIGURATION = "config.json"
@@ -116,15 +117,7 @@ def _weights(folder: Path) -> list[Path]:
 
 def _indexed(index: Path) -> list[Path]:
     content = check_values(read_json(index, ModelLoadError, most_bytes=LARGEST_JSON, model=True), str(index))
-    files = content.get("weight_map")
-    if not isinstance(files, dict) or not files:
-        raise ModelLoadError(
-            f"{index}: weight_map is not an object that names the file of each tensor: download it again"
-        )
-    for tensor, name in files.items():
-        if not isinstance(name, str) or not name or "\0" in name:
-            raise ModelLoadError(f"{index}: weight_map.{tensor:.100} is {name!r:.60}, not the name of a file")
-    paths = [index.parent / name for name in dict.fromkeys(files.values())]
+    paths = [index.parent / name for name in sorted(shards_named(content, index))]
     for path in paths:
         if not path.is_file():
             raise ModelLoadError(f"{index} names {path.name:.100}, which is not there: download it as well")
