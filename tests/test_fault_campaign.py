@@ -30,6 +30,7 @@ QUICK = ("worker: kill", "projector", "twice", "NaN", "clock", "locked")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a minute, on a machine that does nothing else
 def test_a_share_of_the_campaign(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "bench.faults", "--faults", "12", "--minutes", "4", "--database", "sqlite"]
