@@ -85,7 +85,6 @@ faults: install
 
 # Fifty thousand generated requests to every operation of the REST interface. FUZZ="--seed 7" sends others.
 fuzz: install
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
 	$(BIN)/python -m bench.fuzz $(FUZZ)
 
 # An hour of jobs and plans, submitted and steered without pause, and whether anything grows without bound.
