@@ -243,9 +243,9 @@ class TestCheckpoints:
     def test_shards_elsewhere_are_refused(self, name: Any, root: Path, policy: Policy) -> None:
         for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
             (root / "model" / index).write_text(json.dumps({"metadata": {}, "weight_map": {"w": name}}))
-            with pytest.raises(ModelLoadError, match="not a file below its folder|not the name of a file"):
+            with pytest.raises(ModelLoadError, match=r"not a file below its folder|not the name of a file"):
                 load_config(ModelSpec(id=str(root / "model")))
-            with pytest.raises(SpecError, match="not a file below its folder|not the name of a file"):
+            with pytest.raises(SpecError, match=r"not a file below its folder|not the name of a file"):
                 policy.check(job(root))
             (root / "model" / index).unlink()
 
