@@ -26,7 +26,7 @@ from storage.database import Database
 READS_AT_ONCE = 8
 """Threads for requests that only read records: each takes milliseconds, and many would keep the event loop waiting."""
 CHECK_SECONDS, WRITE_SECONDS = 60.0, 35.0
-"""The second is more than a transaction may wait for the lock of the database."""
+"""The second is more than a transaction may wait for the lock of the database. Clients wait longer than for both."""
 
 
 def create_app(settings: Settings, dashboard: ASGIApp | None = None) -> FastAPI:
@@ -49,6 +49,8 @@ def create_app(settings: Settings, dashboard: ASGIApp | None = None) -> FastAPI:
             app.state.health = watch
             app.state.keys = KeyRing(database)
             app.state.checks = SlowWork("checks of submissions", threads=4, queue=60, seconds=CHECK_SECONDS)
+            app.state.reports = SlowWork("reports", threads=4, queue=settings.most_requests, seconds=CHECK_SECONDS)
+            app.state.prunes = SlowWork("deletions by age", threads=1, queue=0, seconds=CHECK_SECONDS)
             app.state.writes = SlowWork("changes of records", threads=4, queue=200, seconds=WRITE_SECONDS)
             app.state.records = Records.of(database, settings)
             app.state.streams = EventStreams(database, settings)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Receive, Send
@@ -59,8 +60,13 @@ class Body:
             parts.append((await self()).get("body", b""))
         return b"".join(parts)
 
-    def closing(self, send: Send) -> Send:
-        """A way to send an answer that closes the connection behind it if part of the body has not been read."""
+    def closing(self, send: Send, answered: Callable[[], None]) -> Send:
+        """A way to send an answer that closes the connection behind it if part of the body has not been read.
+
+        Args:
+            send: sends a message.
+            answered: called when all of the answer is sent, before the rest of the body is thrown away.
+        """
         closes = False
 
         async def send_closing(message: Message) -> None:
@@ -73,6 +79,7 @@ class Body:
                     MutableHeaders(scope=message)["Connection"] = "close"
             if closes and message["type"] == "http.response.body" and not message.get("more_body", False):
                 await send({**message, "more_body": True})
+                answered()
                 await self._discard(LINGER_SECONDS, LINGER_BYTES)
                 message = {"type": "http.response.body", "body": b"", "more_body": False}
             await send(message)

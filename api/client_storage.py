@@ -24,6 +24,9 @@ class Storage:
             yield from page.items
 
     def prune(self, older_than_days: float, *, dry_run: bool = False) -> Pruned:
-        """Delete what ended longer ago and is not kept; or only tell what that would be. Needs the scope admin."""
+        """Delete what ended longer ago and is not kept; or only tell what that would be. Needs the scope admin.
+
+        If the answer has ``more``, the server stopped after some seconds: ask again.
+        """
         wanted = {"older_than_days": older_than_days, "dry_run": dry_run}
         return parsed(Pruned, self._connection.request("POST", f"{PATH}/prune", json=wanted))

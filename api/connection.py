@@ -17,6 +17,8 @@ from factor_search.errors import one_line
 
 DEFAULT_URL = "http://127.0.0.1:8400"
 TIMEOUT_SECONDS = 30.0
+CHANGE_SECONDS = 100.0
+"""A server answers a POST or DELETE within 95 seconds, or refuses it: 60 to check it, 35 to write it."""
 STREAM_SILENCE_SECONDS = 60.0
 """The server sends something at least every 15 seconds; a longer silence is a broken connection."""
 ATTEMPTS = 3
@@ -168,8 +170,9 @@ class Connection:
             UnreachableError: no server answers, or the connection broke.
             ServiceError: it refuses.
         """
+        seconds = TIMEOUT_SECONDS if method == "GET" else CHANGE_SECONDS
         try:
-            response = self._http.request(method, path, **options)
+            response = self._http.request(method, path, timeout=httpx.Timeout(TIMEOUT_SECONDS, read=seconds), **options)
         except httpx.RequestError as error:
             raise self._unreachable(error) from error
         if not response.is_success:

@@ -50,9 +50,9 @@ class LimitedProtocol(H11Protocol):
                 timer.cancel()
 
     def pause_writing(self) -> None:
-        """The client does not read."""
+        """The client does not read as fast as is sent."""
         super().pause_writing()
-        self._stalled = self.loop.call_later(self.settings.stalled_seconds, self.transport.abort)
+        self._wait_for_reader()
 
     def resume_writing(self) -> None:
         """The client reads again."""
@@ -60,6 +60,17 @@ class LimitedProtocol(H11Protocol):
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
+
+    def _wait_for_reader(self) -> None:
+        """Start the time in which the client must read something."""
+        unread = self.transport.get_write_buffer_size()
+        self._stalled = self.loop.call_later(self.settings.stalled_seconds, self._end_unless_read, unread)
+
+    def _end_unless_read(self, unread: int) -> None:
+        if self.transport.get_write_buffer_size() < unread:  # slowly, but it does
+            self._wait_for_reader()
+        else:
+            self.transport.abort()
 
     def _follow(self) -> None:
         """Start or stop the time that the head of a request may take."""

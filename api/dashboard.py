@@ -1,5 +1,6 @@
 """Optuna's dashboard as an ASGI application, to be mounted last and at "/": its own addresses are absolute."""
 
+import asyncio
 import gzip
 import re
 import threading
@@ -7,8 +8,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import anyio.to_thread
+from anyio import CapacityLimiter
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.problems import problem_response, refusal_of
+from storage.errors import DatabaseError
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 COMPRESSED_BYTES = 10_000
@@ -28,10 +33,17 @@ class Dashboard:
         self._optuna_url = optuna_url
         self._lock = threading.Lock()
         self._app: ASGIApp | None = None
+        self._opening: asyncio.Task[ASGIApp] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection (ASGI)."""
-        app = self._app if self._app is not None else await anyio.to_thread.run_sync(self.open)
+        try:
+            app = self._app if self._app is not None else await self._opened_once()
+        except DatabaseError as error:
+            refused = refusal_of(error)
+            answer = problem_response(refused.status, refused.detail, scope["path"], headers=refused.headers)
+            await answer(scope, receive, send)
+            return
         page = STUDY_PAGE.fullmatch(scope["path"]) if scope["type"] == "http" else None
         if page is None:
             await app(scope, receive, send)
@@ -45,6 +57,13 @@ class Dashboard:
             await send(message)
 
         await app(scope, receive, with_link)
+
+    async def _opened_once(self) -> ASGIApp:
+        """What :meth:`open` gives, called once for all requests that wait, in a thread that no other request needs."""
+        if self._opening is None or self._opening.done():
+            opening = anyio.to_thread.run_sync(self.open, limiter=CapacityLimiter(1))
+            self._opening = asyncio.create_task(opening)
+        return await asyncio.shield(self._opening)
 
     def open(self) -> ASGIApp:
         """Open Optuna's tables, unless they are open.

@@ -6,6 +6,7 @@ plan that is watched, however many watch it.
 
 import asyncio
 import json
+import logging
 import threading
 import time
 from collections import deque
@@ -30,6 +31,7 @@ BATCH = 100
 RECENT = 200
 """Events of a job or plan that are kept for its streams; who is farther behind reads the database."""
 RECONNECT_MILLISECONDS = 1000
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,18 @@ class EventStreams:
 
     async def _look_again_and_again(self) -> None:
         """Until nobody watches any more."""
+        failing = False
         while self._watched and not self.closing.is_set():
-            for history in (JOB, PLAN):
-                owners = {id: watched for (word, id), watched in self._watched.items() if word == history.word}
-                if owners:
-                    await self._look(owners, history)
+            try:
+                for history in (JOB, PLAN):
+                    owners = {id: watched for (word, id), watched in self._watched.items() if word == history.word}
+                    if owners:
+                        await self._look(owners, history)
+                failing = False
+            except Exception:
+                if not failing:
+                    logger.exception("internal error while events are looked for, which is tried again and again")
+                failing = True
             await asyncio.sleep(self._settings.poll_seconds)
         for watched in self._watched.values():
             watched.tell()

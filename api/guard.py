@@ -1,5 +1,7 @@
 """What every request passes before it reaches a route or the dashboard."""
 
+import contextlib
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +27,7 @@ class Guard:
         self._dashboard = dashboard
         self._wrong = WrongKeys()
         self._requests = 0
+        """Those that may be answered and are being answered; not who is refused, or still sends after its answer."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection (ASGI)."""
@@ -33,19 +36,15 @@ class Guard:
             return
         headers = Headers(scope=scope)
         body = Body(headers, receive, self._settings.largest_body_bytes, self._settings.body_seconds)
-        counted = not (scope["path"] in OPEN or scope["path"].endswith("/events"))
-        self._requests += counted
-        try:
-            await self._serve(scope, headers, body, body.closing(send))
-        finally:
-            self._requests -= counted
+        with contextlib.ExitStack() as place:
+            await self._serve(scope, headers, body, body.closing(send, place.close), place)
 
-    async def _serve(self, scope: Scope, headers: Headers, body: Body, send: Send) -> None:
+    async def _serve(self, scope: Scope, headers: Headers, body: Body, send: Send, place: contextlib.ExitStack) -> None:
         to_dashboard = self._dashboard is not None and not is_own(scope["path"])
         receive: Receive = body
         try:
-            self._check_load(scope["path"])
             await self._check(scope, headers, body, to_dashboard)
+            self._take_place(scope["path"], place)
             if to_dashboard and not body.complete:
                 receive = _again(await body.whole())  # its threads must not wait for a client
         except FactorSearchError as error:
@@ -58,11 +57,20 @@ class Guard:
             else:
                 await self._app(scope, receive, send)
 
-    def _check_load(self, path: str) -> None:
-        if self._requests > self._settings.most_requests and path not in OPEN:
+    def _take_place(self, path: str, place: contextlib.ExitStack) -> None:
+        """Count a request until its place is closed."""
+        if path in OPEN:
+            return
+        if self._requests >= self._settings.most_requests:
             raise RefusedError(
                 503, f"{self._settings.most_requests} requests are being answered already", headers={"Retry-After": "1"}
             )
+        if not path.endswith("/events"):
+            self._requests += 1
+            place.callback(self._leave_place)
+
+    def _leave_place(self) -> None:
+        self._requests -= 1
 
     async def _check(self, scope: Scope, headers: Headers, body: Body, to_dashboard: bool) -> None:
         method, path, state = scope["method"], scope["path"], scope["app"].state

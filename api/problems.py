@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
+from http import HTTPMethod, HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
@@ -41,16 +41,17 @@ class Problem(BaseModel):
     errors: list[Fault] | None = Field(None, description="Each thing wrong with the request, where there are several.")
 
 
-class RefusedError(Exception):
-    """A request that cannot be served; becomes a problem document."""
+class RefusedError(HTTPException):
+    """A request that cannot be served; becomes a problem document.
+
+    FastAPI lets an HTTPException pass where it reads a body, and makes any other error a 400.
+    """
 
     def __init__(
         self, status: int, detail: str, *, headers: Mapping[str, str] | None = None, faults: Sequence[Fault] = ()
     ) -> None:
-        super().__init__(detail)
+        super().__init__(status, detail, dict(headers or {}))
         self.status = status
-        self.detail = detail
-        self.headers = dict(headers or {})
         self.faults = list(faults)
 
 
@@ -183,10 +184,10 @@ def documented(*statuses: int, **answers: dict[str, Any]) -> dict[int | str, dic
 
 def _allowed_methods(app: FastAPI, request: Request) -> set[str]:
     methods: set[str] = set()
-    for method in ("GET", "POST"):
-        scope = dict(request.scope, method=method)
+    for method in HTTPMethod:
+        scope = dict(request.scope, method=method.value)
         if any(route.matches(scope)[0] == Match.FULL for route in app.routes):
-            methods.add(method)
+            methods.add(method.value)
     return methods
 
 

@@ -3,7 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from math import inf
+from typing import TypeVar
 
 from starlette.requests import Request
 
@@ -14,13 +16,32 @@ from factor_search.errors import FactorSearchError
 from storage.clock import Clock
 from storage.dashboard.forget import forget_studies
 from storage.errors import ConflictError, NotFoundError
-from storage.retention import Stored
+from storage.retention import Owner, Stored
 from workers.work_folders import folders_in, remove_folders, size_of
 
 DAY_SECONDS = 86_400.0
 FIRST_SECONDS, EVERY_SECONDS, LOOK_SECONDS = 60.0, 3600.0, 60.0
 """Until records are aged out first, between two times, and between two looks at the clock."""
 logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
+
+
+class Deadline:
+    """A time after which nothing more is begun."""
+
+    def __init__(self, seconds: float) -> None:
+        """Seconds from now."""
+        self._end = time.monotonic() + seconds
+        self.passed = False
+        """Whether something was left out."""
+
+    def until(self, items: Iterable[Item]) -> Iterator[Item]:
+        """These, as long as there is time."""
+        for item in items:
+            self.passed = self.passed or time.monotonic() >= self._end
+            if self.passed:
+                return
+            yield item
 
 
 def check_may_change(request: Request, stores: Records, kind: str, id: str) -> None:
@@ -76,45 +97,58 @@ def delete(stores: Records, kind: str, id: str) -> None:
     _clean(stores, stores.retention.delete(kind, id))
 
 
-def prune(stores: Records, older_than_seconds: float, *, dry_run: bool = False) -> Pruned:
+def prune(
+    stores: Records, older_than_seconds: float, *, dry_run: bool = False, deadline: Deadline | None = None
+) -> Pruned:
     """Delete what ended longer ago than this and is not kept, and folders that nothing refers to.
+
+    Args:
+        stores: the records.
+        older_than_seconds: seconds since the end of what is deleted.
+        dry_run: only tell what would be deleted.
+        deadline: when to stop; a next call goes on.
 
     Raises:
         DatabaseError: the database cannot be reached; what was deleted before is.
     """
-    work = stores.settings.policy.work_folder
-    deleted: list[Stored] = []
+    work, deadline = stores.settings.policy.work_folder, deadline or Deadline(inf)
+    items: list[StoredItem] = []
     folders: list[str] = []
-    while True:
-        due = [row for row in stores.retention.due(older_than_seconds) if row.id not in {done.id for done in deleted}]
-        if dry_run:
-            deleted = due
-            break
-        before = len(deleted)
-        for row in due:
+    for owner in deadline.until(_due(stores, older_than_seconds)):
+        row = stores.retention.sized(owner)
+        shown = _shown(row, {name: size_of(work / name) for name in row.folders} if work else {})
+        if not dry_run:
             try:
                 folders += stores.retention.delete(row.kind, row.id, older_than_seconds=older_than_seconds)
             except (ConflictError, NotFoundError):  # it was retried, kept or deleted meanwhile
                 continue
-            deleted.append(row)
-        if len(deleted) == before:
-            break
-    left = sorted(stores.retention.unused(folders_in(work)))
-    sizes = {name: size_of(work / name) for name in folders_in(work)} if work else {}
-    freed = sum(sizes[name] for name in left) if dry_run else _clean(stores, [*folders, *left])
+        items.append(shown)
+    left = sorted(stores.retention.unused(deadline.until(folders_in(work))))
+    if not dry_run:
+        freed = _clean(stores, deadline.until(dict.fromkeys([*folders, *left])))
+    else:
+        freed = sum(size_of(work / name) for name in deadline.until(left)) if work else 0
     return Pruned(
-        items=[_shown(row, sizes) for row in deleted],
+        items=items,
         folders=left if dry_run else sorted(set(folders) | set(left)),
         folder_bytes=freed,
         dry_run=dry_run,
+        more=deadline.passed,
     )
+
+
+def _due(stores: Records, older_than_seconds: float) -> Iterator[Owner]:
+    last: Owner | None = None
+    while due := stores.retention.due(older_than_seconds, after=last):
+        yield from due
+        last = due[-1]
 
 
 def _clean(stores: Records, folders: Iterable[str]) -> int:
     """Remove what deleted records leave elsewhere; what cannot be removed now, the next time removes."""
     freed = 0
     try:
-        freed = remove_folders(stores.settings.policy.work_folder, dict.fromkeys(folders), stores.retention.unused)
+        freed = remove_folders(stores.settings.policy.work_folder, folders, stores.retention.unused)
         if stores.settings.optuna_url is not None:
             forget_studies(stores.settings.optuna_url, stores.retention.gone)
         stores.retention.give_space_back()

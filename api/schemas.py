@@ -221,6 +221,7 @@ class Pruned(_Value):
     folders: list[str] = Field(description="Folders in the work folder that nothing refers to any more.")
     folder_bytes: int = Field(description="Freed in the work folder; folders in use stay.")
     dry_run: bool
+    more: bool = Field(False, description="Whether the time of one request was over before all was looked at.")
 
 
 class Keep(BaseModel):

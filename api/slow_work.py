@@ -34,7 +34,7 @@ class SlowWork:
         """The result of a function.
 
         Raises:
-            RefusedError: too many wait already (429), or it took too long (503).
+            RefusedError: too many wait already (429), it took too long, or the system has no thread left (503).
         """
         if self._asked >= self._most:
             raise RefusedError(
@@ -79,5 +79,9 @@ class SlowWork:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(ended, value, error)
 
-        threading.Thread(target=work, name=self._what, daemon=True).start()
+        try:
+            threading.Thread(target=work, name=self._what, daemon=True).start()
+        except RuntimeError as error:
+            self._free.release()
+            raise RefusedError(503, f"no thread for {self._what}: {error}", headers={"Retry-After": "5"}) from None
         return future

@@ -44,8 +44,8 @@ WASTE_SHARE, WASTE_BYTES = 0.25, 2**26
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
-    """A job outside plans, or a plan, with the space it takes."""
+class Owner:
+    """A job outside plans, or a plan."""
 
     kind: str
     """``job`` or ``plan``."""
@@ -56,6 +56,12 @@ class Stored:
     ended_at: float | None
     kept: str | None
     """The name under which it is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored(Owner):
+    """The same with the space it takes."""
+
     bytes: int
     """In the database, evaluations that it had computed included; about."""
     folders: tuple[str, ...]
@@ -100,15 +106,23 @@ class RetentionStore:
             earlier = and_(owners.submitted_at == before[0], owners.id < before[1])
             query = query.where(or_(owners.submitted_at < before[0], earlier))
         with self._database.reading() as connection:
-            return _with_sizes(connection, connection.execute(query).all())
+            return [_sized(connection, _owner(row)) for row in connection.execute(query).all()]
 
-    def due(self, older_than_seconds: float, limit: int = 1000) -> list[Stored]:
-        """What ended longer ago than this and is not kept, the oldest first."""
+    def sized(self, owner: Owner) -> Stored:
+        """A job or plan with the space it takes."""
+        with self._database.reading() as connection:
+            return _sized(connection, owner)
+
+    def due(self, older_than_seconds: float, *, limit: int = 1000, after: Owner | None = None) -> list[Owner]:
+        """What ended longer ago than this and is not kept, the oldest first; only what comes after one of these."""
         owners = _OWNERS.c
         old = and_(owners.ended_at < now() - older_than_seconds, owners.kept.is_(None), owners.state.in_(ENDED))
-        query = select(_OWNERS).where(old).order_by(owners.ended_at).limit(limit)
+        query = select(_OWNERS).where(old).order_by(owners.ended_at, owners.id).limit(limit)
+        if after is not None:
+            same = and_(owners.ended_at == after.ended_at, owners.id > after.id)
+            query = query.where(or_(owners.ended_at > after.ended_at, same))
         with self._database.reading() as connection:
-            return _with_sizes(connection, connection.execute(query).all())
+            return [_owner(row) for row in connection.execute(query).all()]
 
     def clock(self) -> float:
         """The database's clock, seconds since 1970."""
@@ -228,17 +242,16 @@ _OWNERS = union_all(
 ).subquery("owners")
 
 
-def _with_sizes(connection: Connection, rows: Sequence[Any]) -> list[Stored]:
-    return [
-        Stored(
-            kind=row.kind,
-            state=row.state,
-            **{name: getattr(row, name) for name in _SHOWN},
-            bytes=_bytes_of(connection, row.kind, row.id),
-            folders=tuple(_folders_of(connection, jobs.c.plan_id == row.id)) if row.kind == PLAN else (),
-        )
-        for row in rows
-    ]
+def _owner(row: Any) -> Owner:
+    return Owner(kind=row.kind, state=row.state, **{name: getattr(row, name) for name in _SHOWN})
+
+
+def _sized(connection: Connection, owner: Owner) -> Stored:
+    return Stored(
+        **vars(owner),
+        bytes=_bytes_of(connection, owner.kind, owner.id),
+        folders=tuple(_folders_of(connection, jobs.c.plan_id == owner.id)) if owner.kind == PLAN else (),
+    )
 
 
 def _bytes_of(connection: Connection, kind: str, id: str) -> int:

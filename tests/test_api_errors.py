@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,7 +97,11 @@ def test_what_is_not_there_or_malformed(method: str, path: str, status: int, cli
 
 
 def test_405_names_every_method(client: TestClient) -> None:
-    assert client.put("/v1/jobs").headers["allow"] == "GET, POST"
+    paths = client.get("/openapi.json").json()["paths"]
+    for path, operations in paths.items():
+        allowed = client.put(re.sub(r"\{\w+\}", JOB, path)).headers["allow"]
+        assert allowed == ", ".join(sorted(method.upper() for method in operations)), path
+    assert {"DELETE"} <= {method.upper() for operations in paths.values() for method in operations}
 
 
 @pytest.mark.parametrize(
@@ -176,6 +181,9 @@ def test_a_body_that_is_too_large(client: TestClient) -> None:
     check_problem(client.post("/v1/jobs", content=b" " * (2**20 + 1), headers=JSON), 413)
     chunks = (b" " * 2**18 for _ in range(5))
     check_problem(client.post("/v1/jobs", content=chunks, headers=JSON), 413)
+    for path in ("storage/prune", f"jobs/{JOB}/keep", f"plans/p{JOB}/retry", f"plans/p{JOB}/checkpoint"):
+        chunks = (b" " * 2**18 for _ in range(5))
+        check_problem(client.post(f"/v1/{path}", content=chunks, headers=JSON), 413)
     exactly = json.dumps(SPEC).encode().ljust(2**20)
     assert client.post("/v1/jobs", content=exactly, headers=JSON).status_code == 201
 

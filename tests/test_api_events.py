@@ -150,6 +150,29 @@ def test_a_stream_outlives_an_absence_of_the_database(
     timer.join()
 
 
+def test_a_stream_outlives_an_internal_error_which_is_logged(
+    url: str, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from api import events
+
+    job, looks, real = submit(url), [], events.count_events
+
+    def sometimes(*arguments: Any) -> Any:
+        looks.append(1)
+        if 3 < len(looks) < 8:
+            raise KeyError("nobody foresaw this")
+        return real(*arguments)
+
+    monkeypatch.setattr(events, "count_events", sometimes)
+    timer = threading.Timer(0.8, lambda: coordinator.jobs.cancel(job))
+    timer.start()
+    assert [event["kind"] for event in read(url, job)] == ["submitted", "cancelled"]
+    assert [record.message for record in caplog.records if "nobody foresaw this" in str(record.exc_info)] == [
+        "internal error while events are looked for, which is tried again and again"
+    ], "once for all looks that fail one after the other"
+    timer.join()
+
+
 def test_many_watchers_do_not_keep_others_waiting(url: str, coordinator: FakeCoordinator) -> None:
     job = submit(url)
     received: list[int] = []

@@ -227,6 +227,15 @@ def database_job(database: Database, result: dict[str, Any]) -> str:
     return JobStore(database).submit(parse_spec(result["spec"]))[0].id
 
 
+def test_a_request_that_announces_a_large_body_is_answered_as_described(service: Described) -> None:
+    headers = {"Content-Length": str(2**21), "Content-Type": "application/json"}
+    for template, operations in service.document["paths"].items():
+        path = re.sub(r"\{\w+\}", "0" * 24, template)
+        for method in operations:
+            assert service.request(method.upper(), path, content=b"", headers=headers).status_code == 413
+    assert "429" in service.document["paths"]["/metrics"]["get"]["responses"], "for wrong keys"
+
+
 def test_the_example_of_a_plan_is_one(service: Described) -> None:
     schemas = service.document["components"]["schemas"]
     for plan in (*schemas["PlanSpec"]["examples"], PLAN):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from api.app import create_app
+from api.app import CHECK_SECONDS, WRITE_SECONDS, create_app
 from api.client import (
     Client,
     ConflictError,
@@ -53,6 +53,18 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     return port
+
+
+def test_a_client_waits_longer_for_a_change_than_the_server_may_take(client: Client) -> None:
+    waited: dict[str, float] = {}
+    client._connection._http.event_hooks["request"] = [
+        lambda request: waited.update({request.method: request.extensions["timeout"]["read"]})
+    ]
+    job = client.jobs.submit(parse_spec(SPEC))
+    client.jobs.cancel(job.id)
+    client.jobs.delete(job.id)
+    assert waited.keys() == {"POST", "DELETE"}
+    assert min(waited.values()) > CHECK_SECONDS + WRITE_SECONDS
 
 
 def test_a_job_from_submission_to_factors(client: Client, coordinator: FakeCoordinator) -> None:

@@ -1,7 +1,9 @@
 """The dashboard as the service serves it: through the mounted application, and in a real browser."""
 
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from bench.dashboard import browse, chromium, new_job, record_search
 from storage.dashboard.address import optuna_url_beside
 from storage.dashboard.projection import Projection
 from storage.database import Database
+from storage.errors import DatabaseError
 from storage.evaluations import Batch, EvaluationStore
 from tests.rest_service import serving, settings
 from tests.test_projection import candidate, done
@@ -94,6 +97,33 @@ def test_the_policy_of_the_dashboard_is_kept_and_narrowed(database: Database, tm
         assert page.headers["x-frame-options"] == "DENY"
         assert page.headers["cache-control"] == "no-store"
         assert "no-store" not in client.get("/static/bundle.js").headers.get("cache-control", "")
+
+
+def test_a_dashboard_that_cannot_be_opened_is_a_problem_and_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, opened = threading.Event(), []
+
+    def unreachable(url: str) -> Any:
+        opened.append(url)
+        release.wait(60)
+        raise DatabaseError("gone")
+
+    monkeypatch.setattr("api.dashboard._opened", unreachable)
+    with (
+        TestClient(create_app(settings(tmp_path), Dashboard("sqlite://")), base_url="http://127.0.0.1") as client,
+        ThreadPoolExecutor(21) as threads,
+    ):
+        asked = [threads.submit(client.get, "/dashboard") for _ in range(20)]
+        try:
+            jobs = threads.submit(client.get, "/v1/jobs").result(20)
+        finally:
+            release.set()
+        assert jobs.status_code == 200, "its thread is not one of those that wait"
+        answers = [one.result() for one in asked]
+        assert {answer.status_code for answer in answers} == {503}
+        assert {answer.headers["content-type"] for answer in answers} == {"application/problem+json"}
+        assert len(opened) <= 3, "at once for all"
 
 
 @pytest.mark.slow

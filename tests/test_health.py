@@ -1,5 +1,6 @@
 """Health and readiness are answered at once, whatever else happens, and tell the truth about the database."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -19,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from starlette.responses import Response
 from starlette.testclient import TestClient
 
 from api.app import create_app
@@ -26,6 +28,7 @@ from api.connections import LimitedProtocol
 from api.health import HealthWatch
 from api.problems import RefusedError
 from api.routes.resource import LARGEST_PAGE_BYTES
+from api.slow_work import SlowWork
 from api.submission import submitted_spec
 from factor_search.spec import parse_spec
 from storage import health
@@ -34,6 +37,7 @@ from storage.errors import DatabaseError
 from storage.evaluations import Batch
 from storage.health import Condition, Probe
 from storage.jobs import JobStore
+from storage.keys import KeyStore
 from tests.processes import wait_for
 from tests.records import candidate, computed
 from tests.rest_service import SPEC, FakeCoordinator, app_on, calling, serving, settings
@@ -347,7 +351,12 @@ def test_heads_that_do_not_end(sent: bytes, tmp_path: Path) -> None:
         dripping.join()
 
 
-@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/plans", "/v1/jobs/x/pause", "/dashboard/x", "/nothing", "/healthz"])
+READ_BODIES = ("/v1/jobs", "/v1/storage/prune", "/v1/jobs/x/keep", "/v1/plans/x/retry", "/v1/plans/x/checkpoint")
+
+
+@pytest.mark.parametrize(
+    "path", [*READ_BODIES, "/v1/plans", "/v1/jobs/x/pause", "/dashboard/x", "/nothing", "/healthz"]
+)
 @pytest.mark.parametrize("length", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
 def test_bodies_that_do_not_come(path: str, length: str, tmp_path: Path) -> None:
     with serving(app_on(tmp_path, body_seconds=0.5)) as url, connect(url) as connection:
@@ -357,7 +366,7 @@ def test_bodies_that_do_not_come(path: str, length: str, tmp_path: Path) -> None
         connection.settimeout(15)
         answer = connection.recv(65536)
         status = int(answer.split()[1])
-        assert status == (408 if path in ("/v1/jobs", "/v1/plans") else status)
+        assert status == (408 if path in (*READ_BODIES, "/v1/plans") else status)
         assert status < 500
         assert b"connection: close" in answer.lower()
         assert is_closed_within(connection, 10)
@@ -509,6 +518,69 @@ def test_more_than_the_server_can_answer_is_told_so(tmp_path: Path, monkeypatch:
         assert answers == [200, 200, 200, 503, 503]
         for stream in streams:
             stream.close()
+
+
+@pytest.mark.parametrize("who", ["nobody", "somebody"])
+def test_who_is_refused_takes_no_place(who: str, tmp_path: Path) -> None:
+    """Neither without a key, nor after an answer that came before the body did."""
+    with serving(app_on(tmp_path, most_requests=3)) as url:
+        with Database(settings(tmp_path).database_url) as database:
+            key = {"Authorization": f"Bearer {KeyStore(database).create('k', ['submit'])[1]}"}
+        head = "POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10\r\n"  # of no Content-Type
+        if who == "somebody":
+            head += f"Authorization: {key['Authorization']}\r\n"
+        others = [connect(url) for _ in range(12)]
+        for other in others:
+            other.sendall(f"{head}\r\n".encode())
+            assert other.recv(65536).split()[1] == (b"401" if who == "nobody" else b"415")
+        answers = [httpx.get(f"{url}/v1/jobs", headers=key).status_code for _ in range(4)]
+        for other in others:
+            other.close()
+        assert answers == [200] * 4
+
+
+def test_many_who_fetch_factors_and_reports_are_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even while all threads of submission checks are taken."""
+    release = threading.Event()
+    with serving(app_on(tmp_path)) as url, client_of(url) as client, ThreadPoolExecutor(250) as threads:
+        job = client.post("/v1/jobs", json=SPEC).json()["id"]
+        with FakeCoordinator(settings(tmp_path).database_url) as coordinator:
+            coordinator.finish(coordinator.claim())
+        monkeypatch.setattr("workers.policy.Policy.check", lambda *_: release.wait(200))
+        posts = [threads.submit(client.post, "/v1/jobs", json=SPEC) for _ in range(80)]
+        try:
+            wait_for(lambda: any(one.done() for one in posts), 100)  # refused: no more may wait
+            paths = [f"/v1/jobs/{job}/factors", f"/v1/jobs/{job}/report", "/v1/storage"]
+            asked = [threads.submit(client.get, path) for path in paths for _ in range(50)]
+            assert {one.result().status_code for one in asked} == {200}
+        finally:
+            release.set()
+
+
+def test_a_thread_that_cannot_start_costs_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> int:
+        work = SlowWork("things", threads=1, queue=0, seconds=5)
+        with monkeypatch.context() as patched:
+            patched.setattr("threading.Thread.start", lambda thread: exec("raise RuntimeError('no more threads')"))
+            for _ in range(3):
+                with pytest.raises(RefusedError, match="no more threads"):
+                    await work.run(int)
+        return await work.run(lambda: 7)
+
+    assert asyncio.run(run()) == 7
+
+
+def test_a_client_that_reads_slowly_gets_all(tmp_path: Path) -> None:
+    app, block = app_on(tmp_path, stalled_seconds=1.0), 2**20
+    app.add_api_route("/v1/large", lambda: Response(b"x" * 40 * block))
+    with serving(app) as url, connect(url) as connection:
+        connection.sendall(b"GET /v1/large HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        received, started = 0, time.monotonic()
+        while part := connection.recv(block, socket.MSG_WAITALL):
+            received += len(part)
+            time.sleep(0.06)
+        assert time.monotonic() - started > 2
+        assert received > 40 * block
 
 
 def test_streams_of_one_job_share_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

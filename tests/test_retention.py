@@ -3,6 +3,7 @@
 import random
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -515,6 +516,70 @@ def test_deletion_by_age(client: TestClient, tmp_path: Path) -> None:
     assert [item["id"] for item in client.get("/v1/storage").json()["items"]] == [young]
     for bad in ({}, {"older_than_days": -1}, {"older_than_days": "nan"}, asked | {"x": 1}):
         assert client.post("/v1/storage/prune", json=bad).status_code == 422
+
+
+def test_a_deletion_by_age_that_takes_long_is_done_in_parts(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = Records(client.app.state.database)  # type: ignore[attr-defined]
+    jobs = [records.searched(number) for number in range(4)]
+    for days, job in enumerate(jobs):
+        records.age(job, 40 - days)
+    real = RetentionStore.delete
+
+    def slow(*arguments: Any, **rest: Any) -> list[str]:
+        threading.Event().wait(0.3)
+        return real(*arguments, **rest)
+
+    monkeypatch.setattr(RetentionStore, "delete", slow)
+    monkeypatch.setattr("api.routes.storage.PRUNE_SECONDS", 0.4)
+    asked = {"older_than_days": 30}
+    deleted: list[str] = []
+    for left in (True, False):
+        answer = client.post("/v1/storage/prune", json=asked).json()
+        deleted += [item["id"] for item in answer["items"]]
+        assert answer["more"] == left
+        monkeypatch.setattr("api.routes.storage.PRUNE_SECONDS", 60.0)
+    assert deleted == jobs
+    assert records.rows() == {}
+    assert client.post("/v1/storage/prune", json=asked).json()["more"] is False
+
+
+def test_one_deletion_by_age_at_a_time_and_other_changes_meanwhile(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, release, real = threading.Event(), threading.Event(), RetentionStore.due
+
+    def slow(*arguments: Any, **rest: Any) -> Any:
+        begun.set()
+        release.wait(60)
+        return real(*arguments, **rest)
+
+    monkeypatch.setattr(RetentionStore, "due", slow)
+    asked = {"older_than_days": 30}
+    with ThreadPoolExecutor(6) as threads:
+        first = threads.submit(client.post, "/v1/storage/prune", json=asked)
+        try:
+            assert begun.wait(30)
+            others = [threads.submit(client.post, "/v1/storage/prune", json=asked) for _ in range(5)]
+            assert [other.result(30).status_code for other in others] == [429] * 5
+            assert client.post("/v1/jobs", json=DOCUMENT).status_code == 201
+        finally:
+            release.set()
+        assert first.result().status_code == 200
+
+
+def test_what_is_due_is_found_without_its_size(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = Records(client.app.state.database)  # type: ignore[attr-defined]
+    jobs = {records.searched(number) for number in range(5)}
+    for job in jobs:
+        records.age(job, 40)
+    monkeypatch.setattr("storage.retention._bytes_of", lambda *_: 1 / 0)
+    found: list[Any] = []
+    while page := records.retention.due(30 * DAY, limit=2, after=found[-1] if found else None):
+        found += page
+    assert [one.id for one in found] == [one.id for one in sorted(found, key=lambda one: (one.ended_at, one.id))]
+    assert {one.id for one in found} == jobs
 
 
 def test_a_server_ages_out_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

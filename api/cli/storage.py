@@ -94,6 +94,8 @@ def prune(arguments: argparse.Namespace) -> int:
     verb = "would delete" if pruned.dry_run else "deleted"
     folders = f"{len(pruned.folders)} folders of {bytes_text(pruned.folder_bytes)}"
     print(f"{verb} {len(pruned.items)} jobs and plans, and {folders}")
+    if pruned.more:
+        print("the server stopped after some seconds, and more may be due: run the same command again")
     return 0
 
 

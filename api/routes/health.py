@@ -17,13 +17,13 @@ from factor_search.version import __version__
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz", response_model=Health, summary="Liveness")
+@router.get("/healthz", response_model=Health, summary="Liveness", responses=documented(413))
 async def health() -> Response:
     """The process answers, whatever the database does."""
     return _shown(Health(status="ok", version=__version__))
 
 
-@router.get("/readyz", response_model=Readiness, summary="Readiness", responses=documented(503))
+@router.get("/readyz", response_model=Readiness, summary="Readiness", responses=documented(413, 503))
 async def readiness(request: Request) -> Response:
     """The database can be read and written; how many coordinators are alive is told, but does not count."""
     watch: HealthWatch = request.app.state.health
@@ -42,7 +42,8 @@ def _shown(value: BaseModel) -> Response:
     summary="Prometheus metrics",
     response_class=Response,
     responses=documented(
-        401, 403, 503, ok={"description": "Metrics", "content": {"text/plain": {"schema": {"type": "string"}}}}
+        *(401, 403, 413, 429, 503),
+        ok={"description": "Metrics", "content": {"text/plain": {"schema": {"type": "string"}}}},
     ),
 )
 def metrics(request: Request) -> Response:

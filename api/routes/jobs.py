@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Query
 from pydantic import AfterValidator
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from api import deferred
@@ -14,7 +15,7 @@ from api.routes.resource import (
     LARGEST_NUMBER,
     LARGEST_PAGE_BYTES,
     Checked,
-    Checks,
+    Reports,
     Resource,
     Stores,
     fitting,
@@ -155,7 +156,7 @@ def evaluations(
 async def factors(
     job_id: JobId,
     stores: Stores,
-    checks: Checks,
+    reports: Reports,
     wanted: Annotated[
         str,
         Query(
@@ -170,14 +171,18 @@ async def factors(
     ] = False,
 ) -> Response:
     """The factors as a file, once the job is finished."""
-    return await checks.run(_factors_as, stores, job_id, wanted, nearest)
+    if wanted == FACTORS:
+        return await run_in_threadpool(_factors, stores, job_id)
+    return await reports.run(_factors_as, stores, job_id, wanted, nearest)
+
+
+def _factors(stores: Records, job_id: str) -> Response:
+    return JSONResponse(finite(document_of(stores, stores.find_job(job_id), FACTORS)))
 
 
 def _factors_as(stores: Records, job_id: str, wanted: str, nearest: bool) -> Response:
     job = stores.find_job(job_id)
-    document = document_of(stores, job, "factors")
-    if wanted == FACTORS:
-        return JSONResponse(finite(document))
+    document = document_of(stores, job, FACTORS)
     if ENGINES[wanted].document_name is None:
         raise RefusedError(
             409,

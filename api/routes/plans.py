@@ -91,7 +91,7 @@ router = routes_of(PLANS)
 PlanId = Annotated[str, PLANS.id_parameter()]
 
 
-@router.post("/{plan_id}/retry", response_model=Plan, summary="Retry a plan", responses=documented(400, 404, 409, 413))
+@router.post("/{plan_id}/retry", response_model=Plan, summary="Retry a plan", responses=documented(400, 404, 409))
 async def retry(plan_id: PlanId, stores: Stores, writes: Writes, retry: Retry | None = None) -> Response:
     """Start a plan that has ended again, at one of its stages; the stages before it keep their results."""
     stage = None if retry is None else retry.stage
@@ -102,7 +102,7 @@ async def retry(plan_id: PlanId, stores: Stores, writes: Writes, retry: Retry | 
     "/{plan_id}/checkpoint",
     response_model=Plan,
     summary="Supply a checkpoint",
-    responses=documented(400, 404, 409, 413),
+    responses=documented(400, 404, 409),
 )
 async def supply_checkpoint(
     plan_id: PlanId, stores: Stores, checks: Checks, writes: Writes, checkpoint: Checkpoint

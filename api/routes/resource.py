@@ -39,6 +39,11 @@ async def _checks(request: Request) -> SlowWork:
     return work
 
 
+async def _reports(request: Request) -> SlowWork:
+    work: SlowWork = request.app.state.reports
+    return work
+
+
 async def _writes(request: Request) -> SlowWork:
     work: SlowWork = request.app.state.writes
     return work
@@ -46,6 +51,8 @@ async def _writes(request: Request) -> SlowWork:
 
 Checks = Annotated[SlowWork, Depends(_checks)]
 """For what reads folders and configurations, or draws: it may take seconds."""
+Reports = Annotated[SlowWork, Depends(_reports)]
+"""For documents that are made when they are asked for."""
 Writes = Annotated[SlowWork, Depends(_writes)]
 """For what writes records: it may wait for the database's lock."""
 
@@ -108,7 +115,7 @@ class Checked(NamedTuple):
 def routes_of(resource: Resource) -> APIRouter:
     """Submitting, listing, reading, pausing, resuming, cancelling, events and report of one resource."""
     router = APIRouter(
-        prefix=resource.path, tags=[f"{resource.word}s"], responses=documented(401, 403, 408, 422, 429, 503)
+        prefix=resource.path, tags=[f"{resource.word}s"], responses=documented(401, 403, 408, 413, 422, 429, 503)
     )
     _add_submission(router, resource)
     _add_list(router, resource)
@@ -137,7 +144,7 @@ def _add_submission(router: APIRouter, resource: Resource) -> None:
         summary=f"Submit a {word}",
         description=resource.on_submit,
         responses=documented(
-            *(400, 409, 413, 415),
+            *(400, 409, 415),
             ok={"description": earlier, "model": resource.shown},
             created={"description": f"The new {word}", "headers": location},
         ),
@@ -280,7 +287,7 @@ def _add_retention(router: APIRouter, resource: Resource) -> None:
         name="keep",
         summary=f"Keep a {word}",
         description=f"Keep a {word} under a name when others are aged out; null ends that. {whose}",
-        responses=documented(400, 404, 409, 413),
+        responses=documented(400, 404, 409),
     )
     async def keep(
         id: Annotated[str, resource.id_parameter()], stores: Stores, request: Request, writes: Writes, keep: Keep
@@ -363,7 +370,7 @@ def _add_report(router: APIRouter, resource: Resource) -> None:
     async def report(
         id: Annotated[str, resource.id_parameter()],
         stores: Stores,
-        checks: Checks,
+        reports: Reports,
         wanted: Annotated[
             Literal["json", "html"] | None,
             Query(alias="format", description="Default: what the Accept header prefers."),
@@ -376,7 +383,7 @@ def _add_report(router: APIRouter, resource: Resource) -> None:
                 return JSONResponse(document, headers={"Vary": "Accept"})
             return HTMLResponse(resource.render(document), headers={"Vary": "Accept"})
 
-        return await checks.run(made)
+        return await reports.run(made)
 
 
 def preferred(accept: str) -> str:
