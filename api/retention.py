@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from starlette.requests import Request
 
@@ -73,7 +73,8 @@ def delete(stores: Records, kind: str, id: str) -> None:
         NotFoundError: there is none.
         ConflictError: it has not ended, or is a stage of a plan.
     """
-    _clean(stores, stores.retention.delete(kind, id))
+    jobs, folders = stores.retention.delete(kind, id)
+    _clean(stores, jobs, folders)
 
 
 def prune(stores: Records, older_than_seconds: float, *, dry_run: bool = False) -> Pruned:
@@ -84,6 +85,7 @@ def prune(stores: Records, older_than_seconds: float, *, dry_run: bool = False) 
     """
     work = stores.settings.policy.work_folder
     deleted: list[Stored] = []
+    jobs: list[str] = []
     folders: list[str] = []
     while True:
         due = [row for row in stores.retention.due(older_than_seconds) if row.id not in {done.id for done in deleted}]
@@ -93,15 +95,16 @@ def prune(stores: Records, older_than_seconds: float, *, dry_run: bool = False) 
         before = len(deleted)
         for row in due:
             try:
-                folders += stores.retention.delete(row.kind, row.id, older_than_seconds=older_than_seconds)
+                gone = stores.retention.delete(row.kind, row.id, older_than_seconds=older_than_seconds)
             except (ConflictError, NotFoundError):  # it was retried, kept or deleted meanwhile
                 continue
+            jobs, folders = [*jobs, *gone.jobs], [*folders, *gone.folders]
             deleted.append(row)
         if len(deleted) == before:
             break
     left = sorted(stores.retention.unused(folders_in(work)))
     sizes = {name: size_of(work / name) for name in folders_in(work)} if work else {}
-    freed = sum(sizes[name] for name in left) if dry_run else _clean(stores, [*folders, *left])
+    freed = sum(sizes[name] for name in left) if dry_run else _clean(stores, jobs, [*folders, *left])
     return Pruned(
         items=[_shown(row, sizes) for row in deleted],
         folders=left if dry_run else sorted(set(folders) | set(left)),
@@ -110,13 +113,13 @@ def prune(stores: Records, older_than_seconds: float, *, dry_run: bool = False) 
     )
 
 
-def _clean(stores: Records, folders: Iterable[str]) -> int:
-    """Remove what deleted records leave elsewhere; what cannot be removed now, the next time removes."""
+def _clean(stores: Records, jobs: Collection[str], folders: Iterable[str]) -> int:
+    """Remove what deleted records leave elsewhere; folders that cannot be removed now, the next time removes."""
     freed = 0
     try:
         freed = remove_folders(stores.settings.policy.work_folder, dict.fromkeys(folders), stores.retention.unused)
         if stores.settings.optuna_url is not None:
-            forget_studies(stores.settings.optuna_url, stores.retention.gone)
+            forget_studies(stores.settings.optuna_url, set(jobs))
         stores.retention.give_space_back()
     except FactorSearchError as error:
         logger.warning("what was deleted still takes space: %s", error)
