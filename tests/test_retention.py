@@ -13,7 +13,7 @@ from sqlalchemy import func, select, text, update
 from starlette.testclient import TestClient
 
 from factor_search.measure.evaluation import FAILED, OK
-from storage import schema
+from storage import evaluations, schema
 from storage.dashboard.forget import forget_studies
 from storage.database import Database
 from storage.errors import ConflictError, NotFoundError
@@ -273,6 +273,28 @@ class TestRetentionContract:
                 thread.join()
             (row,) = records.evaluations.of_job(lease.job_id)
             assert row.evaluation is not None
+
+    def test_a_result_that_is_computed_again_while_its_job_is_deleted_stays(
+        self, records: Records, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = records.searched(0)
+        lease = records.running()
+        records.evaluations.start_search(lease, 512, "s", {})
+        deletion = threading.Thread(target=records.retention.delete, args=("job", first))
+        write = evaluations._write_evaluations
+
+        def write_while_it_is_deleted(*arguments: Any) -> Any:
+            written = write(*arguments)
+            deletion.start()
+            deletion.join(0.5)
+            return written
+
+        monkeypatch.setattr(evaluations, "_write_evaluations", write_while_it_is_deleted)
+        items = {"computed": [computed(candidate(0))], "done": [(candidate(0), OK, False)]}
+        records.evaluations.record({lease: Batch(**items)})  # type: ignore[arg-type]
+        deletion.join()
+        (row,) = records.evaluations.of_job(lease.job_id)
+        assert row.evaluation is not None
 
     @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
