@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from math import inf
 from typing import TypeVar
 
@@ -94,7 +94,8 @@ def delete(stores: Records, kind: str, id: str) -> None:
         NotFoundError: there is none.
         ConflictError: it has not ended, or is a stage of a plan.
     """
-    _clean(stores, stores.retention.delete(kind, id))
+    jobs, folders = stores.retention.delete(kind, id)
+    _clean(stores, jobs, folders)
 
 
 def prune(
@@ -106,26 +107,28 @@ def prune(
         stores: the records.
         older_than_seconds: seconds since the end of what is deleted.
         dry_run: only tell what would be deleted.
-        deadline: when to stop; a next call goes on.
+        deadline: when to stop; a next call continues.
 
     Raises:
         DatabaseError: the database cannot be reached; what was deleted before is.
     """
     work, deadline = stores.settings.policy.work_folder, deadline or Deadline(inf)
     items: list[StoredItem] = []
+    jobs: list[str] = []
     folders: list[str] = []
     for owner in deadline.until(_due(stores, older_than_seconds)):
         row = stores.retention.sized(owner)
         shown = _shown(row, {name: size_of(work / name) for name in row.folders} if work else {})
         if not dry_run:
             try:
-                folders += stores.retention.delete(row.kind, row.id, older_than_seconds=older_than_seconds)
+                gone = stores.retention.delete(row.kind, row.id, older_than_seconds=older_than_seconds)
             except (ConflictError, NotFoundError):  # it was retried, kept or deleted meanwhile
                 continue
+            jobs, folders = [*jobs, *gone.jobs], [*folders, *gone.folders]
         items.append(shown)
     left = sorted(stores.retention.unused(deadline.until(folders_in(work))))
     if not dry_run:
-        freed = _clean(stores, deadline.until(dict.fromkeys([*folders, *left])))
+        freed = _clean(stores, jobs, deadline.until(dict.fromkeys([*folders, *left])))
     else:
         freed = sum(size_of(work / name) for name in deadline.until(left)) if work else 0
     return Pruned(
@@ -144,13 +147,13 @@ def _due(stores: Records, older_than_seconds: float) -> Iterator[Owner]:
         last = due[-1]
 
 
-def _clean(stores: Records, folders: Iterable[str]) -> int:
-    """Remove what deleted records leave elsewhere; what cannot be removed now, the next time removes."""
+def _clean(stores: Records, jobs: Collection[str], folders: Iterable[str]) -> int:
+    """Remove what deleted records leave elsewhere; folders that cannot be removed now, the next time removes."""
     freed = 0
     try:
         freed = remove_folders(stores.settings.policy.work_folder, folders, stores.retention.unused)
         if stores.settings.optuna_url is not None:
-            forget_studies(stores.settings.optuna_url, stores.retention.gone)
+            forget_studies(stores.settings.optuna_url, set(jobs))
         stores.retention.give_space_back()
     except FactorSearchError as error:
         logger.warning("what was deleted still takes space: %s", error)

@@ -134,7 +134,7 @@ class EvaluationStore:
         """
         recorded = Recorded()
         with self._database.writing() as connection:
-            if any(batch.reused for batch in batches.values()):
+            if any(batch.done or batch.reused for batch in batches.values()):  # what they point at must not go now
                 lock_retention(connection, shared=True)
             for lease in sorted(batches, key=lambda lease: lease.job_id):  # one order of locks for all coordinators
                 batch = batches[lease]

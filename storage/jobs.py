@@ -5,8 +5,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, exists, func, not_, or_, select, update
 
-from factor_search.files.canonical_json import sha256_of
 from factor_search.spec import JobSpec
+from storage.asked import Asked
 from storage.clock import Clock
 from storage.database import Database
 from storage.errors import ConflictError, NotFoundError
@@ -61,7 +61,7 @@ class JobStore(OwnerStore[Job]):
         *,
         idempotency_key: str | None = None,
         submitted_by: str | None = None,
-        request_sha256: str | None = None,
+        asked: Asked | None = None,
     ) -> tuple[Job, bool]:
         """Queue a job.
 
@@ -69,7 +69,7 @@ class JobStore(OwnerStore[Job]):
             spec: what to search.
             idempotency_key: the same key never makes a second job.
             submitted_by: id of an API key.
-            request_sha256: hash of what was asked for, which the same key has to repeat; None is that of ``spec``.
+            asked: what was asked for, which the same key has to repeat; None is ``spec``.
 
         Returns:
             The job and whether it is new; an idempotency key that was used before gives the job of that time.
@@ -77,11 +77,10 @@ class JobStore(OwnerStore[Job]):
         Raises:
             ConflictError: the idempotency key was used for another specification.
         """
-        document = spec.model_dump(mode="json")
-        request_sha256 = request_sha256 or sha256_of(document)
+        document, asked = spec.model_dump(mode="json"), asked or Asked.of(spec)
         values: dict[str, Any] = {"name": spec.name, "kind": SEARCH, "spec": document, "spec_sha256": spec.sha256}
-        values |= {"idempotency_key": idempotency_key, "request_sha256": request_sha256, "submitted_by": submitted_by}
-        return self._submit_once(lambda connection: insert_job(connection, **values), idempotency_key, request_sha256)
+        values |= {"idempotency_key": idempotency_key, "request_sha256": asked.sha256, "submitted_by": submitted_by}
+        return self._submit_once(lambda connection: insert_job(connection, **values), idempotency_key, asked)
 
     def document(self, job_id: str, name: str) -> dict[str, Any] | None:
         """``factors`` or ``report`` of a job, None before there are any.

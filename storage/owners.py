@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from sqlalchemy import ColumnElement, Connection, FromClause, Row, and_, func, null, or_, select
 from sqlalchemy.exc import IntegrityError
 
+from storage.asked import Asked
 from storage.database import Database
 from storage.errors import ConflictError
 from storage.events import History
@@ -70,7 +71,7 @@ class OwnerStore(ABC, Generic[Owner]):
             return {row.state: row.number for row in connection.execute(counted.group_by(self._state))}
 
     def _submit_once(
-        self, insert: Callable[[Connection], str], idempotency_key: str | None, request_sha256: str
+        self, insert: Callable[[Connection], str], idempotency_key: str | None, asked: Asked
     ) -> tuple[Owner, bool]:
         """Insert a row, unless its idempotency key was used before for the same request.
 
@@ -87,10 +88,10 @@ class OwnerStore(ABC, Generic[Owner]):
             if idempotency_key is None:
                 raise
         owners = self._history.owners.c
-        known = select(owners.id, owners.request_sha256).where(owners.idempotency_key == idempotency_key)
+        known = select(owners.id, owners.request_sha256, owners.spec).where(owners.idempotency_key == idempotency_key)
         with self._database.reading() as connection:
             row = connection.execute(known).one()
-            if row.request_sha256 != request_sha256:
+            if not asked.repeats(row.request_sha256, row.spec):
                 raise ConflictError(
                     f"the idempotency key {idempotency_key!r} was used for another {self._history.word}: {row.id}"
                 )

@@ -4,7 +4,7 @@ Each step is one transaction, and does nothing if another coordinator has done i
 steps, the rows still say what to do next: a running plan is due if its present stage has no job, or one that has ended.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, or_, select
@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Row, Select, or_, select
 from factor_search.plan.kinds import KINDS
 from factor_search.plan.kinds.contract import Execution
 from storage.database import Database
+from storage.errors import NotFoundError
 from storage.job_rows import SEARCHES
 from storage.plan_rows import (
     PLAN_COLUMNS,
@@ -36,12 +37,26 @@ class PlanSteps:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def due(self, limit: int = 20) -> list[Plan]:
-        """Running plans whose present stage has no job yet, or one that has ended; the oldest first."""
+    def due(self, limit: int = 20, *, without: Collection[str] = ()) -> list[Plan]:
+        """Running plans whose present stage has no job yet, or one that has ended; the oldest first.
+
+        Args:
+            limit: at most so many.
+            without: ids of plans to leave out.
+        """
         idle = or_(jobs.c.id.is_(None), jobs.c.state.in_(ENDED))
-        query = select(*PLAN_COLUMNS).select_from(PRESENT).where(plans.c.state == PlanState.RUNNING, idle)
+        due = (plans.c.state == PlanState.RUNNING, idle, plans.c.id.not_in(list(without)))
+        query = select(*PLAN_COLUMNS).select_from(PRESENT).where(*due)
         with self._database.reading() as connection:
             return plans_of(connection, list(connection.execute(query.order_by(plans.c.submitted_at).limit(limit))))
+
+    def is_due(self, seen: Plan) -> bool:
+        """Whether a plan that was due still is, for the same step."""
+        with self._database.reading() as connection:
+            try:
+                return _still_due(connection, seen, lock=False) is not None
+            except NotFoundError:
+                return False
 
     def finished_jobs(self, spec_sha256: str, limit: int = 3) -> list[tuple[str, dict[str, Any]]]:
         """Finished jobs of plans with identical work: ids and outcomes, the newest first."""
@@ -115,9 +130,9 @@ class PlanSteps:
             return True
 
 
-def _still_due(connection: Connection, seen: Plan) -> PlanStage | None:
+def _still_due(connection: Connection, seen: Plan, *, lock: bool = True) -> PlanStage | None:
     """The present stage of a plan, locked, if the plan has not changed since it was read."""
-    plan = read_plan(connection, seen.id, lock=True)
+    plan = read_plan(connection, seen.id, lock=lock)
     under_way = connection.scalar(select(plans.c.state).where(plans.c.id == seen.id)) == PlanState.RUNNING
     same = plan.stage == seen.stage and plan.present == seen.present
     return plan.present if under_way and same else None

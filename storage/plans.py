@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, insert, null, update
 
 from factor_search.files.canonical_json import sha256_of
+from storage.asked import Asked
 from storage.errors import ConflictError, NotFoundError
 from storage.events import PLAN
 from storage.job_rows import new_id, request_state, resume_job
@@ -55,7 +56,7 @@ class PlanStore(OwnerStore[Plan]):
         stages: Sequence[tuple[str, str]],
         idempotency_key: str | None = None,
         submitted_by: str | None = None,
-        request_sha256: str | None = None,
+        asked: Asked | None = None,
     ) -> tuple[Plan, bool]:
         """Store a plan, for a coordinator to start.
 
@@ -65,7 +66,7 @@ class PlanStore(OwnerStore[Plan]):
             stages: name and kind of each.
             idempotency_key: the same key never makes a second plan.
             submitted_by: id of an API key.
-            request_sha256: hash of what was asked for, which the same key has to repeat; None is that of ``spec``.
+            asked: what was asked for, which the same key has to repeat; None is ``spec``.
 
         Returns:
             The plan and whether it is new.
@@ -73,7 +74,7 @@ class PlanStore(OwnerStore[Plan]):
         Raises:
             ConflictError: the idempotency key was used for another specification.
         """
-        plan_id, request_sha256 = PREFIX + new_id(), request_sha256 or sha256_of(spec)
+        plan_id, asked = PREFIX + new_id(), asked or Asked(spec, spec)
         values = {
             "id": plan_id,
             "name": name,
@@ -81,7 +82,7 @@ class PlanStore(OwnerStore[Plan]):
             "state": PlanState.RUNNING,
             "stage": 0,
             "idempotency_key": idempotency_key,
-            "request_sha256": request_sha256,
+            "request_sha256": asked.sha256,
             "submitted_by": submitted_by,
             "submitted_at": now(),
             "events": 0,
@@ -97,7 +98,7 @@ class PlanStore(OwnerStore[Plan]):
             tell(connection, plan_id, "submitted", name=name, stages=[stage for stage, _ in stages])
             return plan_id
 
-        return self._submit_once(insert_plan, idempotency_key, request_sha256)
+        return self._submit_once(insert_plan, idempotency_key, asked)
 
     def pause(self, plan_id: str) -> Plan:
         """Stop a plan so that it can be resumed, its job at its coordinator's next look.

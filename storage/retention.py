@@ -6,7 +6,7 @@ job that had it computed, or with the last job that has a candidate with its key
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     Column,
@@ -35,7 +35,7 @@ from storage.schema import candidates, evaluations, events, jobs, now, plan_even
 from storage.states import ENDED
 
 RETENTION_LOCK = 0x0FAC7027
-"""On PostgreSQL, held by whoever deletes, and shared by whoever records a reused evaluation."""
+"""On PostgreSQL, held by whoever deletes, and shared by whoever records that a candidate is done."""
 JOB, PLAN = "job", "plan"
 ROW_BYTES = 200
 """Taken for numbers, keys and indexes of a row, beside its texts."""
@@ -77,6 +77,15 @@ class Usage:
     """Of them, for new records."""
     evaluations: int
     """How many are stored."""
+
+
+class Deleted(NamedTuple):
+    """What a deletion leaves to be removed elsewhere."""
+
+    jobs: list[str]
+    """Ids of the jobs that it deleted."""
+    folders: list[str]
+    """Names of folders in the work folder that nothing left refers to."""
 
 
 class RetentionStore:
@@ -157,16 +166,13 @@ class RetentionStore:
             if connection.execute(kept).rowcount != 1:
                 raise NotFoundError(f"there is no {kind} {id}")
 
-    def delete(self, kind: str, id: str, *, older_than_seconds: float | None = None) -> list[str]:
+    def delete(self, kind: str, id: str, *, older_than_seconds: float | None = None) -> Deleted:
         """Delete a job or plan that has ended, in one transaction.
 
         Args:
             kind: ``job`` or ``plan``.
             id: which.
             older_than_seconds: only if it ended longer ago than this and is not kept, as it was when it was chosen.
-
-        Returns:
-            Names of folders in the work folder that nothing left refers to.
 
         Raises:
             NotFoundError: there is no such job or plan.
@@ -184,7 +190,7 @@ class RetentionStore:
             folders = _folders_of(connection, jobs.c.id.in_(gone))
             _delete_evaluations(connection, gone)
             connection.execute(delete(jobs).where(jobs.c.id.in_(gone)))
-            return [name for name in folders if not _is_mentioned(connection, name)]
+            return Deleted(gone, [name for name in folders if not _is_mentioned(connection, name)])
 
     def unused(self, folders: Iterable[str]) -> set[str]:
         """Those of these folders of the work folder that nothing stored refers to."""
@@ -223,7 +229,10 @@ class RetentionStore:
 
 
 def lock_retention(connection: Connection, *, shared: bool = False) -> None:
-    """Keep deletions apart from who records that an evaluation is reused; on SQLite all writers are apart."""
+    """Keep deletions apart from who records that candidates are done; on SQLite all writers are apart.
+
+    The result of one may be that of a job which is being deleted, whether it was looked up or computed again.
+    """
     if connection.dialect.name == "postgresql":
         function = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
         connection.execute(text(f"SELECT {function}(:lock)"), {"lock": RETENTION_LOCK})

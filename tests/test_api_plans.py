@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,19 @@ from starlette.testclient import TestClient
 
 from api.cli import main
 from api.client import Client, ConflictError
+from factor_search.files.reading import WalkLimit, reading_rules
 from factor_search.plan.spec import parse_plan
-from factor_search.spec import ModelSpec
+from factor_search.spec import ModelSpec, parse_spec
 from storage.database import Database
 from storage.plan_steps import PlanSteps
 from storage.plans import PlanStore
 from tests.conftest import save_checkpoint
 from tests.families import tiny_model
 from tests.plans import plan_document, stages
-from tests.rest_service import PLAN, SPEC, app_on, calling, serving
+from tests.rest_service import PLAN, SPEC, FakeCoordinator, app_on, calling, serving, settings
+from tests.test_plan_checkpoint import awaiting
 from tests.test_plans import PlanService
-from workers.policy import Policy
+from workers.policy import AT_SUBMISSION, Policy
 
 AWAITING = [{"kind": "await_checkpoint", "name": "tuned"}, {"kind": "export"}]
 
@@ -123,6 +125,26 @@ def test_what_a_plan_has_made_may_be_used_by_a_job(tmp_path: Path, checkpoint: P
             policy.check_model(ModelSpec(id=str(elsewhere)))
     with pytest.raises(Exception, match="not in a folder"):
         policy.check_supplied_checkpoint(str(made))
+
+
+def test_a_request_searches_folders_no_longer_than_a_submission(
+    client: TestClient, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, searched = awaiting(checkpoint), list[WalkLimit]()
+    note: Callable[..., Any] = lambda *_: searched.append(reading_rules().walk)  # noqa: E731
+    monkeypatch.setattr("workers.policy.checkpoint_files", note)
+    monkeypatch.setattr("api.deferred.engine_document", note)
+    monkeypatch.setattr("api.deferred.check_checkpoint", note)
+    with FakeCoordinator(settings(tmp_path).database_url) as store:
+        spec = {"model": str(checkpoint), "data": "a.txt", "target_length": 128}
+        job, _ = store.jobs.submit(parse_spec(spec))
+        store.finish(store.claim(), work.factors)
+        plans, steps = PlanStore(store.database), PlanSteps(store.database)
+        plan, _ = plans.submit(name="p", spec=PLAN, stages=[("tuned", "await_checkpoint")])
+        assert steps.wait(plan, work.model_dump(mode="json"))
+    assert client.get(f"/v1/jobs/{job.id}/factors", params={"format": "huggingface"}).status_code == 200
+    client.post(f"/v1/plans/{plan.id}/checkpoint", json={"model": str(checkpoint)})
+    assert searched == [AT_SUBMISSION] * 4
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

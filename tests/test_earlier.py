@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import update
 
 from factor_search.factors import Factors
 from factor_search.factors_file import parse_factors
+from factor_search.files.canonical_json import sha256_of
 from factor_search.finetune.spec import FinetuneSpec
 from factor_search.job import run_job
 from factor_search.measure.evaluation import evaluation_key
@@ -23,7 +27,12 @@ from factor_search.report.document import build_factors_file, build_report
 from factor_search.spec import ModelSpec, parse_spec
 from factor_search.testbed import CHECKPOINT
 from factor_search.text.samples import SampleSet, sample_of
+from storage import schema
+from storage.asked import Asked
+from storage.database import Database
+from storage.errors import ConflictError
 from storage.evaluations import EvaluationStore
+from storage.jobs import JobStore
 from storage.plans import PlanStore
 from tests.processes import wait_for
 from tests.service import Service
@@ -236,6 +245,48 @@ def test_a_folder_of_a_plan_continues(scene: Path) -> None:
         words = {"model": None, "summary": None}  # where the model is, and sentences
         assert stage | words == earlier | words
     assert after["comparisons"] == before["comparisons"]
+
+
+def test_a_request_of_an_earlier_version_is_recognised_when_it_is_repeated(scene: Path) -> None:
+    ids = json.loads((scene / "ids.json").read_text())
+    with Database(f"sqlite:///{scene / 'jobs.db'}") as database:
+        jobs, plans = JobStore(database), PlanStore(database)
+        with database.writing() as connection:
+            for table in (schema.jobs, schema.plans):
+                connection.execute(update(table).values(idempotency_key=table.c.id))
+        for name in ("finished", "paused", "queued"):
+            spec = parse_spec(jobs.get(ids[name]).spec)
+            assert jobs.submit(spec, idempotency_key=ids[name]) == (jobs.get(ids[name]), False)
+            for change in ({"baselines": ["yarn"]}, {"seed": 99}):
+                with pytest.raises(ConflictError, match="was used for another job"):
+                    jobs.submit(spec.model_copy(update=change), idempotency_key=ids[name])
+        for name in ("plan_finished", "plan_paused"):
+            plan = parse_plan(plans.get(ids[name]).spec).expanded()
+            whole: dict[str, Any] = {"name": plan.name, "spec": plan.model_dump(mode="json"), "stages": STAGES_OF_PLAN}
+            assert plans.submit(**whole, asked=Asked.of(plan), idempotency_key=ids[name])[0].id == ids[name]
+            other = plan.model_copy(update={"seed": 99})
+            with pytest.raises(ConflictError, match="was used for another plan"):
+                plans.submit(**whole, asked=Asked.of(other), idempotency_key=ids[name])
+
+
+@given(number=st.sampled_from(sorted(JOBS)), data=st.data())
+def test_a_request_is_recognised_after_any_fields_with_defaults_were_added(number: str, data: st.DataObject) -> None:
+    asked = Asked.of(parse_spec(JOBS[number]))
+
+    def earlier(whole: Any, given: Any) -> Any:
+        """Without some fields that have their defaults."""
+        if not isinstance(whole, dict):
+            return whole
+        given = given if isinstance(given, dict) else {}
+        kept = [key for key in whole if key in given or data.draw(st.booleans(), label=key)]
+        return {key: earlier(whole[key], given.get(key)) for key in kept}
+
+    before = earlier(asked.whole, asked.given)
+    pinned = before | {"model": before["model"] | {"revision": "f" * 40}}
+    stored = pinned if "revision" in before["model"] else before
+    assert asked.repeats(sha256_of(before), stored)
+    other = Asked.of(parse_spec(JOBS[number] | {"seed": 98}))
+    assert not other.repeats(sha256_of(before), stored)
 
 
 @pytest.mark.slow

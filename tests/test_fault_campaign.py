@@ -17,7 +17,7 @@ from bench.faults.__main__ import drawn, possible
 from bench.faults.databases import SqliteFile
 from bench.faults.disks import Disk
 from bench.faults.kinds import KINDS
-from bench.faults.service import MARK, Service
+from bench.faults.service import MARK, Service, StuckError
 from storage.database import Database
 from storage.evaluations import Batch, EvaluationStore
 from storage.jobs import JobStore
@@ -72,6 +72,22 @@ def test_what_is_lost_and_repeated_is_noticed(service: Service) -> None:
             connection.execute(delete(evaluations).where(evaluations.c.key == items[0].key))
         service.look()
         assert (service.lost, service.repeated()) == ({items[0].key}, 1)
+
+
+def test_no_job_loses_two_coordinators_before_it_records(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "restart", lambda: None)
+    service.patience = 0.3
+    with service.database() as database:
+        jobs, store = JobStore(database), EvaluationStore(database)
+        service.jobs = {jobs.submit(SPEC)[0].id: {}}
+        assert jobs.claim("killed", -1) is not None
+        service.spare()
+        claim = jobs.claim("its successor", 60)
+        assert claim is not None
+        with pytest.raises(StuckError, match="whose coordinator was lost records nothing"):
+            service.spare()
+        store.record({claim[1]: Batch(computed=[computed(candidate(0))])})
+        service.spare()
 
 
 def test_a_process_that_is_left_is_noticed(service: Service) -> None:

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,9 @@ from factor_search.spec import JobSpec, parse_spec
 from factor_search.spec.strategies import CmaSpec, EvolutionSpec, Nsga2Spec, RandomSpec, TpeSpec
 from storage.database import Database
 from storage.jobs import JobStore
+from storage.plan_steps import PlanSteps
+from storage.plans import Plan, PlanStore
+from tests.processes import wait_for
 from tests.service import Service
 from workers.plan_scheduler import PlanScheduler
 
@@ -189,30 +193,42 @@ def test_a_job_is_cancelled_while_its_strategy_proposes(service: Service) -> Non
     assert service.wait(job.id, seconds=10) == "cancelled"
 
 
-def test_a_plan_on_a_slow_disk_does_not_hold_up_others_and_fails_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    released, advanced, failed = threading.Event(), [], {}
-    slow, quick = SimpleNamespace(id="slow"), SimpleNamespace(id="quick")
+def test_plans_on_a_slow_disk_do_not_hold_up_others_and_fail_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released, clock = threading.Event(), SimpleNamespace(monotonic=lambda: clock.now, now=0.0)
+    monkeypatch.setattr("workers.plan_scheduler.SLOW_SECONDS", 0.01)
+    monkeypatch.setattr("workers.plan_scheduler.time", clock)
+    with Database(f"sqlite:///{tmp_path / 'jobs.db'}") as database:
+        plans, steps = PlanStore(database), PlanSteps(database)
 
-    class Steps:
-        def due(self) -> list[SimpleNamespace]:
-            return [plan for plan in (slow, quick) if plan.id not in [*failed, *advanced]]
+        def advance(scheduler: PlanScheduler, plan: Plan) -> bool:
+            if plan.name == "slow":
+                released.wait(60)
+                return False
+            return steps.fail(plan, "advanced")
 
-        def fail(self, plan: SimpleNamespace, error: str) -> bool:
-            failed[plan.id] = error
-            return True
-
-    def advance(scheduler: PlanScheduler, plan: SimpleNamespace) -> bool:
-        if plan is slow:
-            released.wait(30)
-        advanced.append(plan.id)
-        return True
-
-    monkeypatch.setattr(PlanScheduler, "_advance", advance)
-    monkeypatch.setattr("workers.plan_scheduler.SLOW_SECONDS", 0.05)
-    scheduler = PlanScheduler(Steps(), None, prepare_seconds=0.5)  # type: ignore[arg-type]
-    scheduler.round()
-    assert (advanced, failed) == (["quick"], {})
-    time.sleep(0.6)
-    scheduler.round()
-    assert "looking for the files took longer than" in failed["slow"]
-    released.set()
+        monkeypatch.setattr(PlanScheduler, "_advance", advance)
+        slow = [plans.submit(name="slow", spec={}, stages=[("a", "search")])[0].id for _ in range(21)]
+        quick = plans.submit(name="quick", spec={}, stages=[("a", "search")])[0].id
+        scheduler = PlanScheduler(steps, None, prepare_seconds=10)  # type: ignore[arg-type]
+        for _ in range(2):
+            scheduler.round()
+        wait_for(lambda: plans.get(quick).state == "failed", 10)
+        assert plans.get(quick).error == "a: advanced"
+        plans.pause(slow[0])
+        plans.cancel(slow[1])
+        scheduler.round()
+        plans.resume(slow[0])
+        clock.now = 11
+        scheduler.round()
+        assert plans.get(slow[0]).state == "queued", "it has just begun again"
+        assert plans.get(slow[1]).state == "cancelled"
+        assert {plans.get(id).error for id in slow[2:]} == {
+            "a: looking for the files took longer than 0.166667 min: look for a slow disk or network, or a pattern "
+            "that matches too much; an operator can raise the limit with --prepare-minutes"
+        }
+        clock.now = 22
+        scheduler.round()
+        assert plans.get(slow[0]).state == "failed"
+        released.set()

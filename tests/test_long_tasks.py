@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -13,10 +15,14 @@ from bench.stub import StubWorker
 from bench.thread_backend import ThreadBackend
 from factor_search.errors import FinetuneError
 from factor_search.spec import ModelSpec
+from storage.jobs import Lease
 from tests.processes import wait_for
-from workers.attempts import LongTaskError
+from tests.test_plan_checkpoint import awaiting
+from workers.attempts import LongTaskError, PrepareTimeoutError
 from workers.backend import WorkerGoneError, WorkerOutOfMemoryError
 from workers.folder_lock import locked_folder
+from workers.job_run import JobRun
+from workers.long_task_run import drive_long_task
 from workers.model_worker import LongTaskCall, ModelWorker, ReportProgress
 from workers.pool import Pool
 from workers.stage_task import waiting
@@ -48,6 +54,15 @@ def pool(backend: ThreadBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Po
     pool = Pool(backend)
     yield pool
     pool.close()
+
+
+def test_a_supplied_checkpoint_on_a_slow_disk_is_looked_for_aside(checkpoint: Path) -> None:
+    released, tools = threading.Event(), mock.Mock(prepare_seconds=0.5)
+    tools.policy.check_supplied_checkpoint.side_effect = lambda folder: released.wait(5)
+    job: Any = SimpleNamespace(spec=awaiting(checkpoint).model_dump(mode="json") | {"checkpoint": "m"})
+    with pytest.raises(PrepareTimeoutError, match="looking for the files of the checkpoint took longer"):
+        drive_long_task(JobRun(job, Lease("j", "c", 1), tools))
+    released.set()
 
 
 def begin(

@@ -187,6 +187,36 @@ def test_a_node_joins_works_and_dies(
     assert without_name(store.document(job.id, "factors")) == without_name(reference)
 
 
+def test_documents_are_read_on_a_node_with_cores() -> None:
+    from workers.ray_backend import ActorMethods, RayBackend
+
+    class Reader(ActorMethods):
+        """Says on which node it reads."""
+
+        @staticmethod
+        def read(spec: JobSpec) -> str:
+            import ray
+
+            return ray.get_runtime_context().get_node_id()
+
+    with RayCluster(cpus=0) as cluster:  # the driver joins it there
+        backend = RayBackend(cluster.address, worker_class=Reader)
+        try:
+            spec = parse_spec({"model": "m", "data": "a.txt", "target_length": 128})
+
+            def where() -> Any:
+                reading = backend.read(spec)
+                assert reading is not None
+                return reading.result.result(60)
+
+            head = where()
+            cluster.add_node(cpus=1)
+            wait_for(lambda: backend.capacity().nodes == 2, 30)
+            assert where() != head
+        finally:
+            backend.close()
+
+
 def test_a_coordinator_process_starts_a_ray_of_its_own_and_goes_with_its_parent(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "workers", "--database", f"sqlite:///{tmp_path / 'jobs.db'}", "--workers", "1"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}

@@ -14,7 +14,7 @@ from sqlalchemy import func, select, text, update
 from starlette.testclient import TestClient
 
 from factor_search.measure.evaluation import FAILED, OK
-from storage import schema
+from storage import evaluations, schema
 from storage.dashboard.forget import forget_studies
 from storage.database import Database
 from storage.errors import ConflictError, NotFoundError
@@ -110,7 +110,7 @@ class TestRetentionContract:
 
     def test_a_deleted_job_leaves_nothing(self, records: Records) -> None:
         job = records.searched(0, 1)
-        assert records.retention.delete("job", job) == []
+        assert records.retention.delete("job", job).folders == []
         assert records.rows() == {}
         with pytest.raises(NotFoundError):
             records.retention.delete("job", job)
@@ -191,7 +191,7 @@ class TestRetentionContract:
             records.retention.delete("plan", plan.id)
         records.stage(records.plans.get(plan.id), kind="search", sha256="b" * 64)
         assert records.retention.stored()[0].folders == (work_folder_name("finetune", "a" * 64),)
-        assert records.retention.delete("plan", plan.id) == [work_folder_name("finetune", "a" * 64)]
+        assert records.retention.delete("plan", plan.id).folders == [work_folder_name("finetune", "a" * 64)]
         assert records.rows() == {}
 
     def test_a_plan_whose_job_is_still_being_ended_stays(self, records: Records) -> None:
@@ -209,10 +209,10 @@ class TestRetentionContract:
         first, second = records.plan(), records.plan()
         job = records.stage(first, sha256="a" * 64)
         assert records.steps.reuse(second, work={}, job_id=job, outcome=OUTCOME)
-        assert records.retention.delete("plan", first.id) == []
+        assert records.retention.delete("plan", first.id).folders == []
         left = records.jobs.get(job)
         assert (left.plan_id, left.plan_stage) == (second.id, "stage-0")
-        assert records.retention.delete("plan", second.id) == [work_folder_name("finetune", "a" * 64)]
+        assert records.retention.delete("plan", second.id).folders == [work_folder_name("finetune", "a" * 64)]
         assert records.rows() == {}
 
     @pytest.mark.parametrize("where", ["job", "plan", "work"])
@@ -228,7 +228,7 @@ class TestRetentionContract:
             other = records.plan()
             work = {"model": {"id": model}}
             assert records.steps.queue(other, work=work, kind="export", spec=work, spec_sha256="e" * 64, name="n")
-        assert records.retention.delete("plan", plan.id) == []
+        assert records.retention.delete("plan", plan.id).folders == []
         assert records.retention.unused([work_folder_name("finetune", "a" * 64), "finetune-" + "0" * 24]) == {
             "finetune-" + "0" * 24
         }
@@ -275,6 +275,28 @@ class TestRetentionContract:
             (row,) = records.evaluations.of_job(lease.job_id)
             assert row.evaluation is not None
 
+    def test_a_result_that_is_computed_again_while_its_job_is_deleted_stays(
+        self, records: Records, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = records.searched(0)
+        lease = records.running()
+        records.evaluations.start_search(lease, 512, "s", {})
+        deletion = threading.Thread(target=records.retention.delete, args=("job", first))
+        write = evaluations._write_evaluations
+
+        def write_while_it_is_deleted(*arguments: Any) -> Any:
+            written = write(*arguments)
+            deletion.start()
+            deletion.join(0.5)
+            return written
+
+        monkeypatch.setattr(evaluations, "_write_evaluations", write_while_it_is_deleted)
+        items = {"computed": [computed(candidate(0))], "done": [(candidate(0), OK, False)]}
+        records.evaluations.record({lease: Batch(**items)})  # type: ignore[arg-type]
+        deletion.join()
+        (row,) = records.evaluations.of_job(lease.job_id)
+        assert row.evaluation is not None
+
     @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         numbers=st.lists(st.sets(st.integers(0, 5), min_size=1), min_size=1, max_size=5),
@@ -311,7 +333,7 @@ def at_once(records: Records, attempt: int) -> tuple[str, list[str], bool, str]:
     deleted: list[list[str]] = []
     reused: list[bool] = []
     threads = [
-        threading.Thread(target=lambda: deleted.append(records.retention.delete("plan", first.id))),
+        threading.Thread(target=lambda: deleted.append(records.retention.delete("plan", first.id).folders)),
         threading.Thread(
             target=lambda: reused.append(records.steps.reuse(second, work={}, job_id=job, outcome=OUTCOME))
         ),
@@ -419,16 +441,17 @@ def test_studies_of_deleted_jobs_are_deleted_and_others_stay(tmp_path: Path) -> 
     import optuna
 
     url = f"sqlite:///{tmp_path / 'optuna.db'}"
-    assert forget_studies(url, lambda jobs: set(jobs)) == 0  # no tables yet
-    for name, attributes in (("gone", {"job": "a"}), ("left", {"job": "b"}), ("theirs", {})):
+    assert forget_studies(url, {"a"}) == 0  # no tables yet
+    others = {"left": {"job": "b", "target_length": 1}, "theirs": {}, "a laboratory's": {"job": "a"}}
+    for name, attributes in {"gone": {"job": "a", "target_length": 1}, **others}.items():
         study = optuna.create_study(storage=url, study_name=name)
         study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
         for key, value in attributes.items():
             study.set_user_attr(key, value)
-    assert forget_studies(url, lambda jobs: {"a"} & set(jobs)) == 1
-    assert {study.study_name for study in optuna.get_all_study_summaries(url)} == {"left", "theirs"}
+    assert forget_studies(url, {"a", "c"}) == 1
+    assert {study.study_name for study in optuna.get_all_study_summaries(url)} == set(others)
     with Database(url, migrate=False) as database, database.reading() as connection:
-        assert connection.execute(text("SELECT count(*) FROM trial_params")).scalar_one() == 6
+        assert connection.execute(text("SELECT count(*) FROM trial_params")).scalar_one() == 9
 
 
 # REST.

@@ -40,7 +40,9 @@ def drive_long_task(run: JobRun) -> End | None:
     work = parse_work(document)
     run.aside(lambda: run.tools.policy.check_work(work), "looking for the files of the stage")
     if isinstance(work, AwaitWork):
-        run.tools.policy.check_supplied_checkpoint(checkpoint)
+        run.aside(
+            lambda: run.tools.policy.check_supplied_checkpoint(checkpoint), "looking for the files of the checkpoint"
+        )
         call: LongTaskCall = CheckpointCheck(work, Path(checkpoint))
     else:
         call = StageTask(work, folder_of(run))

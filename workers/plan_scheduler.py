@@ -37,7 +37,7 @@ class PlanScheduler:
         self._steps = steps
         self._policy = policy
         self._prepare_seconds = prepare_seconds
-        self._slow: dict[str, tuple[float, Future[bool]]] = {}
+        self._slow: dict[str, tuple[Plan, float, Future[bool]]] = {}
         """Steps that take long, by the plan's id, with their beginning by the monotonic clock."""
 
     def round(self) -> None:
@@ -46,22 +46,31 @@ class PlanScheduler:
         Raises:
             StorageError: the database cannot be reached.
         """
+        for plan, began, step in list(self._slow.values()):
+            self._look_after(plan, began, step)
         for _ in range(STEPS_AT_ONCE):
-            if not any(self._advance_or_leave(plan) for plan in self._steps.due()):
+            if not any(self._advance_or_leave(plan) for plan in self._steps.due(without=self._slow)):
                 return
 
     def _advance_or_leave(self, plan: Plan) -> bool:
         """Take one step of a plan; one that takes long, as on a slow disk, continues beside other plans."""
-        began, step = self._slow.pop(plan.id, (None, None))
-        if began is None or step is None:
-            began, step = time.monotonic(), aside(lambda: self._advance(plan), f"plan-{plan.id}")
-            wait([step], timeout=SLOW_SECONDS)
+        began, step = time.monotonic(), aside(lambda: self._advance(plan), f"plan-{plan.id}")
+        wait([step], timeout=SLOW_SECONDS)
         if step.done():
             return step.result()
-        if time.monotonic() - began > self._prepare_seconds:
-            return self._steps.fail(plan, str(PrepareTimeoutError("looking for the files", self._prepare_seconds)))
-        self._slow[plan.id] = began, step
+        self._slow[plan.id] = plan, began, step
         return False
+
+    def _look_after(self, plan: Plan, began: float, step: "Future[bool]") -> None:
+        """Forget a slow step that is done, or that its plan no longer needs, and let a plan fail whose step hangs."""
+        if step.done():
+            del self._slow[plan.id]
+            step.result()
+        elif not self._steps.is_due(plan):
+            del self._slow[plan.id]
+        elif time.monotonic() - began > self._prepare_seconds:
+            self._steps.fail(plan, str(PrepareTimeoutError("looking for the files", self._prepare_seconds)))
+            del self._slow[plan.id]
 
     def _advance(self, plan: Plan) -> bool:
         """Take one step of a plan, or let the plan fail; true if the step was taken here."""

@@ -112,13 +112,17 @@ class Policy:
             self.require_work_folder()
         self._check(work)
 
-    def check_supplied_checkpoint(self, checkpoint: str) -> None:
+    def check_supplied_checkpoint(self, checkpoint: str, walk: WalkLimit = LATER) -> None:
         """Refuse a checkpoint outside the roots.
+
+        Args:
+            checkpoint: its folder.
+            walk: how far a search in it may go.
 
         Raises:
             SpecError: see :meth:`check`.
         """
-        rules = replace(self.reading_rules(), model_roots=())
+        rules = replace(self.reading_rules(walk), model_roots=())
         rules.check(checkpoint, "model", model=True)
         with under(rules), _as_spec_errors():
             checkpoint_files(ModelSpec(id=os.path.abspath(checkpoint)))
@@ -133,13 +137,17 @@ class Policy:
             raise SpecError("plans need a work folder: the operator can set one with serve --work DIR")
         return self.work_folder
 
-    def check_model(self, model: ModelSpec) -> None:
+    def check_model(self, model: ModelSpec, walk: WalkLimit = LATER) -> None:
         """Refuse a model that is not allowed, or that may not run as specified.
+
+        Args:
+            model: the model.
+            walk: how far a search in its folder may go.
 
         Raises:
             SpecError: see :meth:`check`.
         """
-        self._check(model, "model.")
+        self._check(model, "model.", walk)
 
     def as_arguments(self) -> list[str]:
         """The policy as arguments for another process's command line; see :func:`add_policy_arguments`."""

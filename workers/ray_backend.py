@@ -2,12 +2,14 @@
 
 import contextlib
 import logging
+import random
 from concurrent.futures import Future
 from typing import Any
 
 import ray
 import torch
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from factor_search.errors import FactorSearchError, one_line
 from factor_search.factors import Factors
@@ -153,10 +155,7 @@ class RayBackend:
 
     def capacity(self) -> Capacity:
         """The resources of the nodes that are alive; workers are counted node by node."""
-        try:
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        except (RayError, RuntimeError, OSError) as error:
-            raise ClusterError(f"the Ray cluster does not answer: {one_line(error)}") from None
+        nodes = [node["Resources"] for node in _alive_nodes()]
         gpus = sum(node.get("GPU", 0.0) for node in nodes)
         needs = {"CPU": self._cpus, "GPU": self._gpus_each(gpus)}
         fit = sum(
@@ -171,10 +170,17 @@ class RayBackend:
         )
 
     def read(self, spec: JobSpec) -> Reading | None:
-        """Read documents in a task that reserves nothing, so that it runs although workers take all cores."""
+        """Read documents in a task that reserves nothing, so that it runs although workers take all cores.
+
+        Ray would run such a task on this process's own node, which may be one without cores for this very reason.
+        """
         if self._reads is None:
             return None
-        reference = ray.remote(num_cpus=0, max_retries=2)(self._reads).remote(spec, *self._arguments[1:])
+        options: dict[str, Any] = {"num_cpus": 0, "max_retries": 2}
+        nodes = [node["NodeID"] for node in _alive_nodes() if node["Resources"].get("CPU")]
+        if nodes:  # softly, since the node may go
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(random.choice(nodes), soft=True)
+        reference = ray.remote(**options)(self._reads).remote(spec, *self._arguments[1:])
         return Reading(_future(reference), lambda: ray.cancel(reference, force=True))
 
     def start_worker(self) -> RayWorker:
@@ -195,6 +201,13 @@ class RayBackend:
 
 
 _LOCAL: dict[str, Any] = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+
+
+def _alive_nodes() -> list[dict[str, Any]]:
+    try:
+        return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    except (RayError, RuntimeError, OSError) as error:
+        raise ClusterError(f"the Ray cluster does not answer: {one_line(error)}") from None
 
 
 def _future(reference: Any) -> "Future[Any]":

@@ -27,9 +27,9 @@ from api.shown import shown_evaluation
 from api.submission import placed_refusals, submitted_spec, with_warm_start
 from factor_search.export.registry import ENGINES, REFUSED
 from factor_search.factors_file import parse_factors
-from factor_search.files.canonical_json import sha256_of
 from factor_search.files.reading import under
 from factor_search.spec import JobSpec
+from storage.asked import Asked
 from storage.events import JOB
 from storage.jobs import SEARCHES
 from storage.jobs import Job as StoredJob
@@ -45,13 +45,12 @@ def check(stores: Records, spec: JobSpec) -> Checked:
     with placed_refusals(), under(policy.reading_rules(AT_SUBMISSION)):
         spec = with_warm_start(spec, stores)
         notes = deferred.check_possible(spec)
-    asked = sha256_of(spec.model_dump(mode="json"))  # what the hub answers may change until the request is repeated
-    return Checked(pinned(spec), asked, notes)
+    return Checked(pinned(spec), Asked.of(spec), notes)
 
 
 def store(stores: Records, checked: Checked, key: str | None, by: str | None) -> tuple[StoredJob, bool]:
     """Queue a search."""
-    return stores.jobs.submit(checked.spec, idempotency_key=key, submitted_by=by, request_sha256=checked.asked)
+    return stores.jobs.submit(checked.spec, idempotency_key=key, submitted_by=by, asked=checked.asked)
 
 
 ROWS_AT_FIRST = 10
@@ -191,6 +190,6 @@ def _factors_as(stores: Records, job_id: str, wanted: str, nearest: bool) -> Res
         )
     model = job.parse_spec().model
     policy = stores.settings.policy
-    policy.check_model(model)
-    with under(policy.reading_rules()):
+    policy.check_model(model, AT_SUBMISSION)
+    with under(policy.reading_rules(AT_SUBMISSION)):
         return JSONResponse(deferred.engine_document(wanted, parse_factors(document), model, nearest))

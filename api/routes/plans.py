@@ -14,12 +14,12 @@ from api.records import Records
 from api.routes.resource import Checked, Checks, Resource, Stores, Writes, answer, routes_of
 from api.schemas import EXAMPLE_PLAN_ID, finite
 from api.submission import placed_refusals, submitted_plan
-from factor_search.files.canonical_json import sha256_of
 from factor_search.files.reading import under
 from factor_search.plan.kinds.await_checkpoint import AwaitWork
 from factor_search.plan.kinds.contract import Outcome, Work
 from factor_search.plan.spec import PlanSpec, parse_plan
 from factor_search.plan.work import last_factors, parse_outcome, parse_work
+from storage.asked import Asked
 from storage.events import PLAN
 from storage.plans import CHECKPOINT, check_waiting
 from storage.plans import Plan as StoredPlan
@@ -35,7 +35,7 @@ def check(stores: Records, spec: PlanSpec) -> Checked:
     with placed_refusals(), under(policy.reading_rules(AT_SUBMISSION)):
         notes = deferred.check_plan(spec)
     expanded = spec.expanded()
-    return Checked(pinned(expanded), sha256_of(expanded.model_dump(mode="json")), notes)
+    return Checked(pinned(expanded), Asked.of(expanded), notes)
 
 
 def store(stores: Records, checked: Checked, key: str | None, by: str | None) -> tuple[StoredPlan, bool]:
@@ -44,7 +44,7 @@ def store(stores: Records, checked: Checked, key: str | None, by: str | None) ->
     return stores.plans.submit(
         name=plan.name,
         spec=plan.model_dump(mode="json"),
-        request_sha256=checked.asked,
+        asked=checked.asked,
         stages=[(str(stage.name), stage.kind) for stage in plan.stages or ()],
         idempotency_key=key,
         submitted_by=by,
@@ -119,7 +119,7 @@ async def supply_checkpoint(
         work = parse_work(plan.present.work)
         assert isinstance(work, AwaitWork)
         policy = stores.settings.policy
-        policy.check_supplied_checkpoint(checkpoint.model)
+        policy.check_supplied_checkpoint(checkpoint.model, AT_SUBMISSION)
         with under(policy.reading_rules(AT_SUBMISSION)):
             deferred.check_checkpoint(work, FilePath(checkpoint.model))
         return plan.id, work.model_dump(mode="json") | {CHECKPOINT: checkpoint.model}

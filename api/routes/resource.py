@@ -21,6 +21,7 @@ from api.records import Records, records
 from api.schemas import Job, Keep, finite
 from api.slow_work import SlowWork
 from api.submission import checked_idempotency_key, read_body
+from storage.asked import Asked
 from storage.events import History
 from storage.states import ENDED
 
@@ -106,8 +107,8 @@ class Checked(NamedTuple):
 
     spec: Any
     """The job or plan; names on the hub are commits."""
-    asked: str
-    """A hash of what was asked for, which a repeated request has too."""
+    asked: Asked
+    """The same as it was asked for: what the hub answers may change until the request is repeated."""
     notes: Sequence[str]
     """What was assumed of the model, one sentence each."""
 

@@ -139,6 +139,7 @@ def fault_of(service: Service, kind: Kind, rng: random.Random, at: float, *, set
     with contextlib.suppress(StorageError):
         service.look()
     try:
+        service.spare()
         fault.did = kind.inject(service, rng)
     except StuckError as error:
         fault.wrong = str(error)

@@ -1,19 +1,23 @@
 """Removes the studies of deleted jobs from Optuna's tables, without loading Optuna."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Collection
+from typing import Any
 
 from sqlalchemy import MetaData, delete, inspect, select
 
 from storage.database import Database
 
+MARKS = ("job", "target_length")
+"""The user attributes that the projection gives every study; one without them is somebody else's."""
 
-def forget_studies(optuna_url: str, gone: Callable[[Sequence[str]], set[str]]) -> int:
-    """Delete the studies whose jobs do not exist any more.
+
+def forget_studies(optuna_url: str, deleted: Collection[str]) -> int:
+    """Delete the studies of deleted jobs, and no others: a laboratory's own, or another service's, may be beside them.
 
     Args:
         optuna_url: where Optuna's tables are.
-        gone: returns those of some job ids that no job has.
+        deleted: ids of the jobs.
 
     Returns:
         How many were deleted.
@@ -21,6 +25,8 @@ def forget_studies(optuna_url: str, gone: Callable[[Sequence[str]], set[str]]) -
     Raises:
         DatabaseError: the tables cannot be reached.
     """
+    if not deleted:
+        return 0
     with Database(optuna_url, migrate=False) as database:
         with database.reading() as connection:
             if not {"studies", "study_user_attributes"} <= set(inspect(connection).get_table_names()):
@@ -28,10 +34,15 @@ def forget_studies(optuna_url: str, gone: Callable[[Sequence[str]], set[str]]) -
             tables = MetaData()
             tables.reflect(connection, only=lambda name, _: name == "trials" or name.startswith(("stud", "trial_")))
             attributes = tables.tables["study_user_attributes"]
-            query = select(attributes.c.study_id, attributes.c.value_json).where(attributes.c.key == "job")
-            jobs = {study_id: str(json.loads(job)) for study_id, job in connection.execute(query)}
-        deleted = gone(list(jobs.values()))
-        for study_id in (study_id for study_id, job in jobs.items() if job in deleted):
+            marks: dict[int, dict[str, Any]] = {}
+            for study_id, key, value in connection.execute(
+                select(attributes.c.study_id, attributes.c.key, attributes.c.value_json).where(
+                    attributes.c.key.in_(MARKS)
+                )
+            ):
+                marks.setdefault(study_id, {})[key] = json.loads(value)
+        ours = [study_id for study_id, mark in marks.items() if len(mark) == len(MARKS) and str(mark["job"]) in deleted]
+        for study_id in ours:
             trials = select(tables.tables["trials"].c.trial_id).where(tables.tables["trials"].c.study_id == study_id)
             with database.writing() as connection:
                 for table in reversed(tables.sorted_tables):
@@ -39,4 +50,4 @@ def forget_studies(optuna_url: str, gone: Callable[[Sequence[str]], set[str]]) -
                         connection.execute(delete(table).where(table.c.trial_id.in_(trials)))
                     elif "study_id" in table.c:
                         connection.execute(delete(table).where(table.c.study_id == study_id))
-    return sum(job in deleted for job in jobs.values())
+    return len(ours)
