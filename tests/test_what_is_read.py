@@ -1,5 +1,6 @@
 """What is read is what was checked: files named inside of files, links that change, names that are not names."""
 
+import gzip
 import json
 import os
 import shutil
@@ -486,6 +487,20 @@ class TestOpening:
         plain = [one.source for one in documents_of(data)]
         with under(policy.reading_rules()):
             assert [one.source for one in documents_of(data)] == plain
+
+    @pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".jsonl.gz"])
+    def test_documents_behind_a_link_have_the_format_of_its_name(
+        self, ending: str, root: Path, policy: Policy, tmp_path: Path
+    ) -> None:
+        content = b"text\none\ntwo\n" if ending == ".csv" else b'{"text": "one"}\n{"text": "two"}\n'
+        (root / "blob").write_bytes(gzip.compress(content) if ending.endswith(".gz") else content)
+        (root / "more").mkdir()
+        (root / "more" / f"link{ending}").symlink_to(root / "blob")
+        for pattern in (f"link{ending}", "*"):
+            with under(policy.reading_rules()):
+                found = list(documents_from_files([str(root / "more" / pattern)]))
+            assert [one.text for one in found] == ["one", "two"]
+            assert found[1].source == f"{root / 'more' / f'link{ending}'}#1"
 
     def test_pipes_and_folders_are_not_opened(self, root: Path) -> None:
         os.mkfifo(root / "pipe")
