@@ -1,5 +1,7 @@
 """Plans through the service: each stage runs as a job, whatever dies or is requested meanwhile."""
 
+import importlib
+import itertools
 import os
 import shutil
 import signal
@@ -9,12 +11,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 
+from factor_search.errors import OutputError
 from factor_search.plan.kinds.contract import Outcome
 from factor_search.plan.run import run_plan
 from factor_search.plan.spec import PlanSpec, parse_plan
@@ -128,6 +132,37 @@ def test_a_plan_has_the_result_of_a_run_in_one_process(
     same(outcomes(plan), reference)
     kinds = Counter(service.history(plan.id))
     assert (kinds["stage_queued"], kinds["stage_finished"], kinds["finished"]) == (6, 6, 1)
+
+
+def test_a_service_reads_its_own_files_in_a_work_folder_outside_the_roots(
+    service: PlanService, checkpoint: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of a stage that is tried again: after a fine-tuning, and among the passkeys."""
+    service.policy = replace(service.policy, roots=(checkpoint, texts))
+    service.start(workers=1, make=lambda: ModelWorker(1, service.policy))  # type: ignore[arg-type,return-value]
+
+    def failing(module: str, name: str, call: int) -> None:
+        calls, function = itertools.count(1), getattr(importlib.import_module(module), name)
+
+        def once(*arguments: Any, **options: Any) -> Any:
+            done = function(*arguments, **options)
+            if next(calls) == call:
+                raise OutputError("the disk is full")
+            return done
+
+        monkeypatch.setattr(f"{module}.{name}", once)
+
+    failing("factor_search.finetune.run", "write_record", 1)
+    failing("factor_search.measure.passkey_grid", "passkey_accuracy", 2)
+    every = stages(**{"search-1": {"target_length": 256}, "export-1": {"profile": "static"}})
+    chosen = [stage for stage in every if stage["name"] not in ("search-2", "readjust-1")]
+    plan_id = service.submit(plan_document(checkpoint, texts, stages=chosen))
+    for stage in ("finetune-1", "evaluate-1"):
+        assert service.until(plan_id).error == f"{stage}: the disk is full"
+        service.plans.retry(plan_id)
+    exported = outcomes(service.until(plan_id))[-1].model
+    assert exported is not None
+    assert (Path(exported.id) / "config.json").exists()
 
 
 def short_plan(

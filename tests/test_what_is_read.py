@@ -1,5 +1,6 @@
 """What is read is what was checked: files named inside of files, links that change, names that are not names."""
 
+import gzip
 import json
 import os
 import shutil
@@ -487,6 +488,20 @@ class TestOpening:
         with under(policy.reading_rules()):
             assert [one.source for one in documents_of(data)] == plain
 
+    @pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".jsonl.gz"])
+    def test_documents_behind_a_link_have_the_format_of_its_name(
+        self, ending: str, root: Path, policy: Policy, tmp_path: Path
+    ) -> None:
+        content = b"text\none\ntwo\n" if ending == ".csv" else b'{"text": "one"}\n{"text": "two"}\n'
+        (root / "blob").write_bytes(gzip.compress(content) if ending.endswith(".gz") else content)
+        (root / "more").mkdir()
+        (root / "more" / f"link{ending}").symlink_to(root / "blob")
+        for pattern in (f"link{ending}", "*"):
+            with under(policy.reading_rules()):
+                found = list(documents_from_files([str(root / "more" / pattern)]))
+            assert [one.text for one in found] == ["one", "two"]
+            assert found[1].source == f"{root / 'more' / f'link{ending}'}#1"
+
     def test_pipes_and_folders_are_not_opened(self, root: Path) -> None:
         os.mkfifo(root / "pipe")
         for name in ("pipe", "texts"):
@@ -555,8 +570,13 @@ def hub(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     files = {file.name: file.read_bytes() for file in checkpoint.iterdir()}
     index = {"model.safetensors.index.json": json.dumps({"weight_map": {"w": "../../x"}}).encode()}
     kernel = json.dumps(json.loads(files["config.json"]) | {"_attn_implementation": "o/kernel"}).encode()
+    parts = Path(shutil.copytree(checkpoint, tmp_path_factory.mktemp("hub") / "sharded"))
+    sharded(parts, "parts/one.safetensors")
     repositories = {
         "models/o/model": files,
+        "models/o/sharded": {
+            str(one.relative_to(parts)): one.read_bytes() for one in parts.rglob("*") if one.is_file()
+        },
         "models/o/index": {name: data for name, data in files.items() if "safetensors" not in name} | index,
         "models/o/kernel": files | {"config.json": kernel},
         "datasets/o/good": {"README.md": card("validation.jsonl"), "validation.jsonl": ROWS},
@@ -610,6 +630,29 @@ class TestTheHub:
             tmp_path,
         )
         assert content == COMMIT, "of the main branch, whose next commit is another model"
+
+    def test_a_service_loads_and_exports_a_sharded_model(self, hub: Hub, tmp_path: Path) -> None:
+        """The rules for files of users do not apply to the cache of the hub's client."""
+        found = hub.run(
+            "import json, os\nfrom pathlib import Path\nfrom factor_search.export.contract import Source\n"
+            "from factor_search.export.registry import export\nfrom factor_search.factors import Factors\n"
+            "from factor_search.factors_file import factors_file\nfrom factor_search.files.reading import under\n"
+            "from factor_search.model.loading import load_model\nfrom factor_search.spec import ModelSpec\n"
+            "from factor_search.factors_file import FactorsModel\nfrom workers.policy import Policy\n"
+            f"place = Path({str(tmp_path)!r})\nspec = ModelSpec(id='o/sharded', device='cpu')\n"
+            "with under(Policy((place / 'root',), True, False, place / 'made').reading_rules()):\n"
+            "    loaded = load_model(spec)\n"
+            "    theta = loaded.geometry.rope_theta\n"
+            "    model = FactorsModel(id=spec.id, architecture='L', rope_theta=theta, rotary_dim=16, "
+            "original_length=64, base_rope_type='default')\n"
+            "    file, out = factors_file(Factors.of([1.5] * 8), model, 128), place / 'made' / 'm'\n"
+            "    os.link = lambda *paths: (_ for _ in ()).throw(OSError('another file system'))\n"
+            "    export('huggingface', Source(file, spec), out)\n"
+            "    again = load_model(ModelSpec(id=str(out)))\n"
+            "print(json.dumps([len(dict(one.model.named_parameters())) for one in (loaded, again)]))",
+            tmp_path,
+        )
+        assert found[0] == found[1] > 0
 
     PIN = (
         "import json\nfrom workers.pinning import pinned\nfrom factor_search.plan.spec import parse_plan\n"

@@ -16,6 +16,7 @@ from factor_search.export.model_folder import write_model_folder
 from factor_search.factors_file import FactorsFile
 from factor_search.files.gguf import is_gguf
 from factor_search.files.json_documents import write_json
+from factor_search.model.checkpoint_files import is_local
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -58,7 +59,8 @@ class HuggingFace(Engine):
             files = [out]
         else:
             check = PlainCheck.of(source.model, source.file, source.short) if source.check else None
-            files = write_model_folder(content, source.checkpoint(), out, source.file.target_length, check)
+            length, from_hub = source.file.target_length, not is_local(source.model.id)
+            files = write_model_folder(content, source.checkpoint(), out, length, check, from_hub=from_hub)
         versions, otherwise = loaded_by(content)
         notes = [f"transformers{versions} loads it", *([otherwise] if otherwise else [])]
         return Exported(files, None, notes)

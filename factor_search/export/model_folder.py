@@ -1,5 +1,6 @@
 """Writes what exports consist of: a model folder with a new configuration, any other folder, or one JSON document."""
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -10,7 +11,7 @@ from typing import Any
 from factor_search.errors import ExportError, OutputError
 from factor_search.files.atomic import cannot_write, move_folder, partial_folder
 from factor_search.files.json_documents import read_json, write_json
-from factor_search.files.reading import readable
+from factor_search.files.reading import checked, readable, reading_rules
 from factor_search.model.checkpoint_files import checkpoint_files
 from factor_search.spec import ModelSpec
 
@@ -23,6 +24,8 @@ def write_model_folder(
     out: Path,
     target_length: int,
     check: Callable[[Path], None] | None = None,
+    *,
+    from_hub: bool = False,
 ) -> list[Path]:
     """Write the folder, whole or not at all.
 
@@ -34,6 +37,7 @@ def write_model_folder(
         out: the folder to write.
         target_length: tokens of context, for the tokenizer.
         check: called with the folder before it gets its final name; raises if it is not as it should be.
+        from_hub: whether the checkpoint was downloaded, so that the rules for files of users do not apply to it.
 
     Returns:
         The files written.
@@ -49,10 +53,12 @@ def write_model_folder(
         )
 
     def fill(folder: Path) -> None:
-        for name, item in checkpoint_files(ModelSpec(id=str(checkpoint))).items():
-            if item.is_file() and name != CONFIGURATION:
-                (folder / name).parent.mkdir(exist_ok=True, parents=True)
-                link_or_copy(item, folder / name)
+        no_links = from_hub and reading_rules().roots is not None  # they would lead out of the folders for jobs
+        with checked() if from_hub else contextlib.nullcontext():
+            for name, item in checkpoint_files(ModelSpec(id=str(checkpoint))).items():
+                if item.is_file() and name != CONFIGURATION:
+                    (folder / name).parent.mkdir(exist_ok=True, parents=True)
+                    link_or_copy(item, folder / name, no_links=no_links)
         _adjust_tokenizer(folder / "tokenizer_config.json", target_length)
         write_json(folder / CONFIGURATION, content, finite=False)  # Falcon-H1 has an infinite limit
         if check is not None:
@@ -88,8 +94,14 @@ def write_folder(out: Path, fill: Callable[[Path], None]) -> list[Path]:
     return sorted(item for item in out.rglob("*") if item.is_file())
 
 
-def link_or_copy(item: Path, destination: Path) -> None:
-    """Copy a small file or a JSON; link a large one, so that it takes no space."""
+def link_or_copy(item: Path, destination: Path, *, no_links: bool = False) -> None:
+    """Copy a small file or a JSON; link a large one, so that it takes no space.
+
+    Args:
+        item: the file.
+        destination: its new name.
+        no_links: whether a large one is copied where only a symbolic link is possible.
+    """
     readable(item, "model.id", model=True)
     if item.suffix == ".json" or item.stat().st_size < 2**20:
         shutil.copyfile(item, destination)
@@ -97,7 +109,7 @@ def link_or_copy(item: Path, destination: Path) -> None:
     try:
         os.link(item.resolve(), destination)
     except OSError:  # another file system
-        os.symlink(item.resolve(), destination)
+        (shutil.copyfile if no_links else os.symlink)(item.resolve(), destination)
 
 
 def write_document(content: dict[str, Any], out: Path, name: str) -> Path:
@@ -129,6 +141,6 @@ def _adjust_tokenizer(file: Path, target_length: int) -> None:
     """Raise the tokenizer's maximum length, above which it prints a warning."""
     if not file.exists():
         return
-    content = read_json(file, ExportError)
+    content = read_json(file, ExportError, own=True)
     if isinstance(content.get("model_max_length"), int) and content["model_max_length"] < target_length:
         write_json(file, content | {"model_max_length": target_length})

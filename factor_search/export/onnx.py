@@ -80,7 +80,7 @@ class ONNX(Engine):
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     link_or_copy(item, copy)
             tables.write(destination / tables.file.relative_to(folder))
-            settings = read_json(folder / SETTINGS, ExportError)
+            settings = read_json(folder / SETTINGS, ExportError, model=True)
             settings["model"]["context_length"] = target_length
             settings.setdefault("search", {})["max_length"] = target_length
             write_json(destination / SETTINGS, settings)
@@ -204,7 +204,7 @@ def _decoder(folder: Path) -> Path:
     Raises:
         ExportError: the settings do not name one, it is not there, or it is outside the folder.
     """
-    settings = read_json(folder / SETTINGS, ExportError)
+    settings = read_json(folder / SETTINGS, ExportError, model=True)
     try:
         name = settings["model"]["decoder"]["filename"]
     except (KeyError, TypeError):

@@ -8,6 +8,7 @@ from factor_search.export.contract import Source
 from factor_search.export.lengths import Lengths, lengths_for
 from factor_search.export.model_folder import write_model_folder
 from factor_search.files.json_documents import write_json
+from factor_search.model.checkpoint_files import is_local
 
 
 def lengths_of(source: Source) -> Lengths:
@@ -62,4 +63,6 @@ def write_own_configuration(source: Source, content: dict[str, Any], out: Path) 
     if out.suffix == ".json":
         write_json(out, content, finite=False)
         return [out]
-    return write_model_folder(content, source.checkpoint(), out, source.file.target_length)
+    return write_model_folder(
+        content, source.checkpoint(), out, source.file.target_length, from_hub=not is_local(source.model.id)
+    )

@@ -1,5 +1,6 @@
 """Reads JSON documents with one-line errors, and writes them atomically."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from factor_search.files.atomic import write_text
+from factor_search.files.reading import checked
 from factor_search.files.regular import read_regular
 
 LARGEST_JSON = 2**25
 """Bytes of a JSON file that is read whole; as Python values it takes up to twenty times that."""
 
 
-def read_json(file: Path, error_type: type[Exception], *, most_bytes: int = LARGEST_JSON, model: bool = False) -> Any:
+def read_json(
+    file: Path,
+    error_type: type[Exception],
+    *,
+    most_bytes: int = LARGEST_JSON,
+    model: bool = False,
+    own: bool = False,
+) -> Any:
     """Parse a JSON file.
 
     Args:
@@ -21,12 +30,14 @@ def read_json(file: Path, error_type: type[Exception], *, most_bytes: int = LARG
         error_type: of what is raised.
         most_bytes: that the file may have.
         model: whether it belongs to a model.
+        own: whether this program wrote it, under a name that no specification gives: then it may be read anywhere.
 
     Raises:
         error_type: the file is not a regular one, cannot be read, is larger than ``most_bytes`` or is not JSON; the
             message is one line and names the file.
     """
-    content = read_regular(file, error_type, most_bytes, model=model)
+    with checked() if own else contextlib.nullcontext():
+        content = read_regular(file, error_type, most_bytes, model=model)
     try:
         return json.loads(content.decode())
     except UnicodeDecodeError:

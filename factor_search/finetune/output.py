@@ -120,7 +120,10 @@ def write_record(
 def began_without_prefix(folder: Path, sequences: Sequences) -> bool:
     """Return whether a folder contains a training on sequences without a prefix, as earlier versions began them."""
     file = folder / RECORD
-    record = read_json(file, CheckpointError) if file.exists() else {"identity": identity_in(folder / CHECKPOINTS)}
+    if file.exists():
+        record = read_json(file, CheckpointError, own=True)
+    else:
+        record = {"identity": identity_in(folder / CHECKPOINTS)}
     found = record.get("identity") if isinstance(record, dict) else None
     return isinstance(found, dict) and found.get("data") == sequences.sha256
 
@@ -134,7 +137,7 @@ def finished_result(folder: Path, identity: Mapping[str, str]) -> FinetuneResult
     file = folder / RECORD
     if not file.exists():
         return None
-    record: dict[str, Any] = read_json(file, CheckpointError)
+    record: dict[str, Any] = read_json(file, CheckpointError, own=True)
     try:
         check_identity(str(file), record["identity"], identity)
         if not (folder / MODEL).is_dir():  # the model was removed: train again

@@ -108,5 +108,5 @@ def _kept(record: Path, identities: Sequence[str]) -> list[Retrieval]:
     """Return the retrievals of a file with one of the identities, the second of which earlier versions wrote."""
     if not record.exists():
         return []
-    document = read_json(record, OutputError)
+    document = read_json(record, OutputError, own=True)
     return [Retrieval(**one) for one in document["retrievals"]] if document["identity"] in identities else []

@@ -23,7 +23,7 @@ from factor_search.errors import FactorSearchError, ModelLoadError
 from factor_search.files.gguf import is_gguf
 from factor_search.files.json_documents import read_json
 from factor_search.files.matching import matching_now
-from factor_search.files.reading import DESCRIPTORS, open_readable, readable, reading_rules
+from factor_search.files.reading import DESCRIPTORS, checked, open_readable, readable, reading_rules
 from factor_search.spec import ModelSpec, looks_local
 
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -271,4 +271,5 @@ def _check_hub(spec: ModelSpec, weights: bool) -> None:
         except Exception:  # whatever the client of the hub raises: what loads the model says so
             index = None
         if index is not None:
-            shards_named(read_json(Path(index), ModelLoadError), Path(index))
+            with checked():  # the cache is where the library keeps it
+                shards_named(read_json(Path(index), ModelLoadError), Path(index))

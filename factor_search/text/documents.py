@@ -41,9 +41,11 @@ def documents_from_files(
     """
     for pattern in patterns:
         for match in document_files(pattern):
-            place = str(readable(match, "data.files"))
-            for document in _documents_of(Path(place), column, split, from_glob=match != pattern):
-                source = str(Path(match)) + document.source.removeprefix(place)
+            place = readable(match, "data.files")
+            if not place.is_dir():  # the ending of the name that was given says the format, not that of a link's target
+                place = Path(match)
+            for document in _documents_of(place, column, split, from_glob=match != pattern):
+                source = str(Path(match)) + document.source.removeprefix(str(place))
                 name = os.fsencode(source).decode("utf-8", "backslashreplace")  # a file name may be any bytes
                 yield Document(name, document.text)
 

@@ -187,7 +187,7 @@ class ExportKind(StageKind[ExportStage, ExportWork]):
                 "profile": "static" if short is None else "switching",
                 "format": work.format,
                 "files": files,
-                **read_json(folder / NOTES_FILE, ExportError),
+                **read_json(folder / NOTES_FILE, ExportError, own=True),
             },
         )
 
