@@ -37,6 +37,7 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.failures import FailureGroup
+from schemathesis.core.result import Err
 from schemathesis.specs.openapi import checks
 
 from api.schemas import Event
@@ -278,7 +279,11 @@ def run(total: int, first_seed: int, only: str | None) -> int:
         ids = fill(url, folder)
         with serving(url, folder) as (address, process):
             schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
-            operations = [found.ok() for found in schema.get_all_operations()]
+            operations = []
+            for found in schema.get_all_operations():
+                if isinstance(found, Err):
+                    raise found.err()
+                operations.append(found.ok())
             operations = [one for one in operations if only in (None, f"{one.method.upper()} {one.path}")]
             if not operations:
                 raise SystemExit(f"there is no operation {only}")
