@@ -132,7 +132,9 @@ def test_commands_and_snippets_run(file: Path, page: Page) -> None:
     text = file.read_text()
     for block in BLOCK.finditer(text):
         language, content = block[1], block[2]
-        assert language in {"sh", "json", "python", "text"}, f"{file}: a block of {language or 'no language'}"
+        assert language in {"sh", "json", "python", "text", "nginx", "caddy"}, (
+            f"{file}: a block of {language or 'no language'}"
+        )
         if language == "sh":
             for line in lines(content):
                 run_line(page, line)

@@ -124,7 +124,7 @@ def test_every_record_is_read_as_before(scene: Path) -> None:
             assert [event.number for event in events] == list(range(1, job.events + 1))
             if job.kind in SEARCHES:
                 assert job.plan_id is not None or job.parse_spec().sha256 == job.spec_sha256
-                assert job.parse_spec().model_dump(mode="json") == job.spec
+                assert only_known(job.parse_spec().model_dump(mode="json"), job.spec) == job.spec
             else:
                 assert only_known(parse_work(job.spec).model_dump(mode="json"), job.spec) == job.spec
             rows = [row for part in PARTS for row in evaluations.of_job(job.id, part=part)]

@@ -145,7 +145,7 @@ def _ray(address: str | None) -> str:
         probe, said = RAY_PROBE.format(address=address), f"cluster at {address}: "
     try:
         process = subprocess.run(
-            [sys.executable, "-c", probe], capture_output=True, text=True, timeout=RAY_SECONDS, check=False
+            [sys.executable, "-P", "-c", probe], capture_output=True, text=True, timeout=RAY_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         raise FactorSearchError(f"no answer within {RAY_SECONDS} s from {address or 'a private instance'}") from None

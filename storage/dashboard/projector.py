@@ -46,7 +46,7 @@ def start(database_url: str, optuna_url: str, owner: str) -> "subprocess.Popen[b
 
 def command(owner: str) -> list[str]:
     """Program and arguments of a projector."""
-    return [sys.executable, "-m", "storage.dashboard.projector", "--owner", owner]
+    return [sys.executable, "-P", "-m", "storage.dashboard.projector", "--owner", owner]
 
 
 def environment(database_url: str, optuna_url: str) -> dict[str, str]:

@@ -56,7 +56,7 @@ class Transformers(Scorer):
     def log_probabilities(self, exported: Path, ids: Sequence[int], positions: Sequence[int]) -> list[float]:
         """Load the folder in a fresh process, and score."""
         asked = json.dumps([str(exported.resolve()), self.trust_remote_code, list(ids), list(positions)])
-        command = [sys.executable, "-c", SCRIPT]
+        command = [sys.executable, "-P", "-c", SCRIPT]
         process = subprocess.run(command, input=asked, capture_output=True, text=True)
         if process.returncode:
             reason = (process.stderr.strip() or "no message").splitlines()[-1]
