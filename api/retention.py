@@ -107,7 +107,7 @@ def prune(
         stores: the records.
         older_than_seconds: seconds since the end of what is deleted.
         dry_run: only tell what would be deleted.
-        deadline: when to stop; a next call goes on.
+        deadline: when to stop; a next call continues.
 
     Raises:
         DatabaseError: the database cannot be reached; what was deleted before is.
