@@ -1,6 +1,7 @@
 """Keeping, deleting and ageing out jobs and plans, with their folders and studies; what is in use stays."""
 
 import logging
+import random
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -126,7 +127,9 @@ def prune(
                 continue
             jobs, folders = [*jobs, *gone.jobs], [*folders, *gone.folders]
         items.append(shown)
-    left = sorted(stores.retention.unused(deadline.until(folders_in(work))))
+    found = folders_in(work)
+    random.shuffle(found)  # so that repeated calls look at all, however many of the first are in use
+    left = sorted(stores.retention.unused(deadline.until(found)))
     if not dry_run:
         freed = _clean(stores, jobs, deadline.until(dict.fromkeys([*folders, *left])))
     else:
