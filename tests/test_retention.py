@@ -481,6 +481,25 @@ def test_a_running_job_is_not_deleted(client: TestClient, tmp_path: Path) -> Non
     assert client.get("/v1/storage").json()["items"] == []
 
 
+@pytest.mark.parametrize("how", ["delete", "prune"])
+def test_a_deletion_leaves_the_studies_of_other_services(how: str, client: TestClient, tmp_path: Path) -> None:
+    import optuna
+
+    url, records = f"sqlite:///{tmp_path / 'optuna.db'}", Records(client.app.state.database)  # type: ignore[attr-defined]
+    plan = records.plan()
+    job = records.stage(plan, kind="search")
+    records.age(plan.id, 31)
+    for name, its in (("ours", job), ("another service's", "0" * 24)):
+        study = optuna.create_study(storage=url, study_name=name)
+        study.set_user_attr("job", its)
+        study.set_user_attr("target_length", 512)
+    if how == "delete":
+        assert client.delete(f"/v1/plans/{plan.id}").status_code == 204
+    else:
+        assert client.post("/v1/storage/prune", json={"older_than_days": 30}).status_code == 200
+    assert optuna.get_all_study_names(url) == ["another service's"]
+
+
 def test_pages_of_what_is_stored(client: TestClient) -> None:
     ids = [client.post("/v1/jobs", json=DOCUMENT).json()["id"] for _ in range(3)]
     ids.append(client.post("/v1/plans", json=PLAN).json()["id"])
