@@ -23,6 +23,7 @@ from factor_search.export.model_folder import write_model_folder
 from factor_search.files.matching import matching_files
 from factor_search.files.reading import DESCRIPTORS, ReadingRules, WalkLimit, open_readable, reading_rules, under
 from factor_search.model.checkpoint_files import checkpoint_files, opened_checkpoint
+from factor_search.model.configuration_values import check_values
 from factor_search.model.loading import load_config, load_model, load_tokenizer
 from factor_search.plan.kinds import KINDS
 from factor_search.plan.spec import PlanSpec, parse_plan
@@ -393,6 +394,12 @@ class TestCheckpoints:
         monkeypatch.setattr("factor_search.model.checkpoint_files.MOST_FILES", 2)
         with pytest.raises(ModelLoadError, match="more than 2 files"):
             load_config(ModelSpec(id=str(root / "model")))
+
+    def test_a_quantisation_has_precisions_of_its_own(self) -> None:
+        check_values({"quantization_config": {"dtype": "fp8_e4m3", "q": [{"dtype": "mxfp4"}]}}, "config.json")
+        for part in ({"dtype": "mxfp4"}, {"text_config": {"dtype": "mxfp4"}}):
+            with pytest.raises(ModelLoadError, match="dtype is 'mxfp4'"):
+                check_values(part, "config.json")
 
     def test_a_file_is_not_a_model(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(root / "model")
