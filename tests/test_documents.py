@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -416,6 +417,21 @@ def test_damaged_files_give_one_clear_error_or_texts(tmp_path_factory: pytest.Te
     assert str(file) in message
     assert "\n" not in message
     assert all(isinstance(text, str) for text in texts)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_values_behind_a_long_one_take_no_longer(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And are not counted with it; nor are marks in its text."""
+    monkeypatch.setattr("factor_search.text.rows.MOST_VALUES", 2**12)
+    monkeypatch.setattr("factor_search.text.rows.CHUNK", 2**10)
+    texts = ['long, \\"' * 2**17, *["short"] * 20_000, "long " * 2**17, *["x"] * 9]
+    (tmp_path / name).write_text("\n".join(json.dumps({"text": text, "more": [[], {}]}) for text in texts))
+    began = time.monotonic()
+    assert [one.text for one in documents_from_files([str(tmp_path / name)])] == texts
+    assert time.monotonic() - began < 5
+    (tmp_path / name).write_text(json.dumps({"text": "a", "more": [1] * 2**13}))
+    with pytest.raises(DataError, match="more than 4096 values"):
+        list(documents_from_files([str(tmp_path / name)]))
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ class TestConfiguration:
             ({"architectures": {"": 1}}, "architectures is an object, not a list of texts"),
             ({"vocab_size": "many"}, "vocab_size is 'many'"),
             ({"dtype": "load"}, "dtype is 'load', not a precision"),
+            ({"text_config": {"dtype": "load"}}, "dtype is 'load', not a precision"),
             ({"text_config": 3}, "text_config is 3, not an object"),
             ({"pad_token_id": 2**70}, "pad_token_id is a number above 2^53, which is too large"),
             ({"hidden_act": {"a": 1}}, "hidden_act"),

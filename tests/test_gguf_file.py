@@ -56,6 +56,15 @@ def test_the_header_is_what_the_gguf_package_reads(tiny: Path) -> None:
         assert b"".join(mine.pieces()) == other.data.tobytes()
 
 
+def test_a_header_is_read_once_by_whatever_link(tiny: Path, tmp_path: Path) -> None:
+    files._read.cache_clear()
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).symlink_to(tiny)
+        header = read_header(tmp_path / name)
+        assert {header.file, *(tensor.source for tensor in header.tensors)} == {tmp_path / name}
+    assert files._read.cache_info().misses == 1
+
+
 def test_another_alignment_is_kept(tiny: Path, tmp_path: Path) -> None:
     header = read_header(tiny)
     aligned = replace(header, metadata={**header.metadata, "general.alignment": number_entry(256, UINT32)})

@@ -4,6 +4,8 @@ import gzip
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from factor_search.export.model_folder import write_model_folder
 from factor_search.files.matching import matching_files
 from factor_search.files.reading import DESCRIPTORS, ReadingRules, WalkLimit, open_readable, reading_rules, under
 from factor_search.model.checkpoint_files import checkpoint_files, opened_checkpoint
+from factor_search.model.configuration_values import check_values
 from factor_search.model.loading import load_config, load_model, load_tokenizer
 from factor_search.plan.kinds import KINDS
 from factor_search.plan.spec import PlanSpec, parse_plan
@@ -242,6 +245,7 @@ class TestCheckpoints:
     @given(name=ELSEWHERE)
     @FEW
     def test_shards_elsewhere_are_refused(self, name: Any, root: Path, policy: Policy) -> None:
+        (root / "model" / "model.safetensors").unlink(missing_ok=True)
         for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
             (root / "model" / index).write_text(json.dumps({"metadata": {}, "weight_map": {"w": name}}))
             with pytest.raises(ModelLoadError, match=r"not a file below its folder|not the name of a file"):
@@ -311,17 +315,91 @@ class TestCheckpoints:
         with pytest.raises(ModelLoadError):
             load_model(ModelSpec(id=str(model)))
 
+    @pytest.mark.parametrize(
+        "index", ["pytorch_model.bin.index.json", "flax_model.msgpack.index.json", "docs.index.json"]
+    )
+    @pytest.mark.parametrize("names", [{}, {"w": "absent.bin"}])
+    def test_an_index_that_is_not_read_is_left_alone(
+        self, index: str, names: dict[str, str], root: Path, policy: Policy
+    ) -> None:
+        (root / "model" / index).write_text(json.dumps({"weight_map": names}))
+        policy.check(job(root))
+        with under(policy.reading_rules()):
+            load_model(ModelSpec(id=str(root / "model")))
+
+    @pytest.mark.parametrize("name", ["own.safetensors", "parts/own.safetensors"])
+    def test_weights_that_a_configuration_names_are_read_and_count(self, name: str, root: Path) -> None:
+        model, spec = root / "model", ModelSpec(id=str(root / "model"))
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / "model.safetensors").rename(model / name)
+        configure(model, {"transformers_weights": name})
+        assert name in load_model(spec).files.digests
+        (model / name).unlink()
+        with pytest.raises(ModelLoadError, match=r"own\.safetensors, which is not there"):
+            load_model(spec)
+
+    @pytest.mark.parametrize("key", ["vocab", "merges", "init_inputs", "sp_model_kwargs", "source_spm"])
+    def test_no_key_of_a_tokenizer_names_a_file(self, key: str, root: Path) -> None:
+        model = root / "model"
+        os.mkfifo(root / "pipe")
+        pipe = str(root / "pipe")
+        named = {"init_inputs": [pipe], "sp_model_kwargs": {"model_file": pipe}}.get(key, pipe)
+        settings = json.loads((model / "tokenizer_config.json").read_text())
+        (model / "tokenizer_config.json").write_text(json.dumps(settings | {key: named}))
+        with opened_checkpoint(ModelSpec(id=str(model)), weights=False) as place:
+            assert pipe not in Path(place, "tokenizer_config.json").read_text()
+
+    @pytest.mark.parametrize("name", ["tokenizer_config.json", "adapter_config.json"])
+    def test_large_settings_are_not_read(self, name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in ("checkpoint_files", "configuration_file"):
+            monkeypatch.setattr(f"factor_search.model.{module}.LARGEST_JSON", 2**20)
+        with (root / "model" / name).open("w") as stream:
+            stream.write('{"base_model_name_or_path": "b"}')
+            stream.truncate(2**21)
+        with pytest.raises(ModelLoadError, match=r"larger than|adapters of an unnamed model"):
+            load_config(ModelSpec(id=str(root / "model")))
+
+    @pytest.mark.skipif(not DESCRIPTORS.exists(), reason="this system does not list open files")
+    def test_other_files_take_no_descriptors(self, root: Path) -> None:
+        for number in range(300):
+            (root / "model" / f"{number}.{('json', 'png', 'pth')[number % 3]}").write_text("{}")
+        with opened_checkpoint(ModelSpec(id=str(root / "model"))) as place:
+            opened = [one for one in DESCRIPTORS.iterdir() if str(root) in os.path.realpath(one)]
+            assert len(opened) < 10
+            assert not Path(place, "1.png").exists()
+
+    def test_what_a_killed_process_left_is_removed(self, root: Path) -> None:
+        spec = str(root / "model")
+        code = (
+            "import os\nfrom factor_search.model.checkpoint_files import opened_checkpoint\n"
+            "from factor_search.spec import ModelSpec\n"
+            f"with opened_checkpoint(ModelSpec(id={spec!r})) as place:\n    print(place, flush=True)\n    os._exit(1)"
+        )
+        left = Path(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip())
+        assert left.is_dir()
+        with opened_checkpoint(ModelSpec(id=spec)) as place:
+            assert left.parent == Path(place).parent
+            assert not left.exists()
+            with opened_checkpoint(ModelSpec(id=spec)):
+                assert Path(place).exists()
+
     def test_names_in_messages_are_those_of_the_user(self, root: Path) -> None:
         (root / "model" / "config.json").write_text("{")
         with pytest.raises(ModelLoadError) as raised:
             load_config(ModelSpec(id=str(root / "model")))
         assert str(root / "model") in str(raised.value)
-        assert "checkpoint-" not in str(raised.value)
+        assert "partial-" not in str(raised.value)
 
     def test_a_folder_of_too_many_files_is_not_a_checkpoint(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("factor_search.model.checkpoint_files.MOST_FILES", 2)
         with pytest.raises(ModelLoadError, match="more than 2 files"):
             load_config(ModelSpec(id=str(root / "model")))
+
+    def test_a_quantisation_has_precisions_of_its_own(self) -> None:
+        check_values({"quantization_config": {"dtype": "fp8_e4m3", "q": [{"dtype": "mxfp4"}]}}, "config.json")
+        for part in ({"dtype": "mxfp4"}, {"text_config": {"dtype": "mxfp4"}}):
+            with pytest.raises(ModelLoadError, match="dtype is 'mxfp4'"):
+                check_values(part, "config.json")
 
     def test_a_file_is_not_a_model(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(root / "model")
@@ -448,6 +526,12 @@ class TestWalks:
         (many / "zzz.txt").symlink_to(root.parent / "outside" / "secret.txt")
         with pytest.raises(SpecError, match=r"zzz\.txt links out"):
             policy.check(job(root, data=[str(many / "*")]))
+
+    def test_an_existing_path_is_itself(self, tmp_path: Path) -> None:
+        for name in ("a[1].txt", "a1.txt"):
+            (tmp_path / name).touch()
+        assert matching_files(str(tmp_path / "a[1].txt")) == [str(tmp_path / "a[1].txt")]
+        assert matching_files(str(tmp_path / "a[1]*")) == [str(tmp_path / "a1.txt")]
 
     @given(
         pattern=st.lists(st.sampled_from(["*", "**", "a", "?", "*.txt", ".*", "[ab]", "x.txt"]), min_size=1, max_size=5)

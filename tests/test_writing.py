@@ -154,6 +154,11 @@ def test_checkpoints_that_a_kill_left_are_removed_at_the_next_start(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_long_name_in_any_script(tmp_path: Path) -> None:
+    write_text(tmp_path / ("模" * 80 + ".json"), "{}")
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["{}"]
+
+
 def test_many_writers_of_one_file(tmp_path: Path) -> None:
     """A writer that begins removes what is abandoned, and nothing of those that are writing."""
     file, errors = tmp_path / "a", []

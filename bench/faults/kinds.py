@@ -100,6 +100,7 @@ def second_coordinator(service: Service, rng: random.Random) -> str:
         )
     assert other.stdout is not None
     assert other.stdin is not None
+    number = signal.SIGKILL
     try:
         ready = other.stdout.readline()
         if not ready.startswith(b"coordinator ready"):
@@ -107,7 +108,7 @@ def second_coordinator(service: Service, rng: random.Random) -> str:
         number = rng.choice((signal.SIGKILL, signal.SIGTERM))
         time.sleep(rng.uniform(0, 4))
     finally:
-        other.send_signal(number if ready else signal.SIGKILL)
+        other.send_signal(number)
         other.stdin.close()
         other.wait(60)
         other.stdout.close()

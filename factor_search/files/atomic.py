@@ -175,7 +175,7 @@ def remove_unused(path: Path) -> bool:
 
 
 def _prefix(final: Path) -> str:
-    return f".{final.name[:80]}{PARTIAL}"
+    return f".{os.fsdecode(os.fsencode(final.name)[:80])}{PARTIAL}"
 
 
 def _partial_name(final: Path) -> Path:

@@ -9,7 +9,7 @@ byte by byte, and tensor data are never read into memory as a whole.
 import mmap
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -138,15 +138,31 @@ def read_header(file: Path) -> Header:
         if file.is_dir():
             raise ModelLoadError(f"{file} is a folder: a model whose name ends in .gguf must be a GGUF file")
         require_regular(file, ModelLoadError)
-        return _read(file.absolute(), status.st_size, status.st_mtime_ns)
+        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        header = _read(_Opened(file.absolute(), file.resolve(), identity))
+        if header.file == file.absolute():
+            return header
+        tensors = tuple(replace(tensor, source=file.absolute()) for tensor in header.tensors)
+        return replace(header, file=file.absolute(), tensors=tensors)
     except FileNotFoundError:
         raise ModelLoadError(f"there is no GGUF file {file}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise ModelLoadError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A file to read; equal to one of another name if it is the same file, unchanged."""
+
+    file: Path = field(compare=False)
+    resolved: Path
+    status: tuple[int, ...]
+    """Device, inode, size, and times of modification and change."""
+
+
 @lru_cache(maxsize=4)
-def _read(file: Path, size: int, modified: int) -> Header:
+def _read(opened: _Opened) -> Header:
+    file, size = opened.file, opened.status[2]
     if not size:
         raise ModelLoadError(f"{file} is empty: download it again")
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:

@@ -41,10 +41,9 @@ def matching_now(pattern: str) -> list[str]:
     refuse_address(pattern, "data.files")
     if len(os.fsencode(pattern)) > LONGEST_PATTERN or "\0" in pattern:
         raise DataError(f"{pattern[:100]!r}... is not a path: it is too long, or has a NUL character")
-    matches = sorted(_Walk(pattern).matches()) if WILDCARD.search(pattern) else []
-    if not matches and os.path.exists(pattern):
-        return [pattern]
-    return matches
+    if os.path.lexists(pattern):
+        return [pattern] if os.path.exists(pattern) else []
+    return sorted(_Walk(pattern).matches()) if WILDCARD.search(pattern) else []
 
 
 def refuse_address(path: str, key: str) -> None:

@@ -20,6 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from factor_search.errors import FactorSearchError, ModelLoadError
+from factor_search.files.atomic import partial_folder
+from factor_search.files.cache import cache_folder
 from factor_search.files.gguf import is_gguf
 from factor_search.files.json_documents import read_json
 from factor_search.files.matching import matching_now
@@ -30,9 +32,20 @@ HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.
 MOST_FILES = 10_000
 """Of a checkpoint; a folder with more is something else."""
 INDEX = ".index.json"
+"""End of the name of a file that says in which files the weights are."""
 INDEXES = (f"model.safetensors{INDEX}", f"pytorch_model.bin{INDEX}")
+WHOLE = ("model.safetensors", INDEXES[0], "pytorch_model.bin", INDEXES[1])
+"""What transformers reads weights from, in the order in which it looks for them."""
 TEMPLATES = "additional_chat_templates"
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+WEIGHTS = (".safetensors", ".bin", ".gguf")
+READ = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".bpe", ".codes", ".spm", ".vocab", ".tokenizer")
+"""Ends of the names of other files that the libraries read."""
+SMALL = 2**20
+"""Bytes of a file that is copied: an open file costs a descriptor, of which a process has about a thousand."""
+LARGEST_JSON = 16 * 2**20
+"""Bytes of a configuration."""
+NAME_FILES = re.compile(r"(.*_)?(files?|spm)|vocab|merges|init_inputs")
+"""Keys of a tokenizer's configuration, at any depth, whose texts are paths for transformers."""
 NAME_CODE = {"config.json", "tokenizer_config.json"}
 QUIETLY = tuple(f"_raise_exceptions_for_{why}" for why in ("gated_repo", "missing_entries", "connection_errors"))
 KERNELS = ("attn_implementation", "experts_implementation")
@@ -42,8 +55,8 @@ KERNELS = ("attn_implementation", "experts_implementation")
 def checkpoint_files(spec: ModelSpec) -> dict[str, Path]:
     """The files of a local checkpoint by their names in its folder, each of which may be read.
 
-    They are those directly in the folder, those that an index of weights names, further chat templates, and Python
-    code if it may run.
+    They are those directly in the folder, those from which weights are read, further chat templates, and Python code
+    if it may run.
 
     Raises:
         ModelLoadError: there is no such folder or file, or it names files outside of itself.
@@ -54,17 +67,56 @@ def checkpoint_files(spec: ModelSpec) -> dict[str, Path]:
         readable(place, "model.id", model=True)
         return {place.name: place}
     found = dict(_files_in(place, ""))
-    for name in [name for name in found if name.endswith(INDEX)]:
-        content = read_json(place / name, ModelLoadError, model=True)
-        if name in INDEXES or (isinstance(content, dict) and "weight_map" in content):
-            found |= {shard: place / shard for shard in shards_named(content, place / name)}
+    found |= {name: place / name for name in weights_of(place)}
     found |= dict(_files_in(place / TEMPLATES, f"{TEMPLATES}/"))
     if spec.trust_remote_code:
-        code = matching_now(os.path.join(glob.escape(spec.id), "**", "*.py"))
-        found |= {os.path.relpath(file, spec.id): Path(file) for file in code}
+        found |= code_of(place)
     for file in found.values():
         readable(file, "model.id", model=True)
     return found
+
+
+def weights_of(folder: Path) -> list[str]:
+    """The names of the files in a folder from which transformers reads weights, after that of their index if any.
+
+    Other weights and indexes, which a conversion may have left, are not read. The files need not be there.
+
+    Raises:
+        ModelLoadError: the configuration or the index names files outside of the folder, or the index is broken.
+    """
+    name = _named_weights(folder / "config.json") or next((name for name in WHOLE if (folder / name).exists()), None)
+    if name is None:
+        return []
+    if not name.endswith(INDEX) or not (folder / name).exists():
+        return [name]
+    content = read_json(folder / name, ModelLoadError, model=True)
+    return [name, *sorted(shards_named(content, folder / name))]
+
+
+def _named_weights(configuration: Path) -> str | None:
+    """The file that a configuration names as the only one with weights, or their index."""
+    if not configuration.exists():
+        return None
+    try:
+        content = read_json(configuration, ModelLoadError, most_bytes=LARGEST_JSON, model=True)
+    except ModelLoadError:  # what loads the configuration says so
+        return None
+    name = content.get("transformers_weights") if isinstance(content, dict) else None
+    if name is not None and not (isinstance(name, str) and _is_inside(name)):
+        raise ModelLoadError(
+            f"{configuration}: transformers_weights is {name!r:.200}, which is not a file below its folder"
+        )
+    return name
+
+
+def code_of(folder: Path) -> dict[str, Path]:
+    """The Python files in a folder and below it, by their names relative to it.
+
+    Raises:
+        DataError: there are too many files to look at.
+    """
+    found = matching_now(os.path.join(glob.escape(str(folder)), "**", "*.py"))
+    return {os.path.relpath(file, folder): Path(file) for file in found if os.path.isfile(file)}
 
 
 @contextlib.contextmanager
@@ -91,9 +143,14 @@ def opened_checkpoint(spec: ModelSpec, *, weights: bool = True) -> Iterator[str]
         yield spec.id
         return
     with contextlib.ExitStack() as stack:
-        view = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="checkpoint-")))
+        try:
+            view = stack.enter_context(_view())
+        except OSError as error:
+            raise ModelLoadError(f"cannot make a folder for links to {spec.id}: {error.strerror or error}") from None
+        needed = set() if is_gguf(spec.id) else set(weights_of(Path(spec.id)))
         for name, file in files.items():
-            if weights or not name.endswith(WEIGHTS) or is_gguf(spec.id):
+            known = name.endswith((*READ, *WEIGHTS)) or name in needed
+            if is_gguf(spec.id) or (known and (weights or not name.endswith(WEIGHTS))):
                 _link(view / name, file, stack.callback)
         place = str(view / Path(spec.id).name if is_gguf(spec.id) else view)
         try:
@@ -101,6 +158,23 @@ def opened_checkpoint(spec: ModelSpec, *, weights: bool = True) -> Iterator[str]
         except FactorSearchError as error:
             error.args = tuple(str(text).replace(place, spec.id) for text in error.args)
             raise
+
+
+@contextlib.contextmanager
+def _view() -> Iterator[Path]:
+    """An empty folder that only this user can read; those that killed processes left are removed first.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    views = cache_folder("opened")
+    with contextlib.ExitStack() as stack:
+        if os.access(views, os.W_OK):
+            view = stack.enter_context(partial_folder(views / "checkpoint"))
+            view.chmod(0o700)
+        else:
+            view = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="checkpoint-")))
+        yield view
 
 
 def is_local(model_id: str) -> bool:
@@ -224,36 +298,56 @@ def _is_inside(name: str) -> bool:
 
 
 def _link(link: Path, file: Path, on_close: Callable[..., Any]) -> None:
-    """Make a link to an open file; of a tokenizer's configuration, a copy without the files that it names."""
+    """Make a link to an open file, or a copy of a small one; of a tokenizer's configuration without named files."""
     try:
-        descriptor = open_readable(file, "model.id", model=True)
+        with contextlib.ExitStack() as stack:
+            descriptor = open_readable(file, "model.id", model=True)
+            stack.callback(os.close, descriptor)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            size, own = os.fstat(descriptor).st_size, file.name == "tokenizer_config.json"
+            if own and size > LARGEST_JSON:
+                raise ModelLoadError(f"{file} is larger than {LARGEST_JSON // 2**20} MiB")
+            if own or (size <= SMALL and link.name.endswith(READ)):
+                with os.fdopen(os.dup(descriptor), "rb") as stream:
+                    content = stream.read(LARGEST_JSON if own else SMALL)
+                link.write_bytes(_without_files(content) if own else content)
+                return
+            opened = DESCRIPTORS / str(descriptor)
+            link.symlink_to(opened if opened.is_symlink() else file.resolve())
+            on_close(stack.pop_all().close)
     except FileNotFoundError:  # the library says what is missing
         return
     except OSError as error:
         raise ModelLoadError(f"cannot read {file}: {error.strerror or error}") from None
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if file.name == "tokenizer_config.json":
-        with os.fdopen(descriptor, "rb") as stream:
-            link.write_bytes(_without_files(stream.read()))
-        return
-    on_close(os.close, descriptor)
-    opened = DESCRIPTORS / str(descriptor)
-    link.symlink_to(opened if opened.is_symlink() else file.resolve())
 
 
 def _without_files(content: bytes) -> bytes:
     """A tokenizer's configuration without the names of files that were on the machine which wrote it."""
     try:
         settings = json.loads(content)
+        for part, key in _named_files(settings):
+            del part[key]
     except (ValueError, RecursionError):  # the library says what is wrong
         return content
-    if not isinstance(settings, dict):
-        return content
-    return json.dumps({key: settings[key] for key in settings if not key.endswith(("_file", "_files"))}).encode()
+    return json.dumps(settings).encode()
+
+
+def _named_files(settings: Any) -> list[tuple[dict[str, Any], str]]:
+    """The objects and keys in a tokenizer's configuration that name files."""
+    found, left = [], [settings]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            named = [key for key in part if NAME_FILES.fullmatch(key) and isinstance(part[key], str | list)]
+            found += [(part, key) for key in named if isinstance(part[key], str) or key not in ("vocab", "merges")]
+            left += part.values()
+        elif isinstance(part, list):
+            left += part
+    return found
 
 
 def _check_hub(spec: ModelSpec, weights: bool) -> None:
-    """Refuse a name that cannot be on the hub, and shards outside of the repository.
+    """Refuse a name that cannot be on the hub, shards outside of the repository, and a tokenizer of files elsewhere.
 
     Raises:
         ModelLoadError: saying which.
@@ -261,15 +355,24 @@ def _check_hub(spec: ModelSpec, weights: bool) -> None:
     if not reading_rules().hub:
         raise ModelLoadError(f"model {spec.id!r} would come from the hub, which is not allowed here: use a local path")
     check_hub_id(spec.id)
-    if not weights:
-        return
     from transformers.utils import cached_file
 
-    for name in INDEXES:
+    for name in INDEXES if weights else ("tokenizer_config.json",):
         try:
-            index = cached_file(spec.id, name, revision=spec.revision, **dict.fromkeys(QUIETLY, False))
+            cached = cached_file(spec.id, name, revision=spec.revision, **dict.fromkeys(QUIETLY, False))
         except Exception:  # whatever the client of the hub raises: what loads the model says so
-            index = None
-        if index is not None:
-            with checked():  # the cache is where the library keeps it
-                shards_named(read_json(Path(index), ModelLoadError), Path(index))
+            cached = None
+        if cached is None:
+            continue
+        with checked():  # the cache is where the library keeps it
+            content = read_json(Path(cached), ModelLoadError)
+        if weights:
+            shards_named(content, Path(cached))
+            continue
+        for part, key in _named_files(content):
+            for path in _texts(part[key]):
+                if path and os.path.lexists(path.replace("\0", "")):
+                    raise ModelLoadError(
+                        f"{name} of {spec.id} names {path[:200]!r} in {key}, a file of this machine and not of the "
+                        "repository: download the model, and give its folder"
+                    )

@@ -1,6 +1,5 @@
 """Reads a checkpoint's configuration file: older spellings that transformers no longer loads, and adapters."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from factor_search.errors import ModelLoadError
-from factor_search.model.checkpoint_files import refuse_named_code
+from factor_search.files.json_documents import read_json
+from factor_search.model.checkpoint_files import LARGEST_JSON, refuse_named_code
 from factor_search.model.configuration_values import check_values
 from factor_search.model.geometry import TEXT_PARTS
 from factor_search.model.model_folder import CONFIGURATION, folder_configuration
@@ -57,8 +57,9 @@ def refuse_adapters(spec: ModelSpec) -> None:
     if not file.is_file():
         return
     try:
-        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") or "an unnamed model"
-    except (OSError, ValueError, AttributeError):
+        content = read_json(file, ModelLoadError, most_bytes=LARGEST_JSON, model=True)
+        base = content.get("base_model_name_or_path") or "an unnamed model"
+    except (ModelLoadError, AttributeError):
         base = "an unnamed model"
     raise ModelLoadError(
         f"{spec.id} holds adapters of {base}, not a model: merge them with "

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from factor_search.errors import ModelLoadError
+from factor_search.model.geometry import TEXT_PARTS
 
 DEEPEST = 32
 """Largest number of objects and lists around a value."""
@@ -126,7 +127,8 @@ class _Field:
         if wanted is not None:
             kinds, what = wanted
             return None if isinstance(self.value, kinds) else f"{_shown(self.value)}, not {what}"
-        if self.key in ("dtype", "torch_dtype") and not isinstance(self.value, dict):
+        outer = self.place.rpartition(".")[0]  # a configuration of quantisation has precisions of its own
+        if self.key in ("dtype", "torch_dtype") and outer in ("", *TEXT_PARTS) and not isinstance(self.value, dict):
             known = isinstance(self.value, str) and PRECISIONS.fullmatch(self.value)
             return None if known else f"{_shown(self.value)}, not a precision such as bfloat16"
         return None if isinstance(self.value, list | dict) else self._out_of_range()

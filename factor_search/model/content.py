@@ -18,11 +18,10 @@ from factor_search.files.atomic import write_atomically
 from factor_search.files.cache import cache_folder
 from factor_search.files.canonical_json import sha256_of
 from factor_search.files.gguf import is_gguf
+from factor_search.model.checkpoint_files import INDEX, code_of, weights_of
 from factor_search.spec import ModelSpec
 
 Status = tuple[int, ...]
-INDEX = ".index.json"
-"""End of the name of a file that says in which files the weights are."""
 SHARD = re.compile(r"(pytorch_)?model-[0-9]+-of-[0-9]+\.(bin|safetensors)")
 
 
@@ -138,32 +137,20 @@ def own_code_sha256(model: PreTrainedModel) -> str | None:
 def files_of(folder: Path, *, own_code: bool) -> dict[str, Path]:
     """Return the files of a folder on which the logits depend, by their names relative to it.
 
-    Configuration, weights (also those in other folders that an index names), and code if it may run. Tokenizers have an
-    effect through tokens only, and samples are addressed by these.
+    Configuration, weights (also those in other folders that their index names), and code if it may run. Tokenizers
+    have an effect through tokens only, and samples are addressed by these.
     """
     inside = {file.name: file for file in sorted(folder.iterdir()) if file.is_file()}
     found = {name: file for name, file in inside.items() if _is_own(name)}
-    for name in [name for name in inside if name.endswith(INDEX)]:
-        named = _named_by(inside[name])
-        found |= {shard: folder / shard for shard in named}
-        if named != {
-            one for one in inside if SHARD.fullmatch(one) and Path(one).suffix == Path(name[: -len(INDEX)]).suffix
-        }:
-            found[name] = inside[name]  # it chooses among the files
-    if own_code:
-        found |= {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*.py")) if file.is_file()}
-    return found
+    read = [os.path.normpath(name) for name in weights_of(folder)]
+    found |= {name: folder / name for name in read if not name.endswith(INDEX)}
+    for index in (name for name in read if name.endswith(INDEX)):
+        ending = Path(index.removesuffix(INDEX)).suffix
+        if {*read} - {index} != {name for name in inside if SHARD.fullmatch(name) and Path(name).suffix == ending}:
+            found[index] = folder / index  # it chooses among the files
+    return found | code_of(folder) if own_code else found
 
 
 def _is_own(name: str) -> bool:
     weights = name.endswith(".safetensors") or name.startswith("pytorch_model")
     return weights or name in ("config.json", ADAPTER_CONFIG_NAME)
-
-
-def _named_by(index: Path) -> set[str]:
-    """Return the names of the files that an index names."""
-    try:
-        names = json.loads(index.read_bytes())["weight_map"].values()
-        return {os.path.normpath(str(name)) for name in names}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return set()  # transformers refuses it if it needs it

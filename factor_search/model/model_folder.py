@@ -11,7 +11,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from factor_search.errors import ModelLoadError, one_line
 from factor_search.files.json_documents import read_json
 from factor_search.files.safetensors import tensor_shapes
-from factor_search.model.checkpoint_files import shards_named
+from factor_search.model.checkpoint_files import INDEX, LARGEST_JSON, weights_of
 from factor_search.model.configuration_values import check_values
 
 CONFIGURATION = "config.json"
@@ -20,11 +20,8 @@ COMPANIONS = (
     *("preprocessor_config.json", "processor_config.json"),
 )
 """JSON objects that transformers reads beside the configuration, where they are there."""
-LARGEST_JSON = 16 * 2**20
 LARGEST_TOKENIZER = 256 * 2**20
 """Bytes of a ``tokenizer.json``; the largest published ones have 35 MB."""
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""In the order in which transformers looks for them, each before its index of several files."""
 PACKED = 32
 """How many numbers of quantised weights may be stored as one, at most."""
 
@@ -101,27 +98,22 @@ def _weights(folder: Path) -> list[Path]:
     """Return the files that transformers reads weights from.
 
     Raises:
-        ModelLoadError: there are none, or an index names none.
+        ModelLoadError: there are none, or a name of one is wrong.
     """
-    for name in WEIGHTS:
-        if (folder / name).exists():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.exists():
-            return _indexed(index)
-    raise ModelLoadError(
-        f"{folder} holds a configuration and no weights: give the folder that also holds model.safetensors, or its "
-        "index and all files that it names"
-    )
-
-
-def _indexed(index: Path) -> list[Path]:
-    content = check_values(read_json(index, ModelLoadError, most_bytes=LARGEST_JSON, model=True), str(index))
-    paths = [index.parent / name for name in sorted(shards_named(content, index))]
-    for path in paths:
-        if not path.is_file():
-            raise ModelLoadError(f"{index} names {path.name:.100}, which is not there: download it as well")
-    return paths
+    names = weights_of(folder)
+    if not names:
+        raise ModelLoadError(
+            f"{folder} holds a configuration and no weights: give the folder that also holds model.safetensors, or its "
+            "index and all files that it names"
+        )
+    holder = folder / CONFIGURATION
+    if len(names) > 1:
+        holder = folder / names.pop(0)
+        check_values(read_json(holder, ModelLoadError, most_bytes=LARGEST_JSON, model=True), str(holder))
+    for path in (folder / name for name in names):
+        if not path.exists() or (holder.name.endswith(INDEX) and not path.is_file()):
+            raise ModelLoadError(f"{holder} names {path.name:.100}, which is not there: download it as well")
+    return [folder / name for name in names]
 
 
 def _what_it_is(folder: Path) -> str:

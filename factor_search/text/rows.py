@@ -158,6 +158,7 @@ class _JsonValues:
         self._path, self._stream = path, stream
         self._decode = codecs.getincrementaldecoder("utf-8-sig")()
         self._text, self._at, self._ended = "", 0, False
+        self._later, self._taken = "", 0  # what was read with a long value and follows it; its beginning was taken
         self.line = 1
         """Of the next value."""
 
@@ -206,12 +207,24 @@ class _JsonValues:
     def _advance(self, to: int) -> None:
         self.line += self._text.count("\n", self._at, to)
         self._at = to
+        later = len(self._text) - to - CHUNK
+        if later > CHUNK and (self._taken >= later or self._taken == len(self._later)):
+            if self._taken >= later:
+                self._taken -= later
+            else:
+                self._later, self._taken = self._text[to + CHUNK :], 0
+            self._text, self._at = self._text[to : to + CHUNK], 0
 
     def _read_on(self) -> bool:
         """Read about as much as there is, so that a long value is tried few times."""
+        kept = self._text[self._at :]
+        if self._taken < len(self._later):
+            more = self._later[self._taken : self._taken + max(CHUNK, len(kept))]
+            self._text, self._at, self._taken = kept + more, 0, self._taken + len(more)
+            return True
         if self._ended:
             return False
-        kept = self._text[self._at :]
+        self._later, self._taken = "", 0
         piece = self._stream.read(max(CHUNK, len(kept)))
         self._ended = not piece
         try:
@@ -223,6 +236,7 @@ class _JsonValues:
 
 
 NOT_SPACE = re.compile(r"[^ \t\r\n]")
+MARKS = re.compile(r'\\.|[]["{},]', re.DOTALL)
 LONGEST_WORD = 16
 """Characters of ``-Infinity`` or an escaped pair: an error further from the end is a true one."""
 DECODER = json.JSONDecoder(
@@ -234,8 +248,26 @@ DECODER = json.JSONDecoder(
 
 
 def _check_number_of_values(text: str, place: str) -> None:
-    if len(text) > MOST_VALUES and sum(text.count(mark) for mark in ",[{") > MOST_VALUES:
+    few = len(text) <= MOST_VALUES or sum(text.count(mark) for mark in ",[{") <= MOST_VALUES
+    if not few and _values_in_first(text) > MOST_VALUES:
         raise DataError(f"{place} has more than {MOST_VALUES} values, the most that are read as one row")
+
+
+def _values_in_first(text: str) -> int:
+    """How many values the first value of a JSON text has, as far as there is text; more than allowed is not counted."""
+    count, depth, quoted = 0, 0, False
+    for found in MARKS.finditer(text):
+        mark = found.group()
+        if mark == '"':
+            quoted = not quoted
+        elif not quoted and mark in ",[{":
+            count += 1
+            depth += mark != ","
+        elif not quoted and mark in "]}":
+            depth -= 1
+        if count > MOST_VALUES or (depth <= 0 and not quoted):
+            break
+    return count
 
 
 def _not_json(place: str, error: Exception) -> str:
