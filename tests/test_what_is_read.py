@@ -546,6 +546,8 @@ class TestWalks:
             (folder / name).touch()
         asked = str(folder / "/".join(pattern))
         expected = {name.rstrip("/") for name in glob.glob(asked, recursive=True)}
+        if os.path.lexists(asked):
+            expected = {asked.rstrip("/")}
         try:
             found = {name.rstrip("/") for name in matching_files(asked)}
         except DataError:
