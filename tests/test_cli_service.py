@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import re
 import signal
 import socket
@@ -81,10 +82,11 @@ def test_submit_prints_the_id_alone(run: Run, url: str, spec: Path) -> None:
     assert first == again
 
 
-def test_submit_makes_local_paths_absolute(run: Run, url: str, tmp_path: Path) -> None:
-    for name in ("models/config.json", "texts/a.txt", "z"):
+def test_submit_makes_local_paths_absolute(run: Run, url: str, checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "models")
+    for name in ("texts/a.txt", "z"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text('{"model_type": "llama", "max_position_embeddings": 256}')
+        (tmp_path / name).write_text("text")
     document = SPEC | {"model": "models", "data": {"files": ["texts/*.txt"], "held_out_files": ["/x/../y.txt", "z"]}}
     (tmp_path / "job.json").write_text(json.dumps(document))
     status, _, err = run("submit", "job.json")
