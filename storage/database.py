@@ -250,8 +250,10 @@ def set_up_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def configure(connection: Any, record: object) -> None:
         connection.isolation_level = None  # transactions are begun below, not by the driver
-        # auto_vacuum first: a new file has it from its first page
-        for pragma in ("auto_vacuum=INCREMENTAL", "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        pragmas = ["journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"]
+        if connection.execute("PRAGMA page_count").fetchone() == (0,):
+            pragmas.insert(0, "auto_vacuum=INCREMENTAL")  # from the first page; on an old file it waits for writers
+        for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")

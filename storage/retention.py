@@ -224,6 +224,7 @@ class RetentionStore:
             if steps:
                 connection.executescript("PRAGMA incremental_vacuum")  # execute would free one page
             elif free * size >= WASTE_BYTES and free >= WASTE_SHARE * pages:
+                connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # takes effect with what follows
                 connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 

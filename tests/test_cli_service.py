@@ -2,8 +2,8 @@
 
 import json
 import os
-import shutil
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -349,7 +349,7 @@ def test_every_flag_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
     assert policy == expected
     for name, value in coordinator_environment("sqlite:///x.db", "sqlite:///y.db").items():
         monkeypatch.setenv(name, value)
-    parsed = coordinator_parser().parse_args(coordinator_command(arguments, policy)[3:])
+    parsed = coordinator_parser().parse_args(coordinator_command(arguments, policy)[4:])
     assert (parsed.database, parsed.dashboard_database) == ("sqlite:///x.db", "sqlite:///y.db")
     assert (parsed.ray_address, parsed.workers, parsed.jobs, parsed.log_level) == ("h:1", 3, 2, "info")
     assert (parsed.cpus_per_worker, parsed.gpus_per_worker, parsed.evaluation_timeout) == (0.5, 1.0, 60.0)
@@ -373,7 +373,11 @@ def test_no_password_stands_among_the_arguments(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_serve_stops_at_a_signal_with_streams_open(number: int, tmp_path: Path, run: Run, spec: Path) -> None:
+def test_serve_stops_at_a_signal_with_streams_open(number: int, tmp_path: Path, run: Run, checkpoint: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "model")
+    (tmp_path / "a.txt").write_text("text")
+    spec = tmp_path / "job.json"
+    spec.write_text(json.dumps(SPEC | {"model": "model", "data": ["a.txt"]}))
     command = [sys.executable, "-m", "api", "serve", "--port", "0", "--no-coordinator"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(

@@ -311,7 +311,7 @@ def test_a_model_folder_is_one_that_transformers_loads_too(format: str, llama: S
 def test_a_folder_is_written_whole_or_not_at_all(
     llama: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(item: Path, destination: Path) -> None:
+    def fails(item: Path, destination: Path, **options: bool) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:

@@ -254,8 +254,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
     file = tmp_path / "evaluations.jsonl"
     ledger = Ledger(file)
     ledger._stream.close()
-    ledger._stream = Path("/dev/full").open("wb")  # noqa: SIM115
+    ledger._stream = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115
     with pytest.raises(OutputError, match="No space left"):
         ledger.add(SyntheticEvaluator(OPTIMUM).evaluate(evolution().ask().candidates[0], SAMPLES))
-    with pytest.raises(OSError, match="No space left"):
-        ledger._stream.close()
+    ledger._stream.close()

@@ -249,7 +249,7 @@ def test_nothing_is_left_of_a_folder_that_was_refused(
         export("huggingface", source, tmp_path / "out")
     assert not list(tmp_path.iterdir())
     export("huggingface", replace(source, check=False), tmp_path / "out")
-    monkeypatch.setattr("factor_search.export.model_folder.link_or_copy", lambda *paths: None)
+    monkeypatch.setattr("factor_search.export.model_folder.link_or_copy", lambda *paths, **options: None)
     with pytest.raises(ExportError, match="cannot be loaded"):
         export("huggingface", source, tmp_path / "empty")
 
