@@ -160,7 +160,7 @@ def test_it_is_ended_at_once_with_its_worker(pool: Pool, backend: ThreadBackend)
 
 
 def test_it_may_take_long_if_it_reports_progress(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.attempts.LOAD_SECONDS", 0.4)
+    monkeypatch.setattr("workers.attempts.SILENT_SECONDS", 0.4)
 
     def reporting(report_progress: ReportProgress) -> str:
         for step in range(6):

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from factor_search.errors import FactorSearchError, ModelLoadError
-from factor_search.files.atomic import partial_folder
+from factor_search.files.atomic import cannot_write, partial_folder
 from factor_search.files.cache import cache_folder
 from factor_search.files.gguf import is_gguf
 from factor_search.files.json_documents import read_json
@@ -310,8 +310,8 @@ def _link(link: Path, file: Path, on_close: Callable[..., Any]) -> None:
             if own or (size <= SMALL and link.name.endswith(READ)):
                 with os.fdopen(os.dup(descriptor), "rb") as stream:
                     content = stream.read(LARGEST_JSON if own else SMALL)
-                link.write_bytes(_without_files(content) if own else content)
-                return
+                if _copied(link, _without_files(content) if own else content, required=own):
+                    return
             opened = DESCRIPTORS / str(descriptor)
             link.symlink_to(opened if opened.is_symlink() else file.resolve())
             on_close(stack.pop_all().close)
@@ -319,6 +319,22 @@ def _link(link: Path, file: Path, on_close: Callable[..., Any]) -> None:
         return
     except OSError as error:
         raise ModelLoadError(f"cannot read {file}: {error.strerror or error}") from None
+
+
+def _copied(copy: Path, content: bytes, *, required: bool) -> bool:
+    """Write a file's content, and return whether there was room for it.
+
+    Raises:
+        OutputError: there was not, and it is required.
+    """
+    try:
+        copy.write_bytes(content)
+    except OSError as error:
+        copy.unlink(missing_ok=True)
+        if required:
+            raise cannot_write(copy, error) from None
+        return False
+    return True
 
 
 def _without_files(content: bytes) -> bytes:
