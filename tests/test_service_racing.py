@@ -20,6 +20,7 @@ from factor_search.search.problem import SearchProblem
 from factor_search.search.selection import JobWatcher, search_and_measure
 from factor_search.search.space import SearchSpace
 from factor_search.search.strategies import Generation, Result
+from factor_search.search.strategies.contract import Check
 from factor_search.search.strategies.evolution import Evolution
 from factor_search.spec import EvolutionSpec, JobSpec, StrategySpec
 from storage.database import Database
@@ -39,7 +40,14 @@ class Halving:
     """Each brood on one document, its better half on two, the best of these on all, and one of them twice."""
 
     def __init__(
-        self, spec: StrategySpec, space: SearchSpace, seeds: Sequence[Factors], seed: int, *, documents: int
+        self,
+        spec: StrategySpec,
+        space: SearchSpace,
+        seeds: Sequence[Factors],
+        seed: int,
+        *,
+        documents: int,
+        check: Check,
     ) -> None:
         assert isinstance(spec, EvolutionSpec)
         self._breeder = Evolution(spec, space, seeds, seed=seed)
