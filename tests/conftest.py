@@ -19,6 +19,8 @@ os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="runtime"))  # 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background; commands would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # the same, with nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import psycopg
 import pytest
