@@ -13,7 +13,7 @@ A, B = ModelSpec(id="a"), ModelSpec(id="b")
 
 
 def work(job: str, model: ModelSpec = A) -> Preparation:
-    return Preparation(job_id=job, spec=stub_spec(model=model.id), result=Future())
+    return Preparation(job_id=job, spec=stub_spec(model=model.id), samples=None, result=Future())
 
 
 def slots(*models: ModelSpec | None, since: float = 0.0) -> list[WorkerSlot]:
