@@ -77,7 +77,8 @@ def test_a_job_is_followed_to_its_end(
         assert [trial.user_attrs["candidate"] for trial in trials] == list(range(300))
         JobStore(database).end(lease, "finished", report=REPORT, factors={})
         wait_for(lambda: "Full report" in note_of(optuna_url))
-        assert os.getpriority(os.PRIO_PROCESS, process.pid) >= projector_module.NICENESS
+        ours = os.getpriority(os.PRIO_PROCESS, 0)
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) >= min(19, ours + projector_module.NICENESS)
     finally:
         assert finish(process) == 0
     assert capfd.readouterr().err == ""
