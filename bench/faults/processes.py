@@ -28,7 +28,7 @@ def serve(arguments: list[str]) -> int:
     plain = api.cli.serve.coordinator_command
 
     def command(*given: Any) -> list[str]:
-        _, _, _, *rest = plain(*given)  # python -m workers
+        _, _, _, _, *rest = plain(*given)  # python -P -m workers
         return [sys.executable, "-m", __spec__.name, "coordinate", *rest, "--lease-seconds", str(LEASE_SECONDS)]
 
     def soon(*given: Any, **options: Any) -> Supervisor:
