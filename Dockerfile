@@ -11,8 +11,11 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' constraints.txt)"
 
 # Dependencies apart from the sources: a changed source file costs one small layer. What torch needs comes with them.
-RUN python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-extras = p["optional-dependencies"]; print(*p["dependencies"], *extras["service"], *extras["finetune"], *extras["data"], sep="\n")' > requirements.txt \
+# With "trackers" among the extras, jobs can report to TensorBoard, MLflow and Weights & Biases.
+ARG EXTRAS="data finetune gguf onnx service tracing"
+RUN python -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+extras = p["optional-dependencies"]; print(*p["dependencies"], *sum((extras[name] for name in sys.argv[1:]), []), sep="\n")' \
+    $EXTRAS > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt
 
 COPY LICENSE README.md ./

@@ -1,10 +1,10 @@
 # Each target sets up its own virtual environment on a fresh machine with Python 3.11 or newer.
 PYTHON ?= python3
-# So many processes share the test files; the tests of one file run in one process.
-TEST_PROCESSES ?= 2
+# So many processes share the test files; the tests of one file run in one process. Many wait for others: 3 keep two cores busy.
+TEST_PROCESSES ?= 3
 BIN = .venv/bin
 
-.PHONY: install demo demo-progressive serve test check format bench efficiency campaign faults fuzz soak engines real-model clean
+.PHONY: install demo demo-progressive serve test docs check format bench efficiency campaign faults fuzz soak engines real-model clean
 
 install: .venv/installed
 
@@ -29,6 +29,10 @@ serve: install
 test: install
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
+# The site is written to build/docs; a broken link fails. Pages of reference are generated from the code.
+docs: install
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build
+
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -52,6 +56,7 @@ bench: install
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.health
 	$(BIN)/python -m bench.watched_load
+	$(BIN)/python -m bench.page
 
 # EFFICIENCY="--jobs 4" changes it. Hours: ten thousand evaluations a model; a second run finds them in the cache.
 efficiency: install

@@ -11,10 +11,12 @@ from api.problems import RefusedError
 from api.settings import is_loopback
 from storage.keys import ApiKey
 
-OWN = ("/v1", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
-"""Paths of the REST interface; all others belong to the dashboard, where there is one."""
-OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")
-"""Paths that need no key: they reveal nothing about jobs."""
+PAGE = ("/page", "/jobs", "/plans", "/submit", "/compare")
+"""Paths of the web page and its files, beside ``/``; what it shows comes from the REST interface."""
+OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json", *PAGE)
+"""Paths that need no key, beside ``/``: they reveal nothing about jobs."""
+OWN = ("/v1", "/metrics", *OPEN)
+"""Paths of the REST interface and of the page; all others belong to the dashboard, where there is one."""
 SAFE = ("GET", "HEAD", "OPTIONS")
 FORWARDING = (
     *("forwarded", "via", "x-real-ip", "x-client-ip", "client-ip", "true-client-ip", "x-cluster-client-ip"),
@@ -30,13 +32,22 @@ MAKE_A_KEY = "make one with: factor-search keys create --name NAME --scope {scop
 
 
 def is_own(path: str) -> bool:
-    """Whether a path belongs to the REST interface rather than the dashboard."""
-    return path.startswith(tuple(f"{own}/" for own in OWN)) or path in OWN
+    """Whether a path belongs to the REST interface or the page rather than the dashboard."""
+    return _is_within(path, OWN)
+
+
+def is_open(path: str) -> bool:
+    """Whether a path needs no key."""
+    return _is_within(path, OPEN)
+
+
+def _is_within(path: str, places: tuple[str, ...]) -> bool:
+    return path == "/" or path in places or path.startswith(tuple(f"{place}/" for place in places))
 
 
 def needed_scope(method: str, path: str) -> str | None:
     """The scope that a request needs; None where anybody may."""
-    if any(path == own or path.startswith(f"{own}/") for own in OPEN):
+    if is_open(path):
         return None
     if method in SAFE:
         return "read"

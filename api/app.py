@@ -16,11 +16,12 @@ from api.key_ring import KeyRing
 from api.metrics import Measured, RecordMetrics, RequestMetrics
 from api.records import Records
 from api.retention import Ageing
-from api.routes import description, health, jobs, plans, storage
+from api.routes import comparison, course, description, estimate, health, jobs, page, plans, storage
 from api.safe_pages import SafePages
 from api.settings import Settings
 from api.slow_work import SlowWork
 from factor_search.version import __version__
+from storage.dashboard.studies import StudyPages
 from storage.database import Database
 
 READS_AT_ONCE = 8
@@ -50,10 +51,12 @@ def create_app(settings: Settings, dashboard: ASGIApp | None = None) -> FastAPI:
             app.state.keys = KeyRing(database)
             app.state.checks = SlowWork("checks of submissions", threads=4, queue=60, seconds=CHECK_SECONDS)
             app.state.reports = SlowWork("reports", threads=4, queue=settings.most_requests, seconds=CHECK_SECONDS)
+            app.state.estimates = SlowWork("estimates", threads=2, queue=20, seconds=CHECK_SECONDS)
             app.state.prunes = SlowWork("deletions by age", threads=1, queue=0, seconds=CHECK_SECONDS)
             app.state.writes = SlowWork("changes of records", threads=4, queue=200, seconds=WRITE_SECONDS)
             app.state.records = Records.of(database, settings)
             app.state.streams = EventStreams(database, settings)
+            app.state.studies = StudyPages(settings.optuna_url if dashboard else None)
             app.state.registry = registry
             records = RecordMetrics(database, settings.coordinator_silent_seconds)
             registry.register(records)
@@ -65,13 +68,14 @@ def create_app(settings: Settings, dashboard: ASGIApp | None = None) -> FastAPI:
                 if ageing is not None:
                     ageing.stop()
                 registry.unregister(records)
+                app.state.studies.close()
 
     app = FastAPI(
         title="factor-search", version=__version__, lifespan=lifespan, openapi_url=None, redirect_slashes=False
     )
     app.state.settings = settings
     problems.install(app)
-    for module in (jobs, plans, storage, health, description):
+    for module in (jobs, course, plans, comparison, estimate, storage, health, description, page):
         app.include_router(module.router)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
     app.add_middleware(Guard, settings=settings, dashboard=dashboard)

@@ -101,4 +101,4 @@ class Body:
 
 def too_large(largest: int) -> RefusedError:
     """A body is beyond the limit."""
-    return RefusedError(413, f"the body is larger than {largest:,} bytes: a specification is a small JSON object")
+    return RefusedError(413, f"the body is larger than {largest:,} bytes")

@@ -1,18 +1,25 @@
 """A typed client of the REST interface, for scripts and notebooks; the command line is built on it."""
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel
 
 from api.client_errors import ConflictError, NotFoundError, ServiceError, UnauthorisedError, UnreachableError
 from api.client_resources import Jobs, Plans
 from api.client_storage import Storage
 from api.connection import DEFAULT_URL, Connection, parsed
+from api.estimate_schemas import Estimate
 from api.plan_schemas import Plan
 from api.schemas import Evaluation, Event, Health, Job
+from factor_search.plan.spec import PlanSpec
+from factor_search.spec import JobSpec
 
 __all__ = [
     "DEFAULT_URL",
     "Client",
     "ConflictError",
+    "Estimate",
     "Evaluation",
     "Event",
     "Health",
@@ -60,6 +67,11 @@ class Client:
     def of(self, id: str) -> Jobs | Plans:
         """The resource that an id, or the beginning of one, belongs to: ids of plans begin with p."""
         return self.plans if id.startswith("p") else self.jobs
+
+    def estimate(self, spec: JobSpec | PlanSpec | Mapping[str, Any]) -> Estimate:
+        """What a job or plan will cost; nothing is queued."""
+        document = spec.model_dump(mode="json", exclude_unset=True) if isinstance(spec, BaseModel) else dict(spec)
+        return parsed(Estimate, self._connection.request("POST", "/v1/estimate", json=document))
 
     def health(self) -> Health:
         """That the server answers, and its version."""

@@ -31,16 +31,20 @@ class Resource(Generic[Spec, Item]):
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def submit(self, spec: Spec | Mapping[str, Any], idempotency_key: str | None = None) -> Item:
+    def submit(
+        self, spec: Spec | Mapping[str, Any], idempotency_key: str | None = None, *, ignore_memory: bool = False
+    ) -> Item:
         """Queue one.
 
         Args:
             spec: what to do.
             idempotency_key: the same key never makes a second one. By default each call has a key of its own, so a
                 request that is sent again after a broken connection makes one too.
+            ignore_memory: submit it even if it needs more memory than any worker has.
         """
         document = spec.model_dump(mode="json", exclude_unset=True) if isinstance(spec, BaseModel) else spec
-        return parsed(self._item, self._connection.submit(self._list_path, document, idempotency_key))
+        path = f"{self._list_path}?ignore_memory=true" if ignore_memory else self._list_path
+        return parsed(self._item, self._connection.submit(path, document, idempotency_key))
 
     def list(self, *, state: str | None = None, limit: int | None = None) -> Iterator[Item]:
         """All of them, newest first, without their specifications.

@@ -7,7 +7,7 @@ small while it is only asked for states and results.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from factor_search.errors import ExportError
 from factor_search.factors_file import FactorsFile
@@ -15,6 +15,9 @@ from factor_search.plan.kinds.await_checkpoint import AwaitWork
 from factor_search.plan.kinds.contract import Outcome, Work
 from factor_search.plan.spec import PlanSpec
 from factor_search.spec import JobSpec, ModelSpec
+
+if TYPE_CHECKING:
+    from factor_search.model.speed import Recorded
 
 
 def check_possible(spec: JobSpec) -> tuple[str, ...]:
@@ -24,11 +27,48 @@ def check_possible(spec: JobSpec) -> tuple[str, ...]:
     return check_possible(spec)
 
 
+def is_local(model_id: str) -> bool:
+    """Whether a model is a folder or file of this machine."""
+    from factor_search.model.checkpoint_files import is_local
+
+    return is_local(model_id)
+
+
 def check_plan(spec: PlanSpec) -> tuple[str, ...]:
     """Refuse a plan that cannot succeed; see :func:`factor_search.plan.check.check_plan`."""
     from factor_search.plan.check import check_plan
 
     return check_plan(spec)
+
+
+def estimate(
+    spec: JobSpec | PlanSpec, recorded: "Recorded", *, available: int | None, workers: int, device: str, read: bool
+) -> dict[str, Any]:
+    """Estimate a job or plan with what workers have recorded; nothing is measured here.
+
+    Args:
+        spec: the job or plan.
+        recorded: looks up speeds.
+        available: bytes of memory that a worker can use.
+        workers: how many there are.
+        device: kind of device of the workers.
+        read: whether documents are read.
+    """
+    from factor_search.job import estimate_job
+    from factor_search.model.speed import recorded_speed
+    from factor_search.plan.estimate import estimate_plan
+
+    speed = recorded_speed(recorded, device)
+    if isinstance(spec, PlanSpec):
+        return estimate_plan(spec, speed, available=available, workers=workers, read=read)
+    return estimate_job(spec, speed, available=available, workers=workers, read=read)
+
+
+def memory_refusal(spec: JobSpec | PlanSpec, available: int, device: str) -> str | None:
+    """Why a job or plan does not fit into the memory of a worker; see :func:`factor_search.plan.estimate`."""
+    from factor_search.plan.estimate import memory_refusal
+
+    return memory_refusal(spec, available, "the largest worker", device)
 
 
 def check_checkpoint(work: AwaitWork, folder: Path) -> None:

@@ -5,7 +5,7 @@ import contextlib
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.access import OPEN, SAFE, check_key, check_origin, is_own
+from api.access import SAFE, check_key, check_origin, is_open, is_own
 from api.body import Body, too_large
 from api.key_ring import KeyRing, WrongKeys
 from api.problems import RefusedError, problem_response, refusal_of
@@ -13,6 +13,9 @@ from api.settings import Settings
 from factor_search.errors import FactorSearchError
 
 LOOPBACK = "127.0.0.1"
+SPECIFICATIONS = ("/v1/jobs", "/v1/plans", "/v1/estimate")
+"""Where specifications go, which are parsed in threads; the bodies of all other routes of ours are a few words."""
+FEW_WORDS_BYTES = 2**14
 
 
 class Guard:
@@ -35,7 +38,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        body = Body(headers, receive, self._settings.largest_body_bytes, self._settings.body_seconds)
+        body = Body(headers, receive, self._largest(scope["path"]), self._settings.body_seconds)
         with contextlib.ExitStack() as place:
             await self._serve(scope, headers, body, body.closing(send, place.close), place)
 
@@ -57,9 +60,14 @@ class Guard:
             else:
                 await self._app(scope, receive, send)
 
+    def _largest(self, path: str) -> int:
+        """Bytes that a body may have."""
+        largest = self._settings.largest_body_bytes
+        return min(largest, FEW_WORDS_BYTES) if is_own(path) and path not in SPECIFICATIONS else largest
+
     def _take_place(self, path: str, place: contextlib.ExitStack) -> None:
         """Count a request until its place is closed."""
-        if path in OPEN:
+        if is_open(path):
             return
         if self._requests >= self._settings.most_requests:
             raise RefusedError(
@@ -77,8 +85,8 @@ class Guard:
         check_origin(headers, method)
         if method not in SAFE and path.startswith("/v1/"):
             state.health.check()
-        if body.announced is not None and body.announced > self._settings.largest_body_bytes:
-            raise too_large(self._settings.largest_body_bytes)
+        if body.announced is not None and body.announced > self._largest(path):
+            raise too_large(self._largest(path))
         if to_dashboard or is_own(path):
             keys: KeyRing = state.keys
             address = (scope.get("client") or (LOOPBACK, 0))[0]

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.access import is_own
+from factor_search.report.tracing import is_tracing, record_request
 from storage.coordinators import CoordinatorStore
 from storage.database import Database
 from storage.errors import DatabaseError
@@ -39,6 +40,9 @@ class RequestMetrics:
             route = "unmatched" if is_own(scope["path"]) or status == 404 else "dashboard"
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
+        if is_tracing():
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            record_request(method, route, status, seconds, headers)
 
 
 class Measured:
@@ -100,7 +104,16 @@ class RecordMetrics(Collector):
         for outcome, (count, spent) in self._evaluations.totals().items():
             evaluations.add_metric([outcome], count)
             seconds.add_metric([outcome], spent)
-        return [jobs, plans, evaluations, seconds]
+        return [jobs, plans, evaluations, seconds, *self._cost_families()]
+
+    def _cost_families(self) -> list[Metric]:
+        """By kind of stage: with a label for each job, series would grow without bound."""
+        tokens = CounterMetricFamily("factor_search_tokens", "Scored or read by devices for jobs.", labels=["kind"])
+        seconds = CounterMetricFamily("factor_search_device_seconds", "Computed by devices for jobs.", labels=["kind"])
+        for kind, spent in self._jobs.spent_by_kind().items():
+            tokens.add_metric([kind], spent.tokens)
+            seconds.add_metric([kind], spent.device_seconds)
+        return [tokens, seconds]
 
     def _coordinator_families(self) -> list[Metric]:
         alive = [known for known in self._coordinators.list() if known.silent_seconds < self._silent_seconds]

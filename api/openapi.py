@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 
+from api import examples
 from api.problems import Problem
 from api.schemas import Event
 from factor_search.factors_file import FactorsFile
@@ -73,8 +74,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
         _add(schemas, "FactorsFile", FactorsDocument, "serialization")
         for model in (Report, PlanReport, Event, Problem):
             _add(schemas, model.__name__, model, "serialization" if model is not Problem else "validation")
-        schemas["JobSpec"]["examples"] = [EXAMPLE_SPEC]
-        schemas["PlanSpec"]["examples"] = [EXAMPLE_PLAN]
+        schemas["JobSpec"]["examples"] = [examples.SPEC]
+        schemas["PlanSpec"]["examples"] = [examples.PLAN_SPEC]
         specification = {"anyOf": [{"$ref": "#/components/schemas/JobSpec"}, {"type": "object"}]}
         schemas["Job"]["properties"]["spec"] = schemas["Job"]["properties"]["spec"] | specification
         schemas["Plan"]["properties"]["spec"] = {"$ref": "#/components/schemas/PlanSpec"}
@@ -86,6 +87,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
             for operation in operations.values():
                 if path not in ("/healthz", "/readyz"):
                     operation["security"] = [{}, {"key": []}, {"password": []}]
+        examples.add_examples(document)
         app.openapi_schema = document
     return app.openapi_schema
 
@@ -96,20 +98,3 @@ def _add(
     schema = model.model_json_schema(mode=mode, ref_template="#/components/schemas/{model}")
     schemas.update(schema.pop("$defs", {}))
     schemas[name] = schema
-
-
-EXAMPLE_PLAN = {
-    "name": "llama-64x",
-    "model": {"id": "models/llama"},
-    "data": {"files": ["books/*.txt"]},
-    "target_length": 262144,
-    "recipe": "longrope",
-}
-EXAMPLE_SPEC = {
-    "name": "llama-8x",
-    "model": {"id": "models/llama", "dtype": "auto"},
-    "data": {"files": ["books/*.txt"], "search_documents": 8, "validation_documents": 4, "held_out_documents": 8},
-    "target_length": 32768,
-    "space": {"initial_tokens": [0]},
-    "budget": {"candidates": 200},
-}

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.schemas import EXAMPLE_ID, EXAMPLE_PLAN_ID, Progress
+from api.schemas import EXAMPLE_ID, EXAMPLE_PLAN_ID, Cost, Progress
 from factor_search.plan.kinds import KINDS
 from storage.states import ENDED, PlanState, StageState, StateRequest
 
@@ -25,6 +25,7 @@ class PlanStage(_Value):
     )
     job: str | None = Field(description="Id of the job that performs it, or has performed it.", examples=[EXAMPLE_ID])
     reused: bool = Field(description="Whether that job is an earlier one with identical work, of this plan or another.")
+    cost: Cost = Field(Cost(), description="So far, with jobs of it that failed.")
     model: str | None = Field(description="Folder of the checkpoint that it made, or that was supplied.")
 
 
@@ -56,9 +57,12 @@ class Plan(_Value):
     )
     submitted_at: datetime
     ended_at: datetime | None = Field(description="When it finished, failed or was cancelled.")
+    submitted_by: str | None = Field(None, description="Name of the key by which it was submitted.", examples=["anna"])
+    kept: str | None = Field(None, description="The name under which it is kept when others are aged out.")
     stage: str | None = Field(description="Name of the present stage; null once all have finished.")
     stages: list[PlanStage]
     progress: Progress | None = Field(description="Of the job of the present stage.")
+    cost: Cost = Field(Cost(), description="Of all its stages so far.")
     events: int = Field(description="Number of its last event.", examples=[12])
     error: str | None = Field(description="Why it failed, or why a checkpoint was refused.")
     spec: dict[str, Any] | None = Field(None, description="The plan with all stages spelled out. Lists leave it out.")

@@ -1,6 +1,7 @@
 """Every error as ``application/problem+json`` (RFC 9457)."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPMethod, HTTPStatus
 from typing import Any
@@ -20,6 +21,8 @@ MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 5
 MOST_FAULTS = 50
 LONGEST_DETAIL = 2000
+FIELD = re.compile(r"((?:model|data|warm_start|training_files|stages)(?:\.[a-z_]+|\.[0-9]+)*): ")
+"""With which messages begin that are about what a field of a specification names."""
 logger = logging.getLogger(__name__)
 
 
@@ -82,13 +85,17 @@ def refusal_of(error: FactorSearchError) -> RefusedError:
         case ConflictError():
             return RefusedError(409, str(error))
         case _:
-            return RefusedError(422, str(error))
+            field = FIELD.match(str(error))
+            faults = (
+                [Fault(pointer=json_pointer(field[1].split(".")), detail=str(error)[field.end() :])] if field else []
+            )
+            return RefusedError(422, str(error), faults=faults)
 
 
 def faults_of(error: ValidationError, document: Any) -> list[Fault]:
-    """Pydantic's complaints about a body, each with its place there."""
+    """The first of pydantic's complaints about a body, each with its place there."""
     faults = []
-    for item in error.errors(include_url=False, include_context=False, include_input=False):
+    for item in error.errors(include_url=False, include_context=False, include_input=False)[:MOST_FAULTS]:
         message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
         faults.append(Fault(pointer=json_pointer(_place_in(document, item["loc"])), detail=message))
     return faults

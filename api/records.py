@@ -1,7 +1,9 @@
 """The records of one database, for the routes: found by the ids that users give, and shown."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 
@@ -11,12 +13,14 @@ from api.schemas import Job
 from api.settings import Settings
 from api.shown import shown_job, shown_plan
 from storage.coordinators import Coordinator, CoordinatorStore
+from storage.course import CourseStore
 from storage.database import Database
 from storage.errors import NotFoundError
 from storage.evaluations import EvaluationStore
 from storage.events import PLAN
 from storage.jobs import Job as StoredJob
 from storage.jobs import JobStore
+from storage.keys import KeyStore
 from storage.plans import Plan as StoredPlan
 from storage.plans import PlanStore
 from storage.retention import RetentionStore
@@ -34,6 +38,7 @@ class Records:
     jobs: JobStore
     plans: PlanStore
     evaluations: EvaluationStore
+    courses: CourseStore
     coordinators: CoordinatorStore
     retention: RetentionStore
 
@@ -46,6 +51,7 @@ class Records:
             jobs=JobStore(database),
             plans=PlanStore(database),
             evaluations=EvaluationStore(database),
+            courses=CourseStore(database),
             coordinators=CoordinatorStore(database),
             retention=RetentionStore(database),
         )
@@ -78,11 +84,14 @@ class Records:
     def show(self, *stored: Stored) -> list[Job | Plan]:
         """Jobs or plans as users see them."""
         active = any(one.state in (JobState.QUEUED, JobState.RUNNING) for one in stored)
-        driven = active and bool(self.live_coordinators())
-        return [
-            shown_plan(one, driven=driven) if isinstance(one, StoredPlan) else shown_job(one, driven=driven)
-            for one in stored
-        ]
+        known: dict[str, Any] = {"driven": active and bool(self.live_coordinators()), "owners": self._owners(stored)}
+        return [shown_plan(one, **known) if isinstance(one, StoredPlan) else shown_job(one, **known) for one in stored]
+
+    def _owners(self, stored: Sequence[Stored]) -> dict[str, str]:
+        """Names of the keys by which these were submitted, by their ids."""
+        if not any(one.submitted_by for one in stored):
+            return {}
+        return {key.id: key.name for key in KeyStore(self.database).list()}
 
 
 def _checked(id: str, ids: re.Pattern[str], word: str) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import shutil
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -14,6 +15,7 @@ from api.problems import RefusedError
 from api.records import Records
 from api.schemas import Pruned, StorageReport, StoredItem, UnusedFolder, moment
 from factor_search.errors import FactorSearchError
+from factor_search.report.trackers.registry import FOLDER
 from storage.clock import Clock
 from storage.dashboard.forget import forget_studies
 from storage.errors import ConflictError, NotFoundError
@@ -154,7 +156,11 @@ def _clean(stores: Records, jobs: Collection[str], folders: Iterable[str]) -> in
     """Remove what deleted records leave elsewhere; folders that cannot be removed now, the next time removes."""
     freed = 0
     try:
-        freed = remove_folders(stores.settings.policy.work_folder, folders, stores.retention.unused)
+        work = stores.settings.policy.work_folder
+        freed = remove_folders(work, folders, stores.retention.unused)
+        if work is not None:
+            for job in jobs:
+                shutil.rmtree(work / FOLDER / job, ignore_errors=True)
         if stores.settings.optuna_url is not None:
             forget_studies(stores.settings.optuna_url, set(jobs))
         stores.retention.give_space_back()

@@ -7,9 +7,16 @@ OWN_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""Our pages are text, style and pictures in one file: no script runs, and nothing is loaded."""
+"""Reports and the description are text, style and pictures in one file: no script runs, and nothing is loaded."""
+EMPTY_STYLE = "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='"
+"""Of an empty style element: Plotly makes one, and then adds its rules by script."""
+PAGE_POLICY = (
+    f"default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self' {EMPTY_STYLE}; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""The web page runs the scripts of this server, and speaks with nobody else."""
 ADDED_POLICY = "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-"""Added to the policy of Optuna's dashboard, which allows its own scripts: a browser obeys both."""
+"""Added to a policy that an answer has already, as those of Optuna's dashboard do: a browser obeys both."""
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",

@@ -57,6 +57,13 @@ class Progress(_Value):
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+class Cost(_Value):
+    """What devices have done for a job or a stage; evaluations that were known from before cost nothing."""
+
+    tokens: int = Field(0, description="Scored by evaluations, or read by a training.")
+    device_seconds: float = Field(0.0, description="Computed by devices.")
+
+
 class Links(_Value):
     """Where the rest of a job is, as paths on the same server."""
 
@@ -94,9 +101,13 @@ class Job(_Value):
     submitted_at: datetime
     started_at: datetime | None = Field(description="When it was first claimed.")
     ended_at: datetime | None = Field(description="When it finished, failed or was cancelled.")
+    submitted_by: str | None = Field(None, description="Name of the key by which it was submitted.", examples=["anna"])
+    kept: str | None = Field(None, description="The name under which it is kept when others are aged out.")
     coordinator: str | None = Field(description="The coordinator that runs it, or ran it last.")
     progress: Progress | None = Field(description="Null until a coordinator has started it.")
+    events: int = Field(0, description="Number of its last event.", examples=[12])
     error: str | None = Field(description="Why it failed.")
+    cost: Cost = Field(Cost(), description="So far.")
     spec: dict[str, Any] | None = Field(
         None,
         description="The specification of a search, with all defaults filled in; the work of another kind. Lists "

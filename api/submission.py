@@ -21,6 +21,11 @@ from storage.states import JobState
 
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters and halves of surrogate pairs: no path, id or name has them, and PostgreSQL cannot store all."""
+MOST_VALUES = 20_000
+"""In a specification, by its commas. Ten thousand names of files are fewer; more would keep everybody else waiting."""
+MOST_KEYS = 1000
+"""In an object of a specification: pydantic would complain of each that it does not know, in one step that nothing else
+runs beside."""
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 
 Spec = TypeVar("Spec", JobSpec, PlanSpec)
@@ -69,6 +74,18 @@ def submitted_plan(body: bytes) -> PlanSpec:
     return _validated(PlanSpec, document, "plan")
 
 
+def submitted_either(body: bytes) -> JobSpec | PlanSpec:
+    """The job or plan in a request's body.
+
+    Raises:
+        RefusedError: it is not JSON, or neither.
+    """
+    document = _document(body)
+    if is_plan(document):
+        return _validated(PlanSpec, document, "plan")
+    return _validated(JobSpec, document, "specification")
+
+
 def _validated(model: type[Spec], document: dict[str, Any], what: str) -> Spec:
     try:
         return model.model_validate(document)
@@ -78,6 +95,9 @@ def _validated(model: type[Spec], document: dict[str, Any], what: str) -> Spec:
 
 
 def _document(body: bytes) -> dict[str, Any]:
+    if body.count(b",") > MOST_VALUES:
+        detail = "name files by a pattern such as 'books/*.txt'"
+        raise RefusedError(422, f"the body has more than {MOST_VALUES:,} values: {detail}")
     try:
         document = json.loads(body.decode(), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
     except UnicodeDecodeError as error:
@@ -150,6 +170,8 @@ def _no_constant(name: str) -> Any:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MOST_KEYS:
+        raise RefusedError(422, f"an object of the body has more than {MOST_KEYS:,} keys")
     document = dict(pairs)
     if len(document) < len(pairs):
         seen: set[str] = set()

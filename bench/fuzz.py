@@ -130,11 +130,12 @@ def fill(url: str, folder: Path) -> dict[str, list[str]]:
 def serving(url: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     """The address of a server without coordinator, and its process."""
     command = [sys.executable, "-m", "api", "serve", "--port", "0", "--no-coordinator", "--no-dashboard", "--no-hub"]
-    command += ["--database", url, "--root", str(folder), "--work", str(folder / "work")]
+    command += ["--database", url, "--root", str(folder), "--work", str(folder / "work"), "--stop-at-end-of-input"]
     log = folder / "server.log"
     with log.open("w") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
     assert process.stdout is not None
+    assert process.stdin is not None
     try:
         line = process.stdout.readline()
         found = re.search(r"http://\S+", line)
@@ -144,6 +145,7 @@ def serving(url: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     finally:
         process.terminate()
         process.wait(20)
+        process.stdin.close()
         process.stdout.close()
         if "Traceback" in (said := log.read_text()):
             print(f"the server's log has a traceback:\n{said[-4000:]}", file=sys.stderr)
@@ -297,9 +299,11 @@ def run(total: int, first_seed: int, only: str | None) -> int:
                         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
                             fuzz(fuzzer, operation, mode, share, first + 1_000_000 * number)
                         largest = max(largest, process.memory_info().rss)
+                    print(f"{seen.statuses.total()} requests so far", flush=True)
                 with Database(url) as database:
                     made = [KeyStore(database).create(scope, [scope])[1] for scope in SCOPES]
-                keys = ["wrong", *[None] * 4, *made * 15]  # few wrong ones, since a server may be slow to answer them
+                # few wrong ones, since a server is slow to answer them, and last, since small numbers are drawn most
+                keys = [*made * 15, *[None] * 4, "wrong"]
             print(f"memory of the server: {largest / 1e6:.0f} MB at most, {process.num_threads()} threads at the end")
     return report(seen)
 

@@ -101,9 +101,10 @@ def absurd_configurations(url: str, folder: Path) -> Iterator[None]:
 
 
 def absurd_bodies(url: str, folder: Path) -> Iterator[None]:
-    """20 clients submit documents of 1 MB with 90,000 keys, half of them given twice."""
+    """20 clients submit documents of up to 1 MB: keys given twice, nesting, and as many values as are looked at."""
     keys = ",".join(f'"k{number}":1' for number in range(70_000))
     bodies = [f"{{{keys},{keys[:200_000].rpartition(',')[0]}}}".encode()[: 2**20], f"{{{keys}}}".encode(), b"[" * 2**20]
+    bodies += [json.dumps(SPEC | {"data": [1] * 19_000}).encode(), f"{{{keys[:190_000].rpartition(',')[0]}}}".encode()]
 
     def submit() -> None:
         httpx.post(f"{url}/v1/jobs", content=secrets.choice(bodies), headers=JSON, timeout=60)
@@ -246,13 +247,18 @@ def served(folder: Path, *options: str) -> Iterator[str]:
     """The address of a server in a process of its own."""
     command = [sys.executable, "-m", "api", "serve", "--port", "0", "--no-coordinator", "--root", str(folder), *options]
     command += ["--database", f"sqlite:///{folder / 'jobs.db'}", "--log-level", "error"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    command += ["--stop-at-end-of-input"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdin is not None
     assert process.stdout is not None
     try:
         yield process.stdout.readline().split()[2]
     finally:
         process.terminate()
         process.wait(30)
+        process.stdin.close()
         process.stdout.close()
 
 

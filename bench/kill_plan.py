@@ -31,7 +31,7 @@ from storage.jobs import JobStore
 from storage.plans import Plan, PlanStore
 
 SECONDS = 600
-TIMES = ("seconds", "versions", "folder", "checkpoint")
+TIMES = ("seconds", "versions", "folder", "checkpoint", "taken", "estimate")
 """The parts of a report that may differ between two runs."""
 
 

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,42 +118,64 @@ def run_search(setting: Setting) -> dict[str, Any]:
 
 
 def run_retrieval(setting: Setting) -> dict[str, Any]:
-    """Passkeys within and beyond the original length, and needles."""
+    """Passkeys within and beyond the original length, and needles; each measurement is kept, the most telling first."""
+    original, target = setting.found().model.original_length, setting.target
+    within, beyond = [original // 4, original // 2, original], [(original + target) // 2, target]
+    asked = [("passkey", "found", length) for length in within + beyond]
+    asked += [("passkey", "none", length) for length in [*within, target]] + [("passkey", "yarn", target)]
+    asked += [("needle", name, target) for name in ("found", "yarn", "none")]
+    compared = setting.compared()
     figures: dict[str, Any] = {}
-    for name, factors in setting.compared().items():
-        for task, lengths in (("passkey", (2048, 4096, 8192, 12_288, setting.target)), ("needle", (setting.target,))):
-            for length in lengths:
-                result = fs.evaluate_factors(
-                    setting.model.model_dump(exclude_unset=True),
-                    setting.held_out,
-                    length,
-                    factors,
-                    task=task,  # type: ignore[arg-type]
-                    documents=2,
-                )
-                figures.setdefault(name, {})[f"{task} {length}"] = result.as_json()
-                print(name, task, length, result.table(), flush=True)
+    for task, name, length in asked:
+        kept = Path("retrieval", f"{task}-{name}-{length}.json")
+        basis = {"factors": compared[name].factors.as_json(), "documents": 2}
+        measured = once(kept, basis, partial(_retrieved, setting, compared[name], task, length))
+        print(name, task, length, measured["table"], flush=True)
+        figures.setdefault(name, {})[f"{task} {length}"] = measured["result"]
     return figures
+
+
+def _retrieved(setting: Setting, factors: FactorsFile, task: Any, length: int) -> dict[str, Any]:
+    model = setting.model.model_dump(exclude_unset=True)
+    result = fs.evaluate_factors(model, setting.held_out, length, factors, task=task, documents=2)
+    return {"table": result.table(), "result": result.as_json()}
+
+
+def once(kept: Path, basis: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was measured, from its file if it has the same basis."""
+    if not kept.exists() or read_json(kept, RuntimeError)["basis"] != basis:
+        kept.parent.mkdir(exist_ok=True)
+        write_json(kept, {"basis": basis, "measured": measure()})
+    measured: dict[str, Any] = read_json(kept, RuntimeError)["measured"]
+    return measured
 
 
 def run_engine(setting: Setting) -> dict[str, Any]:
     """Patched GGUF files, and the perplexity that llama.cpp and transformers give the same positions of texts."""
-    scorer = scorer_named("llama.cpp")
     original = setting.found().model.original_length
     positions = [original + round(i * (setting.target - 1 - original) / (SCORED - 1)) for i in range(SCORED)]
     figures: dict[str, Any] = {}
     for text in setting.held_out:
-        ids = first_tokens(setting.model, [text], setting.target)
         for name, file in setting.compared().items():
-            patched = Path(f"{name}.gguf")
-            source = Source(file, setting.model, check=False)
-            patched.unlink(missing_ok=True)
-            export("gguf", source, patched)
-            ours = reference(source, ids, positions).found
-            theirs = scorer.log_probabilities(patched, ids, positions)
-            figures.setdefault(name, {})[Path(text).name] = {"transformers": ours, "llama.cpp": theirs}
-            print(f"{Path(text).name} {name}: {_perplexity(ours):.4f} {_perplexity(theirs):.4f}", flush=True)
+            kept = Path("engine", f"{Path(text).stem}-{name}.json")
+            basis = {"factors": file.factors.as_json(), "positions": positions}
+            scores = once(kept, basis, partial(_scored, setting, file, Path(f"{name}.gguf"), text, positions))
+            figures.setdefault(name, {})[Path(text).name] = scores
+            perplexities = " ".join(f"{engine} {_perplexity(found):.4f}" for engine, found in scores.items())
+            print(f"{Path(text).name} {name}: {perplexities}", flush=True)
     return figures | {"summary": _summary(figures)}
+
+
+def _scored(
+    setting: Setting, file: FactorsFile, patched: Path, text: str, positions: Sequence[int]
+) -> dict[str, list[float]]:
+    ids = first_tokens(setting.model, [text], setting.target)
+    source = Source(file, setting.model, check=False)
+    patched.unlink(missing_ok=True)
+    export("gguf", source, patched)
+    ours = reference(source, ids, positions).found
+    theirs = scorer_named("llama.cpp").log_probabilities(patched, ids, positions)
+    return {"transformers": list(ours), "llama.cpp": list(theirs)}
 
 
 def _summary(figures: dict[str, dict[str, dict[str, list[float]]]]) -> dict[str, Any]:

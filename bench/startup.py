@@ -6,7 +6,6 @@ run of each checkout, which fills the file system's caches, is not counted.
 
 import argparse
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -15,6 +14,8 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from bench.ports import free_port
 
 HERE = Path(__file__).parents[1]
 MODULES = ("storage.jobs", "storage.dashboard.projector", "api.app")
@@ -41,10 +42,8 @@ def import_cost(checkout: Path, module: str) -> tuple[float, float, bool]:
 
 def seconds_to_health(checkout: Path) -> float:
     """From the start of ``serve`` with a dashboard and a coordinator to the first answer of /healthz."""
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        port = reserved.getsockname()[1]
-        reserved.close()
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
         database = f"sqlite:///{folder}/jobs.db"
         command = [sys.executable, "-m", "api", "serve", "--port", str(port), "--database", database]
         start = time.perf_counter()

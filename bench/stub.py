@@ -6,7 +6,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,7 +122,9 @@ class StubWorker:
     def name(self) -> str:
         return f"{socket.gethostname()}:{os.getpid()}"
 
-    def prepare(self, spec: JobSpec, samples: Samples | None = None) -> Prepared:
+    def prepare(
+        self, spec: JobSpec, samples: Samples | None = None, begun: Mapping[str, str] | None = None
+    ) -> Prepared:
         return PREPARED
 
     def load(self, setting: Setting) -> None:
@@ -151,6 +153,9 @@ class StubWorker:
 
     def losses_so_far(self) -> list[float]:
         return []
+
+    def peak_memory(self) -> int | None:
+        return None
 
     def run_long_task(self, call: LongTaskCall) -> Any:
         try:

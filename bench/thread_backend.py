@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from factor_search.measure.race import Race
 from factor_search.spec import JobSpec
 from factor_search.text.samples import Samples, SampleSet
 from workers.backend import Capacity, Reading, SharedSamples, WorkerGoneError
-from workers.model_worker import LongTaskCall, Prepared, ReportProgress, Setting
+from workers.model_worker import LongTaskCall, ModelWorker, Prepared, ReportProgress, Setting
 
 
 class BlockingWorker(Protocol):
@@ -38,6 +38,8 @@ class BlockingWorker(Protocol):
 
     def losses_so_far(self) -> list[float]: ...
 
+    def peak_memory(self) -> int | None: ...
+
     def run_long_task(self, call: LongTaskCall) -> Any: ...
 
     def progress(self) -> dict[str, Any] | None: ...
@@ -60,8 +62,10 @@ class ThreadWorker:
     def name(self) -> "Future[str]":
         return self._call(lambda worker: worker.name())
 
-    def prepare(self, spec: JobSpec, samples: Samples | None) -> "Future[Prepared]":
+    def prepare(self, spec: JobSpec, samples: Samples | None, begun: Mapping[str, str] | None) -> "Future[Prepared]":
         def work(worker: Any) -> Prepared:
+            if isinstance(worker, ModelWorker):
+                return worker.prepare(spec, samples, begun)
             prepared: Prepared = worker.prepare(spec) if samples is None else worker.prepare(spec, samples)
             return prepared  # only workers that read get samples
 
@@ -88,6 +92,11 @@ class ThreadWorker:
     def losses_so_far(self) -> "Future[list[float]]":
         answer: Future[list[float]] = Future()
         answer.set_result([] if self._worker is None else self._worker.losses_so_far())
+        return answer
+
+    def peak_memory(self) -> "Future[int | None]":
+        answer: Future[int | None] = Future()
+        answer.set_result(None if self._worker is None else self._worker.peak_memory())
         return answer
 
     def run_long_task(self, call: LongTaskCall) -> "Future[Any]":

@@ -14,6 +14,7 @@ of its value types, loads neither torch nor transformers.
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from factor_search.version import __version__
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         export_factors,
         import_factors,
         load_factors,
+        notebook_watcher,
         save_factors,
         search_factors,
         verify_factors,
@@ -45,6 +47,7 @@ __all__ = [
     "export_factors",
     "import_factors",
     "load_factors",
+    "notebook_watcher",
     "save_factors",
     "search_factors",
     "verify_factors",
@@ -55,4 +58,6 @@ _VALUES = {"Factors": "factor_search.factors", "FactorsFile": "factor_search.fac
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_VALUES.get(name, "factor_search.interface")), name)
+    with warnings.catch_warnings():  # of tqdm in notebooks, about bars that are not shown
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        return getattr(importlib.import_module(_VALUES.get(name, "factor_search.interface")), name)

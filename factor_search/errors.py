@@ -2,6 +2,7 @@
 
     FactorSearchError
     ├── SpecError                 the specification is not valid
+    │   └── TooLargeError         it needs far more memory than there is
     ├── ModelError
     │   ├── ModelLoadError        the checkpoint cannot be read
     │   │   └── ModelChangedError its files, or what computes with it, are not those that the work began with
@@ -12,11 +13,14 @@
     ├── FinetuneError             fine-tuning cannot continue
     │   ├── LossNotFiniteError    a loss or its gradient is NaN or infinite
     │   └── CheckpointError       a training checkpoint is broken, or belongs to another fine-tuning
+    ├── TrackerError              a tracker of experiments is not installed, or cannot be used
     ├── ExportError               an engine's format cannot express the factors
     └── OutputError               a result cannot be written
 
 Each message is one line, names what was found, and says what to do next.
 """
+
+from factor_search.visible import masked
 
 
 class FactorSearchError(Exception):
@@ -25,6 +29,10 @@ class FactorSearchError(Exception):
 
 class SpecError(FactorSearchError):
     """The job specification is malformed or asks for something impossible."""
+
+
+class TooLargeError(SpecError):
+    """The work needs far more memory than there is; the message names the largest length that would fit."""
 
 
 class ModelError(FactorSearchError):
@@ -67,6 +75,10 @@ class CheckpointError(FinetuneError):
     """A training checkpoint cannot be read, or was written for another specification, model, data or factors."""
 
 
+class TrackerError(FactorSearchError):
+    """A tracker of experiments is not installed, or cannot be used here."""
+
+
 class VerificationError(FactorSearchError):
     """An inference engine cannot load or run what was exported."""
 
@@ -80,7 +92,10 @@ class OutputError(FactorSearchError):
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception's message as one line of at most 300 characters, valid in any file or database."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """Return an exception's message as one line of at most 300 characters, valid in any file or database.
+
+    Passwords in it are masked, since it goes to events, logs and messages of jobs that others read.
+    """
+    text = masked(" ".join(str(error).split())) or type(error).__name__
     text = text.encode("utf-8", "replace").decode().replace("\0", "?")
     return text if len(text) <= 300 else f"{text[:297]}..."

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from factor_search.errors import FactorsError
 from factor_search.files.canonical_json import sha256_of
+from factor_search.files.html import html_numbers, html_values
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Factors:
             "initial_tokens": self.initial_tokens,
             "attention_factor": self.attention_factor,
         }
+
+    def _repr_html_(self) -> str:
+        values = {"initial tokens": f"{self.initial_tokens}", "attention factor": f"{self.attention_factor:.6g}"}
+        count = len(self.rescale_factors)
+        return html_values("Rescale factors", values, below=html_numbers(f"{count} factors", self.rescale_factors))
 
     @property
     def sha256(self) -> str:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from factor_search.errors import FactorsError
 from factor_search.factors import Factors
 from factor_search.files.canonical_json import sha256_of
+from factor_search.files.html import html_numbers, html_values
 from factor_search.files.json_documents import explain, read_json, write_json
 from factor_search.model.geometry import Geometry
 
@@ -57,6 +58,17 @@ class MeasuredPerplexity(_Part):
     held_out_baselines: dict[str, Finite] = {}
 
 
+class Form(_Part):
+    """The numbers of YaRN, or of a base alone, that give the factors: for engines that read no lists."""
+
+    kind: Literal["yarn", "base"]
+    factor: float = Field(ge=1, allow_inf_nan=False)
+    beta_fast: float = Field(gt=0, allow_inf_nan=False)
+    beta_slow: float = Field(gt=0, allow_inf_nan=False)
+    attention_factor: float = Field(gt=0, allow_inf_nan=False)
+    rope_theta: float = Field(gt=1, allow_inf_nan=False)
+
+
 class Provenance(_Part):
     """The search that found the factors."""
 
@@ -79,6 +91,7 @@ class FactorsFile(_Part):
     rescale_factors: list[float]
     initial_tokens: int = Field(lt=2**53)
     attention_factor: float
+    form: Form | None = None
     perplexity: MeasuredPerplexity = MeasuredPerplexity()
     provenance: Provenance | None = None
 
@@ -114,9 +127,24 @@ class FactorsFile(_Part):
         """The factors in the file."""
         return Factors.of(self.rescale_factors, self.initial_tokens, self.attention_factor)
 
+    def _repr_html_(self) -> str:
+        measured = self.perplexity.model_dump(exclude={"held_out_baselines"})
+        values = {
+            "model": f"{self.model.id} ({self.model.architecture})",
+            "tokens": f"{self.model.original_length:,} to {self.target_length:,} (scale {self.scale:g})",
+            "initial tokens": f"{self.initial_tokens}",
+            "attention factor": f"{self.attention_factor:.6g}",
+            **{f"perplexity, {part.replace('_', '-')}": f"{value:.4f}" for part, value in measured.items() if value},
+            **{f"held-out, {name}": f"{value:.4f}" for name, value in self.perplexity.held_out_baselines.items()},
+        }
+        below = html_numbers(f"{len(self.rescale_factors)} factors", self.rescale_factors)
+        return html_values("Rescale factors", values, below=below)
+
     def as_json(self) -> dict[str, Any]:
         """Return the document with its hash."""
         content = self.model_dump(mode="json", by_alias=True)
+        if content["form"] is None:
+            del content["form"]  # as in files from before this key existed
         return content | {"sha256": sha256_of(content)}
 
     def write(self, file: Path) -> None:
@@ -166,6 +194,7 @@ def factors_file(
     target_length: int,
     perplexity: MeasuredPerplexity | None = None,
     provenance: Provenance | None = None,
+    form: dict[str, Any] | None = None,
 ) -> FactorsFile:
     """Build the document of ``factors.json``.
 
@@ -180,6 +209,7 @@ def factors_file(
             rescale_factors=list(factors.rescale_factors),
             initial_tokens=factors.initial_tokens,
             attention_factor=factors.attention_factor,
+            form=None if form is None else Form(**form),
             perplexity=perplexity or MeasuredPerplexity(),
             provenance=provenance,
         )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
@@ -31,8 +31,13 @@ from factor_search.measure.request import GivenDocuments, JobDocuments, Measurem
 from factor_search.model.application import Application, geometry_of
 from factor_search.report.document import build_factors_file, build_report, table
 from factor_search.report.results import write_results
+from factor_search.report.trackers.search import check_reports_nowhere, tracked_search
+from factor_search.search.notebook import notebook_watcher as notebook_watcher
 from factor_search.search.selection import JobResult, JobWatcher
 from factor_search.spec import ModelSpec, parse_model, parse_spec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Model = str | Mapping[str, Any]
 """A local folder or hub id, or the fields of a specification's ``model``."""
@@ -67,6 +72,17 @@ class SearchResult:
         """Perplexities of the found factors and of every closed form, for a terminal."""
         return table(self.report)
 
+    def plot(self) -> "Figure":
+        """The plots of the report in one figure of matplotlib, which ``savefig`` writes."""
+        from factor_search.report.page import drawing
+
+        return drawing(self.report)
+
+    def _repr_html_(self) -> str:
+        from factor_search.report.page import summary
+
+        return summary(self.report)
+
 
 def search_factors(
     model: Model,
@@ -86,7 +102,8 @@ def search_factors(
         out: folder for the results and all evaluations; the same search continues there after an interruption. None
             keeps nothing.
         watcher: receives the progress.
-        fields: any other field of a job specification, such as ``strategy="cma"`` or ``budget=100``.
+        fields: any other field of a job specification, such as ``strategy="cma"``, ``budget=100`` or
+            ``trackers=["tensorboard"]``, which needs ``out``.
 
     Raises:
         FactorSearchError: the specification, the model or the documents do not allow the search; says why.
@@ -95,9 +112,11 @@ def search_factors(
     files = list(data) if isinstance(data, Sequence) and not isinstance(data, str) else data
     spec = parse_spec({"model": model, "data": files, "target_length": target_length, **fields})
     if out is not None:
-        result = run_job(spec, Path(out), watcher)
-        write_results(result, Path(out))
+        with tracked_search(spec, Path(out), watcher) as search:
+            result = run_job(spec, Path(out), search.watcher)
+            search.conclude(result, write_results(result, Path(out)))
         return SearchResult(result)
+    check_reports_nowhere(spec)
     with tempfile.TemporaryDirectory() as folder:
         return SearchResult(run_job(spec, Path(folder) / "results", watcher))
 

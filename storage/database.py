@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModu
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from factor_search.errors import one_line
+from factor_search.visible import masked
 from storage.errors import DatabaseError, MissingDatabaseError
 from storage.schema import metadata
 
@@ -227,9 +228,9 @@ def _engine(url: str, busy_seconds: float, pool_size: int) -> Engine:
         connect_seconds = max(2, min(10, round(busy_seconds)))  # libpq rounds 1 up to 2
         arguments = {"connect_timeout": connect_seconds, "application_name": "factor-search", **KEEPALIVES}
         return create_engine(parsed, pool_pre_ping=True, pool_size=pool_size, connect_args=arguments)
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+    except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:  # of a port in words
         raise DatabaseError(
-            f"{url!r} is not a database URL (sqlite:///file.db, postgresql://...): {one_line(error)}"
+            f"{masked(url)!r} is not a database URL (sqlite:///file.db, postgresql://...): {one_line(error)}"
         ) from None
 
 

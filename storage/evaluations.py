@@ -12,7 +12,7 @@ from factor_search.measure.evaluation import LASTING, Evaluation
 from storage.database import Database
 from storage.errors import LeaseLostError
 from storage.events import append_events
-from storage.jobs import Lease, fenced_update
+from storage.jobs import Lease, Spent, fenced_update
 from storage.retention import lock_retention
 from storage.schema import candidates, evaluations, now, searches
 from storage.states import CandidateState
@@ -61,6 +61,8 @@ class Batch:
     withdrawn: list[Candidate] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     progress: dict[str, Any] | None = None
+    spent: Spent = field(default_factory=Spent)
+    """What the computed evaluations have cost."""
     got_on: bool = False
     """Whether the job came further than ever, other than by evaluations."""
 
@@ -144,6 +146,7 @@ class EvaluationStore:
                     values["claims_in_vain"] = 0
                 if batch.progress is not None:
                     values["progress"] = batch.progress
+                values |= batch.spent.added()
                 try:
                     fenced_update(connection, lease, values)
                 except LeaseLostError:
@@ -175,6 +178,13 @@ class EvaluationStore:
             first: dict[str, Any] = connection.execute(query).scalar_one()
             return first
 
+    def prepared(self, job_id: str) -> dict[str, Any] | None:
+        """What was prepared when a job started first; None if it has not started to evaluate."""
+        query = select(searches.c.prepared).where(searches.c.job_id == job_id)
+        with self._database.reading() as connection:
+            found: dict[str, Any] | None = connection.execute(query).scalar_one_or_none()
+            return found
+
     def end_search(self, lease: Lease) -> None:
         """Record that a job has evaluated all of its candidates.
 
@@ -193,6 +203,24 @@ class EvaluationStore:
         with self._database.reading() as connection:
             rows = connection.execute(query.order_by(candidates.c.number).limit(limit))
             return [candidate_row(row) for row in rows]
+
+    def speed_of(self, key: str) -> dict[str, Any] | None:
+        """What a worker last measured of models of some size, None if none has; see ``SPEED`` of the search's run."""
+        measured = searches.c.prepared["speed"]
+        query = select(measured).where(searches.c.prepared[("speed", "key")].as_string() == key)
+        with self._database.reading() as connection:
+            found: dict[str, Any] | None = connection.execute(
+                query.order_by(searches.c.started_at.desc()).limit(1)
+            ).scalar()
+        return found
+
+    def memory_of_devices(self, kind: str) -> int | None:
+        """The most memory in bytes that a worker has measured of a kind of device, such as ``cuda``."""
+        memory = searches.c.prepared[("speed", "available")].as_float()
+        of_kind = searches.c.prepared[("speed", "device")].as_string().startswith(kind, autoescape=True)
+        with self._database.reading() as connection:
+            found = connection.execute(select(func.max(memory)).where(of_kind)).scalar()
+        return None if found is None else int(found)
 
     def totals(self) -> dict[str, tuple[int, float]]:
         """Number and seconds of the stored evaluations, by outcome."""

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Table, insert, select, update
 
 from storage.database import Database
 from storage.errors import NotFoundError
+from storage.outbox import queue_webhooks
 from storage.schema import events, jobs, now, plan_events, plans
 
 IDS_AT_ONCE = 500
@@ -56,6 +57,8 @@ def append_events(
     first = last - len(entries) + 1
     rows = [{key: owner_id, "number": first + i, "kind": kind, "data": data} for i, (kind, data) in enumerate(entries)]
     connection.execute(insert(of.entries).values(at=now()), rows)
+    for row in rows:
+        queue_webhooks(connection, of.word, owners, owner_id, row["number"], row["kind"], row["data"])
 
 
 def read_events(database: Database, owner_id: str, after: int = 0, limit: int = 1000, of: History = JOB) -> list[Event]:

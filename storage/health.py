@@ -70,6 +70,11 @@ class Probe:
     def look(self) -> Condition:
         """The condition now; takes a few milliseconds, at most about as long as the limits above together."""
         found = self._looked()
+        if found.fault is not None:
+            try:
+                self._requests.check_file()  # that is gone since, which shows itself in many ways
+            except MissingDatabaseError as error:
+                return Condition(self._reason(error), one_line(error), found.coordinators)
         if found.fault == UNEXPECTED and self._own.file is not None:  # damage shows itself in many ways
             self._check_at = 0.0
             try:

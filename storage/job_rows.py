@@ -34,6 +34,27 @@ class Lease:
     attempt: int
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What some work has cost."""
+
+    tokens: int = 0
+    """Scored by evaluations, or read by a training."""
+    device_seconds: float = 0.0
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(self.tokens + other.tokens, self.device_seconds + other.device_seconds)
+
+    def added(self) -> dict[str, Any]:
+        """The columns of a job to which it is added."""
+        if self == Spent():
+            return {}
+        return {
+            "tokens": jobs.c.tokens + self.tokens,
+            "device_seconds": jobs.c.device_seconds + self.device_seconds,
+        }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A job as stored. Times are seconds since 1970."""
@@ -65,6 +86,14 @@ class Job:
     events: int
     progress: dict[str, Any]
     error: str | None
+    tokens: int
+    """Tokens that devices have scored or read for it; evaluations that others had computed cost nothing."""
+    device_seconds: float
+    """Seconds that devices have computed for it."""
+    submitted_by: str | None
+    """Id of the API key."""
+    kept: str | None
+    """Name under which it is kept when others are aged out."""
 
     def parse_spec(self) -> JobSpec:
         """The specification of a search as a value; it was valid when submitted."""

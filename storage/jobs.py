@@ -17,6 +17,7 @@ from storage.job_rows import (
     SEARCHES,
     Job,
     Lease,
+    Spent,
     ending,
     fenced_update,
     insert_job,
@@ -29,10 +30,10 @@ from storage.job_rows import (
     withdraw_unfinished,
 )
 from storage.owners import OwnerStore
-from storage.schema import jobs, now
+from storage.schema import jobs, now, plans
 from storage.states import JobState, StateRequest
 
-__all__ = ["SEARCHES", "Job", "JobStore", "Lease", "fenced_update"]
+__all__ = ["SEARCHES", "Job", "JobStore", "Lease", "Spent", "fenced_update"]
 
 _AFTER = {StateRequest.PAUSE: JobState.PAUSED, StateRequest.CANCEL: JobState.CANCELLED}
 LONGEST_WAIT_SECONDS = 120.0
@@ -94,6 +95,36 @@ class JobStore(OwnerStore[Job]):
             raise NotFoundError(f"there is no job {job_id}")
         found: dict[str, Any] | None = row[0]
         return found
+
+    def plan_spec_of(self, job_id: str) -> dict[str, Any] | None:
+        """The specification of the plan that a job is a stage of; None if it is of none."""
+        query = select(plans.c.spec).join(jobs, jobs.c.plan_id == plans.c.id).where(jobs.c.id == job_id)
+        with self._database.reading() as connection:
+            found: dict[str, Any] | None = connection.execute(query).scalar()
+        return found
+
+    def pace_of(self, model: str) -> tuple[int, float] | None:
+        """Target length and seconds a token of the last finished search of a model; None if there is none.
+
+        Args:
+            model: its id, as specifications name it.
+        """
+        search = [jobs.c.report[("search", name)].as_float() for name in ("tokens", "seconds")]
+        query = select(jobs.c.spec["target_length"].as_integer(), *search)
+        of_model = (jobs.c.kind == SEARCH, jobs.c.state == JobState.FINISHED)
+        query = query.where(*of_model, jobs.c.spec[("model", "id")].as_string() == model)
+        with self._database.reading() as connection:
+            row = connection.execute(query.order_by(jobs.c.submitted_at.desc()).limit(1)).one_or_none()
+        if row is None or not row[1] or not row[2]:
+            return None
+        return int(row[0]), row[2] / row[1]
+
+    def spent_by_kind(self) -> dict[str, Spent]:
+        """What all jobs of each kind have cost."""
+        sums = (func.sum(jobs.c.tokens), func.sum(jobs.c.device_seconds))
+        with self._database.reading() as connection:
+            rows = connection.execute(select(jobs.c.kind, *sums).group_by(jobs.c.kind))
+            return {kind: Spent(int(tokens), float(seconds)) for kind, tokens, seconds in rows}
 
     def pause(self, job_id: str) -> Job:
         """Stop a job so that it can be resumed: at once, or at its coordinator's next look if one drives it.
@@ -211,6 +242,7 @@ class JobStore(OwnerStore[Job]):
         report: Mapping[str, Any] | None = None,
         outcome: Mapping[str, Any] | None = None,
         data: Mapping[str, Any] | None = None,
+        spent: Spent | None = None,
     ) -> None:
         """Say how driving a job ended: finished, failed, cancelled or paused.
 
@@ -225,6 +257,7 @@ class JobStore(OwnerStore[Job]):
                 state = _asked_for(connection, lease.job_id)
             values: dict[str, Any] = {"state": state, "request": None, "lease_until": None, "error": error}
             values["claims_in_vain"] = 0  # its coordinator lives
+            values |= (spent or Spent()).added()
             if state == JobState.FINISHED:
                 values |= {"factors": factors, "report": report, "outcome": outcome}
             fenced_update(connection, lease, values | ending(state))

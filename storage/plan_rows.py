@@ -1,14 +1,14 @@
 """Rows of plans and their stages within a transaction, as values."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, String, and_, case, literal, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, String, and_, case, func, literal, or_, select, update
 
 from storage.errors import NotFoundError
 from storage.events import PLAN, append_events
-from storage.job_rows import JOB_COLUMNS, Job, insert_job
+from storage.job_rows import JOB_COLUMNS, Job, Spent, insert_job
 from storage.schema import jobs, now, plan_stages, plans
 from storage.states import ENDED, JobState, PlanState, StageState, StateRequest
 
@@ -49,9 +49,15 @@ class Plan:
     ended_at: float | None
     events: int
     error: str | None
+    submitted_by: str | None
+    """Id of the API key."""
+    kept: str | None
+    """Name under which it is kept when others are aged out."""
     stages: tuple[PlanStage, ...]
     job: Job | None
     """Of the present stage."""
+    spent: Mapping[str, Spent] = field(default_factory=dict)
+    """What its stages have cost, by name, with the jobs that failed; those of other plans cost nothing here."""
 
     @property
     def present(self) -> PlanStage | None:
@@ -91,7 +97,7 @@ STATE: ColumnElement[str] = case(
     else_=literal(PlanState.RUNNING, String),
 )
 """What a plan's state is to people: of one that is under way, its job knows more."""
-_OWN = ("id", "name", "spec", "stage", "submitted_at", "ended_at", "events", "error")
+_OWN = ("id", "name", "spec", "stage", "submitted_at", "ended_at", "events", "error", "submitted_by", "kept")
 PLAN_COLUMNS = [
     *(plans.c[name] for name in _OWN),
     plans.c.state.label("wanted"),
@@ -127,6 +133,7 @@ def plans_of(connection: Connection, rows: Sequence[Row[Any]], *, outline: bool 
     stages: dict[str, list[PlanStage]] = {}
     for row in connection.execute(select(*columns).where(wanted).order_by(plan_stages.c.number)):
         stages.setdefault(row.plan_id, []).append(_outlined(row) if outline else _stage(row))
+    spent = _spent(connection, stages)
     return [
         Plan(
             **{name: getattr(row, name) for name in _OWN},
@@ -134,9 +141,21 @@ def plans_of(connection: Connection, rows: Sequence[Row[Any]], *, outline: bool 
             request=StateRequest.PAUSE if (row.wanted, row.state) == (PlanState.PAUSED, PlanState.RUNNING) else None,
             stages=tuple(stages[row.id]),
             job=None if row.job_id is None else _job(row),
+            spent=spent.get(row.id, {}),
         )
         for row in rows
     ]
+
+
+def _spent(connection: Connection, plan_ids: Iterable[str]) -> dict[str, dict[str, Spent]]:
+    """What stages have cost, by plan and name."""
+    place = (jobs.c.plan_id, jobs.c.plan_stage)
+    sums = (func.sum(jobs.c.tokens), func.sum(jobs.c.device_seconds))
+    query = select(*place, *sums).where(jobs.c.plan_id.in_(list(plan_ids))).group_by(*place)
+    found: dict[str, dict[str, Spent]] = {}
+    for plan_id, stage, tokens, seconds in connection.execute(query):
+        found.setdefault(plan_id, {})[stage] = Spent(int(tokens), float(seconds))
+    return found
 
 
 _PLACE = ("number", "name", "kind", "job_id", "reused")

@@ -4,6 +4,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     Float,
@@ -80,10 +81,19 @@ jobs = Table(
     Column("factors", JSON, comment="the factors file"),
     Column("report", JSON),
     Column("outcome", JSON, comment="what it hands to the stages behind it, if it is one of a plan"),
+    Column(
+        "tokens",
+        BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="scored or read by devices for it; evaluations that others had computed cost nothing",
+    ),
+    Column("device_seconds", Float, nullable=False, server_default="0", comment="that devices computed for it"),
     Column("kept", Text, comment="name under which it is kept when others are aged out"),
     Index(None, "state", "submitted_at"),
     Index(None, "spec_sha256"),
     Index(None, "submitted_at", "id"),
+    Index(None, "plan_id"),
 )
 
 plan_stages = Table(
@@ -166,6 +176,22 @@ plan_events = Table(
     Column("at", Float, nullable=False),
     Column("kind", String(32), nullable=False),
     Column("data", JSON, nullable=False),
+)
+
+deliveries = Table(
+    "deliveries",  # webhooks that are to be sent
+    metadata,
+    Column("id", String(80), primary_key=True, comment="of the message, the same for every attempt"),
+    Column("job_id", String(32), ForeignKey("jobs.id", ondelete="CASCADE"), comment="that it tells of"),
+    Column("plan_id", String(32), ForeignKey("plans.id", ondelete="CASCADE"), comment="that it tells of"),
+    Column("url", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("made_at", Float, nullable=False),
+    Column("due_at", Float, nullable=False, comment="not to be sent before"),
+    Column("attempts", Integer, nullable=False),
+    Index(None, "due_at"),
+    Index(None, "job_id"),
+    Index(None, "plan_id"),
 )
 
 api_keys = Table(

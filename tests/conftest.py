@@ -22,6 +22,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # the same, with nohup
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+import hypothesis
 import psycopg
 import pytest
 from transformers import PreTrainedModel
@@ -30,10 +31,17 @@ from factor_search.testbed.byte_tokenizer import byte_tokenizer
 from tests.families import tiny_model
 from tests.service import Service
 
+hypothesis.settings.register_profile("tests", deadline=None)  # a busy machine is not a fault
+hypothesis.settings.load_profile("tests")
+
 BOOKS = Path(os.environ.get("FACTOR_SEARCH_BOOKS") or Path(__file__).parents[2] / "shared" / "data" / "books")
 COMMIT = "c0" * 20
-LONG = ("test_ray", "test_testbed", "test_topology", "test_plans", "test_docs", "test_cli_service", "test_plan_run")
-"""Files that take minutes come first, so that processes that share the files end together."""
+LONG = (
+    *("test_stops", "test_ray", "test_testbed", "test_fault_campaign", "test_tutorial", "test_plans", "test_topology"),
+    *("test_verify", "test_health", "test_fuzz", "test_docs", "test_writing", "test_plan_run", "test_trackers"),
+    *("test_page_browser", "test_cli_service", "test_faults", "test_publish", "test_what_is_read", "test_cli"),
+)
+"""Files that take half a minute or more come first, so that processes that share the files end together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

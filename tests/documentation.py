@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from api.estimate_schemas import Estimate
 from bench.gguf_writer import write_model
 from factor_search.factors_file import parse_factors
 from factor_search.plan.spec import is_plan, parse_plan
@@ -88,6 +89,9 @@ def checked(document: dict[str, Any]) -> dict[str, Any]:
     """
     if "schema" in document:
         parse_factors(document)
+        return document
+    if "evaluation" in document:
+        Estimate.model_validate(document)
         return document
     if not is_plan(document):
         data = parse_spec(document).data.model_dump(mode="json", exclude_unset=True)

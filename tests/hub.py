@@ -1,5 +1,11 @@
-"""A hub on loopback: repositories of models and data sets, each with one commit, for the real clients."""
+"""A hub on loopback: repositories of models and data sets, each with one commit, for the real clients.
 
+Who has :data:`TOKEN` may create repositories of models, and upload files into them: small ones in the commit, others
+by Git LFS.
+"""
+
+import base64
+import hashlib
 import json
 import os
 import subprocess
@@ -14,6 +20,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 ROOT = Path(__file__).parents[1]
 COMMIT = "ab" * 20
+TOKEN = "hf_TheTokenOfTheTests"
+IN_THE_COMMIT = (".json", ".md", ".txt")
+"""Files that a commit holds itself."""
 Files = dict[str, bytes]
 
 
@@ -24,6 +33,10 @@ class Hub:
         self.repositories = repositories
         """By ``models/owner/name`` or ``datasets/owner/name``."""
         self.asked: list[str] = []
+        self.private: set[str] = set()
+        """Names of repositories."""
+        self.stored: dict[str, bytes] = {}
+        """What was uploaded by Git LFS, by its SHA-256."""
         self.url = ""
 
     def run(self, code: str, home: Path, *, offline: bool = False) -> Any:
@@ -69,10 +82,75 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer(body=True)
 
+    def do_PUT(self) -> None:
+        content = self._content()
+        self.hub.stored[hashlib.sha256(content).hexdigest()] = content
+        self._send(200, b"")
+
+    def _content(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        content = b""
+        while size := int(self.rfile.readline(), 16):
+            content += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return content
+
+    def _write(self, path: str, content: str) -> bool:
+        """Answer a request that belongs to an upload; False for any other."""
+        parts = path.split("/")
+        if path == "api/validate-yaml":
+            self._send(200, b'{"errors": [], "warnings": []}')
+            return True
+        of_a_repository = parts[0] == "api" and parts[4:5] in (["preupload"], ["commit"])
+        if path != "api/repos/create" and not path.endswith(".git/info/lfs/objects/batch") and not of_a_repository:
+            return False
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self._send(401, b'{"error": "Invalid username or password."}')
+        elif path == "api/repos/create":
+            asked = json.loads(content)
+            name = f"{asked['organization']}/{asked['name']}"
+            self.hub.repositories.setdefault(f"models/{name}", {})
+            if asked.get("visibility") == "private" or asked.get("private"):
+                self.hub.private.add(name)
+            self._send(200, json.dumps({"url": f"{self.hub.url}/{name}", "id": name}).encode())
+        elif path.endswith("batch"):
+            objects = [
+                one | {"actions": {"upload": {"href": f"{self.hub.url}/lfs/{one['oid']}"}}}
+                for one in json.loads(content)["objects"]
+            ]
+            self._send(200, json.dumps({"transfer": "basic", "objects": objects}).encode())
+        elif parts[4] == "preupload":
+            files = [
+                {"path": one["path"], "shouldIgnore": False}
+                | {"uploadMode": "regular" if one["path"].endswith(IN_THE_COMMIT) else "lfs"}
+                for one in json.loads(content)["files"]
+            ]
+            self._send(200, json.dumps({"files": files}).encode())
+        else:
+            self._commit(parts, content)
+        return True
+
+    def _commit(self, parts: list[str], content: str) -> None:
+        files = self.hub.repositories["/".join(parts[1:4])]
+        for line in map(json.loads, content.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.stored[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+        url = f"{self.hub.url}/{'/'.join(parts[2:4])}/commit/{COMMIT}"
+        self._send(200, json.dumps({"commitUrl": url, "commitOid": COMMIT}).encode())
+
     def _answer(self, body: bool) -> None:
-        content = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        content = self._content().decode()
         path = unquote(urlsplit(self.path).path).strip("/")
         self.hub.asked.append(path)
+        if self.command == "POST" and self._write(path, content):
+            return
         parts = path.split("/")
         if parts[0] == "api":
             self._describe(parts[1:], content)
@@ -109,7 +187,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             siblings = [{"rfilename": name} for name in files]
             described = {"id": repository.partition("/")[2], "sha": COMMIT, "siblings": siblings, "tags": []}
-            self._send(200, json.dumps(described | {"private": False, "downloads": 0, "likes": 0}).encode())
+            private = described["id"] in self.hub.private
+            self._send(200, json.dumps(described | {"private": private, "downloads": 0, "likes": 0}).encode())
 
     def _send(self, status: int, data: bytes, headers: dict[str, str] | None = None, body: bool = True) -> None:
         self.send_response(status)

@@ -102,11 +102,11 @@ class FakeCoordinator:
     def __exit__(self, *exception: object) -> None:
         self.database.close()
 
-    def claim(self) -> Lease:
+    def claim(self, prepared: dict[str, Any] | None = None) -> Lease:
         for _ in range(100):
             claim = self.jobs.claim("fake", 60)
             if claim is not None:
-                self.evaluations.start_search(claim[1], 512, "study", {})
+                self.evaluations.start_search(claim[1], 512, "study", prepared or {})
                 return claim[1]
             time.sleep(0.05)
         raise AssertionError("nothing to claim")

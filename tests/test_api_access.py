@@ -21,6 +21,8 @@ from storage.keys import KeyStore
 from tests.rest_service import SPEC, app_on, calling, settings
 
 ORDER = ("read", "submit", "admin")
+PAGE = ("/", "/submit", "/compare", f"/jobs/{'0' * 24}", f"/plans/p{'0' * 24}", "/page/any/app.js")
+"""The page and its files, which reveal nothing."""
 
 
 async def dashboard(scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,7 +50,7 @@ def basic(secret: str) -> str:
 
 
 def needs(method: str, path: str) -> str | None:
-    if path in ("/healthz", "/readyz", "/openapi.json", "/docs"):
+    if path in ("/healthz", "/readyz", "/openapi.json", "/docs", *PAGE):
         return None
     if method == "GET":
         return "read"
@@ -63,9 +65,10 @@ def test_every_path_needs_its_scope_once_there_are_keys(scope: str | None, form:
     job = client.post("/v1/jobs", json=SPEC, headers={"Authorization": f"Bearer {secrets['admin']}"}).json()["id"]
     client.post(f"/v1/jobs/{job}/cancel", headers={"Authorization": f"Bearer {secrets['admin']}"})  # ends its events
     requests = [("GET", path) for path in ("/healthz", "/readyz", "/openapi.json", "/docs", "/metrics", "/v1/jobs")]
-    requests += [("GET", "/dashboard"), ("GET", "/"), ("GET", "/api/studies"), ("DELETE", "/api/studies/1")]
+    requests += [("GET", "/dashboard"), ("GET", "/api/studies"), ("DELETE", "/api/studies/1")]
+    requests += [("GET", path) for path in PAGE]
     requests += [("POST", f"/v1/jobs/{job}/{action}") for action in ("pause", "resume", "cancel")]
-    requests += [("GET", f"/v1/jobs/{job}/{part}") for part in ("events", "evaluations")]
+    requests += [("GET", f"/v1/jobs/{job}/{part}") for part in ("events", "evaluations", "course", "downloads")]
     headers = {} if key is None else {"Authorization": f"Bearer {key}" if form == "Bearer" else basic(key)}
     for method, path in requests:
         needed = needs(method, path)
@@ -249,7 +252,7 @@ def test_pages_of_other_origins_change_nothing(headers: dict[str, str], allowed:
 
 
 def test_the_dashboard_gets_what_is_not_ours(local: TestClient) -> None:
-    for path in ("/", "/dashboard", "/v1jobs", "/healthz2", "/static/x.js", "/docs.js"):
+    for path in ("/dashboard", "/v1jobs", "/healthz2", "/static/x.js", "/docs.js", "/pages", "/jobs2", "/submit.js"):
         assert local.get(path).text == f"dashboard GET {path}"
     for path in ("/v1", "/v1/x", "/healthz/x"):
         assert local.get(path).headers["content-type"] == "application/problem+json"

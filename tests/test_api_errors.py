@@ -182,8 +182,9 @@ def test_a_body_that_is_too_large(client: TestClient) -> None:
     chunks = (b" " * 2**18 for _ in range(5))
     check_problem(client.post("/v1/jobs", content=chunks, headers=JSON), 413)
     for path in ("storage/prune", f"jobs/{JOB}/keep", f"plans/p{JOB}/retry", f"plans/p{JOB}/checkpoint"):
-        chunks = (b" " * 2**18 for _ in range(5))
+        chunks = (b" " * 2**10 for _ in range(17))
         check_problem(client.post(f"/v1/{path}", content=chunks, headers=JSON), 413)
+        check_problem(client.post(f"/v1/{path}", content=b" " * (2**14 + 1), headers=JSON), 413)
     exactly = json.dumps(SPEC).encode().ljust(2**20)
     assert client.post("/v1/jobs", content=exactly, headers=JSON).status_code == 201
 

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.cli import main
+from api.description_page import example_request
 from factor_search.errors import SpecError
 from factor_search.plan.kinds.search import SearchWork
 from factor_search.plan.spec import parse_plan
@@ -93,6 +96,30 @@ def test_every_reference_leads_somewhere_and_every_schema_is_one(service: Descri
             assert parameter["description"], parameter
 
 
+def test_every_operation_has_examples_that_are_as_described(service: Described) -> None:
+    page = service.client.get("/docs").text
+    for path, operations in service.document["paths"].items():
+        for method, operation in operations.items():
+            command = example_request(method, path, operation)
+            assert escape(command) in page
+            words = shlex.split(command)
+            template, found = service.operation(method.upper(), words[-1].removeprefix("http://127.0.0.1:8400"))
+            assert (template, found) == (path, operation), "the command reaches the operation"
+            if "requestBody" in operation:
+                content = operation["requestBody"]["content"]["application/json"]
+                service.validate(content["example"], content["schema"])
+                assert json.loads(words[words.index("--data") + 1]) == content["example"]
+            good = [answer for status, answer in operation["responses"].items() if status.startswith("2")]
+            contents = [(kind, one) for answer in good for kind, one in answer.get("content", {}).items()]
+            for kind, content in contents:
+                if kind != "text/html":
+                    service.validate(content["example"], content["schema"])
+            assert contents or method == "delete"
+        problem = operations[method]["responses"].get("422", {}).get("content", {}).get("application/problem+json")
+        if problem is not None:
+            service.validate(problem["example"], problem["schema"])
+
+
 def test_the_example_of_a_specification_is_one(service: Described) -> None:
     schemas = service.document["components"]["schemas"]
     for example in schemas["JobSpec"]["examples"]:
@@ -143,6 +170,10 @@ def test_answers_are_as_described(service: Described, tmp_path: Path, result: di
         request("POST", "/v1/jobs", content=b"{}", headers={"Content-Type": "text/plain"})
         request("POST", "/v1/jobs", content=b" " * 2**21, headers={"Content-Type": "application/json"})
         request("POST", "/v1/jobs", json={})
+        for document in (SPEC, PLAN, {}):
+            request("POST", "/v1/estimate", json=document)
+        request("POST", "/v1/estimate", content=b"{", headers={"Content-Type": "application/json"})
+        request("POST", "/v1/estimate", content=b"{}", headers={"Content-Type": "text/plain"})
         for action in ("pause", "resume", "cancel"):
             request("POST", f"/v1/jobs/{'0' * 24}/{action}")
         request("POST", f"/v1/jobs/{job}/pause")
@@ -156,6 +187,7 @@ def test_answers_are_as_described(service: Described, tmp_path: Path, result: di
         for part in ("events", "evaluations", "factors", "report"):
             request("GET", f"/v1/jobs/{'0' * 24}/{part}")
         request("GET", f"/v1/jobs/{job}/evaluations")
+        ask_what_the_page_asks(service, job)
         request("GET", f"/v1/jobs/{job}/evaluations?after=-2")
         coordinator.finish(lease, result["factors"], result["report"])
         for path in ("factors", "report", "report?format=html", "events", "events?after=4", "events?after=5"):
@@ -171,6 +203,17 @@ def test_answers_are_as_described(service: Described, tmp_path: Path, result: di
         assert statuses == {"200", "201", "400", "409", "413", "415", "422"}
     described = {(m.upper(), path) for path, operations in service.document["paths"].items() for m in operations}
     assert described == {(method, path) for method, path, _ in service.answered}
+
+
+def ask_what_the_page_asks(service: Described, job: str) -> None:
+    other = service.request("POST", "/v1/jobs", json=SPEC | {"seed": 2}).json()["id"]
+    for query in ("", "?after=2", "?limit=0"):
+        service.request("GET", f"/v1/jobs/{job}/course{query}")
+    service.request("GET", f"/v1/jobs/{job}/downloads")
+    for part in ("course", "downloads"):
+        service.request("GET", f"/v1/jobs/{'0' * 24}/{part}")
+    for jobs in (f"{job},{other}", job, f"{job},{'0' * 24}"):
+        service.request("GET", f"/v1/compare?jobs={jobs}")
 
 
 def ask_about_plans(service: Described, folder: Path, result: dict[str, Any]) -> None:

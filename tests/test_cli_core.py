@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from api.cli import main
 from api.cli.commands import CLIENT_PACKAGES, COMMANDS, SERVICE_PACKAGES
 
 ROOT = Path(__file__).parents[1]
@@ -91,8 +92,8 @@ def project() -> Any:
 def test_the_extra_is_what_commands_look_for() -> None:
     extras = project()["optional-dependencies"]
     declared = {requirement.partition(">")[0].partition("[")[0].replace("-", "_") for requirement in extras["service"]}
-    assert declared == set(SERVICE_PACKAGES)
-    assert extras["all"] == ["factor-search[data,finetune,gguf,onnx,service]"]
+    assert declared == {*SERVICE_PACKAGES, "plotly"}, "the page shows tables without plotly"
+    assert extras["all"] == ["factor-search[data,finetune,gguf,onnx,service,tracing]"]
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -105,3 +106,17 @@ def test_help_loads_nothing_heavy() -> None:
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert process.returncode == 0, process.stderr
+
+
+def test_a_library_that_fails_to_clean_up_after_an_interruption_hides_it_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(arguments: object) -> int:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AttributeError("type object 'tqdm' has no attribute '_lock'")
+
+    monkeypatch.setattr("api.cli.methods.configure", lambda parser: parser.set_defaults(run=interrupted))
+    assert main(["methods"]) == 130
+    assert capsys.readouterr().err == "factor-search: interrupted\n"

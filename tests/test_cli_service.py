@@ -24,6 +24,7 @@ from api.cli.serve import coordinator_command, coordinator_environment, read_pol
 from api.cli.watch import Display, describe
 from api.client import Event, Jobs
 from api.schemas import moment
+from bench.ports import free_port
 from factor_search.measure.ledger import Ledger
 from tests.rest_service import SPEC, FakeCoordinator, app_on, progress, serving, settings
 from workers.__main__ import build_parser as coordinator_parser
@@ -194,8 +195,7 @@ def test_long_details_of_events_are_cut() -> None:
 
 
 def test_watch_outlives_a_restart_of_the_server(run: Run, tmp_path: Path, spec: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     with FakeCoordinator(settings(tmp_path).database_url) as coordinator:
         with serving(app_on(tmp_path), port) as url:
             job = run("submit", spec, "--url", url)[1].strip()
@@ -277,8 +277,7 @@ def test_keys(run: Run, tmp_path: Path) -> None:
 
 
 def test_without_a_server_every_command_says_so_in_one_line(run: Run, spec: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    url = f"http://127.0.0.1:{free_port()}"
     for arguments in (["submit", spec], ["jobs"], ["watch", "x"], ["pause", "x"], ["download", "x"]):
         status, out, err = run(*arguments, "--url", url)
         assert (status, out, err.count("\n")) == (1, "", 1)

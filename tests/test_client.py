@@ -24,6 +24,7 @@ from api.client import (
     UnreachableError,
 )
 from api.event_stream import read_stream
+from bench.ports import free_port
 from factor_search.spec import parse_spec
 from storage.keys import KeyStore
 from tests.conftest import COMMIT
@@ -46,13 +47,6 @@ def client(tmp_path: Path) -> Iterator[Client]:
 def coordinator(tmp_path: Path, client: Client) -> Iterator[FakeCoordinator]:
     with FakeCoordinator(settings(tmp_path).database_url) as coordinator:
         yield coordinator
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def test_a_client_waits_longer_for_a_change_than_the_server_may_take(client: Client) -> None:
@@ -155,8 +149,8 @@ def test_the_key_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             assert list(client.jobs.list()) == []
 
 
-def test_no_server_is_one_line_that_says_what_to_do(free_port: int) -> None:
-    with Client(f"http://127.0.0.1:{free_port}") as client:
+def test_no_server_is_one_line_that_says_what_to_do() -> None:
+    with Client(f"http://127.0.0.1:{free_port()}") as client:
         for action in (client.health, lambda: client.jobs.submit(SPEC), lambda: next(client.jobs.events("0" * 24))):
             started = time.monotonic()
             with pytest.raises(UnreachableError, match="factor-search serve") as raised:
@@ -201,11 +195,12 @@ def test_a_server_that_is_another_program() -> None:
         server.server_close()
 
 
-def test_events_continue_over_a_restart_of_the_server(tmp_path: Path, free_port: int) -> None:
+def test_events_continue_over_a_restart_of_the_server(tmp_path: Path) -> None:
+    port = free_port()
     received: list[int] = []
     interruptions: list[UnreachableError] = []
     with FakeCoordinator(settings(tmp_path).database_url) as coordinator:
-        with serving(app_on(tmp_path), free_port) as url:
+        with serving(app_on(tmp_path), port) as url:
             client = Client(url)
             job = client.jobs.submit(SPEC)
             lease = coordinator.claim()
@@ -220,7 +215,7 @@ def test_events_continue_over_a_restart_of_the_server(tmp_path: Path, free_port:
             time.sleep(0.5)
         coordinator.generation(lease, 1)
         time.sleep(1.5)
-        with serving(app_on(tmp_path), free_port):
+        with serving(app_on(tmp_path), port):
             coordinator.generation(lease, 2)
             time.sleep(0.5)
             coordinator.finish(lease)

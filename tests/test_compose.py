@@ -172,6 +172,25 @@ def test_the_image_has_the_whole_package_and_nothing_unpinned() -> None:
     assert "[dev]" not in DOCKERFILE
 
 
+def test_the_image_has_what_a_service_can_use() -> None:
+    """All extras but those of developers, and trackers, which are large and used by few."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    [everything] = re.findall(r"\[(.*)\]", extras["all"][0])
+    default = re.search(r'^ARG EXTRAS="(.*)"', DOCKERFILE, re.MULTILINE)[1].split()
+    assert default == everything.split(",")
+    assert all(
+        load("docker-compose.yml")["services"][name]["build"]["args"]["EXTRAS"].split() == default
+        for name in EVALUATING
+    )
+    command = re.search(r"^RUN python -c '(.*?)'\s+\$EXTRAS", DOCKERFILE, re.MULTILINE | re.DOTALL)[1].replace(
+        "\\\n", ""
+    )
+    listed = subprocess.run(
+        [sys.executable, "-c", command, *default, "trackers"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    assert {line for name in (*default, "trackers") for line in extras[name]} <= set(listed)
+
+
 def test_scripts_are_bash_and_executable() -> None:
     for script in (ROOT / "docker").iterdir():
         subprocess.run(["bash", "-n", script], check=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -11,12 +12,14 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, LlamaForCausalLM
 
 from bench.stub import PREPARED, stub_spec
-from factor_search.errors import ModelChangedError, ModelLoadError
+from factor_search.errors import ModelChangedError, ModelLoadError, UnsupportedModelError
 from factor_search.factors import Factors
 from factor_search.files.canonical_json import sha256_of
 from factor_search.measure.evaluator import LocalEvaluator
@@ -185,6 +188,20 @@ def test_a_worker_does_not_keep_a_model_whose_files_have_changed(spec: JobSpec, 
     with pytest.raises(ModelChangedError, match="the files of the model are not those that the job began with"):
         worker.load(setting)
     worker.load(Setting.of(spec, after.identity))
+
+
+def test_that_a_model_was_replaced_comes_before_what_is_wrong_with_the_new_one(spec: JobSpec, copied: Path) -> None:
+    begun = ModelWorker().prepare(spec).identity
+    setting = Setting.of(spec, begun)
+    assert ModelWorker().prepare(spec, None, begun | {"torch": "1.0"}).identity == begun, "other releases may continue"
+    weights = {name: torch.full_like(one, math.nan) for name, one in load_file(copied / "model.safetensors").items()}
+    save_file(weights, copied / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelChangedError, match="the files of the model are not those that the job began with"):
+        ModelWorker().load(setting)
+    with pytest.raises(ModelChangedError, match="the files of the model are not those that the job began with"):
+        ModelWorker().prepare(spec, None, begun)
+    with pytest.raises(UnsupportedModelError, match="weights are damaged"):
+        ModelWorker().prepare(spec)
 
 
 def test_a_key_knows_the_kind_of_device_and_the_versions(copied: Path) -> None:

@@ -44,7 +44,9 @@ from tests.documentation import (
     write_short_factors,
 )
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+"""Followed word for word by tests/test_tutorial.py."""
+PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page != TUTORIAL)]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TALKING = {
     "submit",
@@ -61,6 +63,8 @@ TALKING = {
 }
 """Commands that need a server."""
 SMALL_DATA = [argument for key, count in DOCUMENTS.items() for argument in ("--set", f"data.{key}={count}")]
+NOT_INSTALLED = {"sglang"}
+"""Engines whose commands the documentation has, and that nothing here runs."""
 DRIVING = re.compile(r"--watch|^factor-search (watch|download)|\.wait\(|\.events\(", re.MULTILINE)
 """What waits for a result, and so for a coordinator."""
 
@@ -97,7 +101,12 @@ def one_thread() -> Iterator[None]:
 def no_pictures() -> Iterator[None]:
     """Reports with empty pictures, which would take two thirds of the time; tests of reports look at them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda figure, stream, **options: stream.write("<svg></svg>"))
+
+        def save(figure: Figure, out: Any, **options: Any) -> None:
+            with contextlib.nullcontext(out) if hasattr(out, "write") else Path(out).open("wb") as stream:
+                stream.write(b"<svg></svg>")
+
+        patch.setattr(Figure, "savefig", save)
         yield
 
 
@@ -250,6 +259,18 @@ def check_ray(line: str) -> None:
     start.make_context("start", shlex.split(line)[2:])
 
 
+def check_sbatch(line: str) -> None:
+    script, *arguments = shlex.split(line)[1:]
+    assert (ROOT / script).exists(), line
+    assert len(arguments) == 2, line
+
+
+def check_kubectl(line: str) -> None:
+    _program, word, flag, file = shlex.split(line)
+    assert (word, flag) == ("apply", "-f"), line
+    assert (ROOT / file).exists(), line
+
+
 def check_nothing_more(line: str) -> None:
     """Exactly these lines: they set up a shell, or belong to another program."""
     assert line in {
@@ -267,6 +288,8 @@ CHECKED: dict[str, Callable[[str], None]] = {
     "python": check_python,
     "docker": check_docker,
     "ray": check_ray,
+    "sbatch": check_sbatch,
+    "kubectl": check_kubectl,
     "source": check_nothing_more,
     "export": check_nothing_more,
     "sqlite3": check_nothing_more,
@@ -279,10 +302,12 @@ def test_links_files_and_modules_exist(file: Path) -> None:
     text = file.read_text()
     for target in re.findall(r"\]\((?!https?:)([^)#]*)(?:#[^)]*)?\)", text):
         assert not target or (file.parent / target).exists(), target
-    for name in re.findall(r"`((?:api|workers|storage|factor_search|tests|bench|docs|docker)/[\w./-]+)`", text):
+    for name in re.findall(
+        r"`((?:api|workers|storage|factor_search|tests|bench|docs|docker|examples)/[\w./-]+)`", text
+    ):
         assert re.search(r"NAME|NNNN", name) or (ROOT / name).exists(), name
     for module in re.findall(r"`python -m ([\w.]+)", text):
-        assert find_spec(module), module
+        assert module.partition(".")[0] in NOT_INSTALLED or find_spec(module), module
 
 
 def test_the_readme_is_short() -> None:

@@ -17,7 +17,7 @@ from factor_search.factors_file import parse_factors
 from factor_search.files.canonical_json import sha256_of
 from factor_search.finetune.spec import FinetuneSpec
 from factor_search.job import run_job
-from factor_search.measure.evaluation import evaluation_key
+from factor_search.measure.evaluation import EARLIER_IDENTITY, evaluation_key
 from factor_search.plan.kinds.contract import Outcome
 from factor_search.plan.report import plan_report
 from factor_search.plan.run import PlanWatcher, run_plan
@@ -168,8 +168,14 @@ def test_identities_keys_and_stored_json_are_those_of_earlier_versions(
 
 LATER: dict[str, dict[str, Any]] = {"export": {"format": "huggingface", "nearest": False}}
 """Fields that kinds of stages have gained, with the values that mean what they did before."""
-LATER_IN_JOBS = {"baselines": None}
+LATER_IN_JOBS = {"baselines": None, "form": None, "short_window": None}
 """The same for jobs and search stages."""
+LATER_IN_WARM_STARTS = ("original_length",)
+"""What is told of known factors since, which is not part of an identity."""
+
+
+LATER_IN_REPORTS = ("measured_on", "measured_with", "short_context", "front")
+"""Keys that reports of searches have gained."""
 
 
 def only_known(now: Any, earlier: Any) -> Any:
@@ -179,7 +185,8 @@ def only_known(now: Any, earlier: Any) -> Any:
     if not isinstance(now, dict):
         return now
     later = LATER_IN_JOBS | LATER.get(str(now.get("kind")), {})
-    kept = {key: value for key, value in now.items() if key in earlier or (key, value) not in later.items()}
+    told = {key: now[key] for key in LATER_IN_WARM_STARTS if "rescale_factors" in now and key in now}
+    kept = {key: value for key, value in now.items() if key in earlier or (key, value) not in (later | told).items()}
     return {key: only_known(value, earlier.get(key)) for key, value in kept.items()}
 
 
@@ -206,8 +213,9 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def without_versions(document: dict[str, Any]) -> dict[str, Any]:
-    """The content of a factors file or report, but for the versions of what computed it."""
-    kept = {key: value for key, value in document.items() if key not in ("sha256", "versions")}
+    """The content of a factors file or report, but for what computed it, what that took, and what was not told yet."""
+    left_out = ("sha256", "versions", "estimate", "taken", "measured_on", "measured_with", "short_context")
+    kept = {key: value for key, value in document.items() if key not in left_out}
     if "provenance" in kept:
         kept["provenance"] = {key: value for key, value in kept["provenance"].items() if key != "versions"}
     return kept
@@ -221,7 +229,10 @@ def test_a_folder_of_results_continues(scene: Path) -> None:
     result = run_job(parse_spec(job), out)
     assert (out / "evaluations.jsonl").read_bytes() == before, "nothing is evaluated again"
     assert without_versions(build_factors_file(result).as_json()) == without_versions(factors)
-    assert only_known(without_versions(build_report(result)), without_versions(report)) == without_versions(report)
+    now = build_report(result)
+    assert set(now["measured_with"]) == set(EARLIER_IDENTITY), "the device and the releases of then are not known"
+    now = {key: value for key, value in now.items() if key not in LATER_IN_REPORTS}
+    assert only_known(without_versions(now), without_versions(report)) == without_versions(report)
     more = run_job(parse_spec(job | {"budget": 16}), out)
     after = (out / "evaluations.jsonl").read_bytes()
     assert after.startswith(before)

@@ -26,20 +26,22 @@ from tests.records import candidate, computed
 from tests.test_storage import SPEC
 
 ROOT = Path(__file__).parents[1]
-QUICK = ("worker: kill", "projector", "twice", "NaN", "clock", "locked")
+QUICK = ("worker: kill", "projector", "coordinator: kill", "raylet", "twice", "NaN", "clock", "locked")
+"""Each comes once with the seed below."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # a minute, on a machine that does nothing else
 def test_a_share_of_the_campaign(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    command = [sys.executable, "-m", "bench.faults", "--faults", "12", "--minutes", "4", "--database", "sqlite"]
-    command += ["--patience", "200"]
-    command += ["--seed", "3", "--json", str(report)] + [word for kind in QUICK for word in ("--kind", kind)]
+    command = [sys.executable, "-m", "bench.faults", "--faults", str(len(QUICK)), "--minutes", "9"]
+    command += ["--database", "postgresql", "--patience", "200", "--seed", "135", "--json", str(report)]
+    command += [word for kind in QUICK for word in ("--kind", kind)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (result,) = json.loads(report.read_text())["results"]
-    assert (len(result["faults"]), result["orphans"], result["lost"], result["repeated"]) == (12, [], 0, 0)
+    assert [sum(kind in fault["kind"] for fault in result["faults"]) for kind in QUICK] == [1] * len(QUICK)
+    assert (result["differing"], result["orphans"], result["lost"], result["repeated"]) == ([], [], 0, 0)
     assert result["jobs"] >= 2
     assert result["evaluations"] > 300
 

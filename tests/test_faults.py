@@ -22,6 +22,7 @@ from factor_search.measure.evaluation import DIVERGED, OUT_OF_MEMORY, TIMED_OUT,
 from factor_search.search.problem import SearchProblem
 from factor_search.search.selection import JobWatcher, search_and_measure
 from factor_search.spec import JobSpec
+from factor_search.text.samples import Samples
 from storage.evaluations import Batch, EvaluationStore, Recorded
 from storage.events import read_events
 from storage.jobs import Lease
@@ -150,6 +151,28 @@ def test_a_job_fails_soon_if_its_workers_always_fail(service: Service) -> None:
     assert service.wait(job.id, seconds=60) == "failed"
     assert "5 candidates in a row" in str(service.jobs.get(job.id).error)
     assert "no kernel image" in str(service.jobs.get(job.id).error)
+
+
+@pytest.mark.parametrize("lost", [2, 3])
+def test_documents_are_read_again_if_the_process_that_reads_them_is_lost(
+    service: Service, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    class Reader(StubWorker):
+        times = 0
+
+        def read(self, spec: JobSpec) -> Samples:
+            Reader.times += 1
+            if Reader.times <= lost:
+                raise WorkerGoneError("its node is gone")
+            return PREPARED.samples
+
+    monkeypatch.setattr("workers.job_run.READ_AGAIN_SECONDS", 0.01)
+    service.start(make=Reader)
+    job, _ = service.jobs.submit(stub_spec(budget=8))
+    assert service.wait(job.id) == ("finished" if lost == 2 else "failed")
+    error = service.jobs.get(job.id).error
+    assert error == (None if lost == 2 else "the documents could not be read: its node is gone")
+    assert Reader.times == 3
 
 
 def test_a_job_that_cannot_be_prepared_fails_with_the_reason(service: Service) -> None:

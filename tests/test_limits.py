@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from api.problems import RefusedError
+from api.submission import submitted_plan, submitted_spec
 from bench.stub import PREPARED, stub_spec
 from factor_search.errors import SpecError
 from factor_search.plan.spec import parse_plan
@@ -232,3 +234,42 @@ def test_plans_on_a_slow_disk_do_not_hold_up_others_and_fail_in_the_end(
         scheduler.round()
         assert plans.get(slow[0]).state == "failed"
         released.set()
+
+
+@settings(max_examples=6)
+@given(
+    st.sampled_from(["object", "data", "data.files", "space.initial_tokens", "stages"]),
+    st.sampled_from([1, None, "a", [], {}]),
+)
+def test_a_body_with_too_many_values_is_refused_before_anything_looks_at_them(place: str, value: Any) -> None:
+    many: Any = [value] * 300_000
+    match place:
+        case "object":
+            document: dict[str, Any] = JOB | {f"k{number}": value for number in range(30_000)}
+        case "data.files":
+            document = JOB | {"data": {"files": many}}
+        case "space.initial_tokens":
+            document = JOB | {"space": {"initial_tokens": many}}
+        case _:
+            document = JOB | {place: many}
+    for parse in (submitted_spec, submitted_plan):
+        with pytest.raises(RefusedError, match="the body has more than 20,000 values") as refused:
+            parse(json.dumps(document).encode())
+        assert refused.value.status == 422
+    assert len(submitted_spec(json.dumps(JOB | {"data": ["a"] * 10_000}).encode()).data.files or ()) == 10_000
+
+
+def test_of_many_complaints_the_first_are_told() -> None:
+    with pytest.raises(RefusedError, match=r"space.initial_tokens.49: .*; and 850 more$") as refused:
+        submitted_spec(json.dumps(JOB | {"space": {"initial_tokens": ["x"] * 900}}).encode())
+    assert len(refused.value.faults) == 50
+
+
+def test_long_lists_and_objects_make_one_complaint() -> None:
+    """Pydantic lists all of them in one step, beside which nothing else runs."""
+    with pytest.raises(RefusedError, match=r"data.files.0: Input should be a valid string$") as refused:
+        submitted_spec(json.dumps(JOB | {"data": {"files": [1] * 19_000}}).encode())
+    assert len(refused.value.faults) == 1
+    with pytest.raises(RefusedError, match=r"an object of the body has more than 1,000 keys") as refused:
+        submitted_spec(json.dumps(JOB | {f"k{number}": 1 for number in range(1001)}).encode())
+    assert refused.value.status == 422

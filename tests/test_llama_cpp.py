@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType
 from transformers import PreTrainedModel
 
 from bench.gguf_writer import Q4_1, Q8_0, write_model
-from factor_search.errors import VerificationError
+from factor_search.errors import ExportError, VerificationError
 from factor_search.export.contract import Source
 from factor_search.export.gguf import patched
 from factor_search.export.registry import export
@@ -33,7 +33,7 @@ from factor_search.files.gguf import (
     text_entry,
     write_gguf,
 )
-from factor_search.methods import closed_form
+from factor_search.methods import closed_form, yarn_of_numbers
 from factor_search.model.configuration import read_geometry
 from factor_search.model.gguf_rope import IGNORE_FREQS, READ_FREQS
 from factor_search.model.injection import Injector
@@ -347,18 +347,49 @@ def test_texts_become_the_tokens_of_llama_cpp(kind: str, prefix: bool, bos: bool
     tokenizer = load_tokenizer(ModelSpec(id=str(tmp_path / "m.gguf")))
     server = start(str(tmp_path / "m.gguf"), 300, 1, str(tmp_path / "socket"))
 
+    letter = tokenizer("e", add_special_tokens=False).input_ids[-1]
+    request = {
+        "n_predict": 1,
+        "n_probs": size,
+        "cache_prompt": False,
+        "temperature": 0.0,
+        "logit_bias": [[letter, 100]],
+    }
+
     def next_after(prompt: str | list[int]) -> tuple[int, list[float]]:
-        """The number of tokens, and the log-probabilities of the likeliest next words, which tell prompts apart."""
-        answer = server.handle_completions({"prompt": prompt, "n_predict": 1, "n_probs": size, "cache_prompt": False})
-        listed = (answer["choices"][0]["logprobs"] or {"content": [{"top_logprobs": []}]})["content"][0]["top_logprobs"]
+        """The number of tokens, and the log-probabilities of the next word, which tell prompts apart.
+
+        A letter is forced: nothing is reported of half a letter, nor of the end of the text.
+        """
+        answer = server.handle_completions(request | {"prompt": prompt})
+        listed = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         return answer["usage"]["prompt_tokens"], [one["logprob"] for one in listed]
 
-    compared = 0
     for line in LINES:
         ids = tokenizer(line).input_ids
         of_text, of_ids = next_after(line), next_after(ids)
         assert of_text[0] == of_ids[0] == len(ids)
-        assert of_text[1] == pytest.approx(of_ids[1], abs=1e-4) or not (of_text[1] and of_ids[1])
-        compared += bool(of_text[1] and of_ids[1])
-    assert compared > 2
+        assert of_text[1] == pytest.approx(of_ids[1], abs=1e-4)
+        assert len(of_text[1]) > 200
     assert (tokenizer("the").input_ids[0] == tokenizer.bos_token_id) == bos
+
+
+@pytest.mark.parametrize("kind", ["yarn", "base"])
+def test_an_architecture_without_lists_computes_with_the_numbers_of_a_form(kind: str, tmp_path: Path) -> None:
+    model = biased(tiny_model("qwen2", vocab_size=257))
+    source, geometry = write_model(tmp_path / "m.gguf", model, "qwen2"), read_geometry(model.config, 64)
+    numbers = {"factor": 3.2, "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.2, "rope_theta": 25_000.0}
+    if kind == "base":
+        numbers |= {"factor": 1.0, "attention_factor": 1.0}
+    factors = yarn_of_numbers(geometry, **numbers)
+    model_of = FactorsModel.of("m", None, geometry)
+    file = factors_file(factors, model_of, TARGET, form={"kind": kind, **numbers})
+    exported = export("gguf", Source(file, ModelSpec(id=str(source))), tmp_path / "out.gguf")
+    assert ("--yarn-beta-fast 32 --yarn-beta-slow 1" in str(exported.command)) == (kind == "yarn")
+    (out,) = exported.files
+    scores = engine_scores(out)
+    assert all(np.array(differences(scores, transformers_scores(model, factors))) <= BARS)
+    assert differences(scores, transformers_scores(model))[2] > 0.1
+    lists = Source(factors_file(factors, model_of, TARGET), ModelSpec(id=str(source)))
+    with pytest.raises(ExportError, match="the nearest is the same model rewritten as architecture llama"):
+        export("gguf", lists, tmp_path / "other.gguf")

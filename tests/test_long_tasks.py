@@ -59,7 +59,8 @@ def pool(backend: ThreadBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Po
 def test_a_supplied_checkpoint_on_a_slow_disk_is_looked_for_aside(checkpoint: Path) -> None:
     released, tools = threading.Event(), mock.Mock(prepare_seconds=0.5)
     tools.policy.check_supplied_checkpoint.side_effect = lambda folder: released.wait(5)
-    job: Any = SimpleNamespace(spec=awaiting(checkpoint).model_dump(mode="json") | {"checkpoint": "m"})
+    spec = awaiting(checkpoint).model_dump(mode="json") | {"checkpoint": "m"}
+    job: Any = SimpleNamespace(name="n", kind="await_checkpoint", plan_id=None, spec=spec)
     with pytest.raises(PrepareTimeoutError, match="looking for the files of the checkpoint took longer"):
         drive_long_task(JobRun(job, Lease("j", "c", 1), tools))
     released.set()

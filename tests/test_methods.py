@@ -1,5 +1,6 @@
 import math
 
+import mpmath
 import pytest
 import torch
 from hypothesis import given
@@ -165,3 +166,68 @@ def test_a_scaled_model_has_its_own_configuration_among_the_methods() -> None:
 def test_unknown_method_names_the_known_ones() -> None:
     with pytest.raises(SpecError, match="yarn"):
         methods.closed_form("yarm", geometry_of(10_000.0, 64, 256), 1024)
+
+
+def independent(name: str, d: int, base: float, length: int, s: float) -> tuple[list[mpmath.mpf], mpmath.mpf]:
+    """Rescale factors and attention factor, in 50 digits and from the papers' own quantities."""
+    pairs, ln = d // 2, mpmath.log
+    theta = [mpmath.mpf(base) ** (mpmath.mpf(-2 * i) / d) for i in range(pairs)]
+    rotations = [length * one / (2 * mpmath.pi) for one in theta]
+
+    def index(of: int, b: float = base) -> mpmath.mpf:
+        return d * ln(length / (of * 2 * mpmath.pi)) / (2 * ln(b))
+
+    lo, hi = max(mpmath.floor(index(32)), 0), min(mpmath.ceil(index(1)), d - 1)
+    warm = 1 + ln(s) / 10
+    match name:
+        case "mrrope-uni" | "mrrope-pro":  # a product of one radix factor a dimension (2601.22181)
+            steps = range(1, int(hi - lo) + 1)
+            weights = [mpmath.mpf(1 if name == "mrrope-uni" else step) for step in steps]
+            radix = [mpmath.mpf(s) ** (weight / sum(weights)) for weight in weights]
+            return [mpmath.fprod(radix[: max(i - int(lo), 0)]) for i in range(pairs)], warm
+        case "ntk-constant":
+            critical = sum(one > 1 for one in rotations)
+            height = mpmath.mpf("1.36") * s
+            return [
+                mpmath.exp(ln(height) * min(mpmath.mpf(i) / max(critical, 1), 1)) for i in range(pairs)
+            ], mpmath.mpf(1)
+        case "ntk-fixed":
+            return [mpmath.root(s, pairs) ** (i + 1) for i in range(pairs)], mpmath.mpf(1)
+        case "ntk-mixed":
+            a = ln(s) / mpmath.mpf(pairs) ** mpmath.mpf("0.625")
+            return [mpmath.exp(a * mpmath.mpf(i + 1) ** mpmath.mpf("0.625")) for i in range(pairs)], mpmath.mpf(1)
+        case "soft-clip":
+            k = max(round(20 * pairs / 64), 2)
+            left = [mpmath.cos(mpmath.pi * j / (2 * (k - 1))) ** 2 for j in range(k)]
+            slow = [1 / one if one > mpmath.mpf("1e-4") else mpmath.mpf(10_000) for one in left]
+            return [mpmath.mpf(1)] * (pairs - k) + slow, mpmath.mpf(1)
+    raised = max(base, 500_000.0) if name == "yarn-rebased" else base
+    if name == "yarn-untruncated":
+        lo, hi = max(index(32), 0), min(index(1), d - 1)
+    elif name == "yarn-rebased":
+        lo, hi = max(mpmath.floor(index(32, raised)), 0), min(mpmath.ceil(index(1, raised)), d - 1)
+    found = []
+    for i in range(pairs):
+        frequency = mpmath.mpf(raised) ** (mpmath.mpf(-2 * i) / d)
+        ramp = min(max((i - lo) / ((hi - lo) or mpmath.mpf("0.001")), 0), 1)
+        found.append(theta[i] / (frequency * (1 - ramp) + frequency / s * ramp))
+    return found, 1 + ln(s) * mpmath.mpf("0.07") if name == "yarn-cooler" else warm
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("mrrope-uni", "mrrope-pro", "ntk-constant", "ntk-fixed", "ntk-mixed"),
+        *("yarn-untruncated", "yarn-cooler", "yarn-rebased", "soft-clip"),
+    ],
+)
+@given(**GEOMETRIES)
+def test_forms_of_reviewers_equal_an_independent_computation(
+    name: str, base: float, head_dim: int, original: int, scale: int
+) -> None:
+    geometry = geometry_of(base, head_dim, original)
+    factors = methods.closed_form(name, geometry, original * scale)
+    with mpmath.workdps(50):
+        expected, attention = independent(name, head_dim, base, original, scale)
+    assert factors.rescale_factors == pytest.approx([float(one) for one in expected], rel=1e-12)
+    assert factors.attention_factor == pytest.approx(float(attention), rel=1e-12)

@@ -50,14 +50,15 @@ def stored(file: Path, query: str) -> list[tuple[Any, ...]]:
 
 CANDIDATES = "SELECT job_id, part, number, generation, state, key, scope, factors, reused, projected FROM candidates"
 SEARCH_ROWS = "SELECT job_id, target_length, study, started_at, ended_at, prepared FROM"
-ADDED = {"kept", "lease_seconds"}
-"""Columns that are empty in what was stored before."""
+ADDED = {"jobs": {"kept", "lease_seconds", "tokens", "device_seconds"}, "plans": {"kept"}}
+"""Columns that are empty, or 0, in what was stored before."""
 KEPT = ("jobs", "plans", "plan_stages", "evaluations", "events", "plan_events", "api_keys")
 
 
 def content(file: Path, searches: str) -> dict[str, list[tuple[Any, ...]]]:
     def columns(name: str) -> str:
-        return ", ".join(row[1] for row in stored(file, f"PRAGMA table_info({name})") if row[1] not in ADDED)
+        added = ADDED.get(name, ())
+        return ", ".join(row[1] for row in stored(file, f"PRAGMA table_info({name})") if row[1] not in added)
 
     rows = {name: stored(file, f"SELECT {columns(name)} FROM {name}") for name in KEPT}
     return rows | {"candidates": stored(file, CANDIDATES), "searches": stored(file, f"{SEARCH_ROWS} {searches}")}
@@ -70,6 +71,7 @@ def test_nothing_is_lost_and_the_way_back_is_open(scene: Path) -> None:
     with Database(f"sqlite:///{file}") as database:
         assert database.check_version() == ""
         assert content(file, "searches") == before
+        assert {(job.tokens, job.device_seconds) for job in JobStore(database).list(limit=100)} == {(0, 0.0)}
         assert not stored(file, "PRAGMA foreign_key_check")
         migrate(database, command.downgrade, "0002")
     assert content(file, "stages") == before

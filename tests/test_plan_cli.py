@@ -33,7 +33,8 @@ def test_stages_are_told_as_they_come(finished: tuple[str, Path], capsys: pytest
     capsys.readouterr()
     assert main(["run", plan, "--out", str(out), "--from", "evaluate-1"]) == 0
     printed = capsys.readouterr()
-    lines = printed.err.splitlines()
+    estimate, *lines = printed.err.splitlines()
+    assert estimate.startswith("estimate: about ")
     assert lines[:4] == [f"[{n}] {name}: known from before" for n, name in enumerate(names()[:4], start=1)]
     assert lines[4] == "[5] evaluate-1"
     assert "passkeys ..." in lines

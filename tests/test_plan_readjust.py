@@ -86,7 +86,7 @@ def test_what_it_starts_from_and_is_compared_with() -> None:
         assert any(np.allclose(factors.rescale_factors, wanted, atol=0.006) for factors in first[:20])
     assert result.problem.methods["long"] == long_file().factors
     forms = closed_forms(GEOMETRY, SCALE * LENGTH)
-    assert set(result.problem.methods) == {*forms, "long"}
+    assert set(result.problem.forms) == {*forms, "long"}
     assert {factors.attention_factor for factors in result.problem.methods.values()} == {1.15}
     assert result.problem.methods["yarn"].rescale_factors == forms["yarn"].rescale_factors
     file = build_factors_file(result)

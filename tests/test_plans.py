@@ -132,6 +132,10 @@ def test_a_plan_has_the_result_of_a_run_in_one_process(
     same(outcomes(plan), reference)
     kinds = Counter(service.history(plan.id))
     assert (kinds["stage_queued"], kinds["stage_finished"], kinds["finished"]) == (6, 6, 1)
+    expected = {stage.kind: parse_outcome(stage.outcome).report["estimate"] for stage in plan.stages}
+    assert all({"total", "memory"} <= estimate.keys() for estimate in expected.values())
+    assert expected["finetune"]["total"]["seconds"] > 0  # by the speed that was measured for the search before it
+    assert expected["evaluate"]["total"]["tokens"] > 0
 
 
 def test_a_service_reads_its_own_files_in_a_work_folder_outside_the_roots(

@@ -180,6 +180,15 @@ def test_a_policy_passes_through_a_command_line(hub: bool, code: bool, root: Pat
     assert Policy.from_arguments(parsed(*policy.as_arguments()), hub=not hub) == policy
 
 
+def test_trackers_and_hosts_pass_through_a_command_line(root: Path) -> None:
+    policy = Policy((root.resolve(),), False, False, root, ("tensorboard",), ("hooks.example", "127.0.0.1:8500"))
+    assert Policy.from_arguments(parsed(*policy.as_arguments()), hub=True) == policy
+    with pytest.raises(SpecError, match=r"--tracker needs a folder.*--work"):
+        Policy.from_arguments(parsed("--tracker", "tensorboard"), hub=True)
+    with pytest.raises(SpecError, match="--webhook-host 'a b' is not a host"):
+        Policy.from_arguments(parsed("--webhook-host", "a b"), hub=True)
+
+
 def test_by_default_the_current_folder_is_the_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
     assert Policy.from_arguments(parsed(), hub=True) == Policy((root.resolve(),), True, False)

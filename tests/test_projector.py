@@ -136,6 +136,24 @@ def test_only_the_jobs_of_its_coordinator_and_each_fully(
     assert "cancelled" in note_of(optuna_url)
 
 
+def test_what_is_fully_shown_is_not_remembered(
+    database: Database, optuna_url: str, evaluations: EvaluationStore
+) -> None:
+    with Projection(database, optuna_url) as projection:
+        projector = Projector(database, projection, OWNER)
+        for number in range(3):
+            lease = driven(database, study=f"study {number}")
+            evaluations.record({lease: done(0)})
+            while projector.turn():
+                pass
+            assert projection.remembered == 1, "the one that runs"
+            JobStore(database).end(lease, "cancelled")
+            while projector.turn():
+                pass
+            assert projection.remembered == 0
+        assert note_of(optuna_url, "study 2")
+
+
 def test_a_flaw_in_one_study_does_not_touch_the_others(
     database: Database,
     optuna_url: str,

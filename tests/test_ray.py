@@ -15,8 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from bench.kill_coordinator import run as kill_coordinators
-from bench.ray_cluster import RayCluster, kill_node
+from bench.ray_cluster import RayCluster
 from factor_search.job import run_job
 from factor_search.report.document import build_factors_file, build_report
 from factor_search.spec import JobSpec, parse_spec
@@ -105,8 +104,12 @@ def test_a_job_on_ray_gives_bit_for_bit_what_a_single_process_gives(
     assert without_name(store.document(job.id, "factors")) == without_name(build_factors_file(reference).as_json())
     report, expected = store.document(job.id, "report"), build_report(reference)
     assert report is not None
+    assert report["taken"]["tokens"] == expected["taken"]["tokens"]
+    assert report["taken"]["peak_memory"] > 2**20
+    assert report["estimate"]["search"]["tokens"] == expected["estimate"]["search"]["tokens"]
     for table in (report, expected):
         table["search"].pop("seconds")
+        del table["estimate"], table["taken"]
     assert report == expected
     assert {"workers", "phase", "progress"} <= {event.kind for event in read_events(database, job.id)}
 
@@ -164,27 +167,6 @@ def steps_told(database: Database, plan: Plan) -> list[int]:
     """Of the fine-tuning, the steps that were told as done."""
     events = read_events(database, str(plan.stages[1].job_id)) if plan.stages[1].job_id else []
     return [event.data["step"] for event in events if event.kind == "progress" and event.data.get("step")]
-
-
-def test_a_node_joins_works_and_dies(
-    cluster: RayCluster, coordinator: Coordinator, database: Database, checkpoint: Path, texts: Path, tmp_path: Path
-) -> None:
-    node = cluster.add_node(cpus=1)
-    spec = specification(checkpoint, texts, budget=600, seed=2, resources={"workers": 3})
-    store, evaluations = JobStore(database), EvaluationStore(database)
-    job, _ = store.submit(spec)
-    wait_for_candidates(database, job.id, 5)
-    until = time.monotonic() + 60
-    while len({row.worker for row in evaluations.of_job(job.id, limit=1000) if row.worker}) < 3:
-        assert time.monotonic() < until
-        assert store.get(job.id).ended_at is None
-        time.sleep(0.1)
-    kill_node(node)
-    wait_for_end(database, job.id)
-    kinds = Counter(event.kind for event in read_events(database, job.id))
-    assert kinds["worker_lost"] >= 1
-    reference = build_factors_file(run_job(spec, tmp_path / "reference")).as_json()
-    assert without_name(store.document(job.id, "factors")) == without_name(reference)
 
 
 def test_documents_are_read_on_a_node_with_cores() -> None:
@@ -252,11 +234,3 @@ def test_a_coordinator_that_cannot_start_says_why_in_one_line(
     last = ended.stderr.strip().splitlines()[-1]
     assert last.startswith("coordinator: error: ")
     assert message in last
-
-
-@pytest.mark.timeout(600)
-def test_coordinators_killed_at_random_moments_lose_and_repeat_nothing(
-    postgresql_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("random.uniform", lambda low, high: 0.6 * high)  # in mid-search
-    assert kill_coordinators(2, postgresql_database, tmp_path) == 0

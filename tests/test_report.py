@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from factor_search.factors import Factors
 from factor_search.measure.evaluation import DIVERGED, PRUNED, Evaluation
-from factor_search.methods import closed_forms
+from factor_search.methods import USUAL, closed_forms
 from factor_search.report.document import build_factors_file, build_report, table
 from factor_search.report.page import render
 from factor_search.report.plots import draw_search
@@ -21,7 +21,7 @@ from factor_search.text.samples import Sample, Samples, SampleSet
 from tests.synthetic import geometry
 
 GEOMETRY = geometry(pairs=16)
-METHODS = closed_forms(GEOMETRY, 1024)
+METHODS = {name: factors for name, factors in closed_forms(GEOMETRY, 1024).items() if name in USUAL}
 FOUND = Factors.of([1.0 + 0.1 * i for i in range(16)])
 
 
@@ -42,10 +42,10 @@ def result(**changes: Any) -> JobResult:
     }
     evaluations = [evaluation(factors, "search", [1.5]) for factors in candidates.values()]
     job = JobResult(
-        problem=replace(
-            SearchProblem.of(parse_spec({"name": "<b>&", "model": "m", "data": "d", "target_length": 1024}), GEOMETRY),
-            methods=METHODS,
+        problem=SearchProblem.of(
+            parse_spec({"name": "<b>&", "model": "m", "data": "d", "target_length": 1024}), GEOMETRY
         ),
+        methods=METHODS,
         samples=Samples(*names.values()),
         state=SearchState(
             generation=3,
@@ -209,3 +209,62 @@ def test_a_report_from_before_there_were_races_is_shown() -> None:
     for name in ("documents", "evaluations", "pruned", "best_documents"):
         del report["search"][name]
     assert render(report) == render(build_report(result()))
+
+
+def test_short_context_degradation_is_the_paired_difference_at_the_original_length() -> None:
+    job = result()
+    found, untouched = [1.0, 1.4, 1.2], [0.9, 1.5, 1.0]
+    for name, losses in (("found-1", found), ("none", untouched)):
+        one = job.held_out[name]
+        job.held_out[name] = replace(one, losses_at=one.losses_at | {256: tuple(losses)})
+    short = build_report(job)["short_context"]
+    differences = np.array(found) - np.array(untouched)
+    assert (short["length"], short["untouched"]) == (256, "none")
+    assert short["difference"] == pytest.approx(differences.mean())
+    assert short["difference_standard_error"] == pytest.approx(differences.std(ddof=1) / math.sqrt(3))
+    assert short["untouched_perplexity"] == pytest.approx(math.exp(np.mean(untouched)))
+
+
+def test_without_the_untouched_model_there_is_no_short_context_degradation() -> None:
+    job = result()
+    job.held_out["none"] = replace(job.held_out["none"], losses_at={})
+    assert build_report(job)["short_context"] is None
+    others = {name: factors for name, factors in METHODS.items() if name != "none"}
+    assert build_report(replace(job, methods=others))["short_context"] is None
+    partial = result(winner="", validation={}, held_out={}, finalists={}, interrupted=True)
+    assert build_report(partial)["short_context"] is None
+
+
+def test_documents_and_model_are_named_by_hashes() -> None:
+    report = build_report(result(identity={"model": "abc", "dtype": "float32"}))
+    assert report["measured_on"] == [{"source": "<held_out>", "sha256": "held_out", "tokens": 2}]
+    assert report["measured_with"] == {"model": "abc", "dtype": "float32"}
+    assert build_report(result())["measured_with"] is None
+
+
+def test_a_search_that_compares_with_few_closed_forms_has_its_plots() -> None:
+    job = result()
+    few = replace(job, methods={"yarn": METHODS["yarn"]}, winner="yarn")
+    few.held_out = {"yarn": job.held_out["yarn"]}
+    page = render(build_report(few))
+    assert "yarn" in page
+    assert page.count("<svg") == 3
+
+
+def test_the_usual_closed_forms_and_the_two_best_of_the_others_are_compared_with() -> None:
+    others = {name: one for name, one in closed_forms(GEOMETRY, 1024).items() if name not in USUAL}
+    problem = result().problem
+    assert (set(problem.methods), set(problem.others)) == (set(METHODS), set(others))
+    assert problem.forms_compared == len(METHODS) + 2
+    assert (len(problem.seeds), set(problem.later_seeds)) == (len(METHODS), set(others.values()))
+    losses = {"mrrope-pro": [1.0, 9.0], "soft-clip": [3.0], "ntk-fixed": [1.5], "ntk-mixed": []}
+    known = {}
+    for name, values in losses.items():  # a race stopped some of them, and the space has only what is near
+        nearest = problem.space.factors(problem.space.project(others[name]))
+        known[nearest] = evaluation(nearest, "search", values)
+    assert list(problem.best_others(known)) == ["mrrope-pro", "ntk-fixed"]
+    assert problem.best_others({}) == {}
+    small = parse_spec({"name": "x", "model": "m", "data": "d", "target_length": 1024, "strategy": "evolution"})
+    for population, more in ((64, len(others)), (24, 12 - len(METHODS)), (12, 0)):
+        strategy = small.strategy.model_copy(update={"population": population})
+        assert len(SearchProblem.of(small.model_copy(update={"strategy": strategy}), GEOMETRY).later_seeds) == more

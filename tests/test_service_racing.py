@@ -48,6 +48,7 @@ class Halving:
         *,
         documents: int,
         check: Check,
+        later: Sequence[Factors],
     ) -> None:
         assert isinstance(spec, EvolutionSpec)
         self._breeder = Evolution(spec, space, seeds, seed=seed)

@@ -54,7 +54,7 @@ def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     return [parent, *parent.children(recursive=True)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_demo_ends_all_that_it_started(number: int, tmp_path: Path) -> None:
     arguments = ["demo", "--out", str(tmp_path / "demo"), "--candidates", "60"]
     with started(tmp_path, *arguments, start_new_session=True) as process:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bench.control_as_shipped import ControlAsShipped
 from factor_search.errors import SpecError
 from factor_search.factors import Factors
-from factor_search.methods import closed_forms
+from factor_search.methods import USUAL, closed_forms
 from factor_search.search.loop import search
 from factor_search.search.space import Genome, SearchSpace
 from factor_search.search.strategies import Result, Strategy, build_strategy
@@ -34,7 +34,7 @@ from tests.synthetic import SAMPLES, SyntheticEvaluator, contains, geometry, is_
 GEOMETRY = geometry(pairs=16)
 TARGET = 2048
 SMALL = EvolutionSpec(population=12, parents=5, mutants=4, crossovers=4, generations=3)
-SEEDS = list(closed_forms(GEOMETRY, TARGET).values())
+SEEDS = [factors for name, factors in closed_forms(GEOMETRY, TARGET).items() if name in USUAL]
 
 
 def loss_of(factors: Factors) -> float:
@@ -345,14 +345,14 @@ def test_a_curve_survives_the_way_through_factors(space: SearchSpace, knots: int
 
 @pytest.mark.parametrize("pairs", [16, 32, 64])
 def test_closed_forms_are_nearly_curves(pairs: int) -> None:
-    """Worst is YaRN, whose ramp bends between knots."""
+    """Worst of the usual ones is YaRN, whose ramp bends between knots. The soft clip rises without bound."""
     wide = geometry(pairs=pairs, original=4096)
     space = SearchSpace.build(SpaceSpec(), wide, 8 * 4096)
     curve = Curve(space, 8)
-    for factors in closed_forms(wide, 8 * 4096).values():
+    for name, factors in closed_forms(wide, 8 * 4096).items():
         start = space.factors(space.project(factors))
         logs = np.log(start.rescale_factors) - np.log(curve.factors(curve.vector(start)).rescale_factors)
-        assert np.sqrt(np.mean(logs**2)) < 0.12
+        assert np.sqrt(np.mean(logs**2)) < (0.12 if name in USUAL else 0.25), name
 
 
 def test_a_small_model_has_a_knot_at_each_pair() -> None:

@@ -333,6 +333,9 @@ def test_limits_add_up(checkpoint: Path) -> None:
 
             return [Limit("tokens", "without", without), Limit("attention", "1", weaker)]
 
+        def load_command(self, model: ModelSpec, target_length: int, out: Path) -> str:
+            raise AssertionError
+
         def write(self, source: Source, out: Path) -> Exported:
             raise AssertionError
 
@@ -516,6 +519,9 @@ def test_a_limit_that_keeps_the_factors_costs_nothing(checkpoint: Path) -> None:
 
         def limits(self, source: Source) -> list[Limit]:
             return [Limit("its name", "another name", lambda source: replace(source, check=False))]
+
+        def load_command(self, model: ModelSpec, target_length: int, out: Path) -> str:
+            raise AssertionError
 
         def write(self, source: Source, out: Path) -> Exported:
             raise AssertionError

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import sys
 import unicodedata
 from pathlib import Path
@@ -16,9 +17,11 @@ from api.cli import main
 from api.cli.display import ProgressDisplay
 from api.cli.watch import describe
 from api.schemas import Event
-from factor_search.errors import SpecError
-from factor_search.visible import VisibleFormatter, VisibleStream, visible
+from factor_search.errors import SpecError, one_line
+from factor_search.visible import HIDDEN, JsonFormatter, VisibleFormatter, VisibleStream, masked, visible
 from storage.dashboard.projector import say
+from storage.database import Database
+from storage.errors import DatabaseError
 from workers.__main__ import main as coordinator
 
 HARMFUL = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -120,3 +123,83 @@ def test_the_processes_of_a_coordinator_tell_so_too(
     first, second = capsys.readouterr().err.splitlines()
     assert first.endswith("is not a folder")
     assert harmful(first + second) == []
+
+
+PASSWORDS = st.text(st.characters(codec="ascii", categories=["L", "N", "P", "S"]), min_size=8, max_size=30).filter(
+    lambda one: (
+        not set(one) & set('"<>&;,')
+        and not one.startswith(("*", "/"))
+        and any(map(str.isalpha, one[:5]))
+        and not re.match(r"\d+[/?#]", one)
+    )
+)
+"""Those that cannot be taken for a port and a path."""
+CARRIERS = {
+    "user": "API request to https://user:{}@tracker.example/api/2.0/runs failed",
+    "token": "cannot reach 'https://x:{}@collector.example:4318/v1/traces'",
+    "database": "postgresql+psycopg://me:{}@db/jobs is away",
+    "malformed": "postgres//me:{}@db/jobs",
+    "query": "postgresql://db/jobs?user=me&sslpassword={}&sslmode=require",
+    "words": "connection failed: host=db password={} port=5432",
+    "header": "401 for a request with Authorization: Bearer {}",
+    "variable": "key {} is not valid",
+}
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+@hypothesis_settings(max_examples=40, deadline=None)
+@given(password=PASSWORDS, before=st.integers(0, 320))
+def test_no_message_and_no_line_of_a_log_has_a_password(carrier: str, password: str, before: int) -> None:
+    if carrier == "header":
+        password = "".join(one for one in password if one.isalnum()) * 8
+    given = CARRIERS[carrier].format(password)
+    with pytest.MonkeyPatch.context() as patch:
+        if carrier == "variable":
+            patch.setenv("WANDB_API_KEY", password)
+        said = one_line(OSError("x" * before + " " + given))
+        assert len(said) <= 300
+        try:
+            raise OSError(given)
+        except OSError:
+            record = logging.LogRecord("a", logging.ERROR, "f", 1, "it failed: %s", (given,), sys.exc_info())
+            record.error = given
+        shown = [said, VisibleFormatter().format(record), *json.loads(JsonFormatter().format(record)).values()]
+    for text in map(str, shown):
+        assert password not in text
+        assert password[:5] not in text or password[:5] in CARRIERS[carrier] + "x" * 5 + __file__, text
+    assert all(HIDDEN in text for text in shown[1:2])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf://datasets/owner/set@0123abc/file.parquet",
+        "git+https://host.example/owner/name@main",
+        "http://127.0.0.1:8400/v1/jobs/a@b",
+        "sqlite:////data/a@b/jobs.db",
+        "pad_token=<pad>, max_new_tokens=20, top_k: 5",
+        "cannot load the configuration of hf_model: a//b",
+    ],
+)
+def test_what_is_no_secret_is_left(text: str) -> None:
+    assert masked(text) == text
+
+
+def test_the_secret_of_each_kind_of_variable_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=abc123def,Authorization=Basic%20QUJDREVG")
+    monkeypatch.setenv("PGPASSWORD", "hunter2")
+    monkeypatch.setenv("HF_TOKEN", "short-lived")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    text = (
+        "abc123def Basic%20QUJDREVG hunter2 short-lived hf_0123456789abcdefABCD whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2 token"
+    )
+    assert masked(text) == " ".join([HIDDEN] * 6 + ["token"])
+
+
+def test_a_database_that_cannot_be_used_is_named_without_its_password(capsys: pytest.CaptureFixture[str]) -> None:
+    for url in ("postgres://me:hunter2@db/jobs", "postgresql//me:hunter2@db/jobs", "postgresql://me:hunter2@db:port/x"):
+        with pytest.raises(DatabaseError) as raised:
+            Database(url)
+        assert "hunter2" not in str(raised.value)
+        assert main(["keys", "list", "--database", url]) != 0
+        assert "hunter2" not in capsys.readouterr().err

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -165,17 +166,51 @@ def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
             read_known(name)
 
 
-def test_factors_of_another_model_are_refused() -> None:
-    config = AutoConfig.for_model("llama", head_dim=16, max_position_embeddings=64, rope_theta=500_000.0)
-    other_base, other_size = read_geometry(config), geometry(pairs=16, original=64)
-    for theirs, message in [(other_base, "rope_theta 500000, but .* has 10000"), (other_size, "8 rotary pairs")]:
-        content = factors_file(Factors.of([1.0] * theirs.pairs), FactorsModel.of("m", None, theirs), 128).as_json()
-        with pytest.raises(FactorsError, match=f"job 7: .*{message}.*another model"):
-            starting_points(WarmStartSpec(factors=[known_from(content, "job 7")]), GEOMETRY, 256)
-    with pytest.raises(FactorsError, match=r"rescale_factors\[1\]: 7 rescale factors, but .* 8 rotary pairs"):
+def of_another_model(base: float = 500_000.0, pairs: int = 8, original: int = 64) -> Geometry:
+    config = AutoConfig.for_model("llama", head_dim=2 * pairs, max_position_embeddings=original, rope_theta=base)
+    return read_geometry(config)
+
+
+@pytest.mark.parametrize("pairs", [8, 16, 5])
+def test_factors_of_another_model_are_carried_by_rotations_and_by_index(pairs: int) -> None:
+    theirs = of_another_model(pairs=pairs, original=128)
+    heights = np.linspace(0.0, 1.0, pairs) ** 2
+    content = factors_file(
+        Factors.of((8.0**heights).tolist(), 0, 1.1), FactorsModel.of("m", None, theirs), 8 * 128
+    ).as_json()
+    by_rotations, by_index = starting_points(WarmStartSpec(factors=[known_from(content, "theirs")]), GEOMETRY, 256)
+    rotations = 128 / np.array(theirs.wavelengths)
+    for wavelength, factor in zip(GEOMETRY.wavelengths, by_rotations.rescale_factors, strict=True):
+        height = np.interp(-np.log2(64 / wavelength), -np.log2(rotations), heights)
+        assert factor == pytest.approx(4.0**height)
+    ends = by_index.rescale_factors[0], by_index.rescale_factors[-1]
+    assert ends == pytest.approx((1.0, 4.0))
+    assert (
+        by_rotations.attention_factor
+        == by_index.attention_factor
+        == pytest.approx(math.sqrt(1 + (1.1**2 - 1) * math.log(4) / math.log(8)))
+    )
+
+
+def test_a_published_table_starts_a_search_of_another_model() -> None:
+    table = {"model": {"name": "x", "rope_theta": 500_000.0, "rotary_dim": 16, "original_length": 128}}
+    known = known_from(table | {"target_length": 1024, "rescale_factors": LAMBDAS}, "table.json")
+    assert (known.scale, known.original_length, known.rope_theta) == (8.0, 128, 500_000.0)
+    assert len(starting_points(WarmStartSpec(factors=[known]), GEOMETRY, 256)) == 2
+    same = table | {"model": {"rope_theta": 10_000.0, "rotary_dim": 16, "original_length": 64}}
+    own = known_from(same | {"scale": 4, "rescale_factors": LAMBDAS, "attention_factor": 1.07}, "table.json")
+    assert starting_points(WarmStartSpec(factors=[own]), GEOMETRY, 256) == [Factors.of(LAMBDAS, 0, 1.07)]
+
+
+def test_what_is_known_too_little_of_to_be_carried_is_refused() -> None:
+    short = factors_file(Factors.of([1.0] * 8), FactorsModel.of("m", None, of_another_model()), 64).as_json()
+    with pytest.raises(FactorsError, match=r"job 7: .*rope_theta 500000, but .* has 10000.*factors for scale 1 cannot"):
+        starting_points(WarmStartSpec(factors=[known_from(short, "job 7")]), GEOMETRY, 256)
+    missing = r"rescale_factors\[1\]: 7 rescale factors, but .* 8 rotary pairs.*its scale and rope_theta and orig"
+    with pytest.raises(FactorsError, match=missing):
         starting_points(WarmStartSpec(rescale_factors=[LAMBDAS, LAMBDAS[1:]]), GEOMETRY, 256)
-    published = known_from({"long_factor": LAMBDAS, "rope_theta": 1e6}, "config.json")
-    with pytest.raises(FactorsError, match=r"config\.json: .*rope_theta 1e"):
+    published = known_from({"long_factor": LAMBDAS, "rope_theta": 1e6, "factor": 4}, "config.json")
+    with pytest.raises(FactorsError, match=r"config\.json: .*rope_theta 1e.*without its original_length"):
         starting_points(WarmStartSpec(factors=[published]), GEOMETRY, 256)
 
 
@@ -234,7 +269,7 @@ class TestJob:
         assert rest[0] == cold, "the closed forms follow, best guess first"
         scale = position_interpolation(result.problem.geometry, 256).rescale_factors
         assert scale in {factors.rescale_factors for factors in rest}
-        assert set(result.problem.methods) == set(closed_forms(result.problem.geometry, 256)), "no baseline is added"
+        assert set(result.problem.forms) == set(closed_forms(result.problem.geometry, 256)), "no baseline is added"
         write_results(result, tmp_path / "out")
         assert build_report(result)["spec"]["warm_start"]["factors"][0]["source"] == file
 
@@ -265,6 +300,9 @@ class TestJob:
         assert len(some.state.candidates) == len(every.state.candidates), "a search starts from all of them"
         assert some.held_out["yarn"].losses == every.held_out["yarn"].losses
         assert set(build_report(some)["closed_forms"]) == {"none", "yarn", "known"}
+        assert set(every.held_out) == {*every.methods, every.winner}
+        whole = run_job(self.specification(checkpoint, texts, baselines="all"), tmp_path / "whole")
+        assert set(whole.methods) == set(closed_forms(whole.problem.geometry, 256))
         with pytest.raises(SpecError, match=r"'as-configured' is not a closed form of this model: choose among none,"):
             check_possible(self.specification(checkpoint, texts, baselines=["as-configured"]))
 

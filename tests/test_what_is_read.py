@@ -123,6 +123,7 @@ class TestDescribedFields:
                 "data": [str(root / "texts" / "*.txt")],
                 "training_files": ["more/*.txt"],
                 "stages": [{"kind": "search", "target_length": 128}],
+                "webhooks": [{"url": "https://hooks.example/"}],
             }
         )
         kinds = {named.key: named.kind for named in named_in(plan) if named.kind is not Names.NOTHING}
@@ -132,6 +133,8 @@ class TestDescribedFields:
             "model.trust_remote_code": Names.CODE,
             "data.files": Names.DOCUMENTS,
             "training_files": Names.DOCUMENTS,
+            "trackers": Names.TRACKERS,
+            "webhooks[0].url": Names.WEBHOOK,
         }
 
 

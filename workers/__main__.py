@@ -11,9 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from factor_search.errors import FactorSearchError
-from factor_search.visible import LEVELS, set_up_logging, visible
+from factor_search.report.tracing import set_up_tracing
+from factor_search.visible import FORMATS, LEVELS, masked, set_up_logging, visible
 from storage.dashboard.projector import command as projector_command
 from storage.dashboard.projector import environment as projector_environment
 from storage.dashboard.unprojected import catch_up
@@ -23,6 +25,7 @@ from workers.coordinator import Coordinator, new_owner
 from workers.policy import Policy, add_policy_arguments
 from workers.ray_environment import prepare_environment
 from workers.supervisor import Supervisor
+from workers.webhooks import SECRET_VARIABLE, read_secret
 
 SWITCH_SECONDS = 0.0005
 """Threads of a coordinator run for microseconds between waits; Python's default of 5 ms would delay them."""
@@ -37,18 +40,20 @@ logger = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a coordinator until a signal, or until the process at the other end of standard input ends."""
     parsed = build_parser().parse_args(arguments)
-    set_up_logging(parsed.log_level)
+    set_up_logging(parsed.log_level, parsed.log_format)
+    set_up_tracing("factor-search-coordinator")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
         _run(parsed)
     except FactorSearchError as error:
-        print(f"coordinator: error: {visible(str(error))}", file=sys.stderr)
+        print(f"coordinator: error: {visible(masked(str(error)))}", file=sys.stderr)
         return 1
     return 0
 
 
 def _run(parsed: argparse.Namespace) -> None:
+    webhook_secret = read_secret(parsed.webhook_secret_file)  # before anything is started that would inherit it
     prepare_environment(parsed.ray_address)
     from workers.ray_backend import RayBackend  # Ray reads the environment when it is imported
 
@@ -86,6 +91,7 @@ def _run(parsed: argparse.Namespace) -> None:
                 prepare_seconds=60 * parsed.prepare_minutes,
                 owner=owner,
                 unprojected=shown,
+                webhook_secret=webhook_secret,
             )
             _stop_when(stop, coordinator.shut_down)
             if stat.S_ISFIFO(os.fstat(0).st_mode):
@@ -160,7 +166,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     lease_help = "how long jobs stay claimed if this coordinator stops renewing them (default: 10)"
     option("--lease-seconds", type=float, default=10.0, metavar="SECONDS", help=lease_help)
+    secret_help = f"file with the secret that signs webhooks (default: ${SECRET_VARIABLE})"
+    option("--webhook-secret-file", type=Path, metavar="FILE", help=secret_help)
     option("--log-level", default="info", choices=LEVELS, help="least severe messages to log (default: info)")
+    option("--log-format", default="text", choices=FORMATS, help="text, or json: one object a line (default: text)")
     add_policy_arguments(parser)
     return parser
 

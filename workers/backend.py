@@ -1,6 +1,6 @@
 """The interface between the pool and what runs workers: Ray, or threads of this process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -42,6 +42,26 @@ class Capacity:
     gpus_each: float
     """GPUs of each worker."""
     nodes: int
+    memory: int | None = None
+    """Bytes that a worker on the largest node can use if it is alone there; None if that is not known."""
+    memory_each: int | None = None
+    """The same for each, while as many as fit on that node use it."""
+
+    @property
+    def workers_each_gpu(self) -> int:
+        """How many workers share a GPU."""
+        return max(1, min(self.workers, int(1 / self.gpus_each + 1e-9))) if self.gpus_each else 1
+
+    def memory_beside_others(self, device: str, alone: int | None) -> int | None:
+        """Bytes that a worker can use while others use the same machine or GPU; None if that is not known.
+
+        Args:
+            device: kind of device that it computes on.
+            alone: bytes that it could use there if it was alone.
+        """
+        if device == "cpu":
+            return min((known for known in (alone, self.memory_each) if known is not None), default=None)
+        return None if alone is None else alone // self.workers_each_gpu
 
 
 @dataclass(frozen=True)
@@ -63,7 +83,7 @@ class Worker(Protocol):
         """Resolves when the worker is up."""
         ...
 
-    def prepare(self, spec: JobSpec, samples: Samples | None) -> "Future[Prepared]":
+    def prepare(self, spec: JobSpec, samples: Samples | None, begun: Mapping[str, str] | None) -> "Future[Prepared]":
         """See :meth:`workers.model_worker.ModelWorker.prepare`."""
         ...
 
@@ -85,6 +105,10 @@ class Worker(Protocol):
 
     def losses_so_far(self) -> "Future[list[float]]":
         """The losses of the candidate in progress; answers while it is evaluated."""
+        ...
+
+    def peak_memory(self) -> "Future[int | None]":
+        """See :meth:`workers.model_worker.ModelWorker.peak_memory`."""
         ...
 
     def run_long_task(self, call: LongTaskCall) -> "Future[Any]":

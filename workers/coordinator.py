@@ -11,6 +11,7 @@ from collections.abc import Callable
 from factor_search.errors import FactorSearchError
 from storage.coordinators import CoordinatorStore
 from storage.database import Database
+from storage.deliveries import DeliveryStore
 from storage.errors import DatabaseError
 from storage.evaluations import EvaluationStore
 from storage.jobs import JobStore, Lease
@@ -24,6 +25,7 @@ from workers.plan_scheduler import PlanScheduler
 from workers.policy import Policy
 from workers.pool import Pool
 from workers.recorder import Recorder
+from workers.webhooks import sending
 
 ROUND_SECONDS = 0.5
 REPORT_SECONDS = 5.0
@@ -47,6 +49,7 @@ class Coordinator:
         evaluation_timeout: float | None = None,
         prepare_seconds: float = PREPARE_SECONDS,
         unprojected: Callable[[str], int] = lambda job_id: 0,
+        webhook_secret: bytes | None = None,
         owner: str | None = None,
     ) -> None:
         """Get ready.
@@ -60,6 +63,7 @@ class Coordinator:
             evaluation_timeout: seconds after which the evaluation of a candidate is ended.
             prepare_seconds: seconds after which reading a job's documents, or loading its model, is ended.
             unprojected: waits briefly for the dashboard and returns how many candidates of a job it does not show yet.
+            webhook_secret: signs webhooks; None sends none.
             owner: this coordinator's id.
         """
         self.owner = owner or new_owner()
@@ -84,6 +88,7 @@ class Coordinator:
             alone=self._alone,
         )
         self._plans = PlanScheduler(PlanSteps(database), policy, prepare_seconds)
+        self._send_webhooks = sending(DeliveryStore(database), policy.webhook_hosts, webhook_secret)
         self._drivers: dict[Lease, Driver] = {}
         self._reported_at = -1e9
         self._logged_no_room = False
@@ -97,6 +102,8 @@ class Coordinator:
         """Work until :meth:`shut_down` is called; then return the jobs to the queue."""
         plans = threading.Thread(target=self._repeat, args=(self._plans.round,), name="plans", daemon=True)
         plans.start()
+        if self._send_webhooks is not None:
+            threading.Thread(target=self._repeat, args=(self._send_webhooks,), name="webhooks", daemon=True).start()
         self._repeat(lambda: self._round())
         self._end()
         plans.join(SHUTDOWN_SECONDS)
@@ -121,7 +128,14 @@ class Coordinator:
             if claim is None:
                 break
             job, lease = claim
-            logger.info("claimed job %s (attempt %d)", job.id, lease.attempt)
+            claimed = {
+                "event": "claimed",
+                "job": job.id,
+                "kind": job.kind,
+                "plan": job.plan_id,
+                "attempt": lease.attempt,
+            }
+            logger.info("claimed job %s (attempt %d)", job.id, lease.attempt, extra=claimed)
             self._drivers[lease] = Driver(job, lease, self._tools)
         now = time.monotonic()
         if now - self._reported_at > REPORT_SECONDS:
@@ -172,6 +186,9 @@ class Coordinator:
                 "cpus": capacity.cpus,
                 "gpus": capacity.gpus,
                 "nodes": capacity.nodes,
+                "memory": capacity.memory,
+                "memory_each": capacity.memory_each,
+                "workers_each_gpu": capacity.workers_each_gpu,
                 "jobs": len(self._drivers),
             },
         )

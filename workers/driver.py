@@ -7,7 +7,8 @@ from collections.abc import Callable
 from factor_search.errors import FactorSearchError, one_line
 from factor_search.plan.kinds import KINDS
 from factor_search.plan.kinds.contract import Execution
-from storage.errors import DatabaseError, LeaseLostError
+from factor_search.report.trackers.contract import End as TrackedEnd
+from storage.errors import DatabaseError, LeaseLostError, StorageError
 from storage.jobs import Job, Lease
 from storage.states import JobState, StateRequest
 from workers.job_evaluator import SHUTDOWN, JobStopped
@@ -22,6 +23,13 @@ RUNNERS: dict[Execution, Callable[[JobRun], End | None]] = {
     Execution.WORKER: drive_long_task,
     Execution.CHECKPOINT: drive_long_task,
 }
+TRACKED: dict[str, TrackedEnd] = {
+    JobState.FINISHED: "finished",
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "cancelled",
+    JobState.PAUSED: "paused",
+}
+"""What trackers are told."""
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +69,11 @@ class Driver:
     def _drive(self) -> None:
         try:
             end = self._outcome()
+            self._run.tracking.end(TRACKED[end.state] if end is not None else "interrupted")
+            self._run.trace.end(None if end is None else end.details.get("error"))
             if end is not None:
                 self._run.persist(lambda: self._tools.jobs.end(self.lease, end.state, **end.details))
+                self._log_end(end)
         except LeaseLostError as error:
             logger.warning("%s", error)
         except DatabaseError as error:
@@ -70,7 +81,32 @@ class Driver:
         except Exception:
             logger.exception("the end of job %s could not be recorded", self.lease.job_id)
         finally:
+            self._run.tracking.end("interrupted")
+            self._run.trace.end()
             self._tools.pool.leave(self._run.evaluator.pool_id)
+
+    def _log_end(self, end: End) -> None:
+        """One line on a job that has ended, with what it has cost in all."""
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        try:
+            job = self._tools.jobs.get(self.lease.job_id)
+        except StorageError:  # it was deleted at once, or the database is away
+            return
+        fields = {
+            "event": str(end.state),
+            "job": job.id,
+            "kind": job.kind,
+            "plan": job.plan_id,
+            "stage": job.plan_stage,
+            "seconds": None if job.started_at is None or job.ended_at is None else job.ended_at - job.started_at,
+            "tokens": job.tokens,
+            "device_seconds": job.device_seconds,
+            "error": job.error,
+        }
+        cost = f"{job.tokens:,} tokens, {job.device_seconds:.1f} s of devices"
+        reason = f": {job.error}" if job.error else ""
+        logger.info("job %s %s (%s)%s", job.id, end.state, cost, reason, extra=fields)
 
     def _outcome(self) -> End | None:
         """The state in which the job ends, with its details; None if it was returned to the queue.
@@ -89,7 +125,6 @@ class Driver:
         except (LeaseLostError, DatabaseError):
             raise
         except FactorSearchError as error:
-            logger.info("job %s failed: %s", self.lease.job_id, error)
             return End(JobState.FAILED, {"error": str(error)})
         except Exception as error:
             logger.exception("job %s failed with an internal error", self.lease.job_id)

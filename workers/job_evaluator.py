@@ -15,10 +15,11 @@ from factor_search.errors import FactorSearchError, one_line
 from factor_search.factors import Factors
 from factor_search.measure.evaluation import FAILED, WORKER_LOST, Evaluation, earlier_key, evaluation_key
 from factor_search.measure.race import Race
+from factor_search.report.tracing import Trace
 from factor_search.text.samples import SampleSet
 from storage.errors import DatabaseError, LeaseLostError
 from storage.evaluations import Batch, Candidate, Computed, EvaluationStore
-from storage.jobs import Lease
+from storage.jobs import Lease, Spent
 from storage.states import StateRequest
 from workers.backend import SharedSamples, WorkerBackend
 from workers.known_results import KnownResults, known_results
@@ -72,13 +73,22 @@ class JobEvaluator:
     """
 
     def __init__(
-        self, lease: Lease, store: EvaluationStore, recorder: Recorder, pool: Pool, backend: WorkerBackend
+        self,
+        lease: Lease,
+        store: EvaluationStore,
+        recorder: Recorder,
+        pool: Pool,
+        backend: WorkerBackend,
+        trace: Trace,
     ) -> None:
         self._lease = lease
         self._store = store
         self._recorder = recorder
         self._pool = pool
         self._backend = backend
+        self._trace = trace
+        self._began: dict[str, int] = {}
+        """When candidates were started, nanoseconds since 1970, by the key of the task."""
         self.pool_id = f"{lease.job_id}:{lease.attempt}"
         """The job's id in the pool, which an earlier run of the job may not have left yet."""
         self._stopped: str | None = None
@@ -296,6 +306,7 @@ class JobEvaluator:
 
     def started(self, task: Task) -> None:
         """Record that a worker has started the candidate."""
+        self._began[task.key] = time.time_ns()
         if (proposals := self._proposals.get(task.key)) is not None:
             self._started.add(task.key)
             self._record(lambda batch: batch.started.append(proposals[0]))
@@ -311,12 +322,18 @@ class JobEvaluator:
     def done(self, task: Task, evaluation: Evaluation, worker: str, error: str | None) -> None:
         """Record the outcome, and only then pass it to the search."""
         computed = Computed(evaluation=evaluation, worker=worker, attempts=task.attempts, error=error)
+        spent = _spent(evaluation, task.known)
+        figures = {"part": evaluation.part, "outcome": str(evaluation.outcome), "documents": len(evaluation.losses)}
+        self._trace.evaluation(
+            figures | {"worker": worker, "attempts": task.attempts, "error": error}, self._began.pop(task.key, None)
+        )
         proposals = self._proposals.get(task.key, ())
         done = [_done(proposal, evaluation, reused=number > 0) for number, proposal in enumerate(proposals)]
 
         def add(batch: Batch) -> None:
             batch.computed.append(computed)
             batch.done.extend(done)
+            batch.spent += spent
 
         self._record(add).add_done_callback(partial(self._written, task.key, evaluation, error))
 
@@ -343,6 +360,13 @@ class JobEvaluator:
         else:
             self._unrecordable = one_line(failure)
             self._inbox.put(None)
+
+
+def _spent(evaluation: Evaluation, known: Evaluation | None) -> Spent:
+    """What an evaluation has cost beyond the one that it continues."""
+    tokens = sum(evaluation.tokens) - (sum(known.tokens) if known else 0)
+    seconds = evaluation.seconds - (known.seconds if known else 0.0)
+    return Spent(max(tokens, 0), max(seconds, 0.0))
 
 
 def _done(proposal: Candidate, evaluation: Evaluation, *, reused: bool) -> tuple[Candidate, str, bool]:

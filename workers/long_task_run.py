@@ -1,6 +1,7 @@
 """Running a job that a single worker does: a fine-tuning, an evaluation, an export, the check of a checkpoint."""
 
 import contextlib
+import json
 import time
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -12,16 +13,18 @@ from factor_search.plan.kinds.await_checkpoint import AwaitWork
 from factor_search.plan.kinds.contract import Outcome, Work
 from factor_search.plan.perform import with_evaluated
 from factor_search.plan.work import parse_work
+from factor_search.report.trackers.search import flattened, on_progress
 from factor_search.search.problem import SearchProblem
 from factor_search.spec import JobSpec
 from storage.evaluations import Batch
-from storage.job_rows import work_folder_name
+from storage.job_rows import Spent, work_folder_name
 from storage.plans import CHECKPOINT
 from storage.states import JobState
 from workers.job_run import End, JobRun
 from workers.model_worker import LongTaskCall
 from workers.progress import EVENT_SECONDS
 from workers.search_run import start_stage
+from workers.stage_estimate import estimate_of_stage, tell_estimate
 from workers.stage_task import CheckpointCheck, StageTask
 from workers.tasks import LongTask
 
@@ -46,13 +49,25 @@ def drive_long_task(run: JobRun) -> End | None:
         call: LongTaskCall = CheckpointCheck(work, Path(checkpoint))
     else:
         call = StageTask(work, folder_of(run))
+    tracking = run.track(work.trackers)
+    if tracking:
+        tracking.parameters(flattened(work.model_dump(mode="json", exclude={"trackers"})))
+    estimate = estimate_of_stage(run)
+    tell_estimate(run, estimate)
     evaluated: dict[str, Any] = {}
     if (job := work.evaluated_as()) is not None:
         if not run.has_room(job):
             return None
         evaluated = evaluate_candidates(run, work, job)
     outcome = with_evaluated(run_long_task(run, work, call), evaluated)
-    return End(JobState.FINISHED, {"outcome": outcome.model_dump(mode="json")})
+    if estimate is not None:
+        outcome = outcome.model_copy(
+            update={"report": outcome.report | {"estimate": {key: estimate[key] for key in ("total", "memory")}}}
+        )
+    taken = outcome.taken or {}
+    spent = Spent(int(taken.get("tokens", 0)), float(taken.get("seconds", 0.0)))
+    tracking.file("report.json", lambda: json.dumps(outcome.report, indent=1))
+    return End(JobState.FINISHED, {"outcome": outcome.model_dump(mode="json"), "spent": spent})
 
 
 def evaluate_candidates(run: JobRun, work: Work, job: JobSpec) -> dict[str, Any]:
@@ -79,7 +94,9 @@ def run_long_task(run: JobRun, work: Work, call: LongTaskCall) -> Outcome:
     pool.join(pool_id, model, run.evaluator)
     progress.phase("waiting for a worker")
     result: Future[Outcome] = Future()
-    long_task = LongTask(job_id=pool_id, model=model, call=call, on_progress=progress.update, result=result)
+    long_task = LongTask(
+        job_id=pool_id, model=model, call=call, on_progress=on_progress(run.tracking, progress.update), result=result
+    )
     pool.submit([long_task])
     try:
         return run.wait(result)
@@ -110,6 +127,8 @@ class LongTaskProgress:
         self._progress |= progress | {"workers": 1}
         if progress.get("steps"):
             self._progress["share"] = min(progress["step"] / progress["steps"], 1.0)
+        if new_phase:
+            self._run.trace.phase(phase)
         events: list[tuple[str, dict[str, Any]]] = [("phase", {"phase": phase})] if new_phase else []
         if progress.get("step") is not None and now - self._event_at >= EVENT_SECONDS:
             self._event_at = now

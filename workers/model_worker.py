@@ -4,7 +4,7 @@ import gc
 import os
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -12,14 +12,17 @@ import torch
 from factor_search.errors import ModelChangedError
 from factor_search.factors import Factors
 from factor_search.files.reading import EVERYTHING, under
-from factor_search.job import check_samples, read_documents, read_samples
-from factor_search.measure.evaluation import Evaluation
+from factor_search.job import check_samples, measured_model, read_documents, read_samples
+from factor_search.measure.evaluation import EARLIER_IDENTITY, Evaluation
 from factor_search.measure.evaluator import LocalEvaluator
 from factor_search.measure.race import Race
-from factor_search.model.allocator import keep_freed_memory
+from factor_search.model.allocator import keep_freed_memory, release_freed_memory
 from factor_search.model.geometry import Geometry
 from factor_search.model.injection import probe
 from factor_search.model.loading import LoadedModel, load_model
+from factor_search.model.memory import PeakMemory, available_bytes
+from factor_search.model.speed import device_of
+from factor_search.search.estimate import Known
 from factor_search.spec import JobSpec, ModelSpec
 from factor_search.text.samples import Samples, SampleSet
 from workers.policy import Policy
@@ -58,6 +61,8 @@ class Prepared:
     """Identity of the loaded model and its environment, for the keys of evaluations."""
     geometry: Geometry
     samples: Samples
+    known: Known | None = None
+    """Size and speed of the model, measured by this worker, and its memory."""
 
 
 def check_same(begun: Mapping[str, str], found: Mapping[str, str], where: str) -> None:
@@ -111,6 +116,7 @@ class ModelWorker:
         self._evaluator: tuple[Setting, LocalEvaluator] | None = None
         self._samples: dict[str, SampleSet] = {}
         self._losses: list[float] = []
+        self._peak = PeakMemory()
         self._progress: dict[str, Any] | None = None
 
     def name(self) -> str:
@@ -133,19 +139,32 @@ class ModelWorker:
         with under(EVERYTHING if policy is None else policy.reading_rules()):
             return read_documents(spec)
 
-    def prepare(self, spec: JobSpec, samples: Samples | None = None) -> Prepared:
+    def prepare(
+        self, spec: JobSpec, samples: Samples | None = None, begun: Mapping[str, str] | None = None
+    ) -> Prepared:
         """Load a job's model, verify that factors take effect in it, and read the job's documents unless that is done.
 
+        Args:
+            spec: the job.
+            samples: its documents; None reads them.
+            begun: identity of the model with which an earlier run of the job began; None accepts any.
+
         Raises:
+            ModelChangedError: it is another model than that.
             FactorSearchError: the model or the documents cannot be used.
         """
-        loaded = self._load(spec.model)
+        # That a model is another one comes before what is wrong with it; another environment may continue the job.
+        model = {name: begun[name] for name in EARLIER_IDENTITY if name in begun} if begun else {}
+        loaded = self._load(spec.model, tuple(model.items()), "the job")
         with under(self._rules):
             if samples is None:
                 samples = read_samples(spec, loaded)
             else:
                 check_samples(samples, loaded)
-            return Prepared(loaded.identity | loaded.environment, loaded.geometry, samples)
+            known = measured_model(loaded, spec.target_length)
+            if known is not None:
+                known = replace(known, available=available_bytes(str(loaded.model.device)))
+            return Prepared(loaded.identity | loaded.environment, loaded.geometry, samples, known)
 
     def load(self, setting: Setting) -> None:
         """Get ready to evaluate with a setting; does nothing if it is ready.
@@ -156,9 +175,7 @@ class ModelWorker:
         """
         if self._evaluator is not None and self._evaluator[0] == setting:
             return
-        loaded = self._load(setting.model)
-        if setting.identity:
-            check_same(dict(setting.identity), loaded.identity | loaded.environment, f"worker {self.name()}")
+        loaded = self._load(setting.model, setting.identity)
         self._close_evaluator()
         evaluator = LocalEvaluator(loaded, setting.length, setting.stride)
         evaluator.__enter__()
@@ -194,6 +211,10 @@ class ModelWorker:
         """The mean loss of each finished document of the candidate in progress."""
         return list(self._losses)
 
+    def peak_memory(self) -> int | None:
+        """Bytes that were used at most since the model was loaded, of the device or else of the process."""
+        return self._peak.bytes()
+
     def run_long_task(self, call: LongTaskCall) -> Any:
         """Run a task that loads what it needs; no other model is in memory before or after it."""
         self._forget_model()
@@ -220,17 +241,28 @@ class ModelWorker:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _load(self, model: ModelSpec) -> LoadedModel:
+    def _load(self, model: ModelSpec, begun: tuple[tuple[str, str], ...] = (), where: str | None = None) -> LoadedModel:
+        """The model, which must be the one that a job began with; that comes before whether its weights are usable."""
+
+        def check(loaded: LoadedModel) -> LoadedModel:
+            if begun:
+                found = loaded.identity | loaded.environment
+                compared = {name: found[name] for name, _ in begun} if where else found
+                check_same(dict(begun), compared, where or f"worker {self.name()}")
+            return loaded
+
         if self._loaded is None or self._loaded.spec != model or not _is_current(self._loaded):
             self._close_evaluator()
             self._loaded = None  # two models may not fit
+            release_freed_memory()
+            self._peak = PeakMemory(device_of(model))
             with under(self._rules):
-                loaded = load_model(model)
+                loaded = check(load_model(model))
             probe(loaded.model, loaded.geometry)
             self._loaded = loaded
         elif self._evaluator is not None:
             self._close_evaluator()
-        return self._loaded
+        return check(self._loaded)
 
     def _close_evaluator(self) -> None:
         if self._evaluator is not None:

@@ -80,7 +80,8 @@ class PlanScheduler:
         except StorageError:
             raise
         except FactorSearchError as error:
-            logger.info("plan %s failed: %s", plan.id, error)
+            failed = {"event": "failed", "plan": plan.id, "stage": plan.present and plan.present.name}
+            logger.info("plan %s failed: %s", plan.id, error, extra=failed)
             return self._steps.fail(plan, str(error))
         except Exception as error:
             logger.exception("plan %s failed with an internal error", plan.id)

@@ -27,11 +27,13 @@ from factor_search.model.checkpoint_files import check_hub_id, checkpoint_files,
 from factor_search.plan.kinds.contract import Work
 from factor_search.plan.spec import PlanSpec
 from factor_search.plan.task_names import check_task_names
-from factor_search.spec import DataSpec, JobSpec, ModelSpec
+from factor_search.report.trackers.registry import TRACKERS, check_installed
+from factor_search.spec import DataSpec, JobSpec, ModelSpec, TrackerKind
 from factor_search.spec.named import Named, Names, named_in
 from factor_search.testbed import CHECKPOINT
 from factor_search.testbed.corpus import held_out_files
 from factor_search.text.data_sets import check_hub_name, is_saved, saved_files
+from workers.webhooks import AllowedHosts, WebhookError
 
 AT_SUBMISSION = WalkLimit(entries=100_000, seconds=2.0)
 """For all globs of one specification; a thread of the server is busy with them at most so long."""
@@ -52,6 +54,10 @@ class Policy:
     """Whether a checkpoint's own Python code, or an attention kernel of the hub, may be run."""
     work_folder: Path | None = None
     """Folder for the files that plans make, whose checkpoints may be used as models; without it plans are refused."""
+    trackers: tuple[TrackerKind, ...] = ()
+    """Trackers of experiments to which jobs may report, in the environment of the coordinator."""
+    webhook_hosts: tuple[str, ...] = ()
+    """Hosts to which webhooks may be sent, as ``HOST`` or ``HOST:PORT``."""
 
     def reading_rules(self, walk: WalkLimit = LATER) -> ReadingRules:
         """The rules for whoever opens files for a job, on this machine.
@@ -154,7 +160,9 @@ class Policy:
         roots = [argument for root in self.roots for argument in ("--root", str(root))]
         code = ["--allow-remote-code"] if self.allow_remote_code else []
         work = ["--work", str(self.work_folder)] if self.work_folder is not None else []
-        return [*roots, "--hub" if self.allow_hub else "--no-hub", *code, *work]
+        trackers = [argument for kind in self.trackers for argument in ("--tracker", kind)]
+        hosts = [argument for host in self.webhook_hosts for argument in ("--webhook-host", host)]
+        return [*roots, "--hub" if self.allow_hub else "--no-hub", *code, *work, *trackers, *hosts]
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace, *, hub: bool) -> "Policy":
@@ -165,7 +173,8 @@ class Policy:
             hub: whether the hub is allowed if neither ``--hub`` nor ``--no-hub`` is given.
 
         Raises:
-            SpecError: a root is not a folder.
+            SpecError: a root is not a folder, a host not a host, or there are trackers and no work folder.
+            TrackerError: the package of a tracker is not installed.
         """
         roots = []
         for root in arguments.root or [Path.cwd()]:
@@ -174,7 +183,14 @@ class Policy:
             roots.append(root.resolve())
         allow_hub = hub if arguments.hub is None else arguments.hub
         work_folder = None if arguments.work is None else arguments.work.resolve()
-        return cls(tuple(dict.fromkeys(roots)), allow_hub, arguments.allow_remote_code, work_folder)
+        trackers = tuple(dict.fromkeys(arguments.tracker or ()))
+        if unknown := [kind for kind in trackers if kind not in TRACKERS]:
+            raise SpecError(f"--tracker {unknown[0]!r} is unknown: choose among {', '.join(TRACKERS)}")
+        check_installed(trackers)
+        if trackers and work_folder is None:
+            raise SpecError("--tracker needs a folder for the files of the tracker: add --work DIR")
+        hosts = AllowedHosts(tuple(dict.fromkeys(arguments.webhook_host or ()))).hosts
+        return cls(tuple(dict.fromkeys(roots)), allow_hub, arguments.allow_remote_code, work_folder, trackers, hosts)
 
     def _check(self, specification: BaseModel, prefix: str = "", walk: WalkLimit = LATER) -> None:
         with under(self.reading_rules(walk)), _as_spec_errors():
@@ -266,6 +282,22 @@ def _check_documents(policy: Policy, named: Named) -> None:
                     saved_files(Path(match), split)
 
 
+def _check_trackers(policy: Policy, named: Named) -> None:
+    for kind in named.value:
+        if kind not in policy.trackers:
+            raise SpecError(
+                f"{named.key}: {kind} is not allowed here: leave it out, or have the operator start the service with "
+                f"--tracker {kind}"
+            )
+
+
+def _check_webhook(policy: Policy, named: Named) -> None:
+    try:
+        AllowedHosts(policy.webhook_hosts).check(named.value)
+    except WebhookError as error:
+        raise SpecError(f"{named.key}: {error}") from None
+
+
 CHECKS: dict[Names, Callable[[Policy, Named], None]] = {
     Names.NOTHING: _check_nothing,
     Names.MODEL: _check_model,
@@ -276,12 +308,14 @@ CHECKS: dict[Names, Callable[[Policy, Named], None]] = {
     Names.FILES: _check_files,
     Names.DATA_SET: _check_data_set,
     Names.TASKS: _check_tasks,
+    Names.TRACKERS: _check_trackers,
+    Names.WEBHOOK: _check_webhook,
 }
 """What is done with the value of a field, by what it names."""
 
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--root``, ``--hub`` / ``--no-hub``, ``--allow-remote-code`` and ``--work``."""
+    """The arguments that :meth:`Policy.from_arguments` reads."""
     parser.add_argument(
         "--root",
         action="append",
@@ -303,4 +337,17 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for the checkpoints that plans make, visible to all machines with workers (default: NAME.work "
         "beside an SQLite database, none for PostgreSQL)",
+    )
+    parser.add_argument(
+        "--tracker",
+        action="append",
+        choices=list(TRACKERS),
+        help="a tracker of experiments to which jobs may report, as the environment of this process says; may be "
+        "repeated (default: none)",
+    )
+    parser.add_argument(
+        "--webhook-host",
+        action="append",
+        metavar="HOST",
+        help="a host to which jobs and plans may send webhooks, as HOST or HOST:PORT; may be repeated (default: none)",
     )

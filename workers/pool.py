@@ -4,7 +4,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -100,11 +100,23 @@ class Pool:
         self._messages.put(partial(self._withdraw, tasks, abandon, remaining))
         return remaining
 
-    def prepare(self, job_id: str, spec: JobSpec, samples: Samples | None) -> "Future[Prepared]":
-        """Have a worker load a job's model, and read its documents unless they are given."""
-        preparation = Preparation(job_id=job_id, spec=spec, samples=samples, result=Future())
+    def prepare(
+        self, job_id: str, spec: JobSpec, samples: Samples | None, begun: Mapping[str, str] | None = None
+    ) -> "Future[Prepared]":
+        """See :meth:`workers.model_worker.ModelWorker.prepare`."""
+        preparation = Preparation(job_id=job_id, spec=spec, samples=samples, begun=begun, result=Future())
         self._messages.put(partial(self._queue.add, [preparation]))
         return preparation.result
+
+    def peak_memory(self, model: ModelSpec) -> "Future[list[Future[int | None]]]":
+        """Ask all workers with a model for the most memory that they have used; resolves to their answers to come."""
+        asked: Future[list[Future[int | None]]] = Future()
+
+        def ask() -> None:
+            asked.set_result([slot.worker.peak_memory() for slot in self._slots.up() if slot.model == model])
+
+        self._messages.put(ask)
+        return asked
 
     def status(self) -> dict[str, int]:
         """The number of workers alive and busy, and of waiting items; for metrics."""
@@ -232,7 +244,8 @@ class Pool:
             return
         self._slots.end_lost(slot, time.monotonic())
         reason = one_line(error)
-        logger.warning("lost worker %s: %s", slot.name or "that was starting", reason)
+        lost = {"event": "worker_lost", "worker": slot.name, "reason": reason}
+        logger.warning("lost worker %s: %s", slot.name or "that was starting", reason, extra=lost)
         self._announce("worker_lost", {"worker": slot.name, "reason": reason, "outcome": outcome_of(error)})
         wanted = [work for work in slot.assigned if not work.withdrawn]
         if wanted and wanted[0] is slot.assigned[0]:
@@ -305,7 +318,7 @@ class Pool:
             self._begin(slot)
         if isinstance(work, Preparation):
             slot.setting = None
-            future: Future[Any] = slot.worker.prepare(work.spec, work.samples)
+            future: Future[Any] = slot.worker.prepare(work.spec, work.samples, work.begun)
         elif isinstance(work, LongTask):
             slot.setting = None
             future = slot.worker.run_long_task(work.call)

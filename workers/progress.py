@@ -1,7 +1,7 @@
 """The progress of a running job: stored often, published as events at a readable rate."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from factor_search.search.loop import SearchState
@@ -26,9 +26,16 @@ class ProgressWriter:
     """Records the progress of one search job; called from the job's thread."""
 
     def __init__(
-        self, lease: Lease, budget: BudgetSpec, recorder: Recorder, pool: Pool, earlier: Mapping[str, Any]
+        self,
+        lease: Lease,
+        budget: BudgetSpec,
+        recorder: Recorder,
+        pool: Pool,
+        earlier: Mapping[str, Any],
+        on_phase: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Continue from the figures of an earlier run of the job, which hold until they are reached again."""
+        self._on_phase = on_phase
         self._lease = lease
         self._problem: SearchProblem | None = None
         self._recorder = recorder
@@ -59,6 +66,7 @@ class ProgressWriter:
 
     def phase(self, text: str) -> Written:
         """Record a new phase."""
+        self._on_phase(text)
         self._progress |= {"phase": text, "scored": None, "to_score": None}
         return self._write([("phase", {"phase": text}), ("progress", self._now())])
 

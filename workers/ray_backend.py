@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import random
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -23,6 +24,8 @@ from workers.policy import Policy
 from workers.ray_environment import ClusterError, check_reachable
 
 WATCH = "watch"
+MEMORY = ("memory", "object_store_memory")
+"""Resources of a node that together are what was available when it started; the second is hardly used."""
 
 
 class ActorMethods:
@@ -55,6 +58,12 @@ class ActorMethods:
         losses: list[float] = self.losses_so_far()
         return losses
 
+    @ray.method(concurrency_group=WATCH)
+    def watch_memory(self: Any) -> int | None:
+        """The most memory so far, answered while a candidate is evaluated."""
+        peak: int | None = self.peak_memory()
+        return peak
+
 
 class RayModelWorker(ActorMethods, ModelWorker):
     """The worker of a service."""
@@ -70,10 +79,9 @@ class RayWorker:
         """Resolves when the actor is up."""
         return _future(self._actor.name.remote())
 
-    def prepare(self, spec: JobSpec, samples: Samples | None) -> "Future[Prepared]":
+    def prepare(self, spec: JobSpec, samples: Samples | None, begun: Mapping[str, str] | None) -> "Future[Prepared]":
         """See the protocol."""
-        more = () if samples is None else (samples,)
-        return _future(self._actor.prepare.remote(spec, *more))
+        return _future(self._actor.prepare.remote(spec, samples, begun))
 
     def load(self, setting: Setting) -> "Future[None]":
         """See the protocol."""
@@ -95,6 +103,10 @@ class RayWorker:
     def losses_so_far(self) -> "Future[list[float]]":
         """See the protocol."""
         return _future(self._actor.watch.remote())
+
+    def peak_memory(self) -> "Future[int | None]":
+        """See the protocol."""
+        return _future(self._actor.watch_memory.remote())
 
     def run_long_task(self, call: LongTaskCall) -> "Future[Any]":
         """See the protocol."""
@@ -158,15 +170,21 @@ class RayBackend:
         nodes = [node["Resources"] for node in _alive_nodes()]
         gpus = sum(node.get("GPU", 0.0) for node in nodes)
         needs = {"CPU": self._cpus, "GPU": self._gpus_each(gpus)}
-        fit = sum(
+        fit = [
             min(int(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in needs.items() if amount) for node in nodes
-        )
+        ]
+        limit = sum(fit) if self._limit is None else self._limit
+        with_cores = ((node, count) for node, count in zip(nodes, fit, strict=True) if node.get("CPU"))
+        memory = ((sum(int(node.get(kind, 0)) for kind in MEMORY), min(count, limit)) for node, count in with_cores)
+        largest, sharing = max(memory, default=(0, 0))
         return Capacity(
-            workers=fit if self._limit is None else min(fit, self._limit),
+            workers=min(sum(fit), limit),
             cpus=sum(node.get("CPU", 0.0) for node in nodes),
             gpus=gpus,
             gpus_each=self._gpus_each(gpus),
             nodes=len(nodes),
+            memory=largest or None,
+            memory_each=largest // max(sharing, 1) or None,
         )
 
     def read(self, spec: JobSpec) -> Reading | None:

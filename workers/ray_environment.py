@@ -20,7 +20,7 @@ class ClusterError(FactorSearchError):
 
 
 def prepare_environment(address: str | None) -> None:
-    """Disable usage statistics and enable token authentication, unless the environment says otherwise.
+    """Disable usage statistics and the memory of past calls, and enable token authentication, unless told otherwise.
 
     A private Ray instance gets a random token that is never written to disk. A cluster uses a token if
     ``RAY_AUTH_TOKEN`` is set or ``ray start`` has stored one in the home folder.
@@ -33,6 +33,7 @@ def prepare_environment(address: str | None) -> None:
     """
     if address is None:
         os.environ[TEMPORARY] = _socket_folder()
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # 100,000 calls of actors would be remembered
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # workers without a GPU must not see one
     if "RAY_AUTH_MODE" in os.environ:

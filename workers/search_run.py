@@ -1,6 +1,8 @@
 """Running a search or a readjustment from its claim to its end."""
 
+import contextlib
 import time
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import replace
 from typing import Any
 
@@ -8,16 +10,23 @@ from factor_search.errors import DataError
 from factor_search.measure.evaluation import EARLIER_IDENTITY
 from factor_search.model.geometry import Geometry
 from factor_search.report.document import build_factors_file, build_report, ending
-from factor_search.search.problem import SearchProblem
-from factor_search.search.selection import JobResult, search_and_measure
+from factor_search.report.trackers.search import report_result, watch
+from factor_search.search.estimate import estimate_search
+from factor_search.search.problem import FORMS, SearchProblem
+from factor_search.search.selection import JobResult, measured_with, search_and_measure
+from factor_search.spec import ModelSpec
 from factor_search.text.samples import PARTS
 from storage.states import JobState
-from workers.job_run import End, JobRun
+from workers.backend import WorkerGoneError
+from workers.job_run import IDENTITY, End, JobRun
 from workers.model_worker import Prepared, check_same
 from workers.progress import ProgressWriter
+from workers.stage_estimate import tell_estimate
 
-IDENTITY, SAMPLES = "identity", "samples"
+SAMPLES, SPEED, KNOWN_FORMS = "samples", "speed", "forms"
 """Keys of what is recorded when a job starts: a later run of the job must be about the same."""
+PEAK_SECONDS = 2.0
+"""Workers have so long to say how much memory they used."""
 PROJECTION_SECONDS = 300.0
 """A job waits at most this long for the dashboard's study to be complete."""
 
@@ -30,22 +39,53 @@ def drive_search(run: JobRun) -> End | None:
         JobStopped: the job was stopped.
     """
     spec = run.job.parse_spec()
+    began = time.monotonic()
     run.aside(lambda: run.tools.policy.check(spec), "looking for the files of the job")
     if not run.has_room(spec):
         return None
     progress = run.progress(spec.budget)
     prepared = run.prepare(spec, progress.phase)
-    problem = SearchProblem.of(spec, prepared.geometry)
-    start_stage(run, problem, prepared)
+    problem = start_stage(run, SearchProblem.of(spec, prepared.geometry), prepared)
     if not run.has_workers(spec, progress):
         return None
-    watcher = replace(progress.watcher(), check=run.evaluator.check)
+    estimate = estimate_of(run, problem, prepared, time.monotonic() - began)
+    tell_estimate(run, estimate)
+    tracking = run.track(spec.trackers)
+    watcher = watch(tracking, replace(progress.watcher(), check=run.evaluator.check))
     result = search_and_measure(problem, prepared.samples, run.evaluator, watcher)
+    result.identity = measured_with(result, run.evaluator, prepared.identity)
+    result.estimate, result.continued = estimate, run.lease.attempt > 1
+    result.seconds, result.peak_memory = time.monotonic() - began, peak_memory(run, spec.model)
     return End(JobState.FINISHED, _conclude(run, result, progress))
 
 
-def start_stage(run: JobRun, problem: SearchProblem, prepared: Prepared) -> None:
+def estimate_of(run: JobRun, problem: SearchProblem, prepared: Prepared, elapsed: float) -> dict[str, Any] | None:
+    """What the search is expected to cost, with the seconds so far; None where the worker measured no speed."""
+    if prepared.known is None:
+        return None
+    capacity = run.tools.backend.capacity()
+    available = capacity.memory_beside_others(prepared.known.device, prepared.known.available)
+    known = replace(prepared.known, workers=max(capacity.workers, 1), available=available)
+    return estimate_search(problem.spec, known, problem.forms_compared, prepared.samples, elapsed)
+
+
+def peak_memory(run: JobRun, model: ModelSpec) -> int | None:
+    """Bytes that the worker with the most memory has used; None if none answers soon."""
+    until = time.monotonic() + PEAK_SECONDS
+    found: list[int] = []
+    with contextlib.suppress(FutureTimeoutError):
+        for answer in run.tools.pool.peak_memory(model).result(PEAK_SECONDS):
+            with contextlib.suppress(WorkerGoneError):
+                peak = answer.result(max(until - time.monotonic(), 0.0))
+                found += [] if peak is None else [peak]
+    return max(found, default=None)
+
+
+def start_stage(run: JobRun, problem: SearchProblem, prepared: Prepared) -> SearchProblem:
     """Record the stage, with what the dashboard needs to draw its candidates.
+
+    Returns:
+        The problem with the closed forms that an earlier run of the job began with.
 
     Raises:
         ModelChangedError: the files of the model are not those that an earlier run of the job began with.
@@ -56,6 +96,7 @@ def start_stage(run: JobRun, problem: SearchProblem, prepared: Prepared) -> None
     start = run.tools.evaluations.start_search
     first = run.persist(lambda: start(run.lease, spec.target_length, study, document))
     _continue_from(run, first, document)
+    return SearchProblem.of(spec, problem.geometry, first.get(KNOWN_FORMS, ()))
 
 
 def _continue_from(run: JobRun, first: dict[str, Any], now: dict[str, Any]) -> None:
@@ -80,6 +121,8 @@ def _continue_from(run: JobRun, first: dict[str, Any], now: dict[str, Any]) -> N
 def _conclude(run: JobRun, result: JobResult, progress: ProgressWriter) -> dict[str, Any]:
     progress.phase("writing the report")
     report, factors = build_report(result), build_factors_file(result).as_json()
+    if run.tracking:
+        report_result(run.tracking, result, report)
     run.persist(lambda: run.tools.evaluations.end_search(run.lease))
     _await_projection(run)
     run.wait(progress.finish())
@@ -102,6 +145,8 @@ def _describe(problem: SearchProblem, prepared: Prepared) -> dict[str, Any]:
     samples, space = prepared.samples, problem.space
     return {
         IDENTITY: prepared.identity,
+        SPEED: _speed(prepared),
+        KNOWN_FORMS: list(FORMS),
         SAMPLES: samples.sha256,
         "geometry": _geometry(problem.geometry),
         "closed_forms": {name: factors.as_json() for name, factors in problem.methods.items()},
@@ -113,6 +158,14 @@ def _describe(problem: SearchProblem, prepared: Prepared) -> dict[str, Any]:
             "upper": 1.0 + space.step * space.top_level,
         },
     }
+
+
+def _speed(prepared: Prepared) -> dict[str, Any] | None:
+    """What the worker measured, for estimates of other jobs with models of the same size."""
+    known = prepared.known
+    if known is None or known.size is None or known.speed is None:
+        return None
+    return {"key": known.size.key, "available": known.available, **known.speed.as_json()}
 
 
 def _geometry(geometry: Geometry) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Supervisor:
                 process.wait(self._stop_timeout)
             except subprocess.TimeoutExpired:
                 logger.warning("%s did not stop within %g s and is killed", self._name, self._stop_timeout)
-                _kill_session(process.pid)
+                kill_session(process.pid)
         self._thread.join()
 
     def kill(self) -> None:
@@ -92,7 +92,7 @@ class Supervisor:
         self._stopping.set()
         process = self._process
         if process is not None and process.poll() is None:
-            _kill_session(process.pid)
+            kill_session(process.pid)
 
     def _run(self) -> None:
         delay = self._first_delay
@@ -122,11 +122,11 @@ class Supervisor:
         status = process.wait()
         if process.stdin is not None:
             process.stdin.close()
-        _kill_session(process.pid)
+        kill_session(process.pid)
         return f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
 
 
-def _kill_session(session: int) -> None:
+def kill_session(session: int) -> None:
     """Kill the processes that a dead leader left in its session; some of Ray's would run for minutes."""
     for process_id in _process_ids():
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -1,7 +1,7 @@
 """The work that the pool distributes (candidates, preparations, long-running tasks) and the slots that do it."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -51,6 +51,8 @@ class Preparation:
     samples: Samples | None
     """The job's documents; None if the worker reads them."""
     result: "Future[Prepared]"
+    begun: Mapping[str, str] | None = None
+    """Identity of the model with which an earlier run of the job began."""
     attempts: int = 0
     withdrawn: bool = False
 

@@ -17,7 +17,7 @@ from api.cli.commands import COMMANDS, check_installed
 from factor_search.errors import FactorSearchError, one_line
 from factor_search.files.atomic import FULL
 from factor_search.version import __version__
-from factor_search.visible import VisibleStream, visible
+from factor_search.visible import VisibleStream, masked, visible
 
 INTERRUPTED = 130
 
@@ -49,7 +49,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except FactorSearchError as error:
         if debug:
             traceback.print_exc()
-        print(f"factor-search: error: {visible(str(error))}", file=sys.stderr)
+        print(f"factor-search: error: {visible(masked(str(error)))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("factor-search: interrupted", file=sys.stderr)
@@ -58,6 +58,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output is gone
         return 1
     except Exception as error:
+        if _was_interrupted(error):
+            print("factor-search: interrupted", file=sys.stderr)
+            return INTERRUPTED
         if debug:
             raise
         if isinstance(error, OSError) and error.errno in FULL:
@@ -70,6 +73,13 @@ def _run(arguments: Sequence[str] | None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether an interruption led to the error: cleaning up in a library, half-way through its start, can fail."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 @contextlib.contextmanager

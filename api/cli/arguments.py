@@ -7,6 +7,7 @@ from factor_search.factors_file import FactorsFile
 from factor_search.spec import JobSpec, ModelSpec, parse_spec
 
 AGE_UNITS = {"d": 86_400.0, "h": 3600.0, "m": 60.0}
+IGNORE_MEMORY = "start even if the estimate says that it needs far more memory than there is"
 LONGEST_AGE_SECONDS = 36_500 * AGE_UNITS["d"]
 
 
@@ -33,6 +34,11 @@ def add_remote_code_argument(parser: argparse.ArgumentParser | argparse._Argumen
         default=None,
         help="run the Python code that comes with the checkpoint; read it first",
     )
+
+
+def add_no_hub_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--no-hub``."""
+    parser.add_argument("--no-hub", action="store_true", help="neither download from nor upload to the hub")
 
 
 def model_of_factors(arguments: argparse.Namespace, file: FactorsFile) -> dict[str, Any]:

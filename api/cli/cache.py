@@ -16,6 +16,7 @@ from factor_search.files.cache import cache_root
 KINDS = {
     "file-hashes": "hashes of weights",
     "tokens": "token ids of documents",
+    "speeds": "measured speeds of models on this machine",
     "models": "models that demo has downloaded",
     "bench": "results of benchmarks",
 }

@@ -114,7 +114,7 @@ def _candidates(progress: Progress) -> str:
 
 def _best(progress: Progress) -> str:
     if progress.best_perplexity is None:
-        return "best none"
+        return "none on all documents yet"
     against = ""
     if progress.closed_form_perplexity is not None:
         against = f" ({progress.closed_form} {progress.closed_form_perplexity:.4f})"

@@ -17,6 +17,7 @@ from api.cli.private_server import last_lines
 from factor_search.errors import FactorSearchError, one_line
 from factor_search.files.cache import cache_folder
 from factor_search.version import versions
+from factor_search.visible import masked
 
 SERVICE_VERSIONS = ("optuna-dashboard", "ray", "sqlalchemy", "fastapi")
 OPTIONAL = {
@@ -96,7 +97,7 @@ def examine(arguments: argparse.Namespace) -> Iterator[Finding]:
             yield Finding(what, True, check())
         except Exception as error:  # whatever is wrong with an installation is a finding
             kind = "" if isinstance(error, FactorSearchError) else f"{type(error).__name__}: "
-            yield Finding(what, False, f"{kind}{error if kind == '' else one_line(error)}")
+            yield Finding(what, False, f"{kind}{masked(str(error)) if kind == '' else one_line(error)}")
 
 
 def _has_service() -> bool:

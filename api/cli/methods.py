@@ -2,10 +2,17 @@
 
 import argparse
 import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
 
 from api.cli.arguments import add_json_argument, add_model_arguments, model_spec
 from factor_search.errors import SpecError
+from factor_search.factors import Factors
 from factor_search.factors_file import FactorsModel, factors_file
+
+HEAD, COLUMN = 17, 18
+"""Characters of the pair with its wavelength, and of a closed form."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +44,22 @@ def run(arguments: argparse.Namespace) -> int:
         files = {name: factors_file(factors, model, target).as_json() for name, factors in chosen.items()}
         print(json.dumps(files[arguments.method] if arguments.method else files))
         return 0
-    print(f"{'pair':>5}{'wavelength':>12}" + "".join(f"{name:>14}" for name in chosen))
-    for i, wavelength in enumerate(geometry.wavelengths):
-        cells = "".join(f"{factors.rescale_factors[i]:>14.4f}" for factors in chosen.values())
-        print(f"{i:>5}{wavelength:>12.4g}{cells}")
-    print(f"{'attention':>17}" + "".join(f"{factors.attention_factor:>14.4f}" for factors in chosen.values()))
+    print("\n\n".join(_table(chosen, names, geometry.wavelengths) for names in _blocks(list(chosen))))
     return 0
+
+
+def _blocks(names: list[str]) -> list[list[str]]:
+    """As many columns beside each other as the terminal has room for; all of them where the output is no terminal."""
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    each = max(1, (room - HEAD) // COLUMN)
+    return [names[start : start + each] for start in range(0, len(names), each)]
+
+
+def _table(chosen: Mapping[str, Factors], names: Sequence[str], wavelengths: Sequence[float]) -> str:
+    """Pairs in rows, closed forms in columns."""
+    forms = [chosen[name] for name in names]
+    lines = [f"{'pair':>5}{'wavelength':>12}" + "".join(f"{name:>{COLUMN}}" for name in names)]
+    for i, wavelength in enumerate(wavelengths):
+        lines.append(f"{i:>5}{wavelength:>12.4g}" + "".join(f"{one.rescale_factors[i]:>{COLUMN}.4f}" for one in forms))
+    lines.append(f"{'attention':>{HEAD}}" + "".join(f"{one.attention_factor:>{COLUMN}.4f}" for one in forms))
+    return "\n".join(lines)

@@ -10,6 +10,7 @@ from api.schemas import Progress
 from factor_search.plan.kinds.contract import Work
 from factor_search.plan.kinds.search import JobWork
 from factor_search.plan.run import PlanWatcher
+from factor_search.search.estimate_text import summary
 from factor_search.search.loop import SearchState
 from factor_search.search.problem import SearchProblem
 from factor_search.search.progress import search_progress
@@ -33,6 +34,7 @@ class JobProgress:
             candidate=self._candidate,
             scored=self._scored,
             documents=self._documents,
+            estimate=self._estimate,
         )
 
     def close(self) -> None:
@@ -48,6 +50,9 @@ class JobProgress:
         self._problem = problem
         for note in problem.geometry.notes:
             self._display.say(note)
+
+    def _estimate(self, estimate: dict[str, Any]) -> None:
+        self._display.say(summary(estimate))
 
     def _candidate(self, state: SearchState) -> None:
         assert self._problem is not None

@@ -4,13 +4,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from api.cli.arguments import add_json_argument
+from api.cli.arguments import IGNORE_MEMORY, add_json_argument
 from api.cli.specification import add_specification_arguments, print_specification, specification
-from factor_search.errors import SpecError
+from factor_search.errors import FactorSearchError, SpecError, TooLargeError
 from factor_search.plan.spec import PlanSpec
+from factor_search.report.tracing import set_up_tracing
 from factor_search.spec import JobSpec
+from factor_search.visible import visible
 
 if TYPE_CHECKING:
     from factor_search.plan.run import PlanResult
@@ -33,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, metavar="M", help="plans only: the model that a stage waits for (exit status 3)"
     )
+    parser.add_argument("--ignore-memory", action="store_true", help=IGNORE_MEMORY)
     add_json_argument(parser)
     parser.set_defaults(run=_run)
     parser.epilog = (
@@ -52,9 +55,28 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.out is None:
         arguments.usage_error("--out missing: name the folder for the results")
+    if not arguments.ignore_memory:
+        check_memory(spec)
+    set_up_tracing("factor-search")
     if isinstance(spec, PlanSpec):
         return _run_plan(spec, arguments)
     return run(spec, arguments.out, arguments.json)
+
+
+def check_memory(spec: JobSpec | PlanSpec) -> None:
+    """Refuse what needs far more memory than there is here.
+
+    Raises:
+        TooLargeError: says what it needs, what there is, and the largest length that would fit.
+    """
+    from factor_search.model.memory import available_bytes
+    from factor_search.model.speed import device_of
+    from factor_search.plan.estimate import memory_refusal
+
+    available = available_bytes(str(device_of(spec.model)))
+    reason = None if available is None else memory_refusal(spec, available, "this machine")
+    if reason is not None:
+        raise TooLargeError(f"{reason}; --ignore-memory runs it nevertheless")
 
 
 def _refuse_plan_options(arguments: argparse.Namespace) -> None:
@@ -70,14 +92,17 @@ def run(spec: JobSpec, out: Path, as_json: bool) -> int:
     from factor_search.model.allocator import keep_freed_memory
     from factor_search.report.document import table
     from factor_search.report.results import holds_finished, write_results
+    from factor_search.report.trackers.search import tracked_search
 
     keep_freed_memory()
     progress = JobProgress()
-    try:
-        result = run_job(spec, out, progress.watcher())
-    finally:
-        progress.close()
-    report = write_results(result, out)
+    with tracked_search(spec, out, progress.watcher()) as search:
+        try:
+            result = run_job(spec, out, search.watcher)
+        finally:
+            progress.close()
+        report = write_results(result, out)
+        search.conclude(result, report)
     print(json.dumps(report) if as_json else table(report))
     if result.interrupted:
         holds = "an earlier finished result" if holds_finished(out) else "a partial result"
@@ -98,6 +123,7 @@ def _run_plan(plan: PlanSpec, arguments: argparse.Namespace) -> int:
 
     keep_freed_memory()
     progress, out = PlanProgress(), arguments.out
+    estimate = _estimate(plan)
     try:
         result = run_plan(
             plan,
@@ -105,10 +131,11 @@ def _run_plan(plan: PlanSpec, arguments: argparse.Namespace) -> int:
             progress.watcher(),
             start_over_from=arguments.start_over_from,
             checkpoint=arguments.checkpoint,
+            estimate=estimate,
         )
     finally:
         progress.close()
-    report = plan_report(result.plan, result.works, result.outcomes)
+    report = plan_report(result.plan, result.works, result.outcomes, estimate)
     print(json.dumps(report) if arguments.json else plan_table(report))
     if result.status != "finished":
         return _stopped(result, out)
@@ -116,6 +143,19 @@ def _run_plan(plan: PlanSpec, arguments: argparse.Namespace) -> int:
         exported = [out / work.stage / FOLDER for work in result.works if work.kind == "export"]
         print(*exported, out / "factors.json", out / "report.html", sep="  ")
     return 0
+
+
+def _estimate(plan: PlanSpec) -> dict[str, Any] | None:
+    """Print the estimate of a plan in one line; None if none can be made, as the plan itself will say."""
+    from api.cli.estimate import estimated
+    from factor_search.search.estimate_text import summary
+
+    try:
+        estimate = estimated(plan)
+    except FactorSearchError:
+        return None
+    print(visible(summary(estimate)), file=sys.stderr, flush=True)
+    return estimate
 
 
 def _stopped(result: "PlanResult", out: Path) -> int:

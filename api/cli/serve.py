@@ -22,13 +22,15 @@ from api.cli.environment import (
 from api.dashboard import Dashboard
 from api.server import STOP_SECONDS, ServeError, Server, listen, url_of
 from api.settings import Settings, is_loopback
-from factor_search.visible import LEVELS, set_up_logging
+from factor_search.report.tracing import set_up_tracing
+from factor_search.visible import FORMATS, LEVELS, set_up_logging
 from storage.dashboard.address import optuna_url_beside
 from storage.database import Database, sqlite_file
 from storage.errors import DatabaseError
 from storage.keys import KeyStore
 from workers.policy import Policy, add_policy_arguments
 from workers.supervisor import Supervisor
+from workers.webhooks import SECRET_VARIABLE, read_secret
 
 COORDINATOR_FLAGS = (
     "--ray-address",
@@ -38,7 +40,9 @@ COORDINATOR_FLAGS = (
     "--jobs",
     "--evaluation-timeout",
     "--prepare-minutes",
+    "--webhook-secret-file",
     "--log-level",
+    "--log-format",
 )
 """Passed on to the coordinator unchanged."""
 logger = logging.getLogger(__name__)
@@ -78,7 +82,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="limit for reading the documents of a job, and for loading its model; default: 60",
     )
     add_variable_argument(
+        parser,
+        "--webhook-secret-file",
+        type=Path,
+        metavar="FILE",
+        help=f"file with the secret that signs webhooks; default: ${SECRET_VARIABLE}",
+    )
+    add_variable_argument(
         parser, "--log-level", default="warning", choices=[*LEVELS], help="least severe messages that are logged"
+    )
+    add_variable_argument(
+        parser, "--log-format", default="text", choices=[*FORMATS], help="text, or json: one object a line"
     )
     add_variable_argument(
         parser,
@@ -104,12 +118,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
-    set_up_logging(arguments.log_level)
+    set_up_logging(arguments.log_level, arguments.log_format)
+    set_up_tracing("factor-search-server")
     if arguments.stop_at_end_of_input:
         threading.Thread(target=_stop_at_end_of_input, name="parent", daemon=True).start()
     loopback = is_loopback(arguments.host)
     policy = read_policy(arguments, hub=loopback)
     policy.close_the_hub()
+    check_webhook_secret(policy, arguments)
     check_keys(arguments.database, loopback=loopback, host=arguments.host)
     optuna_url = arguments.dashboard_database or optuna_url_beside(arguments.database)
     if not arguments.no_dashboard:
@@ -185,6 +201,12 @@ def read_policy(arguments: argparse.Namespace, *, hub: bool) -> Policy:
         arguments.hub = truth_from("--hub")
     if truth_from("--allow-remote-code"):
         arguments.allow_remote_code = True
+    trackers = os.environ.get(variable_of("--tracker"))
+    if not arguments.tracker and trackers:
+        arguments.tracker = trackers.split(",")
+    hosts = os.environ.get(variable_of("--webhook-host"))
+    if not arguments.webhook_host and hosts:
+        arguments.webhook_host = hosts.split(",")
     if arguments.work is None:
         arguments.work = _work_folder(arguments.database)
     return Policy.from_arguments(arguments, hub=hub)
@@ -197,6 +219,20 @@ def _work_folder(database_url: str) -> Path | None:
         return Path(given)
     file = sqlite_file(database_url)
     return None if file is None else file.with_name(f"{file.stem}.work")
+
+
+def check_webhook_secret(policy: Policy, arguments: argparse.Namespace) -> None:
+    """Refuse to accept webhooks that could not be signed.
+
+    Raises:
+        ServeError: the coordinator would have no secret.
+        SpecError: what it would have is not a secret.
+    """
+    given = os.environ.get(SECRET_VARIABLE)
+    if policy.webhook_hosts and not arguments.no_coordinator and read_secret(arguments.webhook_secret_file) is None:
+        raise ServeError(f"--webhook-host needs a secret to sign with: {SECRET_VARIABLE} or --webhook-secret-file FILE")
+    if given is not None:
+        os.environ[SECRET_VARIABLE] = given  # for the coordinator
 
 
 def check_keys(database_url: str, *, loopback: bool, host: str) -> None:

@@ -7,12 +7,14 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from api.cli.arguments import add_json_argument
+from api.cli.arguments import IGNORE_MEMORY, add_json_argument
 from api.cli.environment import add_server_arguments
 from api.cli.specification import add_specification_arguments, print_specification, specification
 from api.cli.watch import watch
 from api.client import Client
+from factor_search.errors import FactorSearchError, one_line
 from factor_search.plan.spec import PlanSpec
+from factor_search.search.estimate_text import summary
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--idempotency-key", metavar="K", help="submitting again with the same K does not create a second one"
     )
+    parser.add_argument("--ignore-memory", action="store_true", help=IGNORE_MEMORY)
     add_server_arguments(parser)
     add_json_argument(parser)
     parser.epilog = (
@@ -42,15 +45,25 @@ def run(arguments: argparse.Namespace) -> int:
         if client.is_local:
             document = with_absolute_paths(document)
         resource = client.plans if isinstance(spec, PlanSpec) else client.jobs
-        item = resource.submit(document, key)
+        item = resource.submit(document, key, ignore_memory=arguments.ignore_memory)
         print(item.model_dump_json() if arguments.json and not arguments.watch else item.id, flush=True)
         if item.note:
             print(f"note: {item.note}", file=sys.stderr)
+        if not arguments.json:
+            print(_estimate(client, document), file=sys.stderr, flush=True)
         if arguments.watch:
             return watch(client, item.id, as_json=arguments.json)
         if not arguments.json:
             print(f"to follow it: factor-search watch {item.id}", file=sys.stderr)
     return 0
+
+
+def _estimate(client: Client, document: dict[str, Any]) -> str:
+    """The server's estimate in one line, or why there is none: the job is queued in any case."""
+    try:
+        return summary(client.estimate(document).as_json())
+    except FactorSearchError as error:
+        return f"estimate: none ({one_line(error)})"
 
 
 def with_absolute_paths(document: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from api import deferred
 from api.cursors import JOB_ID
+from api.estimates import check_memory
 from api.problems import RefusedError, documented
 from api.records import Records
 from api.routes.resource import (
@@ -38,13 +39,15 @@ from workers.pinning import pinned
 from workers.policy import AT_SUBMISSION
 
 
-def check(stores: Records, spec: JobSpec) -> Checked:
+def check(stores: Records, spec: JobSpec, ignore_memory: bool) -> Checked:
     """Refuse a search that the policy does not allow or that cannot end well, as far as this is known by now."""
     policy = stores.settings.policy
     policy.check(spec, AT_SUBMISSION)
     with placed_refusals(), under(policy.reading_rules(AT_SUBMISSION)):
         spec = with_warm_start(spec, stores)
         notes = deferred.check_possible(spec)
+    if not ignore_memory:
+        check_memory(stores, spec)
     return Checked(pinned(spec), Asked.of(spec), notes)
 
 

@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from api import deferred
 from api.cursors import PLAN_ID
+from api.estimates import check_memory
 from api.plan_schemas import Checkpoint, Plan, PlanPage, Retry
 from api.problems import RefusedError, documented
 from api.records import Records
@@ -28,12 +29,14 @@ from workers.pinning import pinned
 from workers.policy import AT_SUBMISSION
 
 
-def check(stores: Records, spec: PlanSpec) -> Checked:
+def check(stores: Records, spec: PlanSpec, ignore_memory: bool) -> Checked:
     """Refuse a plan that the policy does not allow or that cannot end well, as far as this is known by now."""
     policy = stores.settings.policy
     policy.check_plan(spec, AT_SUBMISSION)
     with placed_refusals(), under(policy.reading_rules(AT_SUBMISSION)):
         notes = deferred.check_plan(spec)
+    if not ignore_memory:
+        check_memory(stores, spec)
     expanded = spec.expanded()
     return Checked(pinned(expanded), Asked.of(expanded), notes)
 

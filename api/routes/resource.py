@@ -76,8 +76,8 @@ class Resource:
     """Name of the OpenAPI schema of the report."""
     parse: Callable[[bytes], Any]
     """Reads what is submitted from the body of a request."""
-    check: Callable[[Records, Any], "Checked"]
-    """Refuses what is submitted if it is not allowed or cannot succeed."""
+    check: Callable[[Records, Any, bool], "Checked"]
+    """Refuses what is submitted if it is not allowed or cannot succeed; the last says to accept what is too large."""
     store: Callable[[Records, "Checked", str | None, str | None], tuple[Any, bool]]
     """Stores what was checked, with idempotency key and id of the API key; returns it, and whether it is new."""
     on_submit: str
@@ -157,10 +157,11 @@ def _add_submission(router: APIRouter, resource: Resource) -> None:
         checks: Checks,
         writes: Writes,
         idempotency_key: Annotated[str | None, key_header] = None,
+        ignore_memory: Annotated[bool, Query(description="Accept what needs more memory than any worker has.")] = False,
     ) -> Response:
         key, by = checked_idempotency_key(idempotency_key), request.scope["state"].get("key")
         body = await read_body(request)
-        checked = await checks.run(lambda: resource.check(stores, resource.parse(body)))
+        checked = await checks.run(lambda: resource.check(stores, resource.parse(body), ignore_memory))
 
         def store() -> Response:
             stored, new = resource.store(stores, checked, key, by.id if by else None)

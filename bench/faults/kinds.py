@@ -17,6 +17,7 @@ from bench.faults import worker
 from bench.faults.databases import Postgresql, SqliteFile
 from bench.faults.files import change_files, disturb_plan
 from bench.faults.service import Service, StuckError
+from workers.supervisor import kill_session
 
 Inject: TypeAlias = Callable[[Service, random.Random], str]
 """Does it, and returns what it did; raises StuckError if the service does not do what is expected of it."""
@@ -96,7 +97,12 @@ def second_coordinator(service: Service, rng: random.Random) -> str:
     command += ["--work", str(service.disks["work"].folder)]
     with service.log.open("ab") as log:
         other = subprocess.Popen(
-            command, env=service.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+            command,
+            env=service.environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
         )
     assert other.stdout is not None
     assert other.stdin is not None
@@ -111,6 +117,7 @@ def second_coordinator(service: Service, rng: random.Random) -> str:
         other.send_signal(number)
         other.stdin.close()
         other.wait(60)
+        kill_session(other.pid)  # as what supervises a coordinator does: a server, or systemd
         other.stdout.close()
     return f"a second coordinator came, and ended by {signal.Signals(number).name}"
 

@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from bench.faults import processes, stepped_clock, worker
 from bench.faults.databases import DatabaseServer
 from bench.faults.disks import Disk
-from bench.ray_cluster import free_port
+from bench.ports import free_port
 from bench.stub import ONE_BY_ONE
 from factor_search.report.document import build_factors_file
 from factor_search.search.problem import SearchProblem

@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,10 @@ class FaultWorker(ActorMethods, ModelWorker):
         """See :meth:`workers.model_worker.ModelWorker.read`."""
         return prepared(spec).samples if is_stub(spec.model.id) else ModelWorker.read(spec, policy)
 
-    def prepare(self, spec: JobSpec, samples: Samples | None = None) -> Prepared:
-        return prepared(spec) if is_stub(spec.model.id) else super().prepare(spec, samples)
+    def prepare(
+        self, spec: JobSpec, samples: Samples | None = None, begun: Mapping[str, str] | None = None
+    ) -> Prepared:
+        return prepared(spec) if is_stub(spec.model.id) else super().prepare(spec, samples, begun)
 
     def load(self, setting: Setting) -> None:
         if not is_stub(setting.model.id):

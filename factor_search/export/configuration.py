@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from factor_search.errors import ExportError
-from factor_search.factors_file import FactorsFile, check_belongs
+from factor_search.factors_file import FactorsFile, Form, check_belongs
 from factor_search.model.geometry import TEXT_PARTS, Geometry, longrope_attention_factor
+from factor_search.model.yarn import yarn_of_numbers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -58,7 +59,7 @@ def huggingface_config(
     if geometry.layer_type is None:
         own = text["rope_parameters"]
         text["rope_parameters"] = _parameters(own, file, short, geometry)
-        _add_legacy(text, geometry, switching=short is not None)
+        _add_legacy(text, switching=short is not None)
     else:
         own = text["rope_parameters"]
         text["rope_parameters"] = own | {
@@ -159,7 +160,7 @@ def loaded_by(content: Mapping[str, Any]) -> tuple[str, str | None]:
     parameters = text["rope_parameters"]
     if "rope_type" not in parameters:
         return ">=5", "transformers 4 has no RoPE parameters by layer type: it would ignore the factors without a word"
-    if text.get("model_type") in THREE_FIELDS and len(text["rope_scaling"]) != len(("type", "short", "long")):
+    if text.get("model_type") in THREE_FIELDS and len(text["rope_scaling"] or ()) != len(("type", "short", "long")):
         return ">=5", "transformers 4 cannot express this attention factor for the model, and refuses to load it"
     return ">=4.57", None
 
@@ -184,6 +185,15 @@ def _parameters(
                 f"cannot switch at {original}: export without short factors"
             )
         original = own_original
+    if (form := form_of(file, geometry)) is not None and short is None:
+        scaled = {"factor": form.factor, "beta_fast": form.beta_fast, "beta_slow": form.beta_slow}
+        scaled |= {"attention_factor": form.attention_factor, "original_max_position_embeddings": original}
+        kind = {"yarn": "yarn", "base": "default"}[form.kind]
+        return (
+            kept
+            | {"rope_type": kind, "type": kind, "rope_theta": form.rope_theta}
+            | (scaled if form.kind == "yarn" else {})
+        )
     return kept | {
         "rope_type": "longrope",
         "type": "longrope",
@@ -198,16 +208,41 @@ def _parameters(
     }
 
 
-def _add_legacy(text: dict[str, Any], geometry: Geometry, *, switching: bool) -> None:
+def form_of(file: FactorsFile, geometry: Geometry) -> Form | None:
+    """Return the form that the factors have, with which an engine needs no lists.
+
+    Raises:
+        ExportError: the form of the file gives other factors for the model.
+    """
+    form = file.form
+    if form is None or file.initial_tokens:
+        return None
+    numbers = form.model_dump(exclude={"kind"})
+    given = yarn_of_numbers(geometry, **numbers)
+    pairs = zip(given.rescale_factors, file.rescale_factors, strict=True)
+    if given.attention_factor != file.attention_factor or any(abs(one / other - 1) > 1e-9 for one, other in pairs):
+        raise ExportError(
+            "the form in the factors file is not that of its rescale factors: leave the keys 'form' and 'sha256' out "
+            "of the file to export the factors themselves"
+        )
+    return form
+
+
+def _add_legacy(text: dict[str, Any], *, switching: bool) -> None:
     """Add the keys that transformers 4 and other engines read instead of ``rope_parameters``."""
     parameters = text["rope_parameters"]
-    text["rope_scaling"] = dict(parameters)
-    text["rope_theta"] = geometry.rope_theta
+    theta = text["rope_theta"] = parameters["rope_theta"]
+    if parameters["rope_type"] == "default":
+        text["rope_scaling"] = None
+    else:
+        text["rope_scaling"] = dict(parameters)
     share = parameters.get("partial_rotary_factor")
     if share is not None:
         text["partial_rotary_factor"] = share
     if text.get("model_type", "").startswith("gpt_neox"):
-        text |= {"rotary_emb_base": geometry.rope_theta} | ({} if share is None else {"rotary_pct": share})
+        text |= {"rotary_emb_base": theta} | ({} if share is None else {"rotary_pct": share})
+    if "long_factor" not in parameters:
+        return
     original = parameters["original_max_position_embeddings"]
     if switching:  # transformers 4 switches at the one outside, or at the maximum length
         text["original_max_position_embeddings"] = original

@@ -105,6 +105,10 @@ class Engine(ABC):
     """Whether the format can express initial tokens."""
     document_name: ClassVar[str | None]
     """Name of the JSON file that carries the factors; None if they stand in files that hold weights or tables."""
+    out_name: ClassVar[str] = "extended-model"
+    """An ``--out`` for examples."""
+    model_name: ClassVar[str | None] = None
+    """A ``--model`` for examples, if it is another file than the checkpoint that was searched."""
 
     @abstractmethod
     def check(self, source: Source) -> None:
@@ -126,6 +130,10 @@ class Engine(ABC):
             source: without limits.
         """
         raise NotImplementedError(f"{self.name} is not a JSON document")
+
+    @abstractmethod
+    def load_command(self, model: ModelSpec, target_length: int, out: Path) -> str:
+        """A command line for a shell that loads what :meth:`write` has written for a model to ``out``."""
 
     @abstractmethod
     def write(self, source: Source, out: Path) -> Exported:

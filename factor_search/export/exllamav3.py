@@ -16,12 +16,14 @@ from typing import Any
 from factor_search.export.contract import Engine, Exported, Limit, Source
 from factor_search.export.huggingface import initial_tokens_limit
 from factor_search.export.limits import attention_factor_limit, check_computes, check_configuration, switching_limit
+from factor_search.export.model_folder import shell_command
 from factor_search.export.own_configuration import (
     configuration_with_lengths,
     lengths_of,
     notes_on_lengths,
     write_own_configuration,
 )
+from factor_search.spec import ModelSpec
 
 ACCEPTED = frozenset(
     {
@@ -72,6 +74,11 @@ class ExLlamaV3(Engine):
     def document(self, source: Source) -> dict[str, Any]:
         """The configuration."""
         return configuration_with_lengths(source, lengths_of(source))
+
+    def load_command(self, model: ModelSpec, target_length: int, out: Path) -> str:
+        """Quantises the model in the folder, with ``convert.py`` of ExLlamaV3's source."""
+        quantised = out.with_name(f"{out.name}-exl3")
+        return shell_command("python", "convert.py", "-i", out, "-o", quantised, "-w", "work", "-b", 4)
 
     def write(self, source: Source, out: Path) -> Exported:
         """The configuration with all other files of the checkpoint."""

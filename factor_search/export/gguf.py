@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from factor_search.errors import ExportError, FactorsError, ModelError, OutputError
-from factor_search.export.configuration import check_short
+from factor_search.export.configuration import check_short, form_of
 from factor_search.export.contract import Engine, Exported, Limit, Source
 from factor_search.export.huggingface import initial_tokens_limit
-from factor_search.factors_file import FactorsFile
+from factor_search.factors_file import FactorsFile, Form
 from factor_search.files.gguf import (
     FLOAT32,
     UINT32,
@@ -40,7 +40,11 @@ from factor_search.model.gguf_rope import (
     read_rope,
     shortest,
 )
+from factor_search.model.yarn import yarn_attention_factor
+from factor_search.spec import ModelSpec
 
+YARN_ROTATIONS = (32.0, 1.0)
+"""Ends of YaRN's ramp that llama.cpp takes without options."""
 REWRITTEN = "qwen2"
 """The architecture that can be rewritten as ``llama``: the same but for the order of rows in q and k."""
 
@@ -57,11 +61,16 @@ class Gguf(Engine):
     title = "llama.cpp"
     writes = "the model's GGUF file with the factors in it"
     document_name = None
+    out_name = "extended.gguf"
+    model_name = "model.gguf"
 
     def check(self, source: Source) -> None:
         """The model must be a GGUF file of an architecture whose factors llama.cpp reads."""
         header, rope = _read(source)
-        _check_architecture(header)
+        if form_without_lists(source.file, source.short, header.architecture) is None:
+            _check_architecture(header)
+        else:
+            form_of(source.file, source.geometry)
         _check_reach(source)
         for file in (source.file, source.short):
             if file is not None:
@@ -76,13 +85,18 @@ class Gguf(Engine):
         if source.short is not None and architecture not in READ_PAIR:
             reason = f"the factors switch at the original length, which llama.cpp cannot do for {architecture}"
             limits.append(Limit(reason, "the long factors for all inputs", lambda source: replace(source, short=None)))
-        if architecture == REWRITTEN and not isinstance(source, AsLlama):
+        form = form_without_lists(source.file, source.short, architecture)
+        if architecture == REWRITTEN and form is None and not isinstance(source, AsLlama):
             reason = f"llama.cpp refuses files of architecture {REWRITTEN} with factors"
             nearest = "the same model rewritten as architecture llama, which computes the same"
             limits.append(
                 Limit(reason, nearest, lambda source: AsLlama(source.file, source.model, source.short, source.check))
             )
         return limits
+
+    def load_command(self, model: ModelSpec, target_length: int, out: Path) -> str:
+        """Starts llama.cpp on the file."""
+        return shlex.join(["llama-cli", "-m", str(out), "-c", str(target_length)])
 
     def write(self, source: Source, out: Path) -> Exported:
         """The whole file; ``out`` is a name that ends in .gguf, or the folder for a file named after the length."""
@@ -98,9 +112,17 @@ class Gguf(Engine):
         ]
         if source.short is not None:
             notes = ["llama.cpp takes the long factors if the context that -c asks for is beyond the original length."]
+        command = self.load_command(source.model, target, out)
+        form = form_without_lists(source.file, source.short, header.architecture)
+        if form is not None and form.kind == "yarn":
+            command += f" --yarn-beta-fast {form.beta_fast:g} --yarn-beta-slow {form.beta_slow:g}"
+            notes = [
+                "llama.cpp reads the rotations at the ends of YaRN's ramp from its command line alone: without these "
+                "options it takes 32 and 1."
+            ]
         if isinstance(source, AsLlama):
             notes.append("The file says architecture llama; its weights are the same, in another order of rows.")
-        return Exported([out], f"llama-cli -m {shlex.quote(str(out))} -c {target}", notes)
+        return Exported([out], command, notes)
 
 
 def patched(header: Header, file: FactorsFile, short: FactorsFile | None = None, as_llama: bool = False) -> Header:
@@ -120,7 +142,9 @@ def patched(header: Header, file: FactorsFile, short: FactorsFile | None = None,
         "original_context_length": number_entry(file.model.original_length, UINT32),
     }
     own = [f32_tensor(FREQS, file.rescale_factors)]
-    if architecture in READ_PAIR:
+    if (form := form_without_lists(file, short, architecture)) is not None:
+        scaling, own = _scaling_of(form, file.model.original_length), []
+    elif architecture in READ_PAIR:
         scaling["type"] = text_entry("longrope")
         own = [f32_tensor(LONG, file.rescale_factors), f32_tensor(SHORT, (short or file).rescale_factors)]
     prefix = f"{architecture}.rope.scal"  # scaling.* and the older scale_linear
@@ -128,7 +152,31 @@ def patched(header: Header, file: FactorsFile, short: FactorsFile | None = None,
     length = max(file.target_length, int(header.get("{arch}.context_length")))
     metadata[f"{architecture}.context_length"] = number_entry(length, UINT32)
     metadata |= {f"{architecture}.rope.scaling.{key}": entry for key, entry in scaling.items()}
+    if form is not None:
+        metadata[f"{architecture}.rope.freq_base"] = number_entry(form.rope_theta, FLOAT32)
     return replace(header, metadata=metadata, tensors=_exchanged(header.tensors, own))
+
+
+def form_without_lists(file: FactorsFile, short: FactorsFile | None, architecture: str) -> Form | None:
+    """Return the form in place of lists, where llama.cpp does not read lists for an architecture."""
+    if short is not None or architecture in (*READ_FREQS, *READ_PAIR):
+        return None
+    return file.form
+
+
+def _scaling_of(form: Form, original_length: int) -> dict[str, Entry]:
+    """The keys of YaRN's numbers; llama.cpp multiplies the attention factor by YaRN's formula itself."""
+    if form.kind == "base":
+        return {}
+    attention = form.attention_factor / yarn_attention_factor(form.factor)
+    return {
+        "type": text_entry("yarn"),
+        "factor": number_entry(form.factor, FLOAT32),
+        "original_context_length": number_entry(original_length, UINT32),
+        "yarn_beta_fast": number_entry(form.beta_fast, FLOAT32),
+        "yarn_beta_slow": number_entry(form.beta_slow, FLOAT32),
+        "attn_factor": number_entry(attention, FLOAT32),
+    }
 
 
 def _exchanged(tensors: Sequence[Tensor], own: Sequence[Tensor]) -> tuple[Tensor, ...]:

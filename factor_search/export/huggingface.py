@@ -4,6 +4,7 @@ By default short and long inputs use the same factors. So a key-value cache stay
 original length. If other factors are given for short inputs, transformers switches between the two.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from factor_search.errors import ExportError
 from factor_search.export.configuration import check_pair, huggingface_config, loaded_by
 from factor_search.export.contract import Engine, Exported, Limit, Source
-from factor_search.export.model_folder import write_model_folder
+from factor_search.export.model_folder import shell_command, write_model_folder
 from factor_search.factors_file import FactorsFile
 from factor_search.files.gguf import is_gguf
 from factor_search.files.json_documents import write_json
 from factor_search.model.checkpoint_files import is_local
+from factor_search.spec import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -49,6 +51,13 @@ class HuggingFace(Engine):
         """The configuration."""
         return huggingface_config(source.file, source.config, source.short)
 
+    def load_command(self, model: ModelSpec, target_length: int, out: Path) -> str:
+        """Loads the folder in transformers."""
+        remote = ", trust_remote_code=True" if model.trust_remote_code else ""
+        load = f"AutoModelForCausalLM.from_pretrained({json.dumps(str(out))}{remote})"
+        code = f"from transformers import AutoModelForCausalLM; {load}"
+        return shell_command("python", "-c", code)
+
     def write(self, source: Source, out: Path) -> Exported:
         """The configuration with all other files of the checkpoint, loaded once to see that it computes the same."""
         from factor_search.export.verification.plain import PlainCheck
@@ -63,6 +72,12 @@ class HuggingFace(Engine):
             files = write_model_folder(content, source.checkpoint(), out, length, check, from_hub=from_hub)
         versions, otherwise = loaded_by(content)
         notes = [f"transformers{versions} loads it", *([otherwise] if otherwise else [])]
+        form = source.file.form
+        if form is not None and form.kind == "yarn" and source.short is None and form.factor != source.file.scale:
+            notes.append(
+                f"transformers warns that the factor {form.factor:g} is not {source.file.scale:g}, the quotient of the "
+                "lengths: it is meant so"
+            )
         return Exported(files, None, notes)
 
 

@@ -26,6 +26,7 @@ from factor_search.export.own_configuration import (
     notes_on_lengths,
     write_own_configuration,
 )
+from factor_search.spec import ModelSpec
 
 ACCEPTED = frozenset(
     {
@@ -82,11 +83,14 @@ class MLX(Engine):
             text["rope_local_base_freq"] = text["rope_parameters"]["sliding_attention"]["rope_theta"]
         return content
 
+    def load_command(self, model: ModelSpec, target_length: int, out: Path) -> str:
+        """Lets the model in the folder continue a text."""
+        return shell_command("mlx_lm.generate", "--model", out, "--prompt", "Hello")
+
     def write(self, source: Source, out: Path) -> Exported:
         """The configuration with all other files of the checkpoint."""
         files = write_own_configuration(source, self.document(source), out)
-        command = (
-            shell_command("mlx_lm.generate", "--model", out, "--prompt", "Hello") if out.suffix != ".json" else None
-        )
+        length = source.file.target_length
+        command = self.load_command(source.model, length, out) if out.suffix != ".json" else None
         note = "MLX computes in the precision of the files."
         return Exported(files, command, [*notes_on_lengths(source), note])

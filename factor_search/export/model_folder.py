@@ -137,6 +137,19 @@ def shell_command(*words: str | int | Path) -> str:
     return shlex.join(str(word) for word in words)
 
 
+def content_of(file: Path) -> str:
+    """A word for a shell that is the content of a file."""
+    return f'"$(cat {shlex.quote(str(file))})"'
+
+
+def loading_options(model: ModelSpec) -> list[str]:
+    """Options of vLLM and SGLang that say which files of a model on the hub to load, and how."""
+    return [
+        *(["--revision", model.revision] if model.revision else []),
+        *(["--trust-remote-code"] if model.trust_remote_code else []),
+    ]
+
+
 def _adjust_tokenizer(file: Path, target_length: int) -> None:
     """Raise the tokenizer's maximum length, above which it prints a warning."""
     if not file.exists():

@@ -12,6 +12,7 @@ Read in ONNX Runtime GenAI 0.18.0 and ONNX Runtime 1.32.0:
 * ``genai_config.json``: ``model.context_length`` and ``search.max_length`` limit the input.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,10 @@ from numpy.typing import NDArray
 from factor_search.errors import ExportError, one_line
 from factor_search.export.contract import Engine, Exported, Limit, Source
 from factor_search.export.limits import switching_limit
-from factor_search.export.model_folder import link_or_copy, write_folder
+from factor_search.export.model_folder import link_or_copy, shell_command, write_folder
 from factor_search.factors_file import FactorsFile
 from factor_search.files.json_documents import read_json, write_json
+from factor_search.spec import ModelSpec
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -49,6 +51,7 @@ class ONNX(Engine):
     holds_initial_tokens = True
     writes = "a copy of an ONNX Runtime GenAI folder with new tables"
     document_name = None
+    model_name = "onnx-model"
 
     def check(self, source: Source) -> None:
         """The model must be an ONNX Runtime GenAI folder with one decoder and tables that fit the factors."""
@@ -66,6 +69,11 @@ class ONNX(Engine):
     def limits(self, source: Source) -> list[Limit]:
         """Factors that switch with the length of the input."""
         return switching_limit(source, "one table of ONNX Runtime GenAI serves inputs of all lengths")
+
+    def load_command(self, model: ModelSpec, target_length: int, out: Path) -> str:
+        """Loads the folder in ONNX Runtime GenAI."""
+        load = f"onnxruntime_genai.Model({json.dumps(str(out))})"
+        return shell_command("python", "-c", f"import onnxruntime_genai; {load}")
 
     def write(self, source: Source, out: Path) -> Exported:
         """The folder with new tables and context length; all other files are linked or copied."""

@@ -20,7 +20,8 @@ from typing import Any
 from factor_search.export.contract import Engine, Exported, Limit, Source
 from factor_search.export.huggingface import huggingface_config, initial_tokens_limit
 from factor_search.export.limits import check_computes, check_configuration, check_no_image_axes, switching_limit
-from factor_search.export.model_folder import shell_command, write_document
+from factor_search.export.model_folder import content_of, loading_options, shell_command, write_document
+from factor_search.spec import ModelSpec
 
 ACCEPTED = frozenset(
     {
@@ -49,6 +50,7 @@ class SGLang(Engine):
     title = "SGLang"
     writes = "the JSON of --json-model-override-args, and prints the command"
     document_name = "sglang.json"
+    out_name = "sglang.json"
 
     def check(self, source: Source) -> None:
         """Longrope must be computed for the type of model."""
@@ -71,16 +73,22 @@ class SGLang(Engine):
             "rope_parameters": content["rope_parameters"] | {"original_max_position_embeddings": window},
         }
 
+    def load_command(self, model: ModelSpec, target_length: int, out: Path) -> str:
+        """Serves the model with the overrides from their file."""
+        return _serve(model, target_length, content_of(out))
+
     def write(self, source: Source, out: Path) -> Exported:
         """The overrides, as a file to keep; the command contains them."""
         overrides = self.document(source)
         file = write_document(overrides, out, self.document_name)
         compact = json.dumps(overrides, separators=(",", ":"))
-        words: list[str | int] = ["python", "-m", "sglang.launch_server", "--model-path", source.model.id]
-        words += ["--json-model-override-args", compact, "--context-length", source.file.target_length]
-        if source.model.revision:
-            words += ["--revision", source.model.revision]
-        if source.model.trust_remote_code:
-            words.append("--trust-remote-code")
         note = "The original length in the overrides is the target length on purpose: so SGLang never switches lists."
-        return Exported([file], shell_command(*words), [note])
+        command = _serve(source.model, source.file.target_length, shell_command(compact))
+        return Exported([file], command, [note])
+
+
+def _serve(model: ModelSpec, target_length: int, overrides: str) -> str:
+    """The command with the overrides as a word for a shell."""
+    serve = shell_command("python", "-m", "sglang.launch_server", "--model-path", model.id)
+    length = shell_command("--context-length", target_length, *loading_options(model))
+    return f"{serve} --json-model-override-args {overrides} {length}"

@@ -20,6 +20,7 @@ from factor_search.export.lengths import REPORTED, Lengths
 from factor_search.export.limits import check_computes, check_configuration, switching_limit, with_attention_factor
 from factor_search.export.model_folder import shell_command
 from factor_search.export.own_configuration import configuration_with_lengths, write_own_configuration
+from factor_search.spec import ModelSpec
 
 ACCEPTED = frozenset({"llama", "mistral", "mixtral", "phi3"})
 """Types of models whose files rotate in halves, with the parameters of the configuration."""
@@ -52,10 +53,14 @@ class TensorRTLLM(Engine):
         """The configuration."""
         return configuration_with_lengths(source, _lengths(source))
 
+    def load_command(self, model: ModelSpec, target_length: int, out: Path) -> str:
+        """Serves the model in the folder."""
+        return shell_command("trtllm-serve", out, "--max_seq_len", target_length)
+
     def write(self, source: Source, out: Path) -> Exported:
         """The configuration with all other files of the checkpoint."""
         files = write_own_configuration(source, self.document(source), out)
-        command = shell_command("trtllm-serve", out, "--max_seq_len", source.file.target_length)
+        command = self.load_command(source.model, source.file.target_length, out)
         note = "The formula was read in the source of TensorRT-LLM; it was not run."
         return Exported(files, command if out.suffix != ".json" else None, [note])
 

@@ -22,7 +22,8 @@ from factor_search.export.configuration import text_part
 from factor_search.export.contract import Engine, Exported, Limit, Source
 from factor_search.export.huggingface import huggingface_config, initial_tokens_limit
 from factor_search.export.limits import check_configuration, check_no_image_axes, switching_limit
-from factor_search.export.model_folder import shell_command, write_document
+from factor_search.export.model_folder import content_of, loading_options, shell_command, write_document
+from factor_search.spec import ModelSpec
 
 INTERLEAVED = frozenset(
     {
@@ -59,6 +60,7 @@ class VLLM(Engine):
     title = "vLLM"
     writes = "the JSON of --hf-overrides, and prints the command"
     document_name = "vllm.json"
+    out_name = "vllm.json"
 
     def check(self, source: Source) -> None:
         """Longrope must be computed for the type of model."""
@@ -88,16 +90,22 @@ class VLLM(Engine):
         overrides = {key: text[key] for key in ("max_position_embeddings", "rope_parameters")}
         return {name: overrides} if name else overrides
 
+    def load_command(self, model: ModelSpec, target_length: int, out: Path) -> str:
+        """Serves the model with the overrides from their file."""
+        return _serve(model, target_length, content_of(out))
+
     def write(self, source: Source, out: Path) -> Exported:
         """The overrides, as a file to keep; the command contains them."""
         overrides = self.document(source)
         file = write_document(overrides, out, self.document_name)
         compact = json.dumps(overrides, separators=(",", ":"))
-        words: list[str | int] = ["vllm", "serve", source.model.id, "--hf-overrides", compact]
-        words += ["--max-model-len", source.file.target_length]
-        if source.model.revision:
-            words += ["--revision", source.model.revision]
-        if source.model.trust_remote_code:
-            words.append("--trust-remote-code")
         note = "Without --max-model-len, vLLM may serve the original length only, and allocates for its whole window."
-        return Exported([file], shell_command(*words), [note])
+        command = _serve(source.model, source.file.target_length, shell_command(compact))
+        return Exported([file], command, [note])
+
+
+def _serve(model: ModelSpec, target_length: int, overrides: str) -> str:
+    """The command with the overrides as a word for a shell."""
+    serve = shell_command("vllm", "serve", model.id)
+    length = shell_command("--max-model-len", target_length, *loading_options(model))
+    return f"{serve} --hf-overrides {overrides} {length}"

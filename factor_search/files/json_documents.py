@@ -11,6 +11,7 @@ from factor_search.files.atomic import write_text
 from factor_search.files.reading import checked
 from factor_search.files.regular import read_regular
 
+MOST_COMPLAINTS = 50
 LARGEST_JSON = 2**25
 """Bytes of a JSON file that is read whole; as Python values it takes up to twenty times that."""
 
@@ -50,12 +51,14 @@ def read_json(
 
 def explain(error: ValidationError) -> str:
     """Join pydantic's validation errors into one line, each with the key it is about."""
+    items = error.errors(include_url=False, include_input=False)
     complaints = []
-    for item in error.errors(include_url=False):
+    for item in items[:MOST_COMPLAINTS]:
         place = ".".join(str(part) for part in item["loc"]) or "top level"
         message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
         complaints.append(f"{place}: {message}")
-    return "; ".join(complaints)
+    more = len(items) - MOST_COMPLAINTS
+    return "; ".join(complaints) + (f"; and {more:,} more" if more > 0 else "")
 
 
 def write_json(file: Path, content: Any, *, finite: bool = True) -> None:

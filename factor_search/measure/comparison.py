@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from factor_search.errors import DataError, ModelError, SearchFailedError, one_line
 from factor_search.factors_file import FactorsFile
+from factor_search.files.html import html_values
 from factor_search.measure.evaluation import OK
 from factor_search.measure.evaluator import LocalEvaluator
 from factor_search.measure.measurement import factors_of, samples_of
@@ -32,6 +33,9 @@ class Difference:
         error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.4f}"
         plural = "" if self.documents == 1 else "s"
         return f"{self.nats:+.4f}{error} nats per token on {self.documents} document{plural}"
+
+    def _repr_html_(self) -> str:
+        return html_values("Difference", {"paired over documents": str(self)})
 
 
 def loss_difference(request: MeasurementRequest, other: FactorsFile) -> Difference:

@@ -24,12 +24,9 @@ from factor_search.measure.race import Race, rungs
 from factor_search.measure.windows import Window, doubling_lengths, sliding_windows
 from factor_search.model.injection import Injector
 from factor_search.model.loading import LoadedModel
-from factor_search.model.losses import predict, token_losses
+from factor_search.model.losses import predict, rows_per_pass, token_losses
 from factor_search.text.samples import Sample, SampleSet
 from factor_search.text.tokens import TokenIds
-
-TOKENS_PER_PASS_ON_GPU = 16_384
-"""Tokens of a batch of samples on a GPU; on a CPU, one sample at a time is as fast."""
 
 
 class LocalEvaluator:
@@ -40,8 +37,7 @@ class LocalEvaluator:
         self._length = target_length
         self._stride = stride
         self._injector = Injector(loaded.model, loaded.geometry)
-        on_gpu = loaded.model.device.type != "cpu"
-        self._rows_per_pass = max(1, TOKENS_PER_PASS_ON_GPU // target_length) if on_gpu else 1
+        self._rows_per_pass = rows_per_pass(target_length, loaded.model.device.type)
 
     def __enter__(self) -> "LocalEvaluator":
         self._injector.__enter__()

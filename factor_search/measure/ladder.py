@@ -1,7 +1,7 @@
 """Measures perplexity by length: candidates and closed forms at the original length, twice that, ... and the target."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from factor_search.factors import Factors
 from factor_search.files.canonical_json import finite
 from factor_search.measure.evaluation import OK, Evaluation, Evaluator
 from factor_search.measure.statistics import paired_difference
-from factor_search.methods import closed_forms
+from factor_search.methods import USUAL, closed_forms
 from factor_search.model.geometry import Geometry
 from factor_search.text.samples import SampleSet, sample_of
 
@@ -63,8 +63,9 @@ def ladder(
     candidates: Mapping[str, Factors],
     documents: SampleSet,
     lengths: Sequence[int],
+    also: Collection[str] = (),
 ) -> Ladder:
-    """Measure candidates and all closed forms for the largest length at each length.
+    """Measure candidates and the usual closed forms for the largest length at each length.
 
     At each length, every document is cut to its first tokens and evaluated in one window. The factors are the same at
     all lengths, as in an inference engine that loads static factors.
@@ -75,6 +76,7 @@ def ladder(
         candidates: factors by name; the names of closed forms are not allowed.
         documents: documents of plain text, each with at least as many tokens as the largest length.
         lengths: lengths in tokens, 2 or more each; see :func:`factor_search.measure.windows.doubling_lengths`.
+        also: other closed forms that are measured; names of what is none are ignored.
 
     Raises:
         DataError: a document is too short, or only some of its tokens are scored.
@@ -85,6 +87,7 @@ def ladder(
     forms = closed_forms(geometry, ordered[-1])
     if taken := sorted(set(candidates) & set(forms)):
         raise ValueError(f"{', '.join(taken)} cannot be the name of a candidate: a closed form has this name")
+    forms = {name: factors for name, factors in forms.items() if name in USUAL or name in also}
     everything = {**candidates, **forms}
     best: dict[int, str] = {}
     rungs: list[Rung] = []

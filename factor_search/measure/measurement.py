@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 from factor_search.errors import SearchFailedError
 from factor_search.factors import Factors
 from factor_search.factors_file import check_belongs
+from factor_search.files.html import html_table, html_values
 from factor_search.measure import passkey
 from factor_search.measure.evaluation import DIVERGED, OK
 from factor_search.measure.evaluator import LocalEvaluator
@@ -54,6 +55,16 @@ class PerplexityResult:
             f"{self.summary.tokens:,} tokens"
         )
 
+    def _repr_html_(self) -> str:
+        error = "" if self.standard_error is None else f" ± {self.standard_error:.4f} (standard error)"
+        values = {
+            MEASURES[self.task]: f"{self.summary.perplexity:.6f}{error}",
+            "loss": f"{self.summary.loss:.6f} nats per token",
+            "documents": f"{self.summary.documents:,}",
+            "tokens": f"{self.summary.tokens:,}",
+        }
+        return html_values("Evaluation", values)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PasskeyResult:
@@ -69,6 +80,16 @@ class PasskeyResult:
     def table(self) -> str:
         """A line for each length, a column for each depth."""
         return passkey.table(self.cells)
+
+    def _repr_html_(self) -> str:
+        depths = dict.fromkeys(cell.depth for cell in self.cells)
+        accuracy = {(cell.length, cell.depth): cell.accuracy for cell in self.cells}
+        rows = [
+            [f"{length:,}", *(f"{accuracy[length, depth]:.0%}" for depth in depths)]
+            for length in dict.fromkeys(cell.length for cell in self.cells)
+        ]
+        titles = ["tokens", *(f"depth {depth:.0%}" for depth in depths)]
+        return f"<div><strong>Passkeys retrieved</strong>{html_table(titles, rows)}</div>"
 
 
 OnStart: TypeAlias = Callable[[Sequence[Sample]], None]

@@ -8,6 +8,13 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 LARGEST = 2**31 - 1
 
 
+def release_freed_memory() -> None:
+    """Return freed memory to the kernel nevertheless, where another model follows; does nothing without glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def keep_freed_memory() -> bool:
     """Let this process reuse freed memory instead of returning it to the kernel, which would zero every page again.
 

@@ -23,6 +23,7 @@ from factor_search.errors import FactorSearchError, ModelLoadError
 from factor_search.files.atomic import cannot_write, partial_folder
 from factor_search.files.cache import cache_folder
 from factor_search.files.gguf import is_gguf
+from factor_search.files.hub import asking_hub
 from factor_search.files.json_documents import read_json
 from factor_search.files.matching import matching_now
 from factor_search.files.reading import DESCRIPTORS, checked, open_readable, readable, reading_rules
@@ -133,7 +134,8 @@ def opened_checkpoint(spec: ModelSpec, *, weights: bool = True) -> Iterator[str]
         SpecError: a file is not in a folder that may be read.
     """
     if not is_local(spec.id):
-        _check_hub(spec, weights)
+        with asking_hub(spec.id):
+            _check_hub(spec, weights)
         yield spec.id
         return
     files = checkpoint_files(spec)

@@ -74,7 +74,7 @@ def _geometry(config: PretrainedConfig, original_length: int | None) -> Geometry
             f"the configuration of {architecture} has the partial_rotary_factor {share:g}, a share of a head above 1: "
             "correct its config.json"
         )
-    width = head_dim(_layer_config(text_config, layer_type), share)
+    width = head_dim(layer_config(text_config, layer_type), share)
     proportional = rope_type == "proportional"
     rotary_dim = width if proportional else int(width * share)
     odd = rotary_dim % 2  # transformers rounds an odd partial rotary dimension up, but not in the exponents
@@ -147,7 +147,7 @@ def _searched_parameters(
     )
 
 
-def _layer_config(config: PretrainedConfig, layer_type: str | None) -> PretrainedConfig:
+def layer_config(config: PretrainedConfig, layer_type: str | None) -> PretrainedConfig:
     """Return the configuration of one layer type; in a few models layer types differ in shape (gemma4)."""
     if layer_type is None or not getattr(config, "is_heterogeneous", False):
         return config

@@ -78,7 +78,7 @@ def gguf_model(spec: ModelSpec, config: PretrainedConfig, **options: Any) -> tup
     """
     file = Path(spec.id)
     header = read_header(file)
-    dtype = _own_dtype(header) if spec.dtype == "auto" else getattr(torch, spec.dtype)
+    dtype = own_dtype(header) if spec.dtype == "auto" else getattr(torch, spec.dtype)
     with _no_progress_bar():
         model, information = AutoModelForCausalLM.from_pretrained(
             str(file.absolute().parent),
@@ -181,7 +181,8 @@ def _merged(own: dict[str, Any], rope: FileRope) -> dict[str, Any]:
     return kept | rope.as_transformers()
 
 
-def _own_dtype(header: Header) -> torch.dtype:
+def own_dtype(header: Header) -> torch.dtype:
+    """Return the precision that the weights of a file are loaded in, unless another is asked for."""
     kinds = {tensor.kind for tensor in header.tensors if len(tensor.shape) > 1}
     return {frozenset({0}): torch.float32, frozenset({1}): torch.float16}.get(frozenset(kinds), torch.bfloat16)
 

@@ -18,6 +18,13 @@ LEAST_TOKENS, MANY_TOKENS = 128, 512
 """If a chunk had fewer tokens than the first, the output layer would be slow; chunks then have the second number."""
 LOSS_BLOCK = 2**20
 """Logits whose exponentials are computed at once, so that they stay in the cache."""
+TOKENS_PER_PASS_ON_GPU = 16_384
+"""Tokens of a batch of samples on a GPU; on a CPU, one sample at a time is as fast."""
+
+
+def rows_per_pass(tokens: int, device: str) -> int:
+    """Return how many windows of so many tokens are evaluated at once on a kind of device."""
+    return 1 if device == "cpu" else max(1, TOKENS_PER_PASS_ON_GPU // tokens)
 
 
 def why_not_finite(dtype: torch.dtype) -> str:

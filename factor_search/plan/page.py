@@ -5,7 +5,7 @@ from typing import Any
 
 from factor_search.plan.kinds import KINDS
 from factor_search.plan.plots import draw_searches
-from factor_search.report.page import figure, page
+from factor_search.report.page import figure, html_table, page, shown
 
 
 def render(report: dict[str, Any]) -> str:
@@ -20,10 +20,26 @@ def render(report: dict[str, Any]) -> str:
 <p>Extension of <code>{escape(plan["model"]["id"])}</code> by stages; {escape(report["status"])}.</p>
 <h2>What each stage gained</h2><table><tr><th>stage</th><th class=text>on held-out documents</th></tr>{rows}</table>
 {"".join(f"<p>{escape(one['summary'])}.</p>" for one in report["comparisons"])}
-{_searches(report)}{"".join(_section(stage) for stage in report["stages"] if stage["status"] == "finished")}
+{_searches(report)}{_costs(report)}
+{"".join(_section(stage) for stage in report["stages"] if stage["status"] == "finished")}
 <p>Differences are paired over documents; what stands after ± is a standard error over documents.</p>
 <p>{escape(", ".join(f"{name} {version}" for name, version in report["versions"].items()))}</p>"""
     return page(f"factor-search: {report['name']}", body)
+
+
+def _costs(report: dict[str, Any]) -> str:
+    """What each stage took, beside what was estimated."""
+    rows = []
+    for stage in report["stages"]:
+        taken, estimate = stage.get("taken"), stage.get("estimate") or {}
+        if taken:
+            expected = estimate.get("total") or {}, estimate.get("memory") or {}
+            pairs = [(expected[0].get("seconds"), taken.get("seconds"), "s")]
+            pairs += [(expected[0].get("tokens"), taken.get("tokens"), "")]
+            pairs += [(expected[1].get("peak"), taken.get("peak_memory"), "MiB")]
+            rows.append([stage["name"], *(shown(value, unit) for *both, unit in pairs for value in both)])
+    titles = ["", "time: estimated", "taken", "tokens: estimated", "taken", "memory: estimated", "taken"]
+    return f"<h2>Cost</h2>{html_table(titles, rows)}" if rows else ""
 
 
 def _searches(report: dict[str, Any]) -> str:

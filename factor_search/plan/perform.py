@@ -1,5 +1,6 @@
 """A stage's work in this process, continuing from whatever its folder holds."""
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from factor_search.measure.evaluator import LocalEvaluator
 from factor_search.measure.ledger import Ledger, RecordedEvaluator
 from factor_search.measure.race import Race
 from factor_search.model.loading import load_model
+from factor_search.model.memory import PeakMemory
+from factor_search.model.speed import device_of
 from factor_search.plan.kinds import kind_of
 from factor_search.plan.kinds.contract import OnProgress, Outcome, Work
 from factor_search.plan.kinds.evaluate import EVALUATIONS
@@ -23,8 +26,14 @@ def perform(work: Work, folder: Path, on_progress: OnProgress = lambda progress:
     Raises:
         FactorSearchError: the work cannot be done, saying why.
     """
+    began, peak = time.perf_counter(), PeakMemory(device_of(work.access().models[0]))
     outcome: Outcome = kind_of(work).perform(work, folder, on_progress)
-    return outcome
+    taken = {
+        "seconds": time.perf_counter() - began,
+        "tokens": outcome.report.get("tokens", 0),
+        "peak_memory": peak.bytes(),
+    }
+    return outcome.model_copy(update={"taken": taken})
 
 
 def perform_whole(work: Work, folder: Path, on_progress: OnProgress) -> Outcome:

@@ -1,18 +1,20 @@
 """Plots of a plan's report, each drawn on axes that it is given."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from factor_search.report.palette import FOUND_COLOUR, METHOD_COLOURS
 from factor_search.report.plots import label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SMOOTHED = 20
 """A running mean is over a twentieth of all steps."""
 
 
-def draw_losses(axes: Axes, stage: dict[str, Any]) -> None:
+def draw_losses(axes: "Axes", stage: dict[str, Any]) -> None:
     """Loss of each step of a fine-tuning, and its running mean over the last steps."""
     steps = [step for step, _ in stage["losses"]]
     losses = np.array([loss for _, loss in stage["losses"]])
@@ -25,7 +27,7 @@ def draw_losses(axes: Axes, stage: dict[str, Any]) -> None:
     label(axes, "step", "loss, nats per token")
 
 
-def draw_searches(axes: Axes, report: dict[str, Any]) -> None:
+def draw_searches(axes: "Axes", report: dict[str, Any]) -> None:
     """Rescale factors that the searches of a plan found, over the rotary pairs."""
     colours = [FOUND_COLOUR, *METHOD_COLOURS.values()]
     for number, stage in enumerate(report["stages"]):

@@ -9,20 +9,24 @@ from factor_search.plan.kinds import kind_of
 from factor_search.plan.kinds.contract import Execution, Outcome, Work, better
 from factor_search.plan.kinds.search import JobWork
 from factor_search.plan.spec import PlanSpec
+from factor_search.report.document import versions
 from factor_search.spec import PerplexitySpec
-from factor_search.version import versions
 
 SCHEMA = "factor-search/plan-report@1"
 
 
-def plan_report(plan: PlanSpec, works: Sequence[Work], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def plan_report(
+    plan: PlanSpec, works: Sequence[Work], outcomes: Sequence[Outcome], estimate: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The stages in their order, each with what was measured and a sentence on what it gained.
 
     Args:
         plan: as it is, or expanded.
         works: of the stages that have begun, in their order.
         outcomes: of those that have ended.
+        estimate: what was expected of the plan; see :func:`factor_search.plan.estimate.estimate_plan`.
     """
+    expected = {one["name"]: one for one in (estimate or {}).get("stages", ())}
     expanded = plan.expanded()
     stages = expanded.stages or []
     described = []
@@ -32,6 +36,7 @@ def plan_report(plan: PlanSpec, works: Sequence[Work], outcomes: Sequence[Outcom
             kind = kind_of(stage)
             figures = kind.figures(works[number], outcomes[number])
             entry |= {"status": "finished", "summary": kind.summary(figures), **figures}
+            entry |= _cost(outcomes[number], expected.get(str(stage.name)))
         elif number < len(works):
             waits = kind_of(stage).execution == Execution.CHECKPOINT
             entry["status"] = "waiting" if waits else "unfinished"
@@ -40,11 +45,21 @@ def plan_report(plan: PlanSpec, works: Sequence[Work], outcomes: Sequence[Outcom
         "schema": SCHEMA,
         "name": plan.name,
         "status": "finished" if len(outcomes) == len(stages) else "unfinished",
-        "plan": expanded.model_dump(mode="json"),
+        "plan": expanded.model_dump(mode="json", exclude={"trackers", "webhooks"}),
         "stages": described,
         "comparisons": _comparisons(works, outcomes),
+        "estimate": None if estimate is None else {key: estimate[key] for key in ("total", "memory", "speed")},
         "versions": versions(),
     }
+
+
+def _cost(outcome: Outcome, expected: dict[str, Any] | None) -> dict[str, Any]:
+    """What a stage took, and what was expected of it: before the plan, or else when its search began."""
+    taken = outcome.report.get("taken") or outcome.taken
+    estimate = expected or outcome.report.get("estimate") or {}
+    expectation = {key: estimate[key] for key in ("total", "memory") if key in estimate}
+    cost = {"taken": taken, "estimate": expectation or None}
+    return cost if taken or expectation else {}  # stages of earlier versions have neither
 
 
 def table(report: dict[str, Any]) -> str:

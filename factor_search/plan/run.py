@@ -1,5 +1,6 @@
 """A whole plan in this process: one stage after the other, each in its own folder."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,10 @@ from factor_search.plan.spec import PlanSpec
 from factor_search.plan.work import last_factors, work_of
 from factor_search.report.document import build_factors_file
 from factor_search.report.results import write_results
+from factor_search.report.trackers.registry import check_installed
+from factor_search.report.trackers.search import flattened, on_progress, tracked, tracked_search
 from factor_search.search.selection import JobWatcher
+from factor_search.spec import check_no_webhooks
 
 
 @dataclass
@@ -49,6 +53,7 @@ class PlanResult:
     outcomes: list[Outcome] = field(default_factory=list)
     """Of all stages that have ended."""
     status: Literal["finished", "interrupted", "waiting"] = "finished"
+    estimate: dict[str, Any] | None = None
 
 
 class _InterruptedError(Exception):
@@ -62,6 +67,7 @@ def run_plan(
     *,
     start_over_from: str | None = None,
     checkpoint: Path | None = None,
+    estimate: dict[str, Any] | None = None,
 ) -> PlanResult:
     """Run a plan; run again it resumes, and only stages whose work has changed are done again.
 
@@ -74,16 +80,19 @@ def run_plan(
         watcher: receives the progress.
         start_over_from: the stage before which everything is kept; what it and later ones have left is removed.
         checkpoint: supplied to the first stage that awaits one and has none.
+        estimate: what is expected of the plan, for its report.
 
     Raises:
         FactorSearchError: see its subclasses; nothing that was written before is lost.
     """
     check_plan(spec)
+    check_no_webhooks(spec.webhooks)
+    check_installed(spec.trackers)
     watcher, plan = watcher or PlanWatcher(), spec.expanded()
     names = [str(stage.name) for stage in plan.stages or ()]
     if start_over_from is not None and start_over_from not in names:
         raise SpecError(f"the plan has no stage {start_over_from}, only {', '.join(names)}")
-    folders, result = Folders(out), PlanResult(plan)
+    folders, result = Folders(out), PlanResult(plan, estimate=estimate)
     with folders.locked():
         write_json(out / "plan.json", plan.model_dump(mode="json"))
         if start_over_from is not None:
@@ -98,7 +107,7 @@ def run_plan(
                 result.outcomes.append(outcome)
                 continue
             try:
-                outcome, checkpoint = _done(work, folders.begin(work), watcher, checkpoint)
+                outcome, checkpoint = _done(work, folders.begin(work), watcher, checkpoint, plan.name)
             except (KeyboardInterrupt, _InterruptedError):
                 result.status = "interrupted"
                 break
@@ -115,13 +124,13 @@ def run_plan(
 
 
 def _done(
-    work: Work, folder: Path, watcher: PlanWatcher, checkpoint: Path | None
+    work: Work, folder: Path, watcher: PlanWatcher, checkpoint: Path | None, plan: str
 ) -> tuple[Outcome | None, Path | None]:
     """A stage's outcome, None if it waits; and the checkpoint that is still to be used."""
     if isinstance(work, JobWork):
-        return _search(work, folder, watcher), checkpoint
+        return _search(work, folder, watcher, plan), checkpoint
     if not isinstance(work, AwaitWork):
-        return perform_whole(work, folder, watcher.progress), checkpoint
+        return _perform(work, folder, watcher, plan), checkpoint
     write_json(folder / LONG_FILE, work.factors)
     return (None, None) if checkpoint is None else (accept_checkpoint(work, checkpoint), None)
 
@@ -136,17 +145,28 @@ def _keep(work: Work, outcomes: Sequence[Outcome], folders: Folders) -> None:
     folders.end(work, outcomes[-1])
 
 
-def _search(work: JobWork, folder: Path, watcher: PlanWatcher) -> Outcome:
-    result = run_job(work.job, folder, watcher.job(work))
-    report = write_results(result, folder)
+def _search(work: JobWork, folder: Path, watcher: PlanWatcher, plan: str) -> Outcome:
+    job = work.tracked_job()
+    with tracked_search(job, folder, watcher.job(work), group=plan) as search:
+        result = run_job(job, folder, search.watcher)
+        report = write_results(result, folder)
+        search.conclude(result, report)
     if result.interrupted:
         raise _InterruptedError
     return Outcome(factors=build_factors_file(result).as_json(), report=report)
 
 
+def _perform(work: Work, folder: Path, watcher: PlanWatcher, plan: str) -> Outcome:
+    with tracked(work.trackers, f"{plan}/{work.stage}", folder, group=plan) as tracking:
+        tracking.parameters(flattened(work.model_dump(mode="json", exclude={"trackers"})))
+        outcome = perform_whole(work, folder, on_progress(tracking, watcher.progress))
+        tracking.file("report.json", lambda: json.dumps(outcome.report, indent=1))
+    return outcome
+
+
 def _write(result: PlanResult, out: Path) -> None:
     """The report and the factors so far."""
-    report: dict[str, Any] = plan_report(result.plan, result.works, result.outcomes)
+    report: dict[str, Any] = plan_report(result.plan, result.works, result.outcomes, result.estimate)
     write_json(out / "report.json", report)
     write_text(out / "report.html", render(report))
     pair = last_factors(result.plan, result.works, result.outcomes)

@@ -11,7 +11,7 @@ from factor_search.files.json_documents import explain, read_json
 from factor_search.plan.kinds import StageSpec, kind_of
 from factor_search.plan.recipes import RECIPES
 from factor_search.plan.references import resolved
-from factor_search.spec import STORED, AnyData, AnyModel, Int, Strict, Tokens
+from factor_search.spec import STORED, AnyData, AnyModel, Int, Strict, Tokens, Trackers, Webhooks
 from factor_search.spec.named import Names, Text
 
 MOST_STAGES = 32
@@ -28,6 +28,7 @@ class PlanSpec(Strict):
     training_files: Annotated[list[str] | None, Names.DOCUMENTS] = Field(
         None,
         min_length=1,
+        fail_fast=True,
         description="Documents to fine-tune on; null is all those of 'data' that no stage searches or measures on. "
         "Documents that one does are never trained on.",
     )
@@ -43,6 +44,8 @@ class PlanSpec(Strict):
     )
     stages: list[StageSpec] | None = Field(None, min_length=1, max_length=MOST_STAGES, description="In their order.")
     seed: Int = Field(0, description="Of all searches and of the choice of documents.")
+    trackers: Trackers = Field([])
+    webhooks: Webhooks = Field([])
 
     @model_validator(mode="after")
     def _possible(self) -> "PlanSpec":

@@ -63,7 +63,7 @@ def work_of(plan: PlanSpec, number: int, outcomes: Sequence[Outcome]) -> Work:
         outcomes=dict(zip((str(stage.name) for stage in stages), outcomes, strict=False)),
     )
     work: Work = kind_of(stages[number]).make_work(stages[number], context)
-    return work
+    return work.model_copy(update={"trackers": plan.trackers})
 
 
 def last_factors(

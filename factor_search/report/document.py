@@ -1,18 +1,23 @@
 """Builds the report of a job: one JSON document, from which the HTML page and the terminal table are made."""
 
+import math
 from typing import Any
 
 from factor_search.factors_file import FactorsFile, FactorsModel, MeasuredPerplexity, Provenance, factors_file
 from factor_search.files.canonical_json import finite
 from factor_search.measure.evaluation import OK, PRUNED, Evaluation
 from factor_search.measure.statistics import paired_difference, summarise
+from factor_search.methods import closed_form
+from factor_search.report.front import front
 from factor_search.search.selection import JobResult
 from factor_search.spec import MEASURES, NeedleSpec
 from factor_search.text.needle import spread_depths
 from factor_search.text.samples import PARTS
-from factor_search.version import versions
+from factor_search.version import versions as versions
 
 SCHEMA = "factor-search/report@1"
+NOISE = 2.0
+"""Standard errors below which a difference is called none."""
 FOUND = "found"
 """The name under which reports show the winner, whatever its name in the search."""
 ENDINGS = {
@@ -31,12 +36,12 @@ def build_factors_file(result: JobResult) -> FactorsFile:
 
     Its perplexities are always those of plain text; they are null where the objective did not measure them.
     """
-    spec, state = result.problem.spec, result.state
+    spec, state, form = result.problem.spec, result.state, result.problem.space.form
     factors = result.winning_factors
     plain = spec.objective.kind == "perplexity"
     on_search = state.candidates.get(factors) if plain else None  # the file holds perplexities of plain text only
     held_out = result.held_out if plain else result.held_out_text
-    baselines = {name: _perplexity(e) for name, e in held_out.items() if name in result.problem.methods}
+    baselines = {name: _perplexity(e) for name, e in held_out.items() if name in result.methods}
     return factors_file(
         factors,
         FactorsModel.of(spec.model.id, spec.model.revision, result.problem.geometry),
@@ -56,6 +61,7 @@ def build_factors_file(result: JobResult) -> FactorsFile:
             data_sha256=result.samples.sha256,
             versions=versions(),
         ),
+        form=None if form is None else form.as_json(factors),
     )
 
 
@@ -68,7 +74,7 @@ def build_report(result: JobResult) -> dict[str, Any]:
         "schema": SCHEMA,
         "name": spec.name,
         "status": "interrupted" if result.interrupted else "finished",
-        "spec": spec.model_dump(mode="json"),
+        "spec": spec.model_dump(mode="json", exclude={"trackers", "webhooks"}),
         "objective": _objective(result),
         "model": {
             **FactorsModel.of(spec.model.id, spec.model.revision, geometry).model_dump(mode="json"),
@@ -76,6 +82,8 @@ def build_report(result: JobResult) -> dict[str, Any]:
             "critical_dimension": geometry.critical_dimension,
         },
         "documents": {part.part: [sample.source for sample in part.samples] for part in parts},
+        "measured_on": _measured_on(result),
+        "measured_with": dict(result.identity) or None,
         "search": {
             "ended_by": state.ended_by,
             "candidates": len(state.candidates),
@@ -93,8 +101,58 @@ def build_report(result: JobResult) -> dict[str, Any]:
         "winner": result.winner or None,
         "results": [_row(result, name) for name in [result.winner, *_others(result)] if name],
         "comparison": _comparison(result),
-        "closed_forms": {name: factors.as_json() for name, factors in result.problem.methods.items()},
+        "short_context": _short_context(result),
+        "front": front(state, geometry.original_length),
+        "closed_forms": {name: factors.as_json() for name, factors in result.problem.forms.items()},
+        "estimate": result.estimate,
+        "taken": _taken(result),
         "versions": versions(),
+    }
+
+
+def _taken(result: JobResult) -> dict[str, Any]:
+    """What the job cost: with stored results, as if each had been computed for it; but not the time in all."""
+    parts = [result.validation, result.held_out, result.held_out_text]
+    measured = [evaluation for part in parts for evaluation in part.values()]
+    return {
+        "seconds": result.seconds,
+        "tokens": result.state.tokens + sum(sum(one.tokens) for one in measured),
+        "device_seconds": result.state.seconds + math.fsum(one.seconds for one in measured),
+        "peak_memory": result.peak_memory,
+        "continued": result.continued,
+    }
+
+
+def _measured_on(result: JobResult) -> list[dict[str, Any]]:
+    """Describe the plain text of the held-out documents by their tokens, so that others can find the same ones."""
+    samples = result.samples.held_out_text or result.samples.held_out
+    return [{"source": one.source, "sha256": one.address, "tokens": len(one.tokens)} for one in samples.samples]
+
+
+def _short_context(result: JobResult) -> dict[str, Any] | None:
+    """Compare the winner with the untouched model on the first tokens of the held-out documents, up to the original
+    length; None where that was not measured (sliding windows, or a scaling of the model that depends on the length)."""
+    geometry = result.problem.geometry
+    length = geometry.original_length
+    untouched = geometry.configured_factors(length) or closed_form("none", geometry, length)
+    text = result.held_out_text or result.held_out
+    same = [name for name, factors in result.methods.items() if factors == untouched and name in text]
+    if not result.winner or not same:
+        return None
+    losses, reference = (text[name].losses_at.get(length) for name in (result.winner, same[0]))
+    if not losses or not reference:
+        return None
+    tokens = [length - 1] * len(losses)
+    mean, error = paired_difference(losses, reference, tokens)
+    limit = result.problem.spec.short_window
+    return {
+        "length": length,
+        "untouched": same[0],
+        "perplexity": finite(summarise(losses, tokens).perplexity),
+        "untouched_perplexity": finite(summarise(reference, tokens).perplexity),
+        "difference": mean,
+        "difference_standard_error": finite(error),
+        **({} if limit is None else {"at_most": limit.at_most, "holds": mean <= limit.at_most}),
     }
 
 
@@ -192,7 +250,8 @@ def table(report: dict[str, Any]) -> str:
         return f"interrupted after {made['candidates']} candidates; best so far {made['best_perplexity']:.4f} on {on}"
     shown = columns(report)
     titles = "".join(f"{title:>12}" for title in shown.values())
-    lines = [f"{'':14}{titles}{'vs found (nats, paired)':>28}"]
+    width = max(14, *(len(row["name"]) + 1 for row in report["results"]))
+    lines = [f"{'':{width}}{titles}{'vs found (nats, paired)':>28}"]
     if "text_perplexity" in shown:
         lines.insert(0, f"{measures(report)}, and perplexity of the plain text of the held-out documents")
     for row in report["results"]:
@@ -201,17 +260,38 @@ def table(report: dict[str, Any]) -> str:
             error = row["difference_standard_error"]
             difference = f"{row['difference']:+.4f}" + (f" ± {error:.4f}" if error is not None else "")
         cells = [number(row[key]) for key in shown]
-        lines.append(f"{row['name']:14}" + "".join(f"{cell:>12}" for cell in cells) + f"{difference:>28}")
+        lines.append(f"{row['name']:{width}}" + "".join(f"{cell:>12}" for cell in cells) + f"{difference:>28}")
     comparison = report["comparison"]
     if comparison and comparison["standard_errors"] is not None:
         lines.append(
             f"found against {comparison['best_closed_form']}, the best other closed form on held-out documents: "
             f"{comparison['standard_errors']:+.1f} standard errors of the paired difference"
+            + (", which is no difference beyond the noise" if abs(comparison["standard_errors"]) < NOISE else "")
         )
     if report["winner"] and not report["winner"].startswith("found"):
-        lines.append(f"no candidate was better than {report['winner']} on the validation documents: it is reported")
+        among = " of those within the limit on short texts" if report["spec"].get("short_window") else ""
+        than = f"was better than {report['winner']} on the validation documents"
+        lines.append(f"no candidate{among} {than}: it is reported as found")
+    if said := limit_of_short_texts(report):
+        lines.append(said)
     lines.append(f"search of {report['search']['candidates']:,} candidates, {ending(report)}")
     return "\n".join(lines)
+
+
+def limit_of_short_texts(report: dict[str, Any]) -> str:
+    """Say whether the winner holds the limit of the search on short texts; empty if there is none."""
+    short = report.get("short_context") or {}
+    if short.get("at_most") is None:
+        return ""
+    error = short["difference_standard_error"]
+    costs = f"{short['difference']:+.4f}" + (f" ± {error:.4f}" if error is not None else "")
+    holds = "within" if short["holds"] else "BEYOND"
+    if short["holds"] and short["difference"] + (error or 0.0) > short["at_most"]:
+        holds = "within, but not by a standard error,"
+    return (
+        f"on the first {short['length']:,} tokens of the held-out documents, found costs {costs} nats per token more "
+        f"than the untouched model, {holds} the limit of {short['at_most']:g}"
+    )
 
 
 def number(value: float | None) -> str:

@@ -1,21 +1,23 @@
 """Draws the plots of reports: factors, perplexity by length, the course of the search, ladders and passkeys."""
 
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
-
-from factor_search.methods import AS_CONFIGURED, METHODS
+from factor_search.methods import AS_CONFIGURED, METHODS, USUAL
 from factor_search.report.document import FOUND, measures
-from factor_search.report.palette import FOUND_COLOUR, METHOD_COLOURS
+from factor_search.report.palette import FOUND_COLOUR, METHOD_COLOURS, OTHER_COLOURS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
-def draw_factors(axes: Axes, report: dict[str, Any]) -> None:
+def draw_factors(axes: "Axes", report: dict[str, Any]) -> None:
     """Plot the rescale factors of the closed forms and of the winner over the rotary pairs."""
     critical = report["model"]["critical_dimension"] / 2
-    for name, colour in METHOD_COLOURS.items():
-        axes.plot(report["closed_forms"][name]["rescale_factors"], color=colour, linewidth=1.3, label=name)
+    forms = report["closed_forms"]
+    for name, colour in _colours(report).items():
+        if name in forms:  # a job may compare with some of them only
+            axes.plot(forms[name]["rescale_factors"], color=colour, linewidth=1.3, label=name)
     axes.plot(report["factors"]["rescale_factors"], color=FOUND_COLOUR, linewidth=2.5, label="found")
     scale = report["spec"]["target_length"] / report["model"]["original_length"]
     axes.axhline(report["spec"]["space"].get("scale") or scale, color="#888", linestyle=":")
@@ -24,12 +26,13 @@ def draw_factors(axes: Axes, report: dict[str, Any]) -> None:
     label(axes, "rotary pair i", "rescale factor", log=True)
 
 
-def draw_lengths(axes: Axes, report: dict[str, Any]) -> None:
+def draw_lengths(axes: "Axes", report: dict[str, Any]) -> None:
     """Plot the held-out perplexity of the first n tokens, for a ladder of lengths n."""
     axes.set_xscale("log", base=2)
+    colours = _colours(report)
     for row in reversed(report["results"]):
         found = row["name"] == "found"
-        colour = FOUND_COLOUR if found else METHOD_COLOURS.get(row["name"])
+        colour = FOUND_COLOUR if found else colours.get(row["name"])
         points = {int(length): value for length, value in row["perplexity_at"].items() if value is not None}
         if colour is None or not points:
             continue
@@ -47,7 +50,13 @@ def draw_lengths(axes: Axes, report: dict[str, Any]) -> None:
     label(axes, "tokens", "perplexity", log=True)
 
 
-def draw_search(axes: Axes, report: dict[str, Any]) -> None:
+def _colours(report: dict[str, Any]) -> dict[str, str]:
+    """Colours of the closed forms that are drawn, by name: also the best of those that are not usual."""
+    others = (row["name"] for row in report["results"] if row["name"] in METHODS and row["name"] not in USUAL)
+    return METHOD_COLOURS | dict(zip(others, OTHER_COLOURS, strict=False))
+
+
+def draw_search(axes: "Axes", report: dict[str, Any]) -> None:
     """Plot the perplexity of every evaluation on the search documents, and the best so far on all of them."""
     complete, pruned = _evaluations(report)
     if pruned:
@@ -66,7 +75,22 @@ def draw_search(axes: Axes, report: dict[str, Any]) -> None:
     label(axes, "evaluation", f"{measures(report)} on search documents")
 
 
-def draw_ladder(axes: Axes, ladder: dict[str, Any]) -> None:
+def draw_front(axes: "Axes", report: dict[str, Any]) -> None:
+    """Plot the perplexity at the target length over that of short texts, of the candidates that none beats at both."""
+    points = report["front"]
+    axes.plot(
+        [point["short_perplexity"] for point in points],
+        [point["perplexity"] for point in points],
+        color=FOUND_COLOUR,
+        marker="o",
+        markersize=4,
+        linewidth=1,
+        label="candidates that none beats at both",
+    )
+    label(axes, "perplexity within the original length", "perplexity at the target length")
+
+
+def draw_ladder(axes: "Axes", ladder: dict[str, Any]) -> None:
     """Plot perplexity with its standard error by length (see :meth:`factor_search.measure.ladder.Ladder.as_json`).
 
     The plot shows all candidates, the closed forms that have a colour, and the one that is best at the largest length.
@@ -94,7 +118,7 @@ def draw_ladder(axes: Axes, ladder: dict[str, Any]) -> None:
     label(axes, "tokens", "perplexity", log=True)
 
 
-def draw_passkey(axes: Axes, passkey: dict[str, Any]) -> None:
+def draw_passkey(axes: "Axes", passkey: dict[str, Any]) -> None:
     """Plot accuracy by length and depth as a heat map (see :func:`factor_search.measure.passkey.as_json`)."""
     lengths, depths = passkey["lengths"], passkey["depths"]
     accuracy = {(cell["length"], cell["depth"]): cell["accuracy"] for cell in passkey["cells"]}
@@ -127,8 +151,10 @@ def _evaluations(report: dict[str, Any]) -> tuple[dict[int, float], dict[int, fl
     return complete, pruned
 
 
-def label(axes: Axes, x: str, y: str, *, log: bool = False) -> None:
+def label(axes: "Axes", x: str, y: str, *, log: bool = False) -> None:
     """Label the axes and remove what distracts from the data."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if log:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from factor_search.factors import Factors
 from factor_search.measure.evaluation import DIVERGED, OK, PRUNED, Evaluation, Evaluator
 from factor_search.measure.statistics import paired_difference, summarise
+from factor_search.search.guard import Guard
 from factor_search.search.racing import Referee
 from factor_search.search.strategies.contract import Generation, Result, Strategy
 from factor_search.spec import BudgetSpec
@@ -35,6 +36,12 @@ class SearchState:
     candidate of the first generation did."""
     best_at: list[tuple[int, Evaluation]] = field(default_factory=list)
     """Every best evaluation so far, with the number of candidates when it was found."""
+    guard: Guard | None = None
+    """The limit on short texts, if there is one."""
+
+    def judged(self, evaluation: Evaluation) -> Evaluation:
+        """The evaluation as candidates are compared."""
+        return evaluation if self.guard is None else self.guard.judged(evaluation)
 
     def saw(self, evaluation: Evaluation) -> None:
         """Add an evaluation."""
@@ -44,7 +51,7 @@ class SearchState:
         # An evaluation that continues an earlier one contains its tokens and seconds.
         self.tokens += max(sum(evaluation.tokens) - (sum(earlier.tokens) if earlier else 0), 0)
         self.seconds += max(evaluation.seconds - (earlier.seconds if earlier else 0.0), 0.0)
-        if self.best is None or _better(evaluation, self.best):
+        if self.best is None or _better(self.judged(evaluation), self.judged(self.best)):
             self.best = evaluation
             self.best_at.append((len(self.candidates), evaluation))
 
@@ -58,6 +65,7 @@ def search(
     *,
     error_rate: float | None = None,
     original_length: int | None = None,
+    guard: Guard | None = None,
 ) -> SearchState:
     """Run a search until its strategy or its budget ends.
 
@@ -73,8 +81,9 @@ def search(
         error_rate: error rate of racing, the probability that a candidate better than the best is stopped early; None
             stops no candidate.
         original_length: original length of the model in tokens, for the loss within it.
+        guard: a limit on short texts.
     """
-    state = SearchState()
+    state = SearchState(guard=guard)
     referee = Referee(len(samples.samples), error_rate)
     try:
         while not (ended_by := _exhausted(budget, state) or _stagnant(budget, state)):
@@ -95,12 +104,13 @@ def search(
                 on_candidate(state)
                 if _exhausted(budget, state):
                     break
-            for evaluation in evaluations:
+            judged = [state.judged(evaluation) for evaluation in evaluations]
+            for evaluation in judged:
                 referee.saw(evaluation)
             if state.generation == 0 and len(evaluations) > 1 and all(one.outcome == DIVERGED for one in evaluations):
                 ended_by = "diverged"  # the closed forms too, so the model itself does
                 break
-            strategy.tell([_result(evaluation, referee, original_length) for evaluation in evaluations])
+            strategy.tell([_result(evaluation, referee, original_length) for evaluation in judged])
             state.generations.append(len(state.evaluations))
             state.generation += 1
             if len(proposed) < len(generation.candidates) and _documents_known(state) <= known:
@@ -159,7 +169,8 @@ def _stagnant(budget: BudgetSpec, state: SearchState) -> str:
         return ""
     then = len(state.candidates) - budget.no_improvement
     earlier = [best for count, best in state.best_at if count <= then]
-    return "no_improvement" if earlier and not _improved(state.best, earlier[-1]) else ""
+    improved = not earlier or _improved(state.judged(state.best), state.judged(earlier[-1]))
+    return "" if improved else "no_improvement"
 
 
 def _improved(best: Evaluation, earlier: Evaluation) -> bool:

@@ -40,15 +40,8 @@ def _share_spent(budget: BudgetSpec, state: SearchState) -> float:
 
 
 def _best_closed_form(problem: SearchProblem, state: SearchState) -> tuple[str | None, float | None]:
-    """Name and perplexity of the best closed form that the search has evaluated on all its documents.
-
-    Strategies evaluate closed forms as the nearest candidates of the space.
-    """
-    known = {}
-    for name, factors in problem.methods.items():
-        nearest = problem.space.factors(problem.space.project(factors))
-        if (evaluation := state.candidates.get(nearest) or state.candidates.get(factors)) is not None:
-            known[name] = evaluation
+    """Name and perplexity of the best closed form that the search has evaluated on all its documents."""
+    known = problem.evaluations_of(problem.forms, state.candidates)
     measured = {name: evaluation for name, evaluation in known.items() if evaluation.outcome == OK}
     if not measured:
         return None, None

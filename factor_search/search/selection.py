@@ -1,12 +1,14 @@
 """Runs a search, chooses the winner on validation documents, and measures it on held-out documents."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from factor_search.errors import SearchFailedError
 from factor_search.factors import Factors
-from factor_search.measure.evaluation import OK, PRUNED, Evaluation, Evaluator
+from factor_search.measure.evaluation import EARLIER_IDENTITY, OK, PRUNED, Evaluation, Evaluator
+from factor_search.search.guard import Guard, within
 from factor_search.search.loop import SearchState, search
 from factor_search.search.problem import SearchProblem
 from factor_search.text.samples import Samples, SampleSet, Watch
@@ -16,7 +18,7 @@ NOT_FINITE = (
     "float32"
 )
 FINALISTS = 5
-"""Number of candidates that are evaluated on the validation documents, in addition to all closed forms."""
+"""Number of candidates that are evaluated on the validation documents, in addition to closed forms."""
 
 
 @dataclass
@@ -29,6 +31,8 @@ class JobWatcher:
     candidate: Callable[[SearchState], None] = lambda state: None
     scored: Callable[[str, int, int], None] = lambda part, done, total: None
     documents: Watch | None = None
+    estimate: Callable[[dict[str, Any]], None] = lambda estimate: None
+    """Called once, before the first candidate, where an estimate can be made."""
     check: Callable[[], None] = lambda: None
     """Called while a strategy proposes; may raise to stop the job."""
 
@@ -40,6 +44,8 @@ class JobResult:
     problem: SearchProblem
     samples: Samples
     state: SearchState
+    methods: dict[str, Factors] = field(default_factory=dict)
+    """Factors with which the winner is compared, by name; empty before the choice."""
     finalists: dict[str, Factors] = field(default_factory=dict)
     validation: dict[str, Evaluation] = field(default_factory=dict)
     """Evaluations on the validation documents, by name of method or finalist."""
@@ -50,6 +56,16 @@ class JobResult:
     winner: str = ""
     """Name of the finalist or method that is best on the validation documents; empty before the choice."""
     interrupted: bool = False
+    estimate: dict[str, Any] | None = None
+    """What was expected, as JSON; see :func:`factor_search.search.estimate.estimate_search`."""
+    seconds: float | None = None
+    """From the beginning to the end of the job."""
+    peak_memory: int | None = None
+    """Bytes that a process with the model used at most."""
+    continued: bool = False
+    """Whether some evaluations are of an earlier run, which ``seconds`` leaves out."""
+    identity: Mapping[str, str] = field(default_factory=dict)
+    """What is known of the model and the environment with which the held-out documents were measured."""
 
     @property
     def winning_factors(self) -> Factors:
@@ -62,7 +78,7 @@ class JobResult:
     @property
     def candidates(self) -> dict[str, Factors]:
         """Closed forms and finalists, by name."""
-        return self.problem.methods | self.finalists
+        return self.methods | self.finalists
 
 
 def search_and_measure(
@@ -78,6 +94,11 @@ def search_and_measure(
     """
     spec = problem.spec
     watcher.problem(problem)
+    guard = None
+    if spec.short_window is not None:
+        watcher.phase("measuring the untouched model on short texts")
+        at_most, length = spec.short_window.at_most, problem.geometry.original_length
+        guard = Guard.of(at_most, problem.untouched[1], length, evaluator, samples.search)
     watcher.phase("searching")
     state = search(
         problem.strategy(len(samples.search.samples), watcher.check),
@@ -87,6 +108,7 @@ def search_and_measure(
         watcher.candidate,
         error_rate=spec.racing_error_rate,
         original_length=problem.geometry.original_length,
+        guard=guard,
     )
     if state.best is None:
         raise KeyboardInterrupt
@@ -107,33 +129,60 @@ def search_and_measure(
     return result
 
 
+def measured_with(result: JobResult, evaluator: Evaluator, identity: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the identity with which the held-out documents were measured.
+
+    Evaluations of an earlier run may be those of another kind of device, or of other releases. Their keys say so, and
+    only what every key knows is returned then.
+
+    Args:
+        result: of :func:`search_and_measure`.
+        evaluator: the one that it was given.
+        identity: of the loaded model, and its environment.
+    """
+    held_out = result.samples.held_out
+    if all(evaluation.key == evaluator.key(evaluation.factors, held_out) for evaluation in result.held_out.values()):
+        return identity
+    return {name: identity[name] for name in EARLIER_IDENTITY}
+
+
 def finalists(state: SearchState) -> list[Factors]:
     """Return the best candidates on the search documents, and the best after 1/2, 1/4 and 1/8 of the candidates.
 
     The longer a search runs, the more its best candidate overfits the search documents. An earlier best may be better
-    on other documents, while the best candidates at the end are very similar to each other.
+    on other documents, while the best candidates at the end are very similar to each other. With a limit on short texts
+    the best ones leave more and more room below it come first, since other documents decide whether they hold it.
     """
     measured = [one for one in state.candidates.values() if one.outcome in (OK, PRUNED)]
+    with_room = [] if state.guard is None else state.guard.with_room(measured)
     # Most documents first. The sort is stable, so ties keep their order.
-    measured.sort(key=lambda one: (-len(one.losses), one.summary.loss))
+    measured.sort(key=lambda one: (-len(one.losses), state.judged(one).summary.loss))
     ranked = [evaluation.factors for evaluation in measured]
     earlier = []
     for share in (2, 4, 8):
         until = [best.factors for count, best in state.best_at if count <= len(state.candidates) / share]
         earlier += until[-1:]
-    return list(dict.fromkeys([*ranked[:2], *earlier, *ranked[2:]]))[:FINALISTS]
+    return list(dict.fromkeys([*with_room, *ranked[:2], *earlier, *ranked[2:]]))[:FINALISTS]
 
 
 def _choose(result: JobResult, evaluator: Evaluator, watcher: JobWatcher) -> None:
-    """Choose the winner on the validation documents, and measure it and all closed forms on the held-out documents."""
-    known = set(result.problem.methods.values())
+    """Choose the winner on the validation documents, and measure it and closed forms on the held-out documents."""
+    problem = result.problem
+    result.methods = problem.methods | problem.best_others(result.state.candidates)
+    known = set(result.methods.values())
     best = enumerate(finalists(result.state), start=1)
     result.finalists = {f"found-{n}": factors for n, factors in best if factors not in known}
     watcher.phase("choosing on validation documents")
     validation = _score(result.candidates, result.samples.validation, evaluator, watcher)
-    winner = min(validation, key=lambda name: validation[name].loss)
+    able = [name for name in validation if problem.may_win(result.candidates[name])]
+    if (guard := result.state.guard) is not None:
+        untouched, _ = problem.untouched  # which would hold any limit
+        others = {name: validation[name] for name in able if name != untouched}
+        searched = {name: result.state.candidates.get(result.candidates[name]) for name in others}
+        able = within(guard, others or {untouched: validation[untouched]}, validation[untouched], searched)
+    winner = min(able, key=lambda name: validation[name].loss)
     watcher.phase("measuring on held-out documents")
-    reported = result.problem.methods | {winner: result.candidates[winner]}
+    reported = result.methods | {winner: result.candidates[winner]}
     held_out = _score(reported, result.samples.held_out, evaluator, watcher)
     if result.samples.held_out_text is not None:
         watcher.phase("measuring on the plain text of held-out documents")

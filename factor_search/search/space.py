@@ -10,6 +10,7 @@ from factor_search.errors import SpecError
 from factor_search.factors import Factors
 from factor_search.methods import longrope_attention_factor, yarn_attention_factor
 from factor_search.model.geometry import Geometry
+from factor_search.search.forms import FormSpace
 from factor_search.spec import JobSpec, SpaceSpec
 
 UPPER_BOUND = 1.25
@@ -51,6 +52,10 @@ class SearchSpace:
     """Rotations of each pair within the original length."""
     scale: float = 1.0
     """Target length / original length, unless the specification gives another scale."""
+    first_attention: float | None = None
+    """Attention factor with which a search begins where it is searched; None is YaRN's."""
+    form: FormSpace | None = field(default=None, compare=False)
+    """A closed form whose numbers are searched; its candidates lie on no grid."""
 
     @classmethod
     def of(cls, spec: JobSpec, geometry: Geometry) -> "SearchSpace":
@@ -67,7 +72,9 @@ class SearchSpace:
             scale = spec.space.scale or max(spec.target_length / geometry.original_length, 1.0)
             upper_bound = max(upper_bound, (max(configured.rescale_factors) + spec.space.step / 2) / scale)
         space = spec.space.model_copy(update={"upper_bound": spec.space.upper_bound or upper_bound})
-        return cls.build(space, geometry, spec.target_length)
+        built = cls.build(space, geometry, spec.target_length)
+        # Most of what factors cost in short texts is their attention factor.
+        return built if spec.short_window is None else replace(built, first_attention=1.0)
 
     @classmethod
     def build(cls, spec: SpaceSpec, geometry: Geometry, target_length: int) -> "SearchSpace":
@@ -97,6 +104,7 @@ class SearchSpace:
             critical_pairs=_critical_pairs(spec, geometry),
             rotations=tuple(original / wavelength for wavelength in geometry.wavelengths),
             scale=scale,
+            form=_form(spec, geometry, scale),
         )
 
     def factors(self, genome: Genome) -> Factors:
@@ -142,6 +150,17 @@ class SearchSpace:
     def _distance(self, one: Sequence[int], other: Sequence[int]) -> float:
         ratios = (1 + self.step * np.asarray(one)) / (1 + self.step * np.asarray(other))
         return float(np.sum(np.log(ratios) ** 2))
+
+
+def _form(spec: SpaceSpec, geometry: Geometry, scale: float) -> FormSpace | None:
+    if spec.form is None:
+        return None
+    if spec.attention_factor == "search":
+        return FormSpace(spec.form, geometry, scale, None)
+    by_formula = spec.attention_factor == "formula"
+    return FormSpace(
+        spec.form, geometry, scale, yarn_attention_factor(scale) if by_formula else float(spec.attention_factor)
+    )
 
 
 def _critical_pairs(spec: SpaceSpec, geometry: Geometry) -> tuple[int, ...]:

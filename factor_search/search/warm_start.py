@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from factor_search.errors import FactorsError, SpecError
@@ -92,15 +93,17 @@ def known_from(document: Any, source: str) -> KnownFactors:
 def starting_points(asked: WarmStartSpec, geometry: Geometry, target_length: int) -> list[Factors]:
     """Return all distinct known factors, rescaled to the scale of the target length.
 
+    Factors of another model are carried to this one in two ways, by rotations first (:func:`carried`).
+
     Raises:
-        FactorsError: some factors belong to another model; the message names their source.
+        FactorsError: some factors belong to another model, and cannot be carried; the message names their source.
     """
     scale = target_length / geometry.original_length
     given = [
         KnownFactors(source=f"warm_start.rescale_factors[{number}]", rescale_factors=vector)
         for number, vector in enumerate(asked.rescale_factors)
     ]
-    return list(dict.fromkeys(_fitted(known, geometry, scale) for known in [*asked.factors, *given]))
+    return list(dict.fromkeys(one for known in [*asked.factors, *given] for one in _fitted(known, geometry, scale)))
 
 
 def rescaled(factors: Factors, scale: float, to_scale: float) -> Factors:
@@ -124,26 +127,72 @@ def rescaled(factors: Factors, scale: float, to_scale: float) -> Factors:
     return Factors.of(lambdas, factors.initial_tokens, attention)
 
 
-def _fitted(known: KnownFactors, geometry: Geometry, scale: float) -> Factors:
-    """Check that factors belong to the model, and rescale them to the scale of the search."""
-    if len(known.rescale_factors) != geometry.pairs:
-        raise FactorsError(
-            f"{known.source}: {len(known.rescale_factors)} rescale factors, but {geometry.architecture} has "
-            f"{geometry.pairs} rotary pairs: they belong to another model"
-        )
-    for name in ("rotary_dim", "rope_theta"):
-        theirs, ours = getattr(known, name), getattr(geometry, name)
-        if theirs is not None and theirs != ours:
-            raise FactorsError(
-                f"{known.source}: the factors are for {name} {theirs:g}, but {geometry.architecture} has {ours:g}: "
-                "they belong to another model"
-            )
-    known_scale = known.scale or scale
-    attention = known.attention_factor or longrope_attention_factor(known_scale, geometry.original_length)
+def carried(known: KnownFactors, geometry: Geometry, scale: float) -> list[Factors]:
+    """Carry the factors of another model to this one: the heights log lambda / log s stay where they were.
+
+    First over the rotations that a pair makes within the original length, which is what a model has learned about a
+    pair; then over the index of the pair, from the first to the last. Whichever is better is for the search to find.
+
+    Args:
+        known: the factors, with their scale, base and original length.
+        geometry: of this model.
+        scale: s of the result.
+    """
+    theirs, to_log = len(known.rescale_factors), math.log(scale)
+    assert known.scale is not None
+    assert known.rope_theta is not None
+    assert known.original_length is not None
+    heights = np.log(known.rescale_factors) / math.log(known.scale)
+    first = math.log2(known.original_length / (2 * math.pi))
+    rotations = first - np.arange(theirs) / theirs * math.log2(known.rope_theta)
+    ours = np.log2(geometry.original_length / np.asarray(geometry.wavelengths))
+    by_rotations = np.interp(-ours, -rotations, heights)
+    by_index = np.interp(np.linspace(0, 1, geometry.pairs), np.linspace(0, 1, theirs), heights)
+    attention = known.attention_factor or longrope_attention_factor(known.scale, known.original_length)
+    attention = rescaled(Factors.of([1.0], 0, attention), known.scale, scale).attention_factor
+    return [
+        Factors.of(np.exp(curve * to_log).tolist(), known.initial_tokens, attention)
+        for curve in (by_rotations, by_index)
+    ]
+
+
+def _fitted(known: KnownFactors, geometry: Geometry, scale: float) -> list[Factors]:
+    """The factors at the scale of the search; those of another model carried to this one."""
+    pairs = len(known.rescale_factors)
+    other = f"{pairs} rescale factors, but {geometry.architecture} has {geometry.pairs} rotary pairs"
+    if pairs == geometry.pairs:
+        other = ""
+        for name in ("rotary_dim", "rope_theta"):
+            theirs, ours = getattr(known, name), getattr(geometry, name)
+            if theirs is not None and theirs != ours:
+                other = f"the factors are for {name} {theirs:g}, but {geometry.architecture} has {ours:g}"
+                break
     try:
-        return rescaled(Factors.of(known.rescale_factors, known.initial_tokens, attention), known_scale, scale)
+        if other:
+            _check_can_be_carried(known, scale, other)
+            return carried(known, geometry, scale)
+        known_scale = known.scale or scale
+        attention = known.attention_factor or longrope_attention_factor(known_scale, geometry.original_length)
+        return [rescaled(Factors.of(known.rescale_factors, known.initial_tokens, attention), known_scale, scale)]
     except FactorsError as error:
         raise FactorsError(f"{known.source}: {error}") from None
+
+
+def _check_can_be_carried(known: KnownFactors, scale: float, other: str) -> None:
+    """Refuse factors of another model of which too little is known.
+
+    Raises:
+        FactorsError: says what is missing.
+    """
+    missing = [name for name in ("scale", "rope_theta", "original_length") if getattr(known, name) is None]
+    if missing:
+        raise FactorsError(
+            f"{other}: they belong to another model, and without its {' and '.join(missing)} they cannot be carried to "
+            "this one"
+        )
+    assert known.scale is not None
+    if known.scale <= 1 or scale <= 1:
+        raise FactorsError(f"{other}: they belong to another model, and factors for scale 1 cannot be carried")
 
 
 def _content(document: Any) -> dict[str, Any]:
@@ -153,10 +202,22 @@ def _content(document: Any) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise FactorsError("the content is not a factors file, a list of numbers or a longrope configuration")
     if "schema" not in document:
-        return _longrope(document)
+        return _table(document) if "rescale_factors" in document else _longrope(document)
     file = parse_factors(document)
     theirs = {"rotary_dim": file.model.rotary_dim, "rope_theta": file.model.rope_theta}
-    return file.factors.as_json() | theirs | {"scale": file.scale}
+    return file.factors.as_json() | theirs | {"scale": file.scale, "original_length": file.model.original_length}
+
+
+def _table(document: dict[str, Any]) -> dict[str, Any]:
+    """Read a published table: ``rescale_factors`` with what is known of their model and length."""
+    model = document.get("model") if isinstance(document.get("model"), dict) else {}
+    assert isinstance(model, dict)
+    known = {name: model.get(name) for name in ("rope_theta", "rotary_dim", "original_length")}
+    scale, target = document.get("scale"), document.get("target_length")
+    if scale is None and target is not None and known["original_length"] is not None:
+        scale = _number(target, "target_length") / _number(known["original_length"], "model.original_length")
+    own = {name: document[name] for name in ("attention_factor", "initial_tokens") if document.get(name) is not None}
+    return {"rescale_factors": document["rescale_factors"], "scale": scale, **known, **own}
 
 
 def _longrope(document: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +234,7 @@ def _longrope(document: dict[str, Any]) -> dict[str, Any]:
     if scale is None and longest is not None and original is not None:
         scale = _number(longest, "max_position_embeddings") / _number(original, "original_max_position_embeddings")
     attention = scaling.get("attention_factor", scaling.get("long_mscale"))
-    theirs = {"rope_theta": found.get("rope_theta"), "attention_factor": attention}
+    theirs = {"rope_theta": found.get("rope_theta"), "attention_factor": attention, "original_length": original}
     return {"rescale_factors": scaling["long_factor"], "scale": scale, **theirs}
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
@@ -11,7 +11,16 @@ from factor_search.files.canonical_json import sha256_of
 from factor_search.files.json_documents import explain, read_json
 from factor_search.spec.base import STORED, AtMost, Candidates, Count, Int, PositiveFloat, PositiveInt, Strict, Tokens
 from factor_search.spec.named import Flag, Text
-from factor_search.spec.problem import DataSpec, ModelSpec, ObjectiveSpec, PerplexitySpec, SpaceSpec
+from factor_search.spec.problem import (
+    DataSpec,
+    ModelSpec,
+    ObjectiveSpec,
+    PerplexitySpec,
+    ShortWindowSpec,
+    SpaceSpec,
+    with_searched_attention,
+)
+from factor_search.spec.reporting import Trackers, Webhooks
 from factor_search.spec.strategies import AutoSpec, StrategySpec
 from factor_search.spec.warm_start import WarmStartSpec
 
@@ -84,12 +93,22 @@ AnyBudget = Annotated[BudgetSpec, BeforeValidator(_candidates, json_schema_input
 """The object, or a word, list or number where that is enough."""
 
 
+def _names(given: Any) -> Any:
+    return [given] if isinstance(given, str) and given != "all" else given
+
+
+def _limit(given: Any) -> Any:
+    return {"at_most": given} if isinstance(given, int | float) and not isinstance(given, bool) else given
+
+
+AnyShortWindow = Annotated[ShortWindowSpec, BeforeValidator(_limit, json_schema_input_type=ShortWindowSpec | float)]
 Baselines = Annotated[
-    list[Annotated[Text, Field(min_length=1)]] | None,
+    Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, fail_fast=True)] | Literal["all"] | None,
+    BeforeValidator(_names),
     Field(
-        min_length=1,
-        description="Closed forms to compare with on the validation and held-out documents, by name; null is all. The "
-        "search starts from all of them in any case.",
+        description="Closed forms to compare with on the validation and held-out documents, by name, or all of them; "
+        "null is the usual ones, and of the others the two that are best on the search documents. The search starts "
+        "from all of them in any case.",
     ),
 ]
 
@@ -112,7 +131,35 @@ class JobSpec(Strict):
     warm_start: WarmStartSpec = WarmStartSpec()
     resources: ResourcesSpec = ResourcesSpec()
     baselines: Baselines = None
+    short_window: AnyShortWindow | None = Field(
+        None, description="A limit on what the factors cost in texts up to the original length; null sets none."
+    )
     seed: Int = Field(0, description="Seed of the search and of the split of the documents.")
+    trackers: Trackers = Field([])
+    webhooks: Webhooks = Field([])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _attention_of_short_windows(cls, given: Any) -> Any:
+        return with_searched_attention(given)
+
+    @model_validator(mode="after")
+    def _short_window_of_perplexity(self) -> "JobSpec":
+        if self.short_window is not None and (self.stride is not None or self.objective.kind != "perplexity"):
+            raise ValueError(
+                "short_window goes with the perplexity of first windows: only then is the loss on the first tokens of "
+                "a document measured; leave 'objective' out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _strategy_of_forms(self) -> "JobSpec":
+        if self.space.form is not None and self.strategy.kind != "auto":
+            raise ValueError(
+                f"space.form {self.space.form} is searched by the strategy auto only, not by {self.strategy.kind}: "
+                "leave 'strategy' out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stride_within_window(self) -> "JobSpec":
@@ -146,13 +193,16 @@ class JobSpec(Strict):
 
     @property
     def sha256(self) -> str:
-        """The identity of the search: a hash of everything but names, resources, and what may be changed later: the
-        budget, and the baselines."""
-        sources = {"factors": {"__all__": {"source"}}}
-        left_out: dict[str, Any] = dict.fromkeys(("name", "budget", "resources", "baselines"), True)
+        """The identity of the search: a hash of everything but names, resources, to whom it reports, and what may be
+        changed later: the budget, and the baselines."""
+        sources = {"factors": {"__all__": {"source", "original_length"}}}  # the length belongs to base and scale
+        left_out: dict[str, Any] = dict.fromkeys(
+            ("name", "budget", "resources", "baselines", "trackers", "webhooks"), True
+        )
         left_out["warm_start"] = sources
         content = self.model_dump(mode="json", exclude=left_out)
-        later = [(content["data"], "least_tokens"), (content["space"], "scale"), (content["objective"], "tokens")]
+        later = [(content["data"], "least_tokens"), (content["objective"], "tokens")]
+        later += [(content["space"], "scale"), (content["space"], "form"), (content, "short_window")]
         for holder, key in [*later, *((known, "compare_as") for known in content["warm_start"]["factors"])]:
             if key in holder and holder[key] is None:  # keeps identities from before these keys existed
                 del holder[key]

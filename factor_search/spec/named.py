@@ -30,6 +30,8 @@ class Names(Enum):
     FILES = "paths of other files"
     DATA_SET = "a data set on the hub"
     TASKS = "registered tasks of lm-evaluation-harness, which read data sets of the hub"
+    TRACKERS = "trackers of experiments that are sent the progress"
+    WEBHOOK = "an address that is sent a request"
 
 
 Text = Annotated[str, Names.NOTHING]

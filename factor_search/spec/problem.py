@@ -1,6 +1,6 @@
 """What is searched: the model, the documents, the space of candidates and the objective."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -46,7 +46,9 @@ class DataSpec(Strict):
     """Which documents to use, and how many for search, validation and the held-out measurement."""
 
     files: Annotated[list[str] | None, Names.DOCUMENTS] = Field(
-        None, description="Text, JSON, CSV or parquet files, also as .gz or .zst; saved data sets; or globs."
+        None,
+        fail_fast=True,
+        description="Text, JSON, CSV or parquet files, also as .gz or .zst; saved data sets; or globs.",
     )
     dataset: Annotated[str | None, Names.DATA_SET] = Field(
         None, description="A data set on the Hugging Face hub, instead of files."
@@ -63,7 +65,7 @@ class DataSpec(Strict):
     validation_documents: Documents = Field(4, description="Documents on which the winner is chosen.")
     held_out_documents: Documents = Field(8, description="Documents on which only the final figures are measured.")
     held_out_files: Annotated[list[str] | None, Names.DOCUMENTS] = Field(
-        None, description="Take the held-out documents from these files instead."
+        None, fail_fast=True, description="Take the held-out documents from these files instead."
     )
     cut_long_documents: Flag = Field(
         False,
@@ -92,6 +94,11 @@ EvenDimension = Annotated[int, Field(strict=True, ge=2, multiple_of=2), AtMost(1
 class SpaceSpec(Strict):
     """Which candidates a search may propose."""
 
+    form: Literal["yarn", "base"] | None = Field(
+        None,
+        description="yarn searches YaRN's numbers (factor, beta_fast, beta_slow, attention factor, base), base the "
+        "base alone, for engines that read no lists; null searches a factor for each pair.",
+    )
     initial_tokens: list[Annotated[Int, AtMost(2**27, "tokens")]] = Field(
         default=list(INITIAL_TOKENS),
         min_length=1,
@@ -123,6 +130,48 @@ class SpaceSpec(Strict):
         "NTK, lambda_i = lambda_rcd^(2i / d_rcd), and the others are free. search tries every pair from half the "
         "theoretical critical pair to that pair; null leaves all pairs free.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_forms(cls, given: Any) -> Any:
+        """No initial tokens, and the attention factor as engines have it."""
+        if isinstance(given, dict) and given.get("form") is not None:
+            return {"initial_tokens": [0], "attention_factor": "search" if given["form"] == "yarn" else 1.0} | given
+        return given
+
+    @model_validator(mode="after")
+    def _form_alone(self) -> "SpaceSpec":
+        if self.form is None:
+            return self
+        if self.initial_tokens != [0]:
+            raise ValueError(f"form {self.form} has no initial tokens: leave 'initial_tokens' out")
+        if self.form == "base" and self.attention_factor != 1.0:
+            raise ValueError("form base has no attention factor: leave 'attention_factor' out")
+        for name in ("monotone", "upper_bound", "step", "critical_dimension"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name!r} is about lists of factors: form {self.form} has none, leave it out")
+        return self
+
+
+class ShortWindowSpec(Strict):
+    """A limit on the loss in short texts.
+
+    It is the mean loss on the first tokens of the documents, up to the original length, minus that of the untouched
+    model.
+    """
+
+    at_most: float = Field(ge=0, le=10, allow_inf_nan=False, description="Nats per token.")
+
+
+def with_searched_attention(given: Any) -> Any:
+    """A job or search stage as given; with a limit on short texts, its attention factor is searched if it is not given.
+
+    LongRoPE's and YaRN's formulas alone cost more in short texts than most limits allow.
+    """
+    if not isinstance(given, dict) or given.get("short_window") is None:
+        return given
+    space = given.get("space") or {}
+    return given | {"space": {"attention_factor": "search"} | space} if isinstance(space, dict) else given
 
 
 class PerplexitySpec(Strict):

@@ -38,6 +38,9 @@ class KnownFactors(Strict):
     rope_theta: Annotated[PositiveFloat, AtMost(1e30)] | None = Field(
         None, description="RoPE base of their model, if known."
     )
+    original_length: Count | None = Field(
+        None, description="Original length of their model, if known: then they can be carried to another model."
+    )
     compare_as: Text | None = Field(
         None,
         min_length=1,

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from factor_search.errors import DataError, FactorSearchError, one_line
+from factor_search.files.hub import asking_hub
 from factor_search.files.json_documents import read_json
 from factor_search.files.reading import open_readable, readable, reading_rules
 
@@ -73,7 +74,8 @@ def hub_rows(dataset: str, name: str | None, split: str, column: str, revision: 
     check_hub_name(dataset)
     datasets = _datasets(f"data set {dataset}")
     try:
-        builder = datasets.load_dataset_builder(dataset, name, revision=revision)
+        with asking_hub(dataset):
+            builder = datasets.load_dataset_builder(dataset, name, revision=revision)
         _check_builder(builder, dataset)
         rows = builder.as_streaming_dataset(split=split).decode(False)  # images and sounds name further files
         if column in (rows.column_names or ()):

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -171,6 +171,48 @@ def first_samples(
     """
     pool = _long_enough(documents, tokenize, length, count, distinct=length, whole=whole)
     return SampleSet("evaluation", tuple(pieces[0] for pieces in pool))
+
+
+def samples_of_addresses(
+    documents: Iterable[Document],
+    tokenize: Tokenize,
+    addresses: Collection[str],
+    data: DataSpec,
+    length: int,
+    *,
+    whole: bool = False,
+    scored: int | None = None,
+) -> dict[str, Sample]:
+    """Find the samples with given addresses; the documents are read until all are found.
+
+    Args:
+        documents: where to look.
+        tokenize: converts text to token ids.
+        addresses: of the plain text of samples (see :attr:`Sample.address`).
+        data: how the samples were made: ``least_tokens`` and ``cut_long_documents``.
+        length: tokens of a sample.
+        whole: whether the samples have all tokens of their documents (for sliding windows).
+        scored: the samples were cut to this many tokens afterwards; None if they were not.
+
+    Returns:
+        Those that were found, by address.
+
+    Raises:
+        DataError: a document cannot be read.
+    """
+    least, cut, found = data.least_tokens or length, data.cut_long_documents, dict[str, Sample]()
+    shortened = scored if whole else length
+    for document in documents:
+        tokens = tokenize(document.text) if whole or cut else first_tokens(tokenize, document.text, least)
+        if len(tokens) < least:
+            continue
+        pieces = SampleSet("", tuple(_pieces(document.source, tokens, tokenize.prefix, least, whole=whole, cut=cut)))
+        for sample in (pieces if shortened is None else pieces.cut(shortened)).samples:
+            if sample.address in addresses:
+                found.setdefault(sample.address, sample)
+        if len(found) == len(addresses):
+            break
+    return found
 
 
 def check_vocabulary(samples: SampleSet, vocabulary: int) -> None:

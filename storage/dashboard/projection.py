@@ -158,6 +158,15 @@ class Projection:
             study.page = page
         return True
 
+    def forget(self, job_id: str) -> None:
+        """Drop what is remembered of a study that is as it shall be; the next call for it looks at the tables again."""
+        self._studies.pop(job_id, None)
+
+    @property
+    def remembered(self) -> int:
+        """How many studies are remembered."""
+        return len(self._studies)
+
     @contextmanager
     def _known_study(self, job: Job) -> Iterator[_StudyState]:
         """The study of a job; forgotten if anything goes wrong, so that the next call looks at the tables again."""

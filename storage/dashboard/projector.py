@@ -84,8 +84,10 @@ class Projector:
         Raises:
             DatabaseError: one of the databases cannot be reached now.
         """
-        more = False
-        for job in self._jobs():
+        more, found = False, self._jobs()
+        ids = {job.id for job in found}
+        self._settled = {id: events for id, events in self._settled.items() if id in ids}
+        for job in found:
             if self._settled.get(job.id) == job.events:
                 continue
             self._unsettled.add(job.id)
@@ -94,6 +96,8 @@ class Projector:
             if job.state != JobState.RUNNING and left == "settled":
                 self._settled[job.id] = job.events
                 self._unsettled.discard(job.id)
+                self._watched.pop(job.id, None)
+                self.projection.forget(job.id)
         return more
 
     def _jobs(self) -> list[Row[str, str, int]]:

@@ -100,7 +100,7 @@ def note(
     lines = [
         f"## {_plain(job.name)}",
         "",
-        f"- **Job**: `{job.id}`, {job.state}" + (f": {_plain(job.error)}" if job.error else ""),
+        f"- **Job**: [{job.id}](/jobs/{job.id}), {job.state}" + (f": {_plain(job.error)}" if job.error else ""),
         f"- **Model**: {_plain(str(model.get('id', '')))}, {_plain(str(geometry.get('architecture', '')))}",
         f"- **Target length**: {target_length:,} tokens{scale}",
         f"- **Budget**: {_budget(job.spec.get('budget') or {})}",

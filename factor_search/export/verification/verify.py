@@ -12,6 +12,7 @@ import numpy as np
 from factor_search.errors import VerificationError
 from factor_search.export.contract import Source
 from factor_search.export.verification.contract import Scorer
+from factor_search.files.html import html_values
 from factor_search.spec import ModelSpec
 
 POSITIONS = 32
@@ -107,6 +108,10 @@ class Verification:
     def as_json(self) -> dict[str, Any]:
         """The figures as JSON."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        sentence, differences = self.table().splitlines()
+        return html_values("Verification", {"verdict": sentence, "differences": differences})
 
     def table(self) -> str:
         """Two lines for a terminal."""

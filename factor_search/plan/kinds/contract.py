@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, Field
 
@@ -22,9 +22,12 @@ from factor_search.factors_file import FactorsFile, parse_factors
 from factor_search.files.canonical_json import sha256_of
 from factor_search.measure.evaluation import Evaluator
 from factor_search.model.geometry import Geometry
-from factor_search.spec import DataSpec, JobSpec, ModelSpec, Strict
+from factor_search.spec import DataSpec, JobSpec, ModelSpec, Strict, Trackers
 from factor_search.spec.named import Names, Text, named_in
 from factor_search.text.samples import Samples
+
+if TYPE_CHECKING:
+    from factor_search.plan.costs import PlanCosts
 
 ORIGINAL = "original"
 """Names the plan's own model where a stage would use another by default."""
@@ -77,6 +80,11 @@ class Outcome(Strict):
     model: ModelSpec | None = Field(None, description="The checkpoint that it made or was given.")
     factors: FactorsDocument | None = Field(None, description="The factors file of a search.")
     report: dict[str, Any] = Field(default={}, description="What was measured, by kind of stage.")
+    taken: dict[str, Any] | None = Field(
+        None,
+        exclude_if=lambda taken: taken is None,  # earlier versions had none
+        description="Seconds, tokens and peak memory of what one worker did alone, in its last run.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +128,7 @@ class Work(Strict, ABC):
 
     stage: Text = Field(description="The stage's name; it does not affect the result.")
     kind: Any
+    trackers: Trackers = Field([])
 
     @property
     def sha256(self) -> str:
@@ -250,6 +259,17 @@ class StageKind(ABC, Generic[StageT, WorkT]):
         Raises:
             FactorsError: the factors that it uses are not valid.
         """
+
+    def estimate(self, stage: StageT, costs: "PlanCosts") -> dict[str, Any]:
+        """What a complete stage will cost, as JSON: ``total``, ``memory``, ``fits``, ``speed``, ``notes`` and more.
+
+        By default the model is loaded, and read once at its original length.
+
+        Args:
+            stage: the stage.
+            costs: what is known of its plan.
+        """
+        return costs.passes({costs.geometry.original_length: 1.0})
 
     def evaluate(self, work: WorkT, evaluator: Evaluator, geometry: Geometry, samples: Samples) -> dict[str, Any]:
         """The part of the report that evaluates candidates, on however many workers.

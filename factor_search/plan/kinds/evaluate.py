@@ -1,8 +1,9 @@
 """A stage that measures on the held-out documents: perplexity by length, passkeys, short-context degradation."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -11,7 +12,7 @@ from factor_search.factors_file import parse_factors
 from factor_search.measure.evaluation import Evaluator
 from factor_search.measure.ladder import ladder
 from factor_search.measure.windows import doubling_lengths
-from factor_search.methods import closed_forms
+from factor_search.methods import USUAL, closed_forms
 from factor_search.model.geometry import Geometry
 from factor_search.plan.kinds.contract import (
     FACTORS,
@@ -36,6 +37,9 @@ from factor_search.report.document import FOUND
 from factor_search.spec import DataSpec, Documents, Int, JobSpec, ModelSpec, PositiveInt, Strict, Tokens
 from factor_search.spec.named import Names, Text
 from factor_search.text.samples import Samples, SampleSet
+
+if TYPE_CHECKING:
+    from factor_search.plan.costs import PlanCosts
 
 EVALUATIONS, PASSKEYS = "evaluations.jsonl", "passkeys.json"
 """What is kept in the folder of the work."""
@@ -122,7 +126,7 @@ class EvaluateWork(Work):
         return sorted({*self.lengths, self.job.target_length})
 
     def _identity(self) -> dict[str, Any]:
-        content = self.model_dump(mode="json", exclude={"stage"})
+        content = self.model_dump(mode="json", exclude={"stage", "trackers"})
         return content | {"factors": content_of(self.factors), "short": self.short and content_of(self.short)}
 
 
@@ -181,21 +185,37 @@ class EvaluateKind(StageKind[EvaluateStage, EvaluateWork]):
             seed=context.seed,
         )
 
+    def estimate(self, stage: EvaluateStage, costs: "PlanCosts") -> dict[str, Any]:
+        """The ladder, passkeys at every length and depth, and the windows that short contexts are measured on."""
+        target, original = costs.lengths[str(stage.factors)], costs.geometry.original_length
+        lengths = doubling_lengths(original, target) if stage.lengths is None else sorted({*stage.lengths, target})
+        held_out = costs.data.held_out_documents
+        counts: Counter[int] = Counter()
+        for length in lengths:
+            counts[length] += held_out * (costs.forms(target) + 1)
+        if stage.passkey is not None:
+            for length in stage.passkey.lengths or lengths:
+                counts[length] += stage.passkey.depths * min(stage.passkey.documents or held_out, held_out)
+        models = 2 + (stage.short is not None)
+        counts[original] += held_out * models * (short_tokens(original, target) // original)
+        return costs.passes(dict(counts), loads=3)
+
     def evaluate(
         self, work: EvaluateWork, evaluator: Evaluator, geometry: Geometry, samples: Samples
     ) -> dict[str, Any]:
-        """The ladder: perplexity by length of the factors and of every closed form, on held-out documents.
+        """The ladder: perplexity by length of the factors, and of the closed forms that they were compared with.
 
         Raises:
             SpecError: the lengths are below the model's original one.
         """
-        found = {FOUND: parse_factors(work.factors).factors}
-        lengths = work.ladder_lengths(geometry)
-        return {"ladder": ladder(evaluator, geometry, found, samples.held_out, lengths).as_json()}
+        file, lengths = parse_factors(work.factors), work.ladder_lengths(geometry)
+        also = file.perplexity.held_out_baselines
+        return {"ladder": ladder(evaluator, geometry, {FOUND: file.factors}, samples.held_out, lengths, also).as_json()}
 
     def candidates(self, work: EvaluateWork, geometry: Geometry) -> int:
         """The factors and the closed forms, at each length."""
-        forms = closed_forms(geometry, work.job.target_length)
+        compared = {*USUAL, *parse_factors(work.factors).perplexity.held_out_baselines}
+        forms = compared.intersection(closed_forms(geometry, work.job.target_length))
         return len(work.ladder_lengths(geometry)) * (len(forms) + 1)
 
     def perform(self, work: EvaluateWork, folder: Path, on_progress: OnProgress) -> Outcome:

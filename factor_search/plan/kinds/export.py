@@ -90,7 +90,7 @@ class ExportWork(Work):
 
     def _identity(self) -> dict[str, Any]:
         later = {"format": HUGGINGFACE, "nearest": False}  # fields that earlier versions had not
-        content = self.model_dump(mode="json", exclude={"stage"})
+        content = self.model_dump(mode="json", exclude={"stage", "trackers"})
         content = {key: value for key, value in content.items() if key not in later or value != later[key]}
         return content | {"factors": content_of(self.factors), "short": self.short and content_of(self.short)}
 

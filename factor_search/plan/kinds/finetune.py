@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -35,6 +35,9 @@ from factor_search.plan.kinds.export import check_configuration, check_no_initia
 from factor_search.plan.kinds.search import search_named
 from factor_search.spec import DataSpec, Int, ModelSpec
 from factor_search.spec.named import Names, Text
+
+if TYPE_CHECKING:
+    from factor_search.plan.costs import PlanCosts
 
 EVALUATIONS = "evaluations.jsonl"
 
@@ -107,6 +110,19 @@ class FinetuneKind(StageKind[FinetuneStage, FinetuneWork]):
             settings=stage.settings,
             seed=context.seed,
         )
+
+    def estimate(self, stage: FinetuneStage, costs: "PlanCosts") -> dict[str, Any]:
+        """The training, and the held-out documents before and after it."""
+        target = costs.lengths[str(stage.factors)]
+        measured = costs.passes({target: 2.0 * costs.data.held_out_documents}, loads=2)
+        training = costs.training(stage.settings, target)
+        fit = ("memory", "fits", "largest_length", "too_large")
+        whole = {key: training.pop(key) for key in (*fit, "notes")}
+        if whole["fits"] is not False and measured["fits"] is False:
+            whole = {key: measured[key] for key in fit} | {"notes": whole["notes"]}
+        total = {key: _sum(measured["total"][key], training[key]) for key in ("tokens", "seconds")}
+        notes = list(dict.fromkeys([*measured["notes"], *whole.pop("notes")]))
+        return {**measured, **whole, "training": training, "total": total, "notes": notes}
 
     def perform(self, work: FinetuneWork, folder: Path, on_progress: OnProgress) -> Outcome:
         """Fine-tune, and measure held-out documents with the factors in force before and after."""
@@ -195,6 +211,10 @@ class FinetuneKind(StageKind[FinetuneStage, FinetuneWork]):
         )
         titles = ["first", "before", "±", "after", "±", "gained (nats)", "±"]
         return figure(draw_losses, entry, caption) + html_table(titles, rows)
+
+
+def _sum(one: Any, other: Any) -> Any:
+    return None if one is None or other is None else one + other
 
 
 def _gain(before: Evaluation, after: Evaluation, length: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A stage that readjusts long factors for short texts on an extended model (LongRoPE, 2402.13753, sec. 3.3)."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -34,6 +34,9 @@ from factor_search.spec import (
     WarmStartSpec,
 )
 from factor_search.spec.named import Flag, Text
+
+if TYPE_CHECKING:
+    from factor_search.plan.costs import PlanCosts
 
 LONG = "long"
 """The name under which reports show the long factors at the original length."""
@@ -101,6 +104,20 @@ class ReadjustKind(StageKind[ReadjustStage, ReadjustWork]):
         )
         job = readjustment_job(job, long, str(stage.factors), stage.attention_factor)
         return ReadjustWork(stage=str(stage.name), job=job, long=document)
+
+    def estimate(self, stage: ReadjustStage, costs: "PlanCosts") -> dict[str, Any]:
+        """That of the job, which compares with the long factors beside the closed forms."""
+        length = costs.geometry.original_length
+        job = JobSpec(
+            model=costs.model,
+            data=costs.data,
+            target_length=length,
+            objective=PerplexitySpec(stride=length, tokens=short_tokens(length, costs.longest)),
+            strategy=stage.strategy,
+            budget=stage.budget,
+            racing=stage.racing,
+        )
+        return costs.search(job, costs.forms(length) + 1)
 
     def figures(self, work: ReadjustWork, outcome: Outcome) -> dict[str, Any]:
         """Those of a search, and the row of the long factors."""

@@ -1,9 +1,9 @@
 """A stage that searches factors for a length: the first of a plan, or on what an earlier stage made."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from factor_search.errors import SpecError
 from factor_search.plan.kinds.contract import (
@@ -25,6 +25,7 @@ from factor_search.search.warm_start import known_from
 from factor_search.spec import (
     AnyBudget,
     AnyObjective,
+    AnyShortWindow,
     AnyStrategy,
     AutoSpec,
     Baselines,
@@ -35,8 +36,12 @@ from factor_search.spec import (
     SpaceSpec,
     Tokens,
     WarmStartSpec,
+    with_searched_attention,
 )
 from factor_search.spec.named import Flag, Text
+
+if TYPE_CHECKING:
+    from factor_search.plan.costs import PlanCosts
 
 ROW = (
     "name",
@@ -82,6 +87,12 @@ class SearchStage(Stage):
     budget: AnyBudget = BudgetSpec()
     racing: RacingSpec | Flag | None = Field(None, description="As in a job.")
     baselines: Baselines = None
+    short_window: AnyShortWindow | None = Field(None, description="As in a job.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _attention_of_short_windows(cls, given: Any) -> Any:
+        return with_searched_attention(given)
 
     @property
     def lengths_read(self) -> Sequence[int]:
@@ -110,7 +121,11 @@ class JobWork(Work):
 
     def as_job(self, plan: str) -> tuple[str, dict[str, Any]]:
         """The job itself."""
-        return self.job.name, self.job.model_dump(mode="json")
+        return self.job.name, self.tracked_job().model_dump(mode="json")
+
+    def tracked_job(self) -> JobSpec:
+        """The job with the trackers of the plan."""
+        return self.job.model_copy(update={"trackers": self.trackers})
 
 
 class SearchWork(JobWork):
@@ -177,8 +192,22 @@ class SearchKind(StageKind[SearchStage, SearchWork]):
             baselines=stage.baselines,
             seed=context.seed,
         )
-        asked = {"objective": stage.objective, "space": stage.space, "warm_start": warm_start}
+        asked: dict[str, Any] = {"objective": stage.objective, "space": stage.space, "warm_start": warm_start}
+        asked["short_window"] = stage.short_window
         return SearchWork(stage=str(stage.name), job=job.model_copy(update=asked))
+
+    def estimate(self, stage: SearchStage, costs: "PlanCosts") -> dict[str, Any]:
+        """That of the job."""
+        job = JobSpec(
+            model=costs.model,
+            data=costs.data,
+            target_length=stage.target_length,
+            strategy=stage.strategy,
+            budget=stage.budget,
+            racing=stage.racing,
+        )
+        methods = costs.search_forms(stage.target_length, stage.baselines)
+        return costs.search(job.model_copy(update={"objective": stage.objective}), methods)
 
     def figures(self, work: SearchWork, outcome: Outcome) -> dict[str, Any]:
         """See :func:`search_figures`."""

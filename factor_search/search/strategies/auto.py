@@ -8,41 +8,31 @@
 5. Scale down the pairs before the step of the best candidate.
 6. Search curves of up to eight numbers around the best candidate with the Gaussian process, on four documents and then
    on all.
-7. Repeat 5 and the variation of the initial tokens.
+7. Repeat 5 and the variation of the initial tokens, and try the closed forms that are not usual.
 8. Run CMA-ES over nearly every pair with small step sizes, in rounds, until the budget ends. Repeat 5 after the first
    two rounds, and 3 after the first.
 """
 
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import astuple, dataclass
-from operator import itemgetter
 
 import cmaes
 import numpy as np
-from numpy.typing import NDArray
 
 from factor_search.factors import Factors
-from factor_search.measure.race import mean_difference, rungs
+from factor_search.measure.race import rungs
 from factor_search.methods import yarn_attention_factor
 from factor_search.search.space import SearchSpace
-from factor_search.search.strategies.contract import Check, Generation, Result, entropy, no_check
+from factor_search.search.strategies.contract import Check, Generation, Result, no_check
 from factor_search.search.strategies.profile import BOUNDS, FIRST, WIDTHS, Profile, Steps, scaled_before_step
-from factor_search.search.strategies.surrogate import propose
-
-Vector = NDArray[np.float64]
-Phase = Generator[Generation, Sequence[Result], None]
-"""A part of the search: it yields generations and is sent their results."""
+from factor_search.search.strategies.progressive import PROMOTED, Phase, Progressive, Vector
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings of ``auto``, the same for every model."""
 
-    generation: int = 4
-    """Candidates that the Gaussian process proposes per generation."""
-    promoted: int = 4
-    """How many of the best candidates are evaluated on more documents."""
     profile_documents: tuple[int, int] = (2, 4)
     """Documents of the first and the second search of profiles."""
     profile_generations: tuple[int, int] = (3, 2)
@@ -63,12 +53,6 @@ class Settings:
     """Generations on each number of documents between those of the first profiles and all of them."""
     patience: int = 6
     """Generations without improvement that end the search of curves."""
-    known_points: int = 120
-    """Points with the lowest losses that the Gaussian process uses."""
-    largest_excess: float = 0.3
-    """Nats above the best loss at which losses are clipped, so that outliers do not distort the Gaussian process."""
-    least_improvement: float = 2e-4
-    """Nats that count as an improvement."""
     polish_knots: tuple[int, int] = (16, 8)
     """Knots of the rounds of CMA-ES, alternating."""
     polish_sigma: tuple[float, float] = (0.03, 0.08)
@@ -83,7 +67,7 @@ class Settings:
 SETTINGS = Settings()
 
 
-class Auto:
+class Auto(Progressive):
     """The default strategy, described in the module's docstring; it does not depend on the budget."""
 
     def __init__(
@@ -95,6 +79,7 @@ class Auto:
         seed: int,
         settings: Settings = SETTINGS,
         check: Check = no_check,
+        later: Sequence[Factors] = (),
     ) -> None:
         """Prepare the search.
 
@@ -105,41 +90,15 @@ class Auto:
             seed: determines all random numbers, together with the number of the generation.
             settings: the same for every model; experiments may change them.
             check: called while the strategy proposes; may raise to stop it.
+            later: more closed forms, which are tried before CMA-ES; small budgets end before them.
         """
-        self._check = check
+        super().__init__(documents, seed=seed, check=check)
         self._space = space
         self._seeds = [space.factors(space.project(factors)) for factors in seeds]
-        self._documents = documents
-        self._seed = seed
+        self._later = [space.factors(space.project(factors)) for factors in later]
         self._settings = settings
-        self._generation = 0
-        self._known: dict[Factors, tuple[float, ...]] = {}
-        """Losses of each candidate on the first documents; empty if it failed."""
-        self._phases = self._search()
         self._profiles: dict[tuple[float, ...], Vector] = {}
         """The four numbers of each profile, by its rescale factors."""
-        self._results: list[Result] | None = None
-        self._asked: list[Factors] = []
-
-    def ask(self) -> Generation:
-        """Return the next generation that has a new candidate or more documents."""
-        try:
-            generation = next(self._phases) if self._results is None else self._phases.send(self._results)
-        except StopIteration:
-            return Generation()
-        self._generation += 1
-        self._asked = list(generation.candidates)
-        self._results = []
-        return generation
-
-    def tell(self, results: Sequence[Result]) -> None:
-        """Store the losses of the last generation."""
-        self._results = list(results)
-        for factors, result in zip(self._asked, results, strict=False):
-            if not result.losses or len(result.losses) >= len(self._known.get(factors, ())):
-                self._known[factors] = result.losses  # empty also for a candidate that fails on a later document
-        for factors in self._asked[len(results) :]:
-            self._known.setdefault(factors, ())
 
     def _search(self) -> Phase:
         first, second = (min(count, self._documents) for count in self._settings.profile_documents)
@@ -153,11 +112,12 @@ class Auto:
         yield from self._search_curves()
         yield from self._sweep_before_step(self._documents)
         yield from self._sweep_initial_tokens(self._documents)
+        yield from self._sweep([factors for factors in self._later if factors not in self._known], self._documents)
         yield from self._polish()
 
     def _first_profiles(self) -> list[Factors]:
         initial_tokens, choices = self._space.initial_tokens[0], self._space.attention_factors
-        usual = yarn_attention_factor(self._space.scale)
+        usual = self._space.first_attention or yarn_attention_factor(self._space.scale)
         attention = min(choices, key=lambda factor: abs(factor - usual))
         return [self._of_profile(profile, initial_tokens, attention) for profile in FIRST]
 
@@ -249,7 +209,7 @@ class Auto:
         yield from self._evaluate([best, *others], few)
         estimate = self._estimator(few)
         ahead = sorted((factors for factors in others if estimate(factors) <= estimate(best)), key=estimate)
-        yield from self._evaluate([best, *ahead[: self._settings.promoted]], documents)
+        yield from self._evaluate([best, *ahead[:PROMOTED]], documents)
 
     def _polish(self) -> Phase:
         """Run rounds of CMA-ES, each around the best candidate so far."""
@@ -287,74 +247,3 @@ class Auto:
             worst = max((loss for loss in losses if math.isfinite(loss)), default=0.0) + 1.0
             cma.tell([(vector, min(loss, worst)) for (vector, _), loss in zip(drawn, losses, strict=True)])
         return found_new
-
-    def _evaluate(self, candidates: Iterable[Factors], documents: int) -> Phase:
-        """Ask for the candidates that were not evaluated on so many documents and have not failed."""
-        wanted = [factors for factors in dict.fromkeys(candidates) if self._wanting(factors, documents)]
-        if wanted:
-            yield Generation(tuple(wanted), documents if documents < self._documents else None)
-
-    def _wanting(self, factors: Factors, documents: int) -> bool:
-        losses = self._known.get(factors)
-        return losses is None or 0 < len(losses) < documents
-
-    def _improve(self, candidates: Sequence[Factors], documents: int) -> Generator[Generation, Sequence[Result], bool]:
-        before = self._lowest(documents)
-        yield from self._evaluate([factors for factors in candidates if factors not in self._known], documents)
-        return self._lowest(documents) < before - self._settings.least_improvement
-
-    def _promote(self, documents: int) -> Phase:
-        """Evaluate the best candidates on more documents."""
-        most = max(len(losses) for losses in self._known.values())
-        ranked = sorted((f for f, losses in self._known.items() if losses), key=lambda f: self._rank(f, most))
-        yield from self._evaluate(ranked[: self._settings.promoted], documents)
-
-    def _best(self, documents: int) -> Factors:
-        """Return the candidate with the lowest loss on so many documents, or on the most that any was evaluated on."""
-        most = min(max(len(losses) for losses in self._known.values()), documents)
-        return min(self._known, key=lambda factors: self._rank(factors, most))
-
-    def _rank(self, factors: Factors, documents: int) -> tuple[bool, float]:
-        losses = self._known[factors]
-        return len(losses) < max(documents, 1), math.fsum(losses[:documents]) / max(len(losses[:documents]), 1)
-
-    def _lowest(self, documents: int) -> float:
-        return self._estimator(documents)(self._best(documents))
-
-    def _estimator(self, documents: int) -> Callable[[Factors], float]:
-        """Return a function that estimates a candidate's mean loss on so many documents.
-
-        If the candidate was not evaluated on all of them, the estimate uses its paired difference to the best. It is
-        infinite if the candidate was evaluated on none.
-        """
-        best = self._known[self._best(documents)][:documents]
-
-        def estimate(factors: Factors) -> float:
-            losses = self._known.get(factors, ())
-            if not losses or not best:
-                return math.inf
-            return math.fsum(best) / len(best) + mean_difference(losses[:documents], best)
-
-        return estimate
-
-    def _proposals(
-        self, points: Iterable[tuple[Vector, float]], widths: Vector, bounds: Vector, radius: float
-    ) -> list[Vector]:
-        known = sorted(((vector, loss) for vector, loss in points if math.isfinite(loss)), key=itemgetter(1))
-        known = known[: self._settings.known_points]
-        self._check()
-        if not known:
-            return []
-        ceiling = known[0][1] + self._settings.largest_excess
-        return propose(
-            np.array([vector for vector, _ in known]),
-            [min(loss, ceiling) for _, loss in known],
-            widths=widths,
-            bounds=bounds,
-            radius=radius,
-            count=self._settings.generation,
-            rng=self._rng(),
-        )
-
-    def _rng(self) -> np.random.Generator:
-        return np.random.default_rng(entropy(self._seed, self._generation))

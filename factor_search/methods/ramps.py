@@ -1,0 +1,99 @@
+"""Closed forms with a ramp: fast pairs keep their frequency, slow ones are divided by s, between them lies a ramp."""
+
+import math
+from collections.abc import Callable
+
+from factor_search.factors import Factors
+from factor_search.methods.rebased import RAISED_BASE, new_base, scale_of
+from factor_search.model.geometry import Geometry
+from factor_search.model.yarn import interpolated, ramp_ends, yarn_attention_factor
+
+
+def yarn(geometry: Geometry, target_length: int, beta_fast: float = 32.0, beta_slow: float = 1.0) -> Factors:
+    """YaRN interpolates frequencies (not lambda) over a ramp of dimensions; the attention factor is 0.1 ln s + 1.
+
+    See 2309.00071, eq. 17-23. As in the authors' code and in transformers, the ramp ends at whole dimensions.
+    """
+    scale, ends = scale_of(geometry, target_length), ramp_ends(geometry, beta_fast, beta_slow)
+    return Factors.of(interpolated(geometry, scale, *ends), 0, _own_yarn_attention_factor(geometry, scale))
+
+
+def yarn_untruncated(geometry: Geometry, target_length: int) -> Factors:
+    """YaRN with a ramp whose ends are not rounded to whole dimensions, as gpt-oss has it (``truncate`` false)."""
+    scale, ends = scale_of(geometry, target_length), ramp_ends(geometry, truncate=False)
+    return Factors.of(interpolated(geometry, scale, *ends), 0, _own_yarn_attention_factor(geometry, scale))
+
+
+def yarn_cooler(geometry: Geometry, target_length: int) -> Factors:
+    """YaRN with the attention factor 0.07 ln s + 1, between none and YaRN's own."""
+    scale = scale_of(geometry, target_length)
+    return Factors.of(yarn(geometry, target_length).rescale_factors, 0, yarn_attention_factor(scale, 0.07))
+
+
+def yarn_rebased(geometry: Geometry, target_length: int, base: float = RAISED_BASE) -> Factors:
+    """YaRN on a raised base, 500,000: its ramp lies where the raised frequencies make so many rotations.
+
+    As models are extended whose base is raised before (Qwen2.5 and others). A model with a larger base keeps it.
+    """
+    scale, raised = scale_of(geometry, target_length), max(base, geometry.rope_theta)
+    ramp = interpolated(geometry, scale, *ramp_ends(geometry, base=raised))
+    of_base = new_base(geometry, raised).rescale_factors
+    factors = [one * other for one, other in zip(of_base, ramp, strict=True)]
+    return Factors.of(factors, 0, yarn_attention_factor(scale))
+
+
+def mrrope_uni(geometry: Geometry, target_length: int) -> Factors:
+    """MrRoPE-Uni is lambda_i = s^((i - lo) / (hi - lo)) between the ends of YaRN's ramp (2601.22181).
+
+    The radix of each dimension on the ramp is converted by the same factor. 1 before lo, s from hi; YaRN's attention
+    factor.
+    """
+    return _converted(geometry, target_length, lambda step, steps: step / steps)
+
+
+def mrrope_pro(geometry: Geometry, target_length: int) -> Factors:
+    """MrRoPE-Pro is lambda_i = s^((i - lo)(i - lo + 1) / ((hi - lo)(hi - lo + 1))) on YaRN's ramp (2601.22181).
+
+    The factors of the radix conversion grow with the dimension. 1 before lo, s from hi; the attention factor is YaRN's.
+    """
+    return _converted(geometry, target_length, lambda step, steps: step * (step + 1) / (steps * (steps + 1)))
+
+
+def _converted(geometry: Geometry, target_length: int, height: Callable[[float, float], float]) -> Factors:
+    """s to the power of a height, which is 0 at the begin of YaRN's ramp and 1 at its end."""
+    scale, (low, high) = scale_of(geometry, target_length), ramp_ends(geometry)
+    steps = [min(max(i - low, 0), high - low) for i in range(geometry.pairs)]
+    factors = [
+        scale ** height(step, high - low) if high > low else scale ** (i >= high) for i, step in enumerate(steps)
+    ]
+    return Factors.of(factors, 0, yarn_attention_factor(scale))
+
+
+def llama3(geometry: Geometry, target_length: int, low: float = 1.0, high: float = 4.0) -> Factors:
+    """Llama 3.1's rule keeps high frequencies, divides low ones by s, and interpolates between them."""
+    scale, length = scale_of(geometry, target_length), geometry.original_length
+    factors = []
+    for wavelength in geometry.wavelengths:
+        if wavelength < length / high:
+            factors.append(1.0)
+        elif wavelength > length / low:
+            factors.append(scale)
+        else:
+            blend = (length / wavelength - low) / (high - low)
+            factors.append(1 / ((1 - blend) / scale + blend))
+    return Factors.of(factors)
+
+
+def _own_yarn_attention_factor(geometry: Geometry, scale: float) -> float:
+    """Return YaRN's attention factor, of which some models put a part into the scale of their softmax (DeepSeek-V3).
+
+    Their configuration says so by mscale m and mscale_all_dim n; cos and sin get (0.1 m ln s + 1) / (0.1 n ln s + 1),
+    as in transformers.
+    """
+    parameters = getattr(geometry.config, "rope_parameters", None) or {}
+    own = parameters.get(geometry.layer_type) or {} if geometry.layer_type else parameters
+    parts: list[float] = [own.get(name) or 0.0 for name in ("mscale", "mscale_all_dim")]
+    if geometry.base_rope_type != "yarn" or scale <= 1 or not all(parts):
+        return yarn_attention_factor(scale)
+    of_rotation, of_softmax = (0.1 * part * math.log(scale) + 1 for part in parts)
+    return of_rotation / of_softmax
