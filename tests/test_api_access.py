@@ -210,7 +210,7 @@ def test_the_page_of_the_description_loads_nothing(local: TestClient) -> None:
     page = local.get("/docs").text
     assert "<script" not in page
     assert not re.search(r"(src|srcset|data|action|integrity)\s*=|@import|url\(", page.partition("</head>")[0])
-    assert set(re.findall(r'href="([^"#]*)', page)) == {"/openapi.json", ""}
+    assert set(re.findall(r'href="([^"#]*)', page)) == {"/", "/openapi.json", ""}
     document = local.get("/openapi.json").json()
     for path in document["paths"]:
         assert f"<code>{path}</code>" in page

@@ -9,7 +9,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -152,6 +152,7 @@ CARRIERS = {
 def test_no_message_and_no_line_of_a_log_has_a_password(carrier: str, password: str, before: int) -> None:
     if carrier == "header":
         password = "".join(one for one in password if one.isalnum()) * 8
+    assume(password[:5] not in CARRIERS[carrier].format("") + "x" * 5 + __file__)
     given = CARRIERS[carrier].format(password)
     with pytest.MonkeyPatch.context() as patch:
         if carrier == "variable":
@@ -165,8 +166,7 @@ def test_no_message_and_no_line_of_a_log_has_a_password(carrier: str, password: 
             record.error = given
         shown = [said, VisibleFormatter().format(record), *json.loads(JsonFormatter().format(record)).values()]
     for text in map(str, shown):
-        assert password not in text
-        assert password[:5] not in text or password[:5] in CARRIERS[carrier] + "x" * 5 + __file__, text
+        assert password[:5] not in text
     assert all(HIDDEN in text for text in shown[1:2])
 
 

@@ -61,7 +61,7 @@ class Result:
     evaluations: int = 0
     differing: list[str] = field(default_factory=list)
     lost: int = 0
-    repeated: int = 0
+    repeated: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
@@ -70,8 +70,8 @@ class Result:
     @property
     def wrong(self) -> int:
         """How many things are not as they should be."""
-        listed = len(self.differing) + len(self.orphans) + len(self.stuck)
-        return listed + self.lost + self.repeated + sum(fault.wrong is not None for fault in self.faults)
+        listed = len(self.differing) + len(self.repeated) + len(self.orphans) + len(self.stuck)
+        return listed + self.lost + sum(fault.wrong is not None for fault in self.faults)
 
 
 def drawn(kinds: Sequence[Kind], rng: random.Random) -> Iterator[Kind]:
@@ -115,14 +115,17 @@ def campaign(kinds: Sequence[Kind], database: str, seed: int, limits: Limits, fo
             service.start()
             service.keep_busy()
             service.settle()
+            settled = True
             for kind in drawn(chosen, rng):
                 enough = len(result.faults) >= limits.faults or time.monotonic() - began > limits.seconds
                 if enough:
                     break
                 service.keep_busy()
                 time.sleep(rng.uniform(0, LONGEST_DELAY_SECONDS))
-                again = kind.in_batches and rng.random() < BATCH
-                result.faults.append(fault_of(service, kind, rng, time.monotonic() - began, settle=not again))
+                if not (settled or kind.in_batches):  # it talks to a server, which the fault before may have killed
+                    service.settle()
+                settled = not (kind.in_batches and rng.random() < BATCH)
+                result.faults.append(fault_of(service, kind, rng, time.monotonic() - began, settle=settled))
             service.settle()
             service.finish()
         except StuckError as error:
@@ -190,10 +193,10 @@ def table(results: Sequence[Result]) -> str:
         lines.append(
             f"{result.database}: {len(result.faults)} faults, {result.jobs} jobs, {result.evaluations} evaluations: "
             f"{len(result.differing)} jobs not as if undisturbed, {result.lost} evaluations lost, "
-            f"{result.repeated} repeated, {len(result.orphans)} processes left, {len(result.stuck)} times stuck"
+            f"{len(result.repeated)} repeated, {len(result.orphans)} processes left, {len(result.stuck)} times stuck"
         )
         lines.append(f"{result.database}: {result.health}")
-        lines += [f"  {said}" for said in (*result.differing, *result.orphans, *result.stuck)]
+        lines += [f"  {said}" for said in (*result.differing, *result.repeated, *result.orphans, *result.stuck)]
         if result.left_out:
             lines.append(f"  left out, since nothing can be mounted here: {', '.join(result.left_out)}")
     return "\n".join(lines)

@@ -36,7 +36,7 @@ class Kind:
     databases: tuple[str, ...] = ("sqlite", "postgresql")
     needs_disks: bool = False
     in_batches: bool = True
-    """Whether another fault may come before the service has settled."""
+    """Whether another fault may come before or after it without the service having settled between them."""
 
 
 def kill(process: str) -> Inject:

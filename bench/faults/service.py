@@ -116,6 +116,7 @@ class Service:
         (self.root / "documents").mkdir()
         for file in held_out_files()[:6]:
             shutil.copy(file, self.root / "documents" / f"{file.stem}.txt")
+        self.born = time.monotonic()
         self._watching = threading.Event()
         threading.Thread(target=self._watch_health, daemon=True).start()
 
@@ -332,17 +333,19 @@ class Service:
         self.wait(lambda: not self.unfinished(), "jobs have not ended", seconds=3 * self.patience)
         self.look()
 
-    def repeated(self) -> int:
-        """How many evaluations were started although they were seen to be recorded before."""
-        count = 0
+    def repeated(self) -> list[str]:
+        """Evaluations that were started although they were seen to be recorded before, and when."""
+        found = []
         with contextlib.suppress(FileNotFoundError):
             for line in self.started.read_text().splitlines():
-                began, _, key = line.partition(" ")
-                seen = self.recorded.get(key)
-                if seen is None or float(began) <= seen[1]:
+                word, _, key = line.partition(" ")
+                began, seen = float(word), self.recorded.get(key)
+                if seen is None or began <= seen[1]:
                     continue
-                count += not any(since <= float(began) <= until for since, until in self.twice_between)
-        return count
+                if not any(since <= began <= until for since, until in self.twice_between):
+                    at, before = began - self.born, began - seen[1]
+                    found.append(f"evaluation {key} began at {at:.1f} s, {before:.1f} s after it was seen recorded")
+        return found
 
     def differing(self) -> list[str]:
         """Jobs that did not end as if undisturbed, and how they ended."""
