@@ -122,7 +122,7 @@ def campaign(kinds: Sequence[Kind], database: str, seed: int, limits: Limits, fo
                     break
                 service.keep_busy()
                 time.sleep(rng.uniform(0, LONGEST_DELAY_SECONDS))
-                if not (settled or kind.in_batches):  # it talks to a server, which the fault before may have killed
+                if not (settled or kind.in_batches):
                     service.settle()
                 settled = not (kind.in_batches and rng.random() < BATCH)
                 result.faults.append(fault_of(service, kind, rng, time.monotonic() - began, settle=settled))
@@ -143,6 +143,7 @@ def fault_of(service: Service, kind: Kind, rng: random.Random, at: float, *, set
         service.look()
     try:
         service.spare()
+        service.restart()  # the fault before may have killed the server, and not waited
         fault.did = kind.inject(service, rng)
     except StuckError as error:
         fault.wrong = str(error)
