@@ -15,15 +15,18 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from api.cli import main
 from factor_search.errors import ExportError, SpecError
 from factor_search.export.configuration import huggingface_config
+from factor_search.export.contract import Source
+from factor_search.export.registry import engine_named
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsModel, factors_file, parse_factors, read_factors
 from factor_search.job import run_job
-from factor_search.methods import closed_form, yarn_of_numbers
+from factor_search.methods import closed_form, longrope_attention_factor, yarn_of_numbers
+from factor_search.model.loading import load_model
 from factor_search.report.document import build_factors_file, build_report
 from factor_search.search.forms import FormSpace
 from factor_search.search.loop import search
 from factor_search.search.problem import SearchProblem
-from factor_search.spec import BudgetSpec, JobSpec, parse_spec
+from factor_search.spec import BudgetSpec, JobSpec, ModelSpec, parse_spec
 from tests.synthetic import ManyDocuments, geometry, many_documents
 
 GEOMETRY = geometry(pairs=32, original=4096)
@@ -180,9 +183,31 @@ def test_a_form_that_is_not_that_of_the_factors_is_not_exported() -> None:
     values = {"factor": 6.0, "beta_fast": 9.0, "beta_slow": 0.6, "attention_factor": 1.1, "rope_theta": 30_000.0}
     factors, model = yarn_of_numbers(GEOMETRY, **values), FactorsModel.of("m", None, GEOMETRY)
     file = factors_file(factors, model, SCALE * 4096, form={"kind": "yarn", **values})
-    content = huggingface_config(file, config)
+    content = huggingface_config(file, config, with_form=True)
     assert content["rope_theta"] == content["rope_parameters"]["rope_theta"] == 30_000.0
     assert content["rope_scaling"]["beta_slow"] == 0.6
     wrong = factors_file(factors, model, SCALE * 4096, form={"kind": "yarn", **values, "beta_slow": 0.1})
     with pytest.raises(ExportError, match="is not that of its rescale factors"):
-        huggingface_config(wrong, config)
+        huggingface_config(wrong, config, with_form=True)
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "mlx", "exllamav3", "tensorrt-llm"])
+def test_engines_with_numbers_of_their_own_are_given_lists(name: str, checkpoint: Path) -> None:
+    """vLLM multiplies YaRN's attention factor by its formula, MLX computes it from two lengths, and so on."""
+    own = load_model(ModelSpec(id=str(checkpoint), device="cpu")).geometry
+    values = {"factor": 6.0, "beta_fast": 9.0, "beta_slow": 0.6, "attention_factor": 1.1, "rope_theta": 30_000.0}
+    if name == "tensorrt-llm":
+        values["attention_factor"] = longrope_attention_factor(SCALE, own.original_length)
+    factors, model = yarn_of_numbers(own, **values), FactorsModel.of(str(checkpoint), None, own)
+    length = SCALE * own.original_length
+    with_form = factors_file(factors, model, length, form={"kind": "yarn", **values})
+    assert with_form.form is not None
+    documents = []
+    for file in (with_form, factors_file(factors, model, length)):
+        source = Source(file, ModelSpec(id=str(checkpoint)))
+        engine = engine_named(name)
+        engine.check(source)
+        assert not engine.limits(source)
+        documents.append(engine.document(source))
+    assert documents[0] == documents[1]
+    assert "yarn" not in json.dumps(documents[0])

@@ -28,7 +28,7 @@ THREE_FIELDS = frozenset({"phi3", "phimoe", "phi4_multimodal"})
 
 
 def huggingface_config(
-    file: FactorsFile, config: "PretrainedConfig", short: FactorsFile | None = None
+    file: FactorsFile, config: "PretrainedConfig", short: FactorsFile | None = None, *, with_form: bool = False
 ) -> dict[str, Any]:
     """Return the model's ``config.json`` with the factors.
 
@@ -38,6 +38,8 @@ def huggingface_config(
         file: the factors.
         config: the configuration of the model.
         short: factors for inputs up to the original length; None uses the same factors for all inputs.
+        with_form: write the numbers of the form that the factors have, if they have one, instead of lists. They are
+            transformers' numbers: other engines read some of them under other names, or compute others from them.
 
     Raises:
         ExportError: the factors keep initial tokens, the two sets of factors do not fit together, or the model's RoPE
@@ -58,12 +60,12 @@ def huggingface_config(
     text["max_position_embeddings"] = max(file.target_length, int(text.get("max_position_embeddings") or 0))
     if geometry.layer_type is None:
         own = text["rope_parameters"]
-        text["rope_parameters"] = _parameters(own, file, short, geometry)
+        text["rope_parameters"] = _parameters(own, file, short, geometry, with_form)
         _add_legacy(text, switching=short is not None)
     else:
         own = text["rope_parameters"]
         text["rope_parameters"] = own | {
-            geometry.layer_type: _parameters(own[geometry.layer_type], file, short, geometry)
+            geometry.layer_type: _parameters(own[geometry.layer_type], file, short, geometry, with_form)
         }
     if "original_max_position_embeddings" in text:  # overrides the one in rope_parameters
         text["original_max_position_embeddings"] = file.model.original_length
@@ -166,7 +168,7 @@ def loaded_by(content: Mapping[str, Any]) -> tuple[str, str | None]:
 
 
 def _parameters(
-    own: Mapping[str, Any], file: FactorsFile, short: FactorsFile | None, geometry: Geometry
+    own: Mapping[str, Any], file: FactorsFile, short: FactorsFile | None, geometry: Geometry, with_form: bool
 ) -> dict[str, Any]:
     """Replace how frequencies are scaled; keep what attention layers, the geometry or unknown code read."""
     kept = {name: value for name, value in own.items() if name not in OF_ROPE_TYPES and value is not None}
@@ -185,7 +187,7 @@ def _parameters(
                 f"cannot switch at {original}: export without short factors"
             )
         original = own_original
-    if (form := form_of(file, geometry)) is not None and short is None:
+    if with_form and short is None and (form := form_of(file, geometry)) is not None:
         scaled = {"factor": form.factor, "beta_fast": form.beta_fast, "beta_slow": form.beta_slow}
         scaled |= {"attention_factor": form.attention_factor, "original_max_position_embeddings": original}
         kind = {"yarn": "yarn", "base": "default"}[form.kind]

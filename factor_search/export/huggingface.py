@@ -49,7 +49,7 @@ class HuggingFace(Engine):
 
     def document(self, source: Source) -> dict[str, Any]:
         """The configuration."""
-        return huggingface_config(source.file, source.config, source.short)
+        return huggingface_config(source.file, source.config, source.short, with_form=True)
 
     def load_command(self, model: ModelSpec, target_length: int, out: Path) -> str:
         """Loads the folder in transformers."""
@@ -108,7 +108,7 @@ def export_huggingface(
         ExportError, FactorsError: see :func:`factor_search.export.configuration.huggingface_config`.
         OutputError: a file cannot be written, or ``out`` is a folder that is not empty.
     """
-    content = huggingface_config(file, config, short)
+    content = huggingface_config(file, config, short, with_form=True)
     if out.suffix == ".json":
         write_json(out, content, finite=False)
         return [out]
