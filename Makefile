@@ -58,7 +58,7 @@ bench: install
 	$(BIN)/python -m bench.watched_load
 	$(BIN)/python -m bench.page
 
-# EFFICIENCY="--jobs 4" changes it. Hours: ten thousand evaluations a model; a second run finds them in the cache.
+# EFFICIENCY="--jobs 4" changes it, "--fresh 7" trains judges that nobody has looked at. Hours: ten thousand evaluations a model; a second run finds them in the cache.
 efficiency: install
 	$(BIN)/python -m bench.search_efficiency $(EFFICIENCY)
 	$(BIN)/python -m bench.racing

@@ -1,11 +1,12 @@
 """What a user gains from a strategy, computed from the measured points of its runs by pure functions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.efficiency_runs import CONTROL, Measured, ModelRuns, Point, Run
 from factor_search.measure.statistics import paired_difference, summarise
+from factor_search.methods import FITTED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,10 @@ class Figures:
     """Standard error over documents of the attainable run's held-out loss, in nats per token."""
     above_closed_form: float
     """Validation loss of what a job would report minus that of the best closed form, in nats per token."""
+
+    errors_before_forms: float
+    """Paired standard errors on held-out documents by which what a job would report is better than each closed form,
+    of the one that is nearest; negative if one is better."""
 
     @property
     def errors_behind(self) -> float:
@@ -72,7 +77,15 @@ def figures(run: Run, runs: ModelRuns) -> Figures:
         behind_error=error,
         attainable_error=best.standard_error / best.perplexity,
         above_closed_form=run.reported.validation_loss - form.validation_loss,
+        errors_before_forms=_errors_before(runs.closed_forms, run.reported, runs.held_out_tokens),
     )
+
+
+def _errors_before(forms: Mapping[str, Measured], one: Measured, tokens: Sequence[int]) -> float:
+    if not one.held_out_losses:
+        return -math.inf
+    losses = [form.held_out_losses for form in forms.values() if form.held_out_losses]
+    return min(_in_errors(*paired_difference(other, one.held_out_losses, tokens)) for other in losses)
 
 
 def rival(name: str, seed: int, runs: ModelRuns) -> Run | None:
@@ -82,8 +95,9 @@ def rival(name: str, seed: int, runs: ModelRuns) -> Run | None:
 
 
 def best_closed_form(runs: ModelRuns) -> str:
-    """The closed form with the lowest validation loss, as a user could choose it."""
-    return min(runs.closed_forms, key=lambda name: runs.closed_forms[name].validation_loss)
+    """The published closed form with the lowest validation loss, as a user could choose it."""
+    published = [name for name in runs.closed_forms if name not in FITTED]
+    return min(published, key=lambda name: runs.closed_forms[name].validation_loss)
 
 
 def attainable(runs: ModelRuns) -> Run:

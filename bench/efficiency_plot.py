@@ -7,11 +7,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bench.efficiency_metrics import attainable, best_closed_form
-from bench.efficiency_runs import CONTROL, ModelRuns
+from bench.efficiency_runs import CONTROL, CONTROL_2, ModelRuns
 from factor_search.report.palette import FOUND_COLOUR
 
 COLOURS = {
     CONTROL: "#000000",
+    CONTROL_2: "#777777",
     "evolution": "#0072B2",
     "cma": "#009E73",
     "tpe": "#CC79A7",

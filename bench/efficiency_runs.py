@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.control_as_shipped import ControlAsShipped
+from bench.control_longrope2 import ControlLongRope2
 from bench.models import bench_model
 from factor_search.factors import Factors
 from factor_search.files.cache import cache_folder
@@ -27,7 +28,8 @@ from factor_search.search.strategies.profile import FIRST
 from factor_search.spec import AutoSpec, BudgetSpec, DataSpec, JobSpec, ModelSpec, RacingSpec, StrategySpec
 from factor_search.text.samples import Sample, Samples, SampleSet
 
-CONTROL = "control-as-shipped"
+CONTROL, CONTROL_2 = "control-as-shipped", "control-longrope2"
+CONTROLS = {CONTROL: ControlAsShipped, CONTROL_2: ControlLongRope2}
 SPLIT_SEED = 0
 """Decides how documents are split; the same for every seed of a search."""
 MOST_POINTS = 40
@@ -43,7 +45,7 @@ class Plan:
     name: str
     """Name of its row: the strategy, with the budget if a strategy has two."""
     strategy: StrategySpec | None
-    """None means the control."""
+    """None means the control of this name."""
     seed: int
     budget: BudgetSpec
     racing: RacingSpec | bool | None = None
@@ -197,7 +199,7 @@ def run_search(plan: Plan, place: Workplace) -> tuple[SearchState, list[tuple[in
 def _strategy(plan: Plan, place: Workplace) -> tuple[Strategy, float | None]:
     """The strategy as a job would build it, and the error rate of its races."""
     if plan.strategy is None:
-        return ControlAsShipped(place.geometry, place.target_length, seed=plan.seed), None
+        return CONTROLS[plan.name](place.geometry, place.target_length, seed=plan.seed), None
     spec = JobSpec(
         model=ModelSpec(id="bench"),
         data=DataSpec(files=["bench"]),
@@ -210,11 +212,11 @@ def _strategy(plan: Plan, place: Workplace) -> tuple[Strategy, float | None]:
     return SearchProblem.of(spec, place.geometry).strategy(len(place.samples.search.samples)), spec.racing_error_rate
 
 
-def settings_of(strategy: StrategySpec | None) -> str:
+def settings_of(name: str, strategy: StrategySpec | None) -> str:
     """Everything that a strategy's behaviour depends on besides its seed."""
     if isinstance(strategy, AutoSpec):
         return f"{SETTINGS} {FIRST}"
-    return repr(strategy) if strategy is not None else "ControlAsShipped()"
+    return repr(strategy) if strategy is not None else f"{CONTROLS[name].__name__}()"
 
 
 def run_plan(plan: Plan, place: Workplace) -> Run:
@@ -225,7 +227,7 @@ def run_plan(plan: Plan, place: Workplace) -> Run:
     return Run(
         name=plan.name,
         seed=plan.seed,
-        settings=settings_of(plan.strategy),
+        settings=settings_of(plan.name, plan.strategy),
         ended_by=state.ended_by,
         tokens=state.tokens,
         candidates=len(state.candidates),

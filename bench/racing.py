@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 
 from bench.efficiency_runs import Plan, Run, predicted, run_plan, run_search, workplace
-from bench.models import RECIPES
+from bench.recipes import RECIPES
 from bench.search_efficiency import in_processes
 from factor_search.measure.evaluation import OK, Evaluation
 from factor_search.measure.race import Race, rungs

@@ -20,9 +20,11 @@ import torch
 
 from bench.efficiency_metrics import attainable, best_closed_form, figures
 from bench.efficiency_plot import draw
-from bench.efficiency_runs import CONTROL, ModelRuns, Plan, run_plans, settings_of, workplace
+from bench.efficiency_runs import CONTROL, CONTROL_2, ModelRuns, Plan, run_plans, settings_of, workplace
 from bench.efficiency_tables import bars, bars_table, model_table
-from bench.models import RECIPES, bench_model
+from bench.fresh import SCALES, first_looked_at, names, recipe_of
+from bench.models import bench_model
+from bench.recipes import RECIPES
 from factor_search.model.allocator import keep_freed_memory
 from factor_search.spec import (
     AutoSpec,
@@ -37,6 +39,7 @@ from factor_search.spec import (
 
 SPECS: dict[str, StrategySpec | None] = {
     CONTROL: None,
+    CONTROL_2: None,
     "evolution": EvolutionSpec(),
     "cma": CmaSpec(),
     "tpe": TpeSpec(),
@@ -57,6 +60,7 @@ def plans(options: argparse.Namespace, full_evaluation: int) -> list[Plan]:
     control_seeds = options.control_seeds or one_seed
     rows: list[tuple[str, str, list[int], BudgetSpec]] = [
         (CONTROL, CONTROL, control_seeds, counted),
+        (CONTROL_2, CONTROL_2, control_seeds, counted),
         ("evolution", "evolution", control_seeds, counted),
         ("auto", "auto", seeds, BudgetSpec()),
         ("auto", f"auto, {options.attainable_evaluations:,}", one_seed, ample),
@@ -75,7 +79,7 @@ def run_model(name: str, options: argparse.Namespace) -> ModelRuns:
     """All searches on one model, in its own process."""
     documents = (options.search_documents, options.validation_documents, options.held_out_documents)
     with workplace(name, *documents) as place:
-        return run_plans(name, RECIPES[name].role, plans(options, place.full_evaluation), place)
+        return run_plans(name, recipe_of(name).role, plans(options, place.full_evaluation), place)
 
 
 def in_processes(names: list[str], jobs: int, work: Callable[[str], Any]) -> list[Any]:
@@ -133,13 +137,16 @@ def _finite(value: Any) -> Any:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     judges = [name for name, recipe in RECIPES.items() if recipe.role == "judge"]
-    parser.add_argument("--models", nargs="+", choices=RECIPES, default=judges)
+    fresh_help = "judges of a seed that nobody has used: they are trained, and the record says that they were looked at"
+    parser.add_argument("--models", nargs="*", metavar="NAME", help=f"default: {', '.join(judges)}, or the fresh ones")
+    parser.add_argument("--fresh", type=int, metavar="SEED", help=fresh_help)
+    parser.add_argument("--scales", nargs="+", type=int, choices=SCALES, default=[16, 32, 64], help="of fresh judges")
     parser.add_argument("--strategies", nargs="+", choices=SPECS, default=list(SPECS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
-        "--control-seeds", nargs="+", type=int, help="of the control and of evolution (default: the first seed)"
+        "--control-seeds", nargs="+", type=int, help="of the controls and of evolution (default: the first seed)"
     )
-    parser.add_argument("--control-candidates", type=int, default=1344, help="of the control and of evolution")
+    parser.add_argument("--control-candidates", type=int, default=1344, help="of the controls and of evolution")
     parser.add_argument("--budget", type=int, default=300, help="full evaluations of tpe, nsga2 and random")
     parser.add_argument("--attainable-evaluations", type=int, default=2000, help="full evaluations of cma and auto")
     parser.add_argument("--search-documents", type=int, default=8)
@@ -147,19 +154,26 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--held-out-documents", type=int, default=64)
     parser.add_argument("--jobs", type=int, default=2, help="models at a time, each with one process and one thread")
     parser.add_argument("--out", type=Path, default=Path("bench/results/search_efficiency"))
-    return parser.parse_args()
+    options = parser.parse_args()
+    fresh = [] if options.fresh is None else names(options.fresh, tuple(options.scales))
+    options.models = [*(options.models or ()), *fresh] or judges
+    return options
 
 
 def main() -> None:
     options = parse()
+    looked_at = {name: first_looked_at(name) for name in options.models if recipe_of(name).role == "judge"}
     models: list[ModelRuns] = in_processes(options.models, options.jobs, partial(run_model, options=options))
     write(models, options, options.out)
     print("\n# Search efficiency\n")
     for role, text in ROLES.items():
-        names = [name for name, recipe in RECIPES.items() if recipe.role == role]
-        used = [name for name in names if name in options.models]
-        print(f"Models {text}: {', '.join(names)}; in this run: {', '.join(used) or 'none'}.")
-    print(f"Every strategy has its default settings, the same for every model; auto: `{settings_of(SPECS['auto'])}`.\n")
+        known = [name for name, recipe in RECIPES.items() if recipe.role == role]
+        used = [name for name in options.models if recipe_of(name).role == role]
+        print(f"Models {text}: {', '.join(known)}; in this run: {', '.join(used) or 'none'}.")
+    for name, seen in looked_at.items():
+        print(f"{name}: {seen}.")
+    settings = settings_of("auto", SPECS["auto"])
+    print(f"Every strategy has its default settings, the same for every model; auto: `{settings}`.\n")
     for runs in models:
         print(model_table(runs), end="\n\n")
     if rows := bars(models):

@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from bench.efficiency_metrics import figures, in_force, reached_for_good, rival,
 from bench.efficiency_plot import draw
 from bench.efficiency_runs import (
     CONTROL,
+    CONTROL_2,
     Measured,
     ModelRuns,
     Plan,
@@ -20,7 +22,9 @@ from bench.efficiency_runs import (
     thinned,
 )
 from bench.efficiency_tables import bars, model_table
+from bench.fresh import RECORD, SCALES, first_looked_at, fresh_judge, names, recipe_of
 from bench.racing import highest_rate, replay, stopped_after
+from bench.recipes import RECIPES
 from factor_search.factors import Factors
 from factor_search.measure.evaluation import OK, Evaluation
 from factor_search.measure.race import Race
@@ -153,19 +157,48 @@ def test_from_a_search_to_its_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     small = BudgetSpec(candidates=40)
     plans = [
         Plan(name=CONTROL, strategy=None, seed=0, budget=small),
+        Plan(name=CONTROL_2, strategy=None, seed=0, budget=small),
         Plan(name="evolution", strategy=EvolutionSpec(population=16), seed=0, budget=small),
         Plan(name="auto", strategy=AutoSpec(), seed=0, budget=BudgetSpec(candidates=60)),
     ]
     runs = run_plans("synthetic", "judge", plans, place)
-    assert [one.candidates for one in runs.runs] == [40, 40, 60]
+    assert [one.candidates for one in runs.runs] == [40, 40, 40, 60]
     for one in runs.runs:
         assert one.points[-1].perplexity == one.final.perplexity
         assert [point.tokens for point in one.points] == sorted({point.tokens for point in one.points})
-    assert len(model_table(runs).splitlines()) == 15
-    assert len(bars([runs])) == 6
+    assert len(model_table(runs).splitlines()) == 17
+    assert len(bars([runs])) == 8
     draw(runs, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
     assert "auto, seed 0: 60 candidates" in capsys.readouterr().out
+
+
+def test_fresh_judges_are_drawn_from_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = {name: recipe_of(name) for seed in range(20) for name in names(seed)}
+    assert len(drawn) == 20 * len(SCALES)
+    for name, recipe in drawn.items():
+        assert (recipe.name, recipe.role) == (name, "judge")
+        assert f"{recipe.target // recipe.context}x" == name.rpartition("-")[2]
+        assert recipe.target <= 4096
+        assert recipe.hidden == recipe.heads * recipe.head_dim
+        assert recipe.heads % recipe.key_value_heads == 0
+        assert recipe == fresh_judge(name)
+    assert len({replace(one, name="", seed=0) for one in drawn.values()}) > 60
+    assert recipe_of("docs-64").role == "develop"
+    for wrong in ("fresh-1-5x", "fresh-1", "nobody"):
+        with pytest.raises(SystemExit, match=f"no model '{wrong}'"):
+            recipe_of(wrong)
+    record = tmp_path / "seen.json"
+    record.write_text('{"docs-128": "2026-11-21"}')
+    monkeypatch.setattr("bench.fresh.RECORD", record)
+    assert first_looked_at("docs-128") == "first looked at on 2026-11-21"
+    assert first_looked_at("fresh-1-16x") == "not looked at before this run"
+    assert first_looked_at("fresh-1-16x").startswith("first looked at on 2")
+
+
+def test_judges_that_were_looked_at_are_in_the_record() -> None:
+    seen = json.loads(RECORD.read_text())
+    assert {name for name, recipe in RECIPES.items() if recipe.role == "judge"} <= set(seen)
 
 
 def evaluation(*losses: float) -> Evaluation:

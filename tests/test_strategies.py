@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.control_as_shipped import ControlAsShipped
+from bench.control_longrope2 import ControlLongRope2
 from factor_search.errors import SpecError
 from factor_search.factors import Factors
 from factor_search.methods import USUAL, closed_forms
@@ -311,6 +312,29 @@ def test_the_control_changes_nearly_every_gene_of_its_first_mutants() -> None:
     assert 55 <= np.mean(changed) <= 64
     child = control.cross(start.rescale_factors, mutants[0].rescale_factors)
     assert sum(a != b for a, b in zip(child, start.rescale_factors, strict=True)) <= 1
+
+
+def test_the_control_of_longrope2_is_free_from_the_critical_pair_on() -> None:
+    control = ControlLongRope2(
+        geometry(pairs=32, original=4096), 8 * 4096, seed=0, population=24, mutants=10, crossovers=6
+    )
+    theoretical, seen = math.ceil(geometry(pairs=32, original=4096).critical_dimension / 2), set[Factors]()
+    for generation in range(6):
+        candidates = control.ask().candidates
+        assert len(candidates) == (24 if generation == 0 else 16)
+        assert seen.isdisjoint(candidates)
+        seen.update(candidates)
+        for one in candidates:
+            logs = np.log(one.rescale_factors)
+            assert is_monotone(one)
+            assert one.rescale_factors[0] == 1.0
+            assert max(one.rescale_factors) <= 16 + 1e-9
+            steps = np.diff(logs)
+            geometric = int(np.argmin(np.isclose(steps, steps[0], rtol=1e-6)))
+            assert geometric >= theoretical - 6
+            assert all(factor >= 8 - 1e-9 for factor in one.rescale_factors[geometric:])
+        control.tell(results_of(candidates, lambda factors: factors.rescale_factors[-1]))
+    assert min(one.rescale_factors[-1] for one in seen) < 9
 
 
 @settings(deadline=None, max_examples=50)
