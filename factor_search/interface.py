@@ -26,7 +26,7 @@ from factor_search.factors import Factors
 from factor_search.factors_file import FactorsFile, check_belongs, read_factors
 from factor_search.job import run_job
 from factor_search.measure.comparison import cost_in_words, first_tokens
-from factor_search.measure.measurement import PasskeyResult, PerplexityResult, measure
+from factor_search.measure.measurement import Result, measure
 from factor_search.measure.request import GivenDocuments, JobDocuments, MeasurementRequest, Task
 from factor_search.model.application import Application, geometry_of
 from factor_search.report.document import build_factors_file, build_report, table
@@ -132,7 +132,9 @@ def evaluate_factors(
     documents: int | None = None,
     stride: int | None = None,
     seed: int = 0,
-) -> PerplexityResult | PasskeyResult:
+    key_model: Model | None = None,
+    chat: bool = False,
+) -> Result:
     """Measure factors, a closed form, or the model as it is configured.
 
     Args:
@@ -141,10 +143,13 @@ def evaluate_factors(
         length: context in tokens.
         factors: of :func:`load_factors`; None is what ``method`` says.
         method: name of a closed form (``yarn``, ``ntk``, ...); None is the model as configured.
-        task: ``perplexity`` of all tokens, of a ``needle``'s answer, or ``passkey`` accuracy.
+        task: ``perplexity`` of all tokens, of a ``needle``'s answer, or of ``key-tokens``; ``passkey`` accuracy; or
+            ``ruler``, the share of facts found in its synthetic tasks.
         documents: use the first so many that are long enough; None is all.
         stride: slide a window of ``length`` tokens over whole documents by this many; None scores the first window.
-        seed: of the hidden numbers of needles and passkeys.
+        seed: of the hidden numbers of needles, passkeys and RULER.
+        key_model: chooses the key tokens; a model that reads texts of the length, with the same tokenizer.
+        chat: whether prompts of RULER are messages of a user in the tokenizer's chat template.
 
     Raises:
         FactorSearchError: the model, the documents or the factors do not fit together; says why.
@@ -152,7 +157,14 @@ def evaluate_factors(
     files = [data] if isinstance(data, str) else list(data)
     given = GivenDocuments(files=files, length=length, documents=documents, stride=stride)
     asked = MeasurementRequest(
-        model=_model_spec(model), documents=given, task=task, factors=factors, method=method, seed=seed
+        model=_model_spec(model),
+        documents=given,
+        task=task,
+        factors=factors,
+        method=method,
+        seed=seed,
+        key_model=None if key_model is None else _model_spec(key_model),
+        chat=chat,
     )
     return measure(asked)
 

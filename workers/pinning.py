@@ -6,10 +6,12 @@ and if there is none, the submission is refused, since its workers could not agr
 
 import re
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from factor_search.errors import SpecError, one_line
 from factor_search.model.checkpoint_files import is_local
+from factor_search.plan.kinds.contract import Stage
+from factor_search.plan.kinds.evaluate import EvaluateStage
 from factor_search.plan.spec import PlanSpec
 from factor_search.spec import DataSpec, JobSpec, ModelSpec
 
@@ -23,12 +25,15 @@ Spec = TypeVar("Spec", JobSpec, PlanSpec)
 def pinned(spec: Spec) -> Spec:
     """The specification with the commits of the model and of the data set, if they are on the hub.
 
-    A plan's stages all have the model and the documents of the plan.
+    A plan's stages all have the model and the documents of the plan; one may name a model that chooses key tokens.
 
     Raises:
         SpecError: one is not on the hub, or its commit cannot be known.
     """
-    return spec.model_copy(update={"model": _pinned_model(spec.model), "data": _pinned_data(spec.data)})
+    update: dict[str, Any] = {"model": _pinned_model(spec.model), "data": _pinned_data(spec.data)}
+    if isinstance(spec, PlanSpec) and spec.stages is not None:
+        update["stages"] = [_pinned_stage(stage) for stage in spec.stages]
+    return spec.model_copy(update=update)
 
 
 def commit_of(repository: str, kind: str, revision: str | None, key: str) -> str:
@@ -66,6 +71,13 @@ def commit_of(repository: str, kind: str, revision: str | None, key: str) -> str
             "digits), or download it first"
         )
     return found
+
+
+def _pinned_stage(stage: Stage) -> Stage:
+    if not isinstance(stage, EvaluateStage) or stage.key_tokens is None:
+        return stage
+    chosen = stage.key_tokens.model_copy(update={"model": _pinned_model(stage.key_tokens.model)})
+    return stage.model_copy(update={"key_tokens": chosen})
 
 
 def _pinned_model(model: ModelSpec) -> ModelSpec:

@@ -5,24 +5,25 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from api.cli.arguments import add_compute_arguments, add_json_argument, add_model_arguments, model_spec
 from factor_search.errors import SpecError
 from factor_search.factors_file import read_factors
 from factor_search.measure.request import PARTS, TASKS, GivenDocuments, JobDocuments, MeasurementRequest
-from factor_search.spec import JobSpec, NeedleSpec, read_spec
-
-if TYPE_CHECKING:
-    from factor_search.text.samples import Sample
+from factor_search.spec import RULER_TASKS, JobSpec, ModelSpec, NeedleSpec, RulerTask, read_spec
 
 Value = TypeVar("Value")
 TASKS_OF = {
-    "lengths": ["passkey"],
-    "depths": ["passkey"],
+    "lengths": ["passkey", "ruler"],
+    "depths": ["passkey", "ruler"],
     "digits": ["needle", "passkey"],
-    "seed": ["needle", "passkey"],
+    "seed": ["needle", "passkey", "ruler"],
     "stride": ["perplexity"],
+    "ruler": ["ruler"],
+    "chat": ["ruler"],
+    "key_model": ["key-tokens"],
+    "key_context": ["key-tokens"],
 }
 """The tasks that an option belongs to."""
 
@@ -44,19 +45,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="perplexity",
         choices=TASKS,
         help="perplexity of all tokens; needle: perplexity of the answer to a question about a number hidden in each "
-        "document; passkey: share of right answers, by length and depth (default: perplexity)",
+        "document; passkey: share of right answers, by length and depth; ruler: share of facts found in RULER's "
+        "synthetic tasks; key-tokens: perplexity of tokens that need a long context (default: perplexity)",
     )
     parser.add_argument(
         "--lengths",
         type=_lengths,
         metavar="L,L,...",
-        help="with --task passkey: several lengths, with the same factors",
+        help="with --task passkey or ruler: several lengths, with the same factors",
     )
     parser.add_argument(
-        "--depths", type=int, metavar="N", help="with --task passkey: N depths from 0 to 1 (default: 5)"
+        "--depths", type=int, metavar="N", help="with --task passkey or ruler: N depths from 0 to 1 (default: 5)"
     )
     parser.add_argument("--digits", type=int, metavar="N", help="of hidden numbers (default: needle 7, passkey 5)")
     parser.add_argument("--seed", type=int, metavar="N", help="of hidden numbers (default: 0)")
+    ruler_help = f"with --task ruler: only these of {', '.join(RULER_TASKS)}"
+    parser.add_argument("--ruler", type=_ruler_tasks, metavar="T,T,...", help=ruler_help)
+    chat_help = "with --task ruler: ask in the chat template of the tokenizer"
+    parser.add_argument("--chat", action="store_true", default=None, help=chat_help)
+    key_help = "with --task key-tokens: the model that chooses them, which reads texts of the length"
+    parser.add_argument("--key-model", metavar="M", help=key_help)
+    near_help = "with --task key-tokens: tokens of the short context (default: 4096, at most half of the length)"
+    parser.add_argument("--key-context", type=int, metavar="N", help=near_help)
     parser.add_argument("--column", default="text", help="column or JSON key of the text (default: text)")
     parser.add_argument("--split", default="validation", help="split of a saved data set (default: validation)")
     parser.add_argument("--spec", type=Path, metavar="SPEC.json", help="take model, documents and length from a job")
@@ -80,14 +90,20 @@ def run(arguments: argparse.Namespace) -> int:
 
     keep_freed_memory()
     what = "documents" if arguments.task == "perplexity" else "samples"
-    result = measure(_request(arguments), lambda samples: _announce(samples, what))
+    result = measure(_request(arguments), lambda lengths: _announce(lengths, what))
     print(json.dumps(result.as_json()) if arguments.json else result.table())
     return 0
 
 
-def _announce(samples: "Sequence[Sample]", what: str) -> None:
-    longest = max(len(sample.tokens) for sample in samples)
-    print(f"evaluating {len(samples)} {what} of up to {longest:,} tokens ...", file=sys.stderr, flush=True)
+def _announce(lengths: Sequence[int], what: str) -> None:
+    print(f"evaluating {len(lengths)} {what} of up to {max(lengths):,} tokens ...", file=sys.stderr, flush=True)
+
+
+def _ruler_tasks(text: str) -> list[RulerTask]:
+    known, asked = {str(task): task for task in RULER_TASKS}, text.split(",")
+    if unknown := [name for name in asked if name not in known]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(RULER_TASKS)}")
+    return [known[name] for name in dict.fromkeys(asked)]
 
 
 def _lengths(text: str) -> list[int]:
@@ -115,7 +131,7 @@ def _check_tasks(arguments: argparse.Namespace) -> None:
 
 def _request(arguments: argparse.Namespace) -> MeasurementRequest:
     spec = None if arguments.spec is None else read_spec(arguments.spec)
-    optional = {name: getattr(arguments, name) for name in ("depths", "digits", "seed")}
+    optional = {name: getattr(arguments, name) for name in ("depths", "digits", "seed", "ruler", "chat", "key_context")}
     return _checked(
         MeasurementRequest,
         model=model_spec(arguments, spec.model if spec else None),
@@ -124,8 +140,17 @@ def _request(arguments: argparse.Namespace) -> MeasurementRequest:
         factors=read_factors(arguments.factors) if arguments.factors else None,
         method=arguments.method,
         lengths=arguments.lengths or (),
+        key_model=_key_model(arguments),
         **{name: value for name, value in optional.items() if value is not None},
     )
+
+
+def _key_model(arguments: argparse.Namespace) -> ModelSpec | None:
+    """The model that chooses key tokens; it computes like the other."""
+    if arguments.key_model is None:
+        return None
+    names = {name: getattr(arguments, name) for name in ("dtype", "device", "attention", "trust_remote_code")}
+    return ModelSpec(id=arguments.key_model, **{name: value for name, value in names.items() if value is not None})
 
 
 def _checked(make: Callable[..., Value], **values: object) -> Value:

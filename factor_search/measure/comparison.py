@@ -49,7 +49,7 @@ def loss_difference(request: MeasurementRequest, other: FactorsFile) -> Differen
         ModelError, DataError, FactorsError, SearchFailedError: see :func:`factor_search.measure.measurement.measure`.
     """
     loaded = load_model(request.model)
-    samples = samples_of(request, loaded)
+    samples = samples_of(request, CachedTokenizer(loaded.tokenizer), loaded.geometry.original_length)
     both = [factors_of(item, loaded.geometry) for item in (request, replace(request, factors=other, method=None))]
     with LocalEvaluator(loaded, request.length) as evaluator:
         first, second = [evaluator.evaluate(factors, samples) for factors in both]

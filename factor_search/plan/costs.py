@@ -52,7 +52,8 @@ class PlanCosts:
 
     def search(self, job: JobSpec, methods: int) -> dict[str, Any]:
         """The cost of a search; its documents have been read before."""
-        found = estimate_search(job, self.known(job.target_length, job.model), methods, None)
+        known, length = self.known(job.target_length, job.model), self.geometry.original_length
+        found = estimate_search(job, known, methods, None, original_length=length)
         del found["documents"]
         return found
 

@@ -46,6 +46,7 @@ from factor_search.spec.problem import (
     with_searched_attention,
 )
 from factor_search.spec.reporting import TrackerKind, Trackers, Webhooks, WebhookSpec, check_no_webhooks
+from factor_search.spec.ruler import RULER_TASKS, RulerTask
 from factor_search.spec.strategies import (
     AutoSpec,
     CmaSpec,
@@ -60,6 +61,7 @@ from factor_search.spec.warm_start import KnownFactors, WarmStartSpec
 __all__ = [
     "INITIAL_TOKENS",
     "MEASURES",
+    "RULER_TASKS",
     "STORED",
     "AnyBudget",
     "AnyData",
@@ -90,6 +92,7 @@ __all__ = [
     "RacingSpec",
     "RandomSpec",
     "ResourcesSpec",
+    "RulerTask",
     "ShortWindowSpec",
     "SpaceSpec",
     "Steps",

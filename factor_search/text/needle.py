@@ -114,7 +114,7 @@ def place_needle(
             f"{document.source} has {len(document.tokens)} tokens, but a sample of {length} with a needle needs "
             f"{len(document.tokens) - len(text) + room}"
         )
-    at = _end_of_sentence_near(tokenizer, body, round(depth * room))
+    at = end_of_sentence_near(tokenizer, body, round(depth * room))
     parts: list[Sequence[int] | TokenIds] = [tokenizer.prefix, opening, body[:at], needle, body[at:]]
     tokens = np.concatenate([np.asarray(part, dtype=np.int64) for part in [*parts, question, answer]])
     start = beginning + len(opening) + at
@@ -176,7 +176,7 @@ def _needle_ids(tokenizer: Tokenizer, needle: str, number: list[int]) -> list[in
     return ids
 
 
-def _end_of_sentence_near(tokenizer: Tokenizer, body: TokenIds, wanted: int) -> int:
+def end_of_sentence_near(tokenizer: Tokenizer, body: TokenIds, wanted: int) -> int:
     """Return the end of a sentence that is closest to a number of tokens, or that number if none is near."""
     farthest = min(FARTHEST_TOKENS, len(body) // 20)
     for distance in range(farthest + 1):

@@ -61,6 +61,25 @@ class CachedTokenizer:
         except Exception as error:  # tokenizers raise errors of any type
             raise DataError(f"the tokenizer fails on a document: {one_line(error)}") from error
 
+    def chat(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the token ids of a user's message that begins with a text, and of what follows its end.
+
+        What follows is the beginning of the answer; the first are the whole beginning, special tokens included.
+
+        Raises:
+            DataError: there is no chat template, or it does not keep the text as it is.
+        """
+        place = "4711 4711"
+        try:
+            message = [{"role": "user", "content": text + place}]
+            whole = str(self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # templates are programs, and raise errors of any type
+            raise DataError(f"no chat template of the tokenizer can be used: {one_line(error)}") from error
+        before, found, behind = whole.partition(place)
+        if not found:
+            raise DataError("the chat template of the tokenizer changes the text of a message")
+        return self.ids(before), self.ids(behind)
+
     def text(self, ids: TokenIds) -> str:
         """Return the text of token ids."""
         return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -1,5 +1,6 @@
-"""A stage that measures on the held-out documents: perplexity by length, passkeys, short-context degradation."""
+"""A stage that measures on the held-out documents: by length, in short texts, and whether the model reads far."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,16 @@ from factor_search.measure.ladder import ladder
 from factor_search.measure.windows import doubling_lengths
 from factor_search.methods import USUAL, closed_forms
 from factor_search.model.geometry import Geometry
+from factor_search.plan.far_reading import (
+    KeyTokensSpec,
+    OnStep,
+    PasskeySpec,
+    RulerSpec,
+    key_token_perplexity,
+    key_tokens,
+    passkeys,
+    ruler,
+)
 from factor_search.plan.kinds.contract import (
     FACTORS,
     MODEL,
@@ -34,14 +45,15 @@ from factor_search.plan.kinds.readjust import readjustment_for, short_tokens
 from factor_search.plan.kinds.search import search_named
 from factor_search.plan.task_names import LONGEST, PATTERN, check_task_names
 from factor_search.report.document import FOUND
-from factor_search.spec import DataSpec, Documents, Int, JobSpec, ModelSpec, PositiveInt, Strict, Tokens
+from factor_search.spec import DataSpec, Int, JobSpec, ModelSpec, PositiveInt, Tokens
 from factor_search.spec.named import Names, Text
 from factor_search.text.samples import Samples, SampleSet
 
 if TYPE_CHECKING:
+    from factor_search.model.loading import LoadedModel
     from factor_search.plan.costs import PlanCosts
 
-EVALUATIONS, PASSKEYS = "evaluations.jsonl", "passkeys.json"
+EVALUATIONS, PASSKEYS, RULER = "evaluations.jsonl", "passkeys.json", "ruler.json"
 """What is kept in the folder of the work."""
 
 
@@ -54,17 +66,6 @@ def _task(name: str) -> str:
 
 
 TaskName = Annotated[str, Field(pattern=PATTERN, max_length=LONGEST), AfterValidator(_task)]
-
-
-class PasskeySpec(Strict):
-    """Passkey retrieval (2305.16300): every document at every length and depth."""
-
-    lengths: list[Tokens] | None = Field(
-        None, min_length=1, max_length=32, description="In tokens; null is those of the ladder."
-    )
-    depths: PositiveInt = Field(5, le=1000, description="How many, evenly from the beginning to the end.")
-    digits: PositiveInt = Field(5, ge=2, le=15, description="Of the passkeys.")
-    documents: Documents | None = Field(None, description="The first so many held-out documents; null is all.")
 
 
 class EvaluateStage(Stage):
@@ -83,6 +84,8 @@ class EvaluateStage(Stage):
         description="In tokens, beside the target; null is the original length, twice that, ...",
     )
     passkey: PasskeySpec | None = Field(PasskeySpec(), description="Null leaves it out.")
+    ruler: RulerSpec | None = Field(None, description="Synthetic tasks of RULER; null leaves them out.")
+    key_tokens: KeyTokensSpec | None = Field(None, description="Perplexity of key tokens; null leaves it out.")
     harness: Annotated[list[TaskName], Names.TASKS] = Field(
         default=[],
         max_length=64,
@@ -106,6 +109,8 @@ class EvaluateWork(Work):
     short: FactorsDocument | None = Field(description="The readjusted factors, if there are any.")
     lengths: list[PositiveInt] | None
     passkey: PasskeySpec | None
+    ruler: RulerSpec | None = None
+    key_tokens: KeyTokensSpec | None = None
     harness: Annotated[list[str], Names.TASKS]
     seed: Int
 
@@ -127,6 +132,9 @@ class EvaluateWork(Work):
 
     def _identity(self) -> dict[str, Any]:
         content = self.model_dump(mode="json", exclude={"stage", "trackers"})
+        for later in ("ruler", "key_tokens"):  # fields that earlier versions had not
+            if content[later] is None:
+                del content[later]
         return content | {"factors": content_of(self.factors), "short": self.short and content_of(self.short)}
 
 
@@ -146,6 +154,7 @@ class EvaluateKind(StageKind[EvaluateStage, EvaluateWork]):
         """No length may be beyond the target of the factors."""
         target = search_named(stage.factors, before).target_length
         asked = [*(stage.lengths or ()), *((stage.passkey and stage.passkey.lengths) or ())]
+        asked += (stage.ruler and stage.ruler.lengths) or ()
         if asked and max(asked) > target:
             raise ValueError(
                 f"{stage.name}: a length of {max(asked)} tokens is beyond the {target} that {stage.factors} is for"
@@ -181,6 +190,8 @@ class EvaluateKind(StageKind[EvaluateStage, EvaluateWork]):
             short=context.factors_of(stage.short) if stage.short else None,
             lengths=stage.lengths,
             passkey=stage.passkey,
+            ruler=stage.ruler,
+            key_tokens=stage.key_tokens,
             harness=stage.harness,
             seed=context.seed,
         )
@@ -196,6 +207,13 @@ class EvaluateKind(StageKind[EvaluateStage, EvaluateWork]):
         if stage.passkey is not None:
             for length in stage.passkey.lengths or lengths:
                 counts[length] += stage.passkey.depths * min(stage.passkey.documents or held_out, held_out)
+        if stage.ruler is not None:
+            one_fact = sum(task in stage.ruler.tasks for task in ("single", "multi-key"))
+            asked = one_fact * stage.ruler.depths + len(stage.ruler.tasks) - one_fact
+            for length in stage.ruler.lengths or lengths:
+                counts[length] += asked * min(stage.ruler.documents or held_out, held_out)
+        if stage.key_tokens is not None:
+            counts[target] += 3 * held_out  # and as much to choose them, by a model that is taken to be as large
         models = 2 + (stage.short is not None)
         counts[original] += held_out * models * (short_tokens(original, target) // original)
         return costs.passes(dict(counts), loads=3)
@@ -235,8 +253,7 @@ class EvaluateKind(StageKind[EvaluateStage, EvaluateWork]):
         loaded = load_model(work.model)
         held_out = read_samples(work.job, loaded).held_out
         report: dict[str, Any] = {"held_out_documents": [one.source for one in held_out.samples], "passkey": None}
-        if work.passkey is not None:
-            report["passkey"] = _passkeys(work, work.passkey, loaded, held_out, folder / PASSKEYS, on_progress)
+        report |= _far(work, loaded, held_out, folder, on_progress)
         on_progress({"phase": "measuring short texts"})
         documents = held_out.cut(short_tokens(loaded.geometry.original_length, work.job.target_length))
         factors = {"long": work.factors} | ({"short": work.short} if work.short else {})
@@ -272,6 +289,15 @@ class EvaluateKind(StageKind[EvaluateStage, EvaluateWork]):
         overall = (figures["passkey"] or {}).get("overall")  # outcomes of the first plans have none
         if overall:
             parts.append(f"{plus_minus(overall['accuracy'], overall['standard_error'], 2)} of passkeys found")
+        if figures.get("ruler"):
+            over = [score for score in figures["ruler"]["scores"] if score["depth"] is None]
+            found = sum(score["accuracy"] for score in over) / len(over)
+            parts.append(f"{found:.2f} of the facts of {len(figures['ruler']['tasks'])} tasks of RULER")
+        if figures.get("key_tokens"):
+            first, *others = figures["key_tokens"]["rows"]
+            if first["perplexity"] is not None:
+                at = f"perplexity {plus_minus(first['perplexity'], first['standard_error'])} of key tokens"
+                parts.append(", ".join([at, *(f"{one['name']} {one['perplexity'] or math.inf:.4g}" for one in others)]))
         return "; ".join(parts)
 
     def section(self, entry: dict[str, Any]) -> str:
@@ -281,31 +307,39 @@ class EvaluateKind(StageKind[EvaluateStage, EvaluateWork]):
         return evaluation_section(entry)
 
 
-def _passkeys(
-    work: EvaluateWork, asked: PasskeySpec, loaded: Any, held_out: SampleSet, record: Path, on_progress: OnProgress
-) -> dict[str, Any] | None:
-    """Accuracy by length and depth; of the ladder's lengths, at those that a passkey fits into. None if none does."""
-    from factor_search.measure.passkey_grid import fits, passkey_grid
+def _far(
+    work: EvaluateWork, loaded: "LoadedModel", held_out: SampleSet, folder: Path, on_progress: OnProgress
+) -> dict[str, Any]:
+    """Whether the model reads far, by what is asked for."""
+    file, ladder_ = parse_factors(work.factors), work.ladder_lengths(loaded.geometry)
+    report: dict[str, Any] = {}
 
-    documents = SampleSet(held_out.part, held_out.samples[: asked.documents])
-    lengths = asked.lengths
-    if lengths is None:
-        every = work.ladder_lengths(loaded.geometry)
-        lengths = [length for length in every if fits(loaded, documents, length, asked.digits)]
-    if not lengths:
-        return None
-    return passkey_grid(
-        loaded,
-        parse_factors(work.factors).factors,
-        documents,
-        lengths=lengths,
-        depths=asked.depths,
-        digits=asked.digits,
-        seed=work.seed,
-        record=record,
-        identity=work.sha256,
-        on_cell=lambda step, steps: on_progress({"phase": "passkeys", "step": step, "steps": steps}),
-    )
+    def step(phase: str) -> OnStep:
+        return lambda done, total: on_progress({"phase": phase, "step": done, "steps": total})
+
+    common = (ladder_, loaded, file.factors, held_out)
+    if work.passkey is not None:
+        record, on_step = folder / PASSKEYS, step("passkeys")
+        report["passkey"] = passkeys(
+            work.passkey, *common, seed=work.seed, record=record, identity=work.sha256, on_step=on_step
+        )
+    if work.ruler is not None:
+        record, on_step = folder / RULER, step("tasks of RULER")
+        report["ruler"] = ruler(
+            work.ruler, *common, seed=work.seed, record=record, identity=work.sha256, on_step=on_step
+        )
+    if work.key_tokens is not None:
+        on_progress({"phase": "choosing key tokens"})
+        documents = key_tokens(work.key_tokens, loaded.tokenizer, held_out)
+        on_progress({"phase": "measuring key tokens"})
+        baselines = file.perplexity.held_out_baselines
+        forms = closed_forms(loaded.geometry, file.target_length)
+        known = [name for name in baselines if name in forms]
+        best = min(known, key=lambda name: baselines[name], default="none")
+        candidates = {FOUND: file.factors, best: forms[best]}
+        record = folder / EVALUATIONS
+        report["key_tokens"] = key_token_perplexity(loaded, candidates, documents, file.target_length, record)
+    return report
 
 
 KIND = EvaluateKind()
