@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from factor_search.measure.request import MEASURED
 from factor_search.plan.kinds import KINDS
 from storage.states import ENDED, CandidateState, JobState, StateRequest
 
@@ -133,7 +134,7 @@ class Evaluation(_Value):
 
     number: int = Field(description="In the order proposed within its part, from 0.")
     generation: int
-    part: str = Field(json_schema_extra={"enum": ["search", "validation", "held_out", "held_out_text"]})
+    part: str = Field(json_schema_extra={"enum": [*MEASURED]})
     state: str = Field(description="Withdrawn: no longer wanted.", json_schema_extra={"enum": [*CandidateState]})
     outcome: str | None = Field(
         description="ok, pruned (stopped before the last document), diverged, out_of_memory, worker_lost, timed_out or "
@@ -142,8 +143,8 @@ class Evaluation(_Value):
     )
     documents: int = Field(description="How many were evaluated so far; if pruned, the first of all.", examples=[16])
     perplexity: float | None = Field(
-        description="exp(loss); null unless ok or pruned, and finite. Of a pruned candidate it does not compare with "
-        "that of others on more documents.",
+        description="exp(loss); null unless ok or pruned, and finite, and for divergences. Of a pruned candidate it "
+        "does not compare with that of others on more documents.",
         examples=[5.25],
     )
     loss: float | None = Field(

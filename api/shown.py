@@ -108,7 +108,7 @@ def shown_evaluation(row: CandidateRow) -> Evaluation:
     """A candidate and its evaluation as users see them."""
     result = row.evaluation
     loss = finite(result.summary.loss) if result is not None and result.outcome in (OK, PRUNED) else None
-    perplexity = math.exp(loss) if loss is not None and loss < 700 else None
+    perplexity = math.exp(loss) if loss is not None and loss < 700 and row.part != "divergence" else None
     losses = row.losses_so_far or [] if result is None else result.losses
     return Evaluation(
         number=row.number,

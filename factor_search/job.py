@@ -151,7 +151,13 @@ def estimate_job(
     else:
         notes.append("the documents were not read: each is taken to be long enough")
     known = known_of(spec.model, config, spec.target_length, speed, available=available, workers=workers)
-    return estimate_search(spec, replace(known, notes=(*notes, *known.notes)), problem.forms_compared, samples)
+    return estimate_search(
+        spec,
+        replace(known, notes=(*notes, *known.notes)),
+        problem.forms_compared,
+        samples,
+        original_length=geometry.original_length,
+    )
 
 
 def known_of(
@@ -202,7 +208,8 @@ def _estimate_of_loaded(
         return None
     device = loaded.model.device
     known = replace(known, available=available_bytes(str(device)))
-    return estimate_search(problem.spec, known, problem.forms_compared, samples, elapsed)
+    length = problem.geometry.original_length
+    return estimate_search(problem.spec, known, problem.forms_compared, samples, elapsed, original_length=length)
 
 
 def measured_model(loaded: LoadedModel, tokens: int) -> Known | None:

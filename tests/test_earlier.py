@@ -166,7 +166,10 @@ def test_identities_keys_and_stored_json_are_those_of_earlier_versions(
     assert only_known(computed(), golden := json.loads((EARLIER / "golden.json").read_text())) == golden
 
 
-LATER: dict[str, dict[str, Any]] = {"export": {"format": "huggingface", "nearest": False}}
+LATER: dict[str, dict[str, Any]] = {
+    "export": {"format": "huggingface", "nearest": False},
+    "evaluate": {"ruler": None, "key_tokens": None},
+}
 """Fields that kinds of stages have gained, with the values that mean what they did before."""
 LATER_IN_JOBS = {"baselines": None, "form": None, "short_window": None}
 """The same for jobs and search stages."""
@@ -174,7 +177,9 @@ LATER_IN_WARM_STARTS = ("original_length",)
 """What is told of known factors since, which is not part of an identity."""
 
 
-LATER_IN_REPORTS = ("measured_on", "measured_with", "short_context", "front")
+LATER_IN_ROWS = ("divergence", "divergence_standard_error")
+"""What a row of a report tells since."""
+LATER_IN_REPORTS = ("measured_on", "measured_with", "short_context", "front", "divergence")
 """Keys that reports of searches have gained."""
 
 
@@ -186,6 +191,7 @@ def only_known(now: Any, earlier: Any) -> Any:
         return now
     later = LATER_IN_JOBS | LATER.get(str(now.get("kind")), {})
     told = {key: now[key] for key in LATER_IN_WARM_STARTS if "rescale_factors" in now and key in now}
+    told |= {key: now[key] for key in LATER_IN_ROWS if key in now}
     kept = {key: value for key, value in now.items() if key in earlier or (key, value) not in (later | told).items()}
     return {key: only_known(value, earlier.get(key)) for key, value in kept.items()}
 
@@ -227,14 +233,17 @@ def test_a_folder_of_results_continues(scene: Path) -> None:
     factors, report = (json.loads((out / name).read_text()) for name in ("factors.json", "report.json"))
     job = json.loads((scene / "job.json").read_text())
     result = run_job(parse_spec(job), out)
-    assert (out / "evaluations.jsonl").read_bytes() == before, "nothing is evaluated again"
+    after = (out / "evaluations.jsonl").read_bytes()
+    assert after.startswith(before)
+    added = [json.loads(line) for line in after[len(before) :].splitlines()]
+    assert {line["part"] for line in added} == {"divergence"}, "nothing is evaluated again"
     assert without_versions(build_factors_file(result).as_json()) == without_versions(factors)
     now = build_report(result)
     assert set(now["measured_with"]) == set(EARLIER_IDENTITY), "the device and the releases of then are not known"
     now = {key: value for key, value in now.items() if key not in LATER_IN_REPORTS}
     assert only_known(without_versions(now), without_versions(report)) == without_versions(report)
     more = run_job(parse_spec(job | {"budget": 16}), out)
-    after = (out / "evaluations.jsonl").read_bytes()
+    before, after = after, (out / "evaluations.jsonl").read_bytes()
     assert after.startswith(before)
     assert len(after) > len(before)
     assert len(more.state.candidates) == 16

@@ -21,7 +21,8 @@ from factor_search.measure.passkey import Retrieval
 from factor_search.measure.passkey_grid import _overall
 from factor_search.measure.statistics import summarise
 from factor_search.model.loading import load_model
-from factor_search.plan.kinds.evaluate import EvaluateWork, PasskeySpec
+from factor_search.plan.far_reading import PasskeySpec
+from factor_search.plan.kinds.evaluate import EvaluateWork
 from factor_search.plan.perform import evaluate_candidates, perform
 from factor_search.spec import DataSpec, ModelSpec
 from factor_search.text.samples import SampleSet, sample_of

@@ -66,7 +66,8 @@ def estimate_of(run: JobRun, problem: SearchProblem, prepared: Prepared, elapsed
     capacity = run.tools.backend.capacity()
     available = capacity.memory_beside_others(prepared.known.device, prepared.known.available)
     known = replace(prepared.known, workers=max(capacity.workers, 1), available=available)
-    return estimate_search(problem.spec, known, problem.forms_compared, prepared.samples, elapsed)
+    spec, methods, length = problem.spec, problem.forms_compared, problem.geometry.original_length
+    return estimate_search(spec, known, methods, prepared.samples, elapsed, original_length=length)
 
 
 def peak_memory(run: JobRun, model: ModelSpec) -> int | None:

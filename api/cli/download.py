@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from api.cli.arguments import add_id_argument, add_json_argument
@@ -13,8 +12,8 @@ from api.client import Client, ConflictError, Evaluation, Job, Plan
 from factor_search.errors import OutputError
 from factor_search.export.registry import ENGINES
 from factor_search.files.atomic import cannot_write, write_atomically
+from factor_search.measure.request import MEASURED
 
-PARTS = ("search", "validation", "held_out")
 LEDGER_KEYS = (
     *("key", "part", "outcome", "rescale_factors", "initial_tokens", "attention_factor"),
     *("losses", "tokens", "losses_at", "seconds"),
@@ -87,12 +86,11 @@ def _of_job(client: Client, job: Job, out: Path, format: str, nearest: bool) -> 
     if out.suffix == ".json":
         return {out: factors}
     report = client.jobs.report(job.id)
-    plain = report.get("objective", {}).get("kind", "perplexity") == "perplexity"
     return {
         out / FILE_OF[format]: factors,
         out / "report.json": json_text(report),
         out / "report.html": client.jobs.report_html(job.id).encode(),
-        out / "evaluations.jsonl": _lines(client, job.id, PARTS if plain else (*PARTS, "held_out_text")),
+        out / "evaluations.jsonl": _lines(client, job.id),
     }
 
 
@@ -136,11 +134,11 @@ def write_files(files: dict[Path, bytes], *, force: bool) -> None:
             raise cannot_write(file, error) from None
 
 
-def _lines(client: Client, job_id: str, parts: Sequence[str]) -> bytes:
+def _lines(client: Client, job_id: str) -> bytes:
     """The evaluations of a job, each once, in the order proposed."""
     known = {
         evaluation.key: _line(evaluation)
-        for part in parts
+        for part in MEASURED
         for evaluation in client.jobs.evaluations(job_id, part=part)
         if evaluation.outcome is not None
     }

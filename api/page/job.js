@@ -182,7 +182,7 @@ class View {
 }
 
 function heldOut(report) {
-  const rows = report.results.map((row) => [row.name, number(row.validation), number(row.held_out), number(row.standard_error), signed(row.difference, row.difference_standard_error)]);
+  const rows = report.results.map((row) => [row.name, number(row.validation), number(row.held_out), number(row.standard_error), signed(row.difference, row.difference_standard_error), ...(report.divergence ? [number(row.divergence)] : [])]);
   const { comparison } = report, documents = report.documents.held_out.length;
   const measured = report.objective?.measures ?? "perplexity";
   return el("section", { "aria-label": "Result" },
@@ -191,7 +191,8 @@ function heldOut(report) {
     comparison && comparison.standard_errors !== null && el("p", {},
       `${number(Math.abs(comparison.difference))} nats per token ${comparison.difference >= 0 ? "better" : "worse"} than ${comparison.best_closed_form}, the best other closed form on held-out documents: ${number(Math.abs(comparison.standard_errors), 1)} standard errors of the paired difference.`),
     table(`${measured[0].toUpperCase()}${measured.slice(1)} at ${count(report.spec.target_length)} tokens on ${documents} held-out documents, which the search has not seen`,
-      ["Factors", "Validation", "Held-out", "Standard error", "Minus found (nats, paired)"], rows, { numbers: [1, 2, 3, 4], highlighted: [0] }));
+      ["Factors", "Validation", "Held-out", "Standard error", "Minus found (nats, paired)", ...(report.divergence ? ["Short KL"] : [])], rows, { numbers: [1, 2, 3, 4, 5], highlighted: [0] }),
+    report.divergence && el("p", {}, `Short KL: divergence of the predictions from the untouched model's, in nats per token, on the first ${count(report.divergence.length)} tokens of ${report.divergence.documents} held-out documents.`));
 }
 
 function workersOf(workers) {

@@ -1,6 +1,6 @@
 """The routes of jobs: those that plans have too, evaluations and factors."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import Query
 from pydantic import AfterValidator
@@ -29,6 +29,7 @@ from api.submission import placed_refusals, submitted_spec, with_warm_start
 from factor_search.export.registry import ENGINES, REFUSED
 from factor_search.factors_file import parse_factors
 from factor_search.files.reading import under
+from factor_search.measure.request import Measured
 from factor_search.spec import JobSpec
 from storage.asked import Asked
 from storage.events import JOB
@@ -116,7 +117,7 @@ def evaluations(
     job_id: JobId,
     stores: Stores,
     part: Annotated[
-        Literal["search", "validation", "held_out", "held_out_text"],
+        Measured,
         Query(description="Which documents they were measured on."),
     ] = "search",
     after: Annotated[int, Query(ge=-1, le=LARGEST_NUMBER, description="Only candidates after this number.")] = -1,

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from factor_search.factors import Factors
 from factor_search.files.canonical_json import sha256_of
+from factor_search.measure.divergence import reference_of
 from factor_search.measure.race import Race
 from factor_search.measure.statistics import Summary, summarise
 from factor_search.text.samples import SampleSet
@@ -41,12 +42,12 @@ class Evaluation:
     """The content address: a hash of everything that the losses depend on."""
     factors: Factors
     part: str
-    """The set of samples: search, validation, held_out, held_out_text or evaluation."""
+    """The set of samples: one of :data:`factor_search.measure.request.MEASURED`, or evaluation."""
     outcome: str
     """One of :class:`Outcome`."""
     losses: tuple[float, ...]
-    """Mean loss of each document, nats per scored token. A pruned evaluation has those of the first documents; all
-    other outcomes but ok have none."""
+    """Mean loss (or divergence) of each document, nats per scored token. A pruned evaluation has those of the first
+    documents; all other outcomes but ok have none."""
     tokens: tuple[int, ...]
     """Tokens scored in each document."""
     losses_at: dict[int, tuple[float, ...]]
@@ -129,11 +130,11 @@ def earlier_key(
 ) -> str | None:
     """Return the address under which earlier versions stored an evaluation; see :func:`evaluation_key`.
 
-    It is None where they measured something else: they scored the prefix of the tokenizer, and only the first of
-    sliding windows began with it.
+    It is None where they measured something else: they scored the prefix of the tokenizer, only the first of sliding
+    windows began with it, and they knew no divergence.
     """
     prefix = max(sample.prefix for sample in samples.samples)
-    if prefix > 1 or (prefix and stride is not None):
+    if prefix > 1 or (prefix and stride is not None) or reference_of(samples) is not None:
         return None
     known = {name: identity[name] for name in EARLIER_IDENTITY if name in identity}
     return evaluation_key(known, original_length, length, stride, factors, samples, documents)
@@ -160,7 +161,7 @@ def evaluation_key(
         samples: the documents, in order.
         documents: number of documents after which the candidate was pruned; None if it was evaluated on all.
     """
-    prefix = max(sample.prefix for sample in samples.samples)
+    prefix, reference = max(sample.prefix for sample in samples.samples), reference_of(samples)
     return sha256_of(
         {
             **identity,
@@ -171,5 +172,6 @@ def evaluation_key(
             "factors": factors.as_json(),
             **({} if documents is None else {"outcome": PRUNED}),
             **({} if stride is None or not prefix else {"prefix": prefix}),  # every window begins with it
+            **({} if reference is None else {"divergence_from": reference.as_json()}),
         }
     )

@@ -4,13 +4,14 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from factor_search.factors import Factors
+from factor_search.measure.divergence import reference_of
 from factor_search.measure.evaluation import (
     DIVERGED,
     OK,
@@ -24,7 +25,7 @@ from factor_search.measure.race import Race, rungs
 from factor_search.measure.windows import Window, doubling_lengths, sliding_windows
 from factor_search.model.injection import Injector
 from factor_search.model.loading import LoadedModel
-from factor_search.model.losses import predict, rows_per_pass, token_losses
+from factor_search.model.losses import divergences, predict, rows_per_pass, token_losses
 from factor_search.text.samples import Sample, SampleSet
 from factor_search.text.tokens import TokenIds
 
@@ -94,8 +95,8 @@ class LocalEvaluator:
         try:
             with self._injector.using([factors]):
                 for stop in [*(rungs(total) if race else ()), total]:
-                    part = SampleSet(samples.part, samples.samples[len(losses) : stop])
-                    for document in self._document_losses(part):
+                    part = replace(samples, samples=samples.samples[len(losses) : stop])
+                    for document in self._document_losses(part, factors):
                         tokens.append(document.numel())
                         losses.append(document.mean().item())
                         on_document(losses[-1])
@@ -127,6 +128,11 @@ class LocalEvaluator:
             seconds=time.perf_counter() - start + (known.seconds if known else 0.0),
         )
 
+    def token_losses(self, factors: Factors, sample: Sample) -> Tensor:
+        """Compute the loss of every scored token of a document: float64 of shape (tokens scored,), in nats."""
+        with self._injector.using([factors]):
+            return next(self._document_losses(SampleSet("", (sample,)), factors))
+
     def _ladder(self, samples: SampleSet) -> list[int]:
         """Return the lengths at which losses of prefixes are kept; these are exact, since factors are static."""
         if self._stride is not None or any(sample.scored is not None for sample in samples.samples):
@@ -135,14 +141,15 @@ class LocalEvaluator:
         shortest = min(len(sample.tokens) for sample in samples.samples)
         return [length for length in lengths if length <= shortest]
 
-    def _document_losses(self, samples: SampleSet) -> Iterator[Tensor]:
+    def _document_losses(self, samples: SampleSet, factors: Factors) -> Iterator[Tensor]:
         """Yield the losses of the scored tokens of each document: one float64 tensor on the CPU per document."""
         passes = [one for d, sample in enumerate(samples.samples) for one in self._passes(d, sample)]
         unfinished = Counter(one.document for one in passes)
         parts: list[list[Tensor]] = [[] for _ in samples.samples]
         for group in _alike(passes, self._rows_per_pass):
             rows = [_tokens(samples.samples[one.document], one.window) for one in group]
-            for one, losses in zip(group, self._losses(np.stack(rows), group), strict=True):
+            found = self._losses(np.stack(rows), group, factors, reference_of(samples))
+            for one, losses in zip(group, found, strict=True):
                 d = one.document
                 parts[d].append(losses)
                 unfinished[d] -= 1
@@ -167,17 +174,24 @@ class LocalEvaluator:
             raise ValueError(f"no scored token of {sample.source} is within the window of {self._length} tokens")
         return passes
 
-    def _losses(self, rows: TokenIds, group: list["_Pass"]) -> list[Tensor]:
+    def _losses(
+        self, rows: TokenIds, group: list["_Pass"], factors: Factors, reference: Factors | None
+    ) -> list[Tensor]:
         """Compute the losses of the scored tokens of passes of equal length: float64 on the CPU."""
         model = self._loaded.model
         ids = torch.from_numpy(rows).to(model.device)
-        if group[0].scored is None:
-            every = token_losses(model, ids).cpu().double()
-            return [row[w.scored - w.start - 1 :] for row, w in zip(every, (one.window for one in group), strict=True)]
-        union = sorted({position for one in group for position in one.scored or ()})
-        some = predict(model, ids, union).losses.cpu().double()
-        column = {position: number for number, position in enumerate(union)}
-        return [row[[column[t] for t in one.scored or ()]] for row, one in zip(some, group, strict=True)]
+        if reference is not None:
+            with self._injector.using([reference] * len(rows) + [factors] * len(rows)):
+                every = divergences(model, ids.repeat(2, 1))
+        elif group[0].scored is None:
+            every = token_losses(model, ids)
+        else:
+            union = sorted({position for one in group for position in one.scored or ()})
+            some = predict(model, ids, union).losses.cpu().double()
+            column = {position: number for number, position in enumerate(union)}
+            return [row[[column[t] for t in one.scored or ()]] for row, one in zip(some, group, strict=True)]
+        windows = (one.window for one in group)
+        return [row[w.scored - w.start - 1 :] for row, w in zip(every.cpu().double(), windows, strict=True)]
 
 
 def _tokens(sample: Sample, window: Window) -> TokenIds:

@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from factor_search.errors import SpecError
 from factor_search.factors_file import FactorsFile
-from factor_search.spec import JobSpec, ModelSpec
+from factor_search.spec import RULER_TASKS, JobSpec, ModelSpec, RulerTask
 
-Task: TypeAlias = Literal["perplexity", "needle", "passkey"]
-TASKS: tuple[Task, ...] = ("perplexity", "needle", "passkey")
+Task: TypeAlias = Literal["perplexity", "needle", "passkey", "key-tokens", "ruler"]
+TASKS: tuple[Task, ...] = get_args(Task)
 Part: TypeAlias = Literal["search", "validation", "held_out"]
 PARTS: tuple[Part, ...] = ("search", "validation", "held_out")
+Measured: TypeAlias = Literal["search", "validation", "held_out", "held_out_text", "short_window", "divergence"]
+"""What a job measures candidates on: its three parts, the plain text of held-out documents where the others score
+needles, and the first tokens of documents, up to the original length, of the search and of the held-out ones."""
+MEASURED = get_args(Measured)
 DEPTHS = 5
 
 
@@ -60,17 +64,29 @@ class MeasurementRequest:
     method: str | None = None
     """A closed form for the length; None is the model as configured."""
     lengths: Sequence[int] = ()
-    """Passkeys only: context lengths in tokens, all with the same factors; empty is the length of the documents."""
+    """Passkeys and RULER: lengths in tokens, all with the same factors; empty is the length of the documents."""
     depths: int = DEPTHS
-    """Passkeys only: how many depths, evenly from the beginning to the end."""
+    """Passkeys and RULER: how many depths, evenly from the beginning to the end."""
     digits: int | None = None
     """Of the hidden numbers; None is 7 for needles (or what the job says) and 5 for passkeys."""
     seed: int = 0
-    """Of the hidden numbers; documents of a job bring their own."""
+    """Of the hidden numbers and words; documents of a job bring their own."""
+    ruler: Sequence[RulerTask] = RULER_TASKS
+    """RULER only: which of its tasks."""
+    chat: bool = False
+    """RULER only: prompts are messages of a user in the tokenizer's chat template."""
+    key_model: ModelSpec | None = None
+    """Key tokens only: the model that chooses them, which reads texts of the length and has the same tokenizer."""
+    key_context: int | None = None
+    """Key tokens only: tokens of the short context that they are not predicted from; None is 4,096, or half of the
+    length if that is fewer."""
 
     def __post_init__(self) -> None:
         _check_range("depths", self.depths, 1, 1000)
         _check_range("digits", self.digits, 2, 15)
+        _check_range("key_context", self.key_context, 2)
+        if self.task == "key-tokens" and self.key_model is None:
+            raise SpecError("key_model is missing: name a model that reads texts of this length, to choose the tokens")
         _check_range("seed", self.seed, 0, 2**53 - 1)
         if isinstance(self.documents, JobDocuments):
             target = self.documents.spec.target_length

@@ -7,7 +7,7 @@ from factor_search.factors import Factors
 from factor_search.measure.evaluator import LocalEvaluator
 from factor_search.measure.figures import compared, figures, share
 from factor_search.measure.ledger import Ledger, RecordedEvaluator
-from factor_search.methods import closed_form
+from factor_search.methods import untouched
 from factor_search.model.loading import LoadedModel, load_model
 from factor_search.spec import ModelSpec
 from factor_search.text.samples import SampleSet
@@ -44,9 +44,7 @@ def short_context(
 
 def _as_configured(spec: ModelSpec, documents: SampleSet, length: int, record: Path) -> tuple[float, ...]:
     loaded = load_model(spec)
-    geometry = loaded.geometry
-    factors = geometry.configured_factors(length) or closed_form("none", geometry, length)
-    return _losses(loaded, factors, documents, length, record)
+    return _losses(loaded, untouched(loaded.geometry, length), documents, length, record)
 
 
 def _losses(

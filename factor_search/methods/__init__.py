@@ -34,6 +34,8 @@ from factor_search.model.yarn import yarn_of_numbers as yarn_of_numbers
 AS_CONFIGURED = "as-configured"
 USUAL = ("none", "pi", "ntk", "dynamic-ntk", "ntk-critical", "yarn", "llama3", "entropy-abf", AS_CONFIGURED)
 """The methods that every report compares with, unless a specification names others."""
+FITTED = ("fitted",)
+"""The methods of this project, which are no published ones."""
 OPEN_LENGTH = ("linear", "yarn")
 """RoPE types whose configurations may have max_position_embeddings before or after the scaling."""
 
@@ -96,6 +98,17 @@ def closed_forms(geometry: Geometry, target_length: int) -> dict[str, Factors]:
     if geometry.base_rope_type in OPEN_LENGTH:
         factors = {name: form if name == "none" else _at_least(form, configured) for name, form in factors.items()}
     return factors | {AS_CONFIGURED: configured}
+
+
+def untouched(geometry: Geometry, length: int | None = None) -> Factors:
+    """Return the factors with which the model computes as it is, for texts of so many tokens.
+
+    Args:
+        geometry: of the model.
+        length: in tokens; None is the original length.
+    """
+    length = geometry.original_length if length is None else length
+    return geometry.configured_factors(length) or closed_form("none", geometry, length)
 
 
 def _at_least(factors: Factors, least: Factors) -> Factors:

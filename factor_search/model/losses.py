@@ -68,6 +68,33 @@ def token_losses(model: PreTrainedModel, input_ids: Tensor, *, chunk_tokens: int
     return losses
 
 
+@torch.inference_mode()
+def divergences(model: PreTrainedModel, input_ids: Tensor, *, chunk_tokens: int | None = None) -> Tensor:
+    """Compute how far predictions are from those of other rows with the same tokens.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        input_ids: token ids of shape (2 B, T), T >= 2; the first B rows are the reference, the others have the same
+            tokens, and the model computes them differently (see :class:`factor_search.model.injection.Injector`).
+        chunk_tokens: tokens, over all rows, with logits in memory at once; None chooses a fast number.
+
+    Returns:
+        float32 tensor of shape (B, T - 1), in nats; entry t is the Kullback-Leibler divergence
+        sum_j p_j (log p_j - log q_j) of the predictions q of token t + 1 from the reference's p.
+    """
+    rows, length = input_ids.shape
+    found = torch.empty(rows // 2, length - 1, dtype=torch.float32, device=input_ids.device)
+    chunk = max(1, (chunk_tokens or _fast_chunk(model)) // rows)
+    with decoder_remembered(model) as view:
+        for start in range(0, length - 1, chunk):
+            stop = min(start + chunk, length - 1)
+            logits = _logits(model, input_ids, view, slice(start, stop)).float().log_softmax(-1)
+            reference, other = logits.chunk(2)
+            found[:, start:stop] = (reference.exp() * (reference - other)).sum(-1).clamp_min_(0.0)  # rounding
+            del logits, reference, other
+    return found
+
+
 @dataclass(frozen=True)
 class Predictions:
     """A model's predictions of some tokens of a text."""

@@ -7,9 +7,10 @@ from factor_search.factors_file import FactorsFile, FactorsModel, MeasuredPerple
 from factor_search.files.canonical_json import finite
 from factor_search.measure.evaluation import OK, PRUNED, Evaluation
 from factor_search.measure.statistics import paired_difference, summarise
-from factor_search.methods import closed_form
+from factor_search.methods import untouched
 from factor_search.report.front import front
 from factor_search.search.selection import JobResult
+from factor_search.search.short_texts import DOCUMENTS, length_of
 from factor_search.spec import MEASURES, NeedleSpec
 from factor_search.text.needle import spread_depths
 from factor_search.text.samples import PARTS
@@ -102,6 +103,7 @@ def build_report(result: JobResult) -> dict[str, Any]:
         "results": [_row(result, name) for name in [result.winner, *_others(result)] if name],
         "comparison": _comparison(result),
         "short_context": _short_context(result),
+        "divergence": {"length": length_of(result.problem), "documents": min(DOCUMENTS, len(parts[2].samples))},
         "front": front(state, geometry.original_length),
         "closed_forms": {name: factors.as_json() for name, factors in result.problem.forms.items()},
         "estimate": result.estimate,
@@ -112,7 +114,7 @@ def build_report(result: JobResult) -> dict[str, Any]:
 
 def _taken(result: JobResult) -> dict[str, Any]:
     """What the job cost: with stored results, as if each had been computed for it; but not the time in all."""
-    parts = [result.validation, result.held_out, result.held_out_text]
+    parts = [result.validation, result.held_out, result.held_out_text, result.divergence]
     measured = [evaluation for part in parts for evaluation in part.values()]
     return {
         "seconds": result.seconds,
@@ -134,9 +136,9 @@ def _short_context(result: JobResult) -> dict[str, Any] | None:
     length; None where that was not measured (sliding windows, or a scaling of the model that depends on the length)."""
     geometry = result.problem.geometry
     length = geometry.original_length
-    untouched = geometry.configured_factors(length) or closed_form("none", geometry, length)
+    as_it_is = untouched(geometry)
     text = result.held_out_text or result.held_out
-    same = [name for name, factors in result.methods.items() if factors == untouched and name in text]
+    same = [name for name, factors in result.methods.items() if factors == as_it_is and name in text]
     if not result.winner or not same:
         return None
     losses, reference = (text[name].losses_at.get(length) for name in (result.winner, same[0]))
@@ -176,6 +178,8 @@ def columns(report: dict[str, Any]) -> dict[str, str]:
     shown = {"validation": "validation", "held_out": "held-out", "standard_error": "std. error"}
     if "text_perplexity" in report["results"][0]:
         shown |= {"text_perplexity": "plain text", "text_standard_error": "std. error"}
+    if "divergence" in report["results"][0]:
+        shown |= {"divergence": "short KL"}
     return shown
 
 
@@ -204,6 +208,7 @@ def _row(result: JobResult, name: str) -> dict[str, Any]:
         },
         "difference": None,
         "difference_standard_error": None,
+        **_divergence(result, name),
     }
     if (text := result.held_out_text.get(name)) is not None:
         row["text_perplexity"] = _perplexity(text)
@@ -212,6 +217,17 @@ def _row(result: JobResult, name: str) -> dict[str, Any]:
         mean, error = paired_difference(evaluation.losses, winner.losses, winner.tokens)
         row |= {"difference": mean, "difference_standard_error": finite(error)}
     return row
+
+
+def _divergence(result: JobResult, name: str) -> dict[str, Any]:
+    """Divergence from the untouched model in short texts, nats per token; null where it was not measured."""
+    if result.held_out[name].factors == untouched(result.problem.geometry):
+        return {"divergence": 0.0, "divergence_standard_error": None}
+    evaluation = result.divergence.get(name)
+    if evaluation is None or evaluation.outcome != OK:
+        return {"divergence": None, "divergence_standard_error": None}
+    mean, error = paired_difference(evaluation.losses, [0.0] * len(evaluation.losses), evaluation.tokens)
+    return {"divergence": mean, "divergence_standard_error": finite(error)}
 
 
 def _comparison(result: JobResult) -> dict[str, Any] | None:
@@ -272,8 +288,7 @@ def table(report: dict[str, Any]) -> str:
         among = " of those within the limit on short texts" if report["spec"].get("short_window") else ""
         than = f"was better than {report['winner']} on the validation documents"
         lines.append(f"no candidate{among} {than}: it is reported as found")
-    if said := limit_of_short_texts(report):
-        lines.append(said)
+    lines += [said for said in (limit_of_short_texts(report), meaning_of_divergence(report)) if said]
     lines.append(f"search of {report['search']['candidates']:,} candidates, {ending(report)}")
     return "\n".join(lines)
 
@@ -291,6 +306,17 @@ def limit_of_short_texts(report: dict[str, Any]) -> str:
     return (
         f"on the first {short['length']:,} tokens of the held-out documents, found costs {costs} nats per token more "
         f"than the untouched model, {holds} the limit of {short['at_most']:g}"
+    )
+
+
+def meaning_of_divergence(report: dict[str, Any]) -> str:
+    """Say what the divergences are of; empty for reports of earlier versions."""
+    measured = report.get("divergence")
+    if measured is None:
+        return ""
+    return (
+        f"short KL: divergence of the predictions from the untouched model's, nats per token, on the first "
+        f"{measured['length']:,} tokens of {measured['documents']} held-out documents"
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from factor_search.files.html import ON_PAPER
 from factor_search.files.html import html_table as html_table  # of the reports of plans as well
-from factor_search.report.document import columns, ending, limit_of_short_texts, measures, number
+from factor_search.report.document import columns, ending, limit_of_short_texts, meaning_of_divergence, measures, number
 from factor_search.report.plots import draw_factors, draw_front, draw_lengths, draw_search
 
 if TYPE_CHECKING:
@@ -101,8 +101,12 @@ def _search_caption(search: dict[str, Any]) -> str:
 
 
 def _limit(report: dict[str, Any]) -> str:
-    said = limit_of_short_texts(report)
-    return f"<p>{escape(said[:1].upper() + said[1:])}.</p>" if said else ""
+    said = _sentence(limit_of_short_texts(report))
+    return f"<p>{said}</p>" if said else ""
+
+
+def _sentence(said: str) -> str:
+    return f" {escape(said[:1].upper() + said[1:])}." if said else ""
 
 
 def _front(report: dict[str, Any]) -> str:
@@ -167,7 +171,8 @@ def _results_table(report: dict[str, Any]) -> str:
     return (
         f"<h2>{title[0].upper()}{title[1:]} at {report['spec']['target_length']} tokens</h2>{html_table(titles, rows)}"
         f"<p>Held-out: {found['documents']} documents, {found['tokens']:,} tokens. Neither the search nor the choice "
-        f"of the winner used them. Standard errors are over documents.{plain}</p>"
+        f"of the winner used them. Standard errors are over documents.{plain}"
+        f"{_sentence(meaning_of_divergence(report))}</p>"
     )
 
 

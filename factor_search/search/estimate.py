@@ -14,6 +14,7 @@ from factor_search.model.speed import Speed
 from factor_search.search.estimate_text import size_text
 from factor_search.search.selection import FINALISTS
 from factor_search.search.shares import USUAL_CANDIDATES, at_a_time, most_candidates, usual_share
+from factor_search.search.short_texts import DOCUMENTS
 from factor_search.spec import JobSpec, NeedleSpec
 from factor_search.text.samples import PARTS, Sample, Samples, SampleSet
 
@@ -81,13 +82,20 @@ class Known:
 
 
 def estimate_search(
-    spec: JobSpec, known: Known, methods: int, samples: Samples | None, elapsed: float | None = None
+    spec: JobSpec,
+    known: Known,
+    methods: int,
+    samples: Samples | None,
+    elapsed: float | None = None,
+    *,
+    original_length: int,
 ) -> dict[str, Any]:
     """Estimate a search job.
 
     The search costs candidates x usual share x one full evaluation (:mod:`factor_search.search.shares`), unless its
     budget of tokens or seconds is reached before. Then the finalists and the closed forms are evaluated on the
-    validation documents, and the winner and the closed forms on the held-out ones.
+    validation documents, and the winner and the closed forms on the held-out ones; short texts are compared with the
+    untouched model, whose predictions are computed each time.
 
     Args:
         spec: the job.
@@ -95,6 +103,7 @@ def estimate_search(
         methods: closed forms that are compared with.
         samples: the documents; None if they were not read.
         elapsed: seconds in which workers started and loaded the model, once they have; None estimates the loading.
+        original_length: of the model, in tokens.
 
     Returns:
         A JSON document; parts that are not known are null.
@@ -113,7 +122,10 @@ def estimate_search(
     del search["evaluations"]
     validation = costs["validation"].times(methods + FINALISTS, known.workers)
     held_out = costs["held_out"].times(methods + 1, known.workers)
+    short = min(original_length, spec.target_length)
+    divergence = known.cost([(short, short - 1)] * 2, short - 1)
     parts = [search, validation, held_out]
+    parts.append(divergence.times(methods * min(DOCUMENTS, counts["held_out"]), known.workers))
     if isinstance(spec.objective, NeedleSpec):
         plain = spec.model_copy(update={"objective": type(spec).model_fields["objective"].default})
         text = None if samples is None else samples.held_out_text

@@ -13,6 +13,7 @@ from operator import itemgetter
 from factor_search.errors import SearchFailedError
 from factor_search.factors import Factors
 from factor_search.measure.evaluation import OK, Evaluation, Evaluator
+from factor_search.measure.request import Measured
 from factor_search.measure.statistics import paired_difference
 from factor_search.text.samples import SampleSet
 
@@ -22,8 +23,8 @@ usual limits. A much larger one would hide the way to the limit from the far sid
 would be better than all that is a little beyond."""
 ROOM = (1.0, 0.9, 0.8, 0.65, 0.5)
 """Shares of the limit that finalists keep."""
-PART = "short_window"
-"""The documents cut to the original length, on which the untouched model is measured once."""
+PART: Measured = "short_window"
+"""The search documents cut to the original length, on which the untouched model is measured once."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from factor_search.errors import SpecError
 from factor_search.factors import Factors
 from factor_search.measure.evaluation import Evaluation
-from factor_search.methods import METHODS, USUAL, closed_forms
+from factor_search.methods import METHODS, USUAL, closed_forms, untouched
 from factor_search.model.geometry import Geometry
 from factor_search.search.space import SearchSpace
 from factor_search.search.strategies import Strategy, build_strategy
@@ -101,10 +101,9 @@ class SearchProblem:
         Raises:
             SpecError: its scaling depends on the length, so it is none of them.
         """
-        length = self.geometry.original_length
-        untouched = self.geometry.configured_factors(length) or closed_forms(self.geometry, length)["none"]
+        as_it_is = untouched(self.geometry)
         for name, factors in _methods(self.spec, self.geometry).items():
-            if factors == untouched:
+            if factors == as_it_is:
                 return name, factors
         raise SpecError("short_window: the scaling of this model depends on the length, so no limit can refer to it")
 

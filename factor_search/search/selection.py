@@ -11,6 +11,7 @@ from factor_search.measure.evaluation import EARLIER_IDENTITY, OK, PRUNED, Evalu
 from factor_search.search.guard import Guard, within
 from factor_search.search.loop import SearchState, search
 from factor_search.search.problem import SearchProblem
+from factor_search.search.short_texts import short_texts
 from factor_search.text.samples import Samples, SampleSet, Watch
 
 NOT_FINITE = (
@@ -53,6 +54,8 @@ class JobResult:
     """Evaluations on the held-out documents, by name of method or of the winner."""
     held_out_text: dict[str, Evaluation] = field(default_factory=dict)
     """Evaluations on the plain text of the held-out documents, if the objective is not perplexity."""
+    divergence: dict[str, Evaluation] = field(default_factory=dict)
+    """Divergence from the untouched model in short texts, by name of method or of the winner."""
     winner: str = ""
     """Name of the finalist or method that is best on the validation documents; empty before the choice."""
     interrupted: bool = False
@@ -187,6 +190,10 @@ def _choose(result: JobResult, evaluator: Evaluator, watcher: JobWatcher) -> Non
     if result.samples.held_out_text is not None:
         watcher.phase("measuring on the plain text of held-out documents")
         result.held_out_text = _score(reported, result.samples.held_out_text, evaluator, watcher)
+    short = short_texts(problem, result.samples)
+    watcher.phase("comparing predictions in short texts with those of the untouched model")
+    changed = {name: factors for name, factors in reported.items() if factors != short.reference}
+    result.divergence = _score(changed, short, evaluator, watcher)
     result.validation, result.held_out, result.winner = validation, held_out, winner
 
 
