@@ -243,6 +243,22 @@ def test_evaluate_passkeys(checkpoint: Path, texts: Path, capsys: pytest.Capture
     assert note == "share of passkeys retrieved ± standard error, 2 documents each"
 
 
+def test_evaluate_tasks_of_ruler(checkpoint: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", str(checkpoint), "--data", str(texts / "0*.txt"), "--documents", "2", "--method", "yarn"]
+    asked = [*arguments, "--task", "ruler", "--ruler", "single", "--lengths", "320,256", "--depths", "2"]
+    document = evaluated(capsys, *asked)
+    assert list(document) == ["task", "tasks", "lengths", "scores", "factors"]
+    assert (document["task"], document["tasks"], document["lengths"]) == ("ruler", ["single"], [256, 320])
+    places = [(score["length"], score["depth"]) for score in document["scores"]]
+    assert places == [(length, depth) for length in (256, 320) for depth in (0.0, None, 1.0)]
+    assert {(score["accuracy"], score["count"]) for score in document["scores"]} == {(0.0, 2)}, "its weights are random"
+    assert main(["evaluate", *asked]) == 0
+    head, row, note = capsys.readouterr().out.splitlines()
+    assert head.split() == ["256", "320"]
+    assert row.split() == ["single", *["0.000", "±", "0.000"] * 2]
+    assert note == "share of facts found ± standard error, 2 documents each"
+
+
 def test_evaluate_needles(checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", str(checkpoint), "--data", str(texts / "0*.txt"), "--documents", "3", "--length", "256"]
     figures = evaluated(capsys, *arguments, "--task", "needle", "--digits", "4")
@@ -470,7 +486,9 @@ class TestBadInput:
     def test_tasks(self, checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         evaluate = ["evaluate", "--model", str(checkpoint), "--data", str(texts / "*.txt")]
         at_256, passkey = [*evaluate, "--length", "256"], [*evaluate, "--task", "passkey"]
-        self.fails(capsys, [*at_256, "--depths", "4"], "--depths goes with --task passkey, not with perplexity")
+        self.fails(
+            capsys, [*at_256, "--depths", "4"], "--depths goes with --task passkey or ruler, not with perplexity"
+        )
         self.fails(capsys, [*at_256, "--task", "needle", "--stride", "8"], "--stride goes with --task perplexity")
         self.fails(capsys, [*at_256, "--task", "needle", "--lengths", "64"], "--lengths goes with --task passkey")
         self.fails(capsys, [*at_256, "--digits", "3"], "--digits goes with --task needle or passkey")
@@ -479,10 +497,17 @@ class TestBadInput:
         self.fails(capsys, [*passkey, "--lengths", "256", "--depths", "0"], "--depths is 0")
         self.fails(capsys, [*passkey, "--lengths", "64,256"], "64 tokens are too few")
         self.fails(capsys, [*passkey], "--length missing")
+        self.fails(capsys, [*at_256, "--chat"], "--chat goes with --task ruler, not with perplexity")
+        ruler = [*evaluate, "--task", "ruler", "--lengths", "300"]
+        self.fails(capsys, [*ruler, "--chat"], "the tokenizer has no chat template")
+        self.fails(capsys, [*ruler, "--ruler", "multi-key"], "300 tokens are too few for the task multi-key")
+        self.fails(capsys, [*at_256, "--task", "key-tokens"], "--key-model is missing: name a model")
+        at_512 = [*evaluate, "--length", "300", "--task", "key-tokens", "--key-model", str(checkpoint)]
+        self.fails(capsys, at_512, "reads 64 tokens, but the texts have 300")
         spec = write_spec(tmp_path, specification(checkpoint, texts, objective="needle", target_length=256))
         self.fails(capsys, ["evaluate", "--spec", spec, "--task", "passkey", "--lengths", "512"], "beyond the target")
         self.fails(capsys, ["evaluate", "--spec", spec, "--task", "needle", "--digits", "3"], "says it already")
-        for wrong in (["--task", "passkeys"], ["--lengths", "a,b"], ["--lengths", "1"]):
+        for wrong in (["--task", "passkeys"], ["--lengths", "a,b"], ["--lengths", "1"], ["--ruler", "single,all"]):
             with pytest.raises(SystemExit) as caught:
                 main([*passkey, *wrong])
             assert caught.value.code == 2

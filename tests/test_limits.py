@@ -69,7 +69,14 @@ NUMBERS = {
 FLOATS = ("scale", "factor", "seconds", "sigma")
 STAGES = {
     "finetune": ["settings.steps", "settings.batch_size", "settings.train_length", "settings.gradient_accumulation"],
-    "evaluate": ["lengths.0", "passkey.documents", "passkey.lengths.0"],
+    "evaluate": [
+        "lengths.0",
+        "passkey.documents",
+        "passkey.lengths.0",
+        "ruler.lengths.0",
+        "ruler.documents",
+        "key_tokens.context",
+    ],
 }
 
 

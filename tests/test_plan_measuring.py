@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from factor_search.errors import SearchFailedError, SpecError
+from factor_search.errors import DataError, SearchFailedError, SpecError
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsModel, factors_file, parse_factors
 from factor_search.job import read_samples
+from factor_search.measure import key_tokens
 from factor_search.measure.evaluator import LocalEvaluator
 from factor_search.measure.figures import share
 from factor_search.measure.passkey import Retrieval
 from factor_search.measure.passkey_grid import _overall
 from factor_search.measure.statistics import summarise
 from factor_search.model.loading import load_model
-from factor_search.plan.far_reading import PasskeySpec
-from factor_search.plan.kinds.evaluate import EvaluateWork
+from factor_search.plan.far_reading import KeyTokensSpec, PasskeySpec, RulerSpec
+from factor_search.plan.kinds.evaluate import KIND, EvaluateWork
 from factor_search.plan.perform import evaluate_candidates, perform
 from factor_search.spec import DataSpec, ModelSpec
 from factor_search.text.samples import SampleSet, sample_of
@@ -119,6 +120,54 @@ def test_passkeys_where_they_fit_kept_as_they_come(work: EvaluateWork, tmp_path:
     nearer = work.model_copy(update={"factors": file.as_json()})
     assert perform(nearer, tmp_path / "c").report["passkey"] is None
     assert perform(work.model_copy(update={"passkey": None}), tmp_path / "d").report["passkey"] is None
+
+
+def test_whether_a_model_reads_far(work: EvaluateWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks of RULER where they fit, kept as they come; and key tokens, of a model that says that it reads so far."""
+    monkeypatch.setattr(key_tokens, "GAIN", 0.02)
+    monkeypatch.setattr(key_tokens, "LIKELY", -100.0)
+    monkeypatch.setenv("FACTOR_SEARCH_CACHE", str(tmp_path / "cache"))
+    chooser = KeyTokensSpec(model=work.model.model_copy(update={"original_length": 256}), context=60)
+    asked = {"ruler": RulerSpec(tasks=["single", "multi-key"], depths=2), "key_tokens": chooser, "passkey": None}
+    far = work.model_copy(update=asked)
+    assert far.sha256 != work.sha256
+    undisturbed = perform(far, tmp_path / "a").report
+    assert undisturbed["ruler"] is None, "the second task does not fit into any length"
+    asked["ruler"] = RulerSpec(tasks=["single"], depths=2)
+    far = work.model_copy(update=asked)
+    undisturbed = perform(far, tmp_path / "a").report
+    assert undisturbed["ruler"]["lengths"] == [256]
+    assert [one["depth"] for one in undisturbed["ruler"]["scores"]] == [0.0, None, 1.0]
+    assert {one["count"] for one in undisturbed["ruler"]["scores"]} == {2}
+    chosen = undisturbed["key_tokens"]
+    assert 0 < chosen["tokens"] < 2 * 196
+    assert [row["name"] for row in chosen["rows"]] == ["found", "none"], "the file names no closed form"
+    assert chosen["rows"][0]["tokens"] == chosen["tokens"]
+    assert chosen["rows"][1]["difference"] == pytest.approx(chosen["rows"][1]["loss"] - chosen["rows"][0]["loss"])
+
+    progress: list[dict[str, Any]] = []
+
+    def interrupt(told: dict[str, Any]) -> None:
+        progress.append(told)
+        if told.get("step") == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        perform(far, tmp_path / "b", interrupt)
+    assert len(json.loads((tmp_path / "b" / "ruler.json").read_text())["answers"]) == 3
+    progress.clear()
+    again = perform(far, tmp_path / "b", progress.append).report
+    assert (again["ruler"], again["key_tokens"]) == (undisturbed["ruler"], undisturbed["key_tokens"])
+    assert [told["step"] for told in progress if "step" in told] == [4]
+
+    figures = undisturbed | evaluate_candidates(far, tmp_path / "a", progress.append)
+    summary, page = KIND.summary(figures), KIND.section(figures)
+    assert "of the facts of 1 task of RULER" in summary
+    assert "of key tokens, none " in summary
+    assert "single, depth 100%" in page
+    assert f"{chosen['tokens']:,} key tokens in 2 documents" in page
+    with pytest.raises(DataError, match=r"^200 tokens are too few for the task single"):
+        perform(far.model_copy(update={"ruler": RulerSpec(tasks=["single"], lengths=[200])}), tmp_path / "c")
 
 
 def test_all_passkeys_together_count_by_document() -> None:

@@ -310,6 +310,16 @@ REFUSED: dict[str, tuple[dict[str, Any], type[FactorSearchError], str]] = {
         DataError,
         "evaluate-1: passkey.lengths: 64 tokens are too few for a needle",
     ),
+    "tasks of RULER that do not fit": (
+        {"stages": [{"kind": "search", "target_length": 256}, {"kind": "evaluate", "ruler": {"lengths": [256, 96]}}]},
+        DataError,
+        "evaluate-1: ruler: 96 tokens are too few for the task single",
+    ),
+    "tasks of RULER in a template that the tokenizer has not": (
+        {"stages": [{"kind": "search", "target_length": 256}, {"kind": "evaluate", "ruler": {"chat": True}}]},
+        DataError,
+        "evaluate-1: ruler: the tokenizer has no chat template",
+    ),
     "a model that is not there": ({"model": "./nowhere"}, ModelLoadError, "there is no model folder ./nowhere"),
     "a harness that is not installed": (
         {"stages": [{"kind": "search", "target_length": 128}, {"kind": "evaluate", "harness": ["piqa"]}]},

@@ -152,8 +152,13 @@ def test_a_prompt_in_a_chat_template() -> None:
         assert message.rstrip().endswith("?")
         assert answer.startswith("The ")
         assert all(asked.found(message))
-    with pytest.raises(DataError, match="no chat template"):
+    with pytest.raises(DataError, match="has no chat template"):
         ask("single", chat=True)
+    for template, message in (("{{ 1 / 0 }}", "fails: division by zero"), ("{{ 'Hello' }}", "changes the text")):
+        broken = chatting()
+        broken.chat_template = template
+        with pytest.raises(DataError, match=message):
+            CachedTokenizer(broken).chat("x")
 
 
 @pytest.fixture(scope="module")

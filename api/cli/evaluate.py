@@ -158,7 +158,8 @@ def _checked(make: Callable[..., Value], **values: object) -> Value:
     try:
         return make(**values)
     except SpecError as error:
-        raise SpecError(f"--{error}") from None
+        field, space, rest = str(error).partition(" ")
+        raise SpecError(f"--{field.replace('_', '-')}{space}{rest}") from None
 
 
 def _given(arguments: argparse.Namespace) -> GivenDocuments:

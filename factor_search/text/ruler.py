@@ -129,6 +129,16 @@ def questions(
     ]
 
 
+def check_room(tokenizer: ChatTokenizer, length: int, tasks: Sequence[RulerTask], *, chat: bool) -> None:
+    """Check that prompts and answers of some tasks fit into a length; this needs no document.
+
+    Raises:
+        DataError: one does not, and the message gives the tokens needed; or there is no chat template.
+    """
+    blank = sample_of("", np.resize(np.array([*tokenizer.prefix, 0], dtype=np.int64), length + 1))
+    questions([blank], tokenizer, tasks=tasks, lengths=[length], depths=[0.0], seed=0, chat=chat)
+
+
 def _question(
     name: RulerTask, document: Sample, tokenizer: ChatTokenizer, length: int, depth: float | None, seed: int, chat: bool
 ) -> Question:

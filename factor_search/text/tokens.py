@@ -67,14 +67,16 @@ class CachedTokenizer:
         What follows is the beginning of the answer; the first are the whole beginning, special tokens included.
 
         Raises:
-            DataError: there is no chat template, or it does not keep the text as it is.
+            DataError: there is no chat template, it fails, or it does not keep the text as it is.
         """
+        if getattr(self._tokenizer, "chat_template", None) is None:
+            raise DataError("the tokenizer has no chat template: ask without one")
         place = "4711 4711"
         try:
             message = [{"role": "user", "content": text + place}]
             whole = str(self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
         except Exception as error:  # templates are programs, and raise errors of any type
-            raise DataError(f"no chat template of the tokenizer can be used: {one_line(error)}") from error
+            raise DataError(f"the chat template of the tokenizer fails: {one_line(error)}") from error
         before, found, behind = whole.partition(place)
         if not found:
             raise DataError("the chat template of the tokenizer changes the text of a message")

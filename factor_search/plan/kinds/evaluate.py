@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 EVALUATIONS, PASSKEYS, RULER = "evaluations.jsonl", "passkeys.json", "ruler.json"
 """What is kept in the folder of the work."""
+AMPLE = 8192
+"""Tokens into which every task of RULER fits."""
 
 
 def _task(name: str) -> str:
@@ -168,16 +170,24 @@ class EvaluateKind(StageKind[EvaluateStage, EvaluateWork]):
             check_installed()
 
     def check_model(self, stage: EvaluateStage, model: LocalModel) -> None:
-        """A passkey and its question must fit into the least length that is asked for."""
-        if stage.passkey is None or stage.passkey.lengths is None:
-            return
-        from factor_search.measure.passkey_grid import check_room
+        """A passkey, and each task of RULER, must fit into the least length that is asked for."""
+        from factor_search.measure import passkey_grid
         from factor_search.model.loading import load_tokenizer
+        from factor_search.text import ruler as tasks
+        from factor_search.text.tokens import CachedTokenizer
 
+        part = "passkey.lengths"
         try:
-            check_room(load_tokenizer(model.spec), min(stage.passkey.lengths), stage.passkey.digits)
+            if stage.passkey is not None and stage.passkey.lengths is not None:
+                least, digits = min(stage.passkey.lengths), stage.passkey.digits
+                passkey_grid.check_room(load_tokenizer(model.spec), least, digits)
+            part = "ruler"
+            if (asked := stage.ruler) is not None and (asked.lengths is not None or asked.chat):
+                least = min(asked.lengths or [AMPLE])  # the ladder's lengths are tried when it is performed
+                tokenizer = CachedTokenizer(load_tokenizer(model.spec))
+                tasks.check_room(tokenizer, least, asked.tasks, chat=asked.chat)
         except DataError as error:
-            raise DataError(f"{stage.name}: passkey.lengths: {error}") from None
+            raise DataError(f"{stage.name}: {part}: {error}") from None
 
     def make_work(self, stage: EvaluateStage, context: PlanContext) -> EvaluateWork:
         """The factors, and the model before it was extended."""
@@ -292,7 +302,8 @@ class EvaluateKind(StageKind[EvaluateStage, EvaluateWork]):
         if figures.get("ruler"):
             over = [score for score in figures["ruler"]["scores"] if score["depth"] is None]
             found = sum(score["accuracy"] for score in over) / len(over)
-            parts.append(f"{found:.2f} of the facts of {len(figures['ruler']['tasks'])} tasks of RULER")
+            count = len(figures["ruler"]["tasks"])
+            parts.append(f"{found:.2f} of the facts of {count} task{'s' * (count != 1)} of RULER")
         if figures.get("key_tokens"):
             first, *others = figures["key_tokens"]["rows"]
             if first["perplexity"] is not None:
