@@ -428,7 +428,8 @@ class TestJob:
         rough = estimate_job(job(checkpoint, texts), lambda *_: None)
         assert rough["speed"]["calibrated"] is False
         assert any("rough" in note for note in rough["notes"])
-        unknown = estimate_search(job(checkpoint, texts), Known(size=None, speed=None, notes=("why",)), 3, None)
+        nothing = Known(size=None, speed=None, notes=("why",))
+        unknown = estimate_search(job(checkpoint, texts), nothing, 3, None, original_length=64)
         assert unknown["memory"] is unknown["fits"] is unknown["total"]["seconds"] is None
         assert "why" in summary(unknown)
 

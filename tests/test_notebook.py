@@ -85,7 +85,7 @@ def test_the_notebook_runs_in_seconds_and_shows_progress_and_plots(
     assert processor_seconds() - before < 60
     cells = {cell.id: cell for cell in notebook.cells}
     progress = outputs(cells["search"], "text/html")
-    assert "measuring on held-out documents" in progress
+    assert "comparing predictions in short texts" in progress
     assert "16 candidates" in progress
     assert 'value="1.0000"' in progress
     shown = outputs(cells["result"], "text/html")

@@ -54,6 +54,8 @@ def own_things(folder: Path) -> None:
         (folder / "books" / f"{number:02}.txt").write_text(f"word{number} and more; " * (20 + number))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # two minutes, on a machine that does nothing else
 def test_word_for_word(clone: Path) -> None:
     own_things(clone)
     blocks = BLOCK.findall((ROOT / "docs" / "tutorial.md").read_text())

@@ -238,8 +238,8 @@ def test_a_written_folder_that_computes_something_else_is_refused(
 def test_nothing_is_left_of_a_folder_that_was_refused(
     file: FactorsFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(*given: Any) -> dict[str, Any]:
-        content = right(*given)
+    def wrong(*given: Any, **more: Any) -> dict[str, Any]:
+        content = right(*given, **more)
         return content | {"rope_scaling": content["rope_scaling"] | {"attention_factor": 1.0}}
 
     right = huggingface.huggingface_config

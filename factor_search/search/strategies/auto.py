@@ -1,7 +1,7 @@
 """The default strategy: it starts with few parameters on few documents, and increases both.
 
 1. Evaluate closed forms, known factors and twelve profiles (:mod:`factor_search.search.strategies.profile`) on one
-   document.
+   document; fourteen, where a model has pairs with more than 64 rotations.
 2. Search profiles of four numbers with a Gaussian process, on two documents.
 3. Vary the initial tokens and the attention factor of the best candidate, where the space has choices.
 4. Search profiles again, on four documents.
@@ -25,7 +25,17 @@ from factor_search.measure.race import rungs
 from factor_search.methods import yarn_attention_factor
 from factor_search.search.space import SearchSpace
 from factor_search.search.strategies.contract import Check, Generation, Result, no_check
-from factor_search.search.strategies.profile import BOUNDS, FIRST, WIDTHS, Profile, Steps, scaled_before_step
+from factor_search.search.strategies.profile import (
+    BOUNDS,
+    FAR,
+    FAR_BOUNDS,
+    FIRST,
+    WIDTHS,
+    Profile,
+    Steps,
+    reaches_far,
+    scaled_before_step,
+)
 from factor_search.search.strategies.progressive import PROMOTED, Phase, Progressive, Vector
 
 
@@ -119,7 +129,8 @@ class Auto(Progressive):
         initial_tokens, choices = self._space.initial_tokens[0], self._space.attention_factors
         usual = self._space.first_attention or yarn_attention_factor(self._space.scale)
         attention = min(choices, key=lambda factor: abs(factor - usual))
-        return [self._of_profile(profile, initial_tokens, attention) for profile in FIRST]
+        profiles = (*FIRST, *FAR) if reaches_far(self._space) else FIRST
+        return [self._of_profile(profile, initial_tokens, attention) for profile in profiles]
 
     def _of_profile(self, profile: Profile, initial_tokens: int, attention: float) -> Factors:
         factors = profile.factors(self._space, initial_tokens, attention)
@@ -128,12 +139,13 @@ class Auto(Progressive):
 
     def _search_profiles(self, documents: int, generations: int, radius: float) -> Phase:
         """Search profiles with the initial tokens and the attention factor of the best candidate."""
+        bounds = FAR_BOUNDS if reaches_far(self._space) else BOUNDS
         yield from self._promote(documents)
         for _ in range(generations):
             best = self._best(documents)
             losses = self._losses_like(best, documents)
             known = [(vector, losses[shape]) for shape, vector in self._profiles.items() if shape in losses]
-            vectors = self._proposals(known, WIDTHS, BOUNDS, radius)
+            vectors = self._proposals(known, WIDTHS, bounds, radius)
             made = [self._of_profile(Profile(*v), best.initial_tokens, best.attention_factor) for v in vectors]
             improved = yield from self._improve(made, documents)
             radius = min(1.3 * radius, 1.5) if improved else 0.7 * radius

@@ -65,10 +65,23 @@ FIRST = (
 """The first profiles of a search, evaluated with the closed forms. On each of five models, the best of a grid of 112
 profiles was one of the first seven. The others are for models that differ, the last two for models that need hardly any
 rescaling."""
+FAR_ROTATIONS = 64.0
+"""Published vectors of models with pairs that make more rotations rise before them (Phi-3, LongRoPE2's LLaMA3)."""
+FAR = (Profile(0.5, 1.0, 1.0, 8.0), Profile(3.0, 1.1, 1.15, 9.0))
+"""More first profiles for such models: about LongRoPE's for LLaMA2 at 256k tokens, and Phi-3's."""
 BOUNDS = np.array([[-3.0, 2.5], [0.0, 0.9], [0.1, 1.4], [0.5, 5.0]])
 """Lowest and highest value of each number of a profile."""
+FAR_BOUNDS = np.array([[-3.0, 4.0], [0.0, 1.2], [0.1, 1.6], [0.5, 16.0]])
+"""The same for models with pairs that make more than :data:`FAR_ROTATIONS`."""
+FLAT = 0.02
+"""Height, log lambda / log s, below which a curve has not begun to rise."""
 WIDTHS = np.array([0.5, 0.15, 0.12, 1.0])
 """Distance in each number that changes the loss by about the same amount."""
+
+
+def reaches_far(space: SearchSpace) -> bool:
+    """Whether a model has pairs with more rotations than :data:`FAR_ROTATIONS`."""
+    return max(space.rotations) > FAR_ROTATIONS
 
 
 def scaled_before_step(space: SearchSpace, factors: Factors, share: float) -> Factors:
@@ -91,8 +104,9 @@ def scaled_before_step(space: SearchSpace, factors: Factors, share: float) -> Fa
 class Steps:
     """Non-decreasing curves through knots around a base curve: each number is the rise to the next knot, at least 0.
 
-    The knots lie close together where pairs make between 8 and 0.2 rotations; one more lies at the last pair. A rise
-    can change without breaking the order of the heights.
+    The knots lie close together where pairs make between 8 and 0.2 rotations; one more lies at the last pair. Where a
+    model has pairs with many more rotations and the base curve rises there already, two more lie at the first pair and
+    half way from it. A rise can change without breaking the order of the heights.
     """
 
     def __init__(self, space: SearchSpace, base: Factors, knots: int) -> None:
@@ -109,8 +123,11 @@ class Steps:
         places = list(np.linspace(first, end, max(2, min(knots, round(end - first) + 1))))
         if last - end > 0.75:
             places.append(float(last))
-        self._places = np.unique(places)
         origin = pair_of(4.0)
+        risen = self._heights(base.rescale_factors)[: math.floor(origin) + 1].max(initial=0.0)
+        if reaches_far(space) and risen > FLAT:
+            places = [0.0, first / 2, *places]
+        self._places = np.unique(places)
         self._origin = [origin] if origin < self._places[0] - 1e-9 else []
         self._pairs = pairs
         self.start = self.vector(base.rescale_factors)
