@@ -16,7 +16,6 @@ from bench.efficiency_metrics import (
     share_of_way,
 )
 from bench.efficiency_runs import CONTROL, ModelRuns
-from factor_search.methods import FITTED
 
 COLUMNS = (
     "strategy",
@@ -80,10 +79,9 @@ def model_table(runs: ModelRuns) -> str:
 
 
 def _shares(runs: ModelRuns) -> str:
-    """Closed forms by the share of the way from the best published one to the attainable perplexity, the best first."""
-    goal = attainable(runs).final.perplexity
-    published = min(one.perplexity for name, one in runs.closed_forms.items() if name not in FITTED)
-    shares = {name: share_of_way(one.perplexity, published, goal) for name, one in runs.closed_forms.items()}
+    """Closed forms by the share of the way, in nats, from the untouched model to the attainable, the best first."""
+    goal, start = (math.log(one.perplexity) for one in (attainable(runs).final, runs.closed_forms["none"]))
+    shares = {name: share_of_way(math.log(one.perplexity), start, goal) for name, one in runs.closed_forms.items()}
     ranked = sorted(shares, key=lambda name: -shares[name])
     return ", ".join(f"{name} {shares[name]:.0%}" for name in ranked[:5])
 

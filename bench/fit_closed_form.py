@@ -1,8 +1,8 @@
-"""Fits the closed form ``fitted`` on the models that strategies were designed on: ``python -m bench.fit_closed_form``.
+"""Looks for a closed form on the models that strategies were designed on: ``python -m bench.fit_closed_form``.
 
 Every model evaluates the same profiles of four numbers (:mod:`factor_search.search.strategies.profile`), drawn evenly
-from a box. The form is the profile that is best on all of them: with the least mean of the share of the way, from the
-best published closed form to the model's own best profile, that is left. Judges are not looked at.
+from a box. It prints those that are best on all of them: with the least mean of the share of the way, from the best
+published closed form to the model's own best profile, that is left. Judges are not looked at.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 from bench.efficiency_runs import workplace
 from bench.recipes import RECIPES
 from bench.search_efficiency import in_processes
-from factor_search.methods import FITTED, closed_forms, yarn_attention_factor
+from factor_search.methods import closed_forms, yarn_attention_factor
 from factor_search.search.space import SearchSpace
 from factor_search.search.strategies.profile import Profile
 from factor_search.spec import JobSpec, parse_spec
@@ -42,8 +42,7 @@ def measured(name: str, count: int, documents: int) -> dict[str, float | list[fl
         space = SearchSpace.of(_job(place.target_length), place.geometry)
         attention = yarn_attention_factor(space.scale)
         forms = closed_forms(place.geometry, place.target_length)
-        published = [form for form_name, form in forms.items() if form_name not in FITTED]
-        best = min(place.evaluate(form, place.samples.search).loss for form in published)
+        best = min(place.evaluate(form, place.samples.search).loss for form in forms.values())
         losses = []
         for number, profile in enumerate(profiles(count), start=1):
             factors = profile.factors(space, 0, attention)

@@ -34,8 +34,6 @@ from factor_search.model.yarn import yarn_of_numbers as yarn_of_numbers
 AS_CONFIGURED = "as-configured"
 USUAL = ("none", "pi", "ntk", "dynamic-ntk", "ntk-critical", "yarn", "llama3", "entropy-abf", AS_CONFIGURED)
 """The methods that every report compares with, unless a specification names others."""
-FITTED = ("fitted",)
-"""The methods of this project, which are no published ones."""
 OPEN_LENGTH = ("linear", "yarn")
 """RoPE types whose configurations may have max_position_embeddings before or after the scaling."""
 
