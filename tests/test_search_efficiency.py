@@ -64,7 +64,7 @@ RUNS = ModelRuns(
     full_evaluation=10,
     validation_tokens=10,
     held_out_tokens=(5, 5),
-    closed_forms={"yarn": measured(6.0, 1.5), "pi": measured(5.5, 1.6)},
+    closed_forms={"none": measured(9.0, 2.2), "yarn": measured(6.0, 1.5), "pi": measured(5.5, 1.6)},
     runs=(
         run(CONTROL, 9_000, (10, 9.0), (4_000, 5.0), (5_000, 5.2), (6_000, 5.1)),
         run("evolution", 8_000, (10, 7.0), (7_000, 4.5)),
@@ -72,6 +72,11 @@ RUNS = ModelRuns(
         run("cma", 4_000, (10, 6.0), (3_000, 4.0)),
     ),
 )
+
+
+def test_how_far_closed_forms_come_alone() -> None:
+    """ln 9 is the untouched model's, ln 4 what can be attained."""
+    assert "closed forms reach without a search: pi 61%, yarn 50%, none 0%." in model_table(RUNS)
 
 
 class TestForGood:
