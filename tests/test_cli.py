@@ -253,7 +253,9 @@ def test_evaluate_tasks_of_ruler(checkpoint: Path, texts: Path, capsys: pytest.C
     assert places == [(length, depth) for length in (256, 320) for depth in (0.0, None, 1.0)]
     assert {(score["accuracy"], score["count"]) for score in document["scores"]} == {(0.0, 2)}, "its weights are random"
     assert main(["evaluate", *asked]) == 0
-    head, row, note = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    assert "reminder" not in printed.err, "that texts are longer than the configuration's window"
+    head, row, note = printed.out.splitlines()
     assert head.split() == ["256", "320"]
     assert row.split() == ["single", *["0.000", "±", "0.000"] * 2]
     assert note == "share of facts found ± standard error, 2 documents each"

@@ -3,8 +3,10 @@
 A model answers by greedy decoding. As in RULER, the score of an answer is the share of the facts that it names.
 """
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -64,7 +66,8 @@ def answers(
     """
     model, given = loaded.model, []
     ends = model.generation_config.eos_token_id if model.generation_config is not None else None
-    with Application(model, loaded.geometry, factors, max((one.length for one in questions), default=None)):
+    longest = max((one.length for one in questions), default=None)
+    with Application(model, loaded.geometry, factors, longest), _no_reminder():
         for question in questions:
             ids = torch.from_numpy(question.tokens)[None].to(model.device)
             settings = GenerationConfig(
@@ -75,6 +78,18 @@ def answers(
             given.append(Answer(said, tuple(question.found(said))))
             on_answer(len(given), len(questions))
     return given
+
+
+@contextmanager
+def _no_reminder() -> Iterator[None]:
+    """Keep transformers from saying that texts are longer than the configuration's window, which the factors extend."""
+    logger = logging.getLogger("transformers.generation.stopping_criteria")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _any_of(ends: int | list[int] | None) -> int:
