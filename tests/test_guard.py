@@ -16,14 +16,16 @@ from factor_search.factors_file import read_factors
 from factor_search.job import run_job
 from factor_search.measure.evaluation import DIVERGED, Evaluation
 from factor_search.measure.race import Race
+from factor_search.measure.statistics import student_quantile
 from factor_search.report.document import table
 from factor_search.report.front import front
 from factor_search.report.page import render
 from factor_search.report.results import write_results
-from factor_search.search.guard import PART, PENALTY, Guard
+from factor_search.search.guard import CONFIDENCE, OTHER_WINDOWS, PENALTY, SEARCH_WINDOWS, Guard, cost
 from factor_search.search.loop import SearchState
 from factor_search.search.problem import SearchProblem
 from factor_search.search.selection import JobResult, JobWatcher, search_and_measure
+from factor_search.search.short_texts import SHORT, Windows
 from factor_search.spec import JobSpec, parse_spec
 from factor_search.text.samples import Samples, SampleSet, sample_of
 from tests.synthetic import geometry
@@ -33,7 +35,7 @@ LENGTH, TARGET = 256, 1024
 WANTED = np.log(np.linspace(1.0, 4.0, 16))
 BASE: dict[str, Any] = {"name": "x", "model": "m", "data": "d", "target_length": TARGET}
 NOISE = {
-    part: np.random.default_rng(place).normal(size=6) for place, part in enumerate(("search", "validation", "held"))
+    part: np.random.default_rng(place).normal(size=6) for place, part in enumerate(("search", "validation", "held_out"))
 }
 
 
@@ -51,24 +53,27 @@ class TwoLengths:
     def evaluate_all(
         self, candidates: Sequence[Factors], samples: SampleSet, race: Race | None = None
     ) -> Iterator[Evaluation]:
-        return (self.evaluate(factors, samples) for factors in candidates)
+        return (self.evaluate(factors, samples, race) for factors in candidates)
 
-    def evaluate(self, factors: Factors, samples: SampleSet) -> Evaluation:
+    def evaluate(self, factors: Factors, samples: SampleSet, race: Race | None = None) -> Evaluation:
         self.calls += 1
         logs = np.log(factors.rescale_factors)
-        noise = NOISE[{"search": "search", PART: "search", "validation": "validation"}.get(samples.part, "held")]
         cost = 0.05 * float(np.mean(logs**2))
-        short = [2.0 + 0.1 * place + cost * (1 + 0.1 * float(noise[place])) for place in range(len(samples.samples))]
-        long = [2.5 + 0.1 * place + float(np.mean((logs - WANTED) ** 2)) for place in range(len(short))]
-        losses = tuple(short if samples.part == PART else long)
+        documents = samples.samples if race is None else samples.samples[: race.documents]
+        losses = []
+        for sample in documents:
+            part, place = sample.source.partition("@")[0].split()
+            long = 2.5 + float(np.mean((logs - WANTED) ** 2))
+            short = 2.0 + cost * (1 + 0.1 * float(NOISE[part][int(place)]))
+            losses.append(0.1 * int(place) + (short if samples.part == SHORT else long))
         evaluation = Evaluation(
             key=self.key(factors, samples),
             factors=factors,
             part=samples.part,
-            outcome="ok",
-            losses=losses,
-            tokens=(TARGET - 1,) * len(losses),
-            losses_at={LENGTH: tuple(short), TARGET: losses},
+            outcome="ok" if len(losses) == len(samples.samples) else "pruned",
+            losses=tuple(losses),
+            tokens=tuple(len(sample.tokens) - 1 for sample in documents),
+            losses_at={} if samples.part == SHORT else {LENGTH: (9.0,) * len(losses), TARGET: tuple(losses)},
             seconds=0.1,
         )
         return (
@@ -86,9 +91,13 @@ def searched(**changes: Any) -> JobResult:
     return search_and_measure(problem, Samples(*parts), TwoLengths(), JobWatcher())
 
 
-def cost_of(result: JobResult) -> float:
-    held_out = result.held_out
-    one, other = (held_out[name].losses_at[LENGTH] for name in (result.winner, "none"))
+def cost_of(result: JobResult, factors: Factors | None = None) -> float:
+    """On the held-out documents."""
+    documents = Windows.of(result.samples.held_out, LENGTH, 1)
+    one, other = (
+        TwoLengths().evaluate(curve, documents.samples).losses
+        for curve in (factors or result.winning_factors, Factors.of([1.0] * 16))
+    )
     return math.fsum(a - b for a, b in zip(one, other, strict=True)) / len(one)
 
 
@@ -103,12 +112,7 @@ def test_the_winner_holds_the_limit_and_is_better_than_what_holds_it_otherwise(
     for at_most in limits:
         guarded = searched(strategy=strategy, short_window={"at_most": at_most})
         assert 0.4 * at_most < cost_of(guarded) <= at_most
-        untouched = math.fsum(2.0 + 0.1 * n for n in range(6))
-        held = [
-            evaluation.loss
-            for evaluation in free.state.candidates.values()
-            if math.fsum(evaluation.losses_at[LENGTH]) - untouched <= 6 * 0.65 * at_most
-        ]
+        held = [one.loss for one in free.state.candidates.values() if cost_of(free, one.factors) <= 0.65 * at_most]
         assert guarded.held_out[guarded.winner].loss <= min(held)
 
 
@@ -118,22 +122,72 @@ def test_a_limit_that_nothing_holds_gives_what_is_least_beyond_it() -> None:
     assert cost_of(result) < 0.01
 
 
-def test_the_penalty_counts_the_standard_error_and_only_the_documents_known() -> None:
-    guard = Guard(LENGTH, 0.01, (2.0, 2.0, 2.0))
-    plain = Evaluation("k", Factors.of([1.0]), "search", "ok", (3.0, 3.0), (9, 9), {LENGTH: (2.02, 2.04)}, 0.1)
-    error = math.sqrt(0.01**2)
-    judged = guard.judged(plain)
-    assert judged.losses == pytest.approx([3.0 + PENALTY * (0.03 + error - 0.01)] * 2)
-    assert guard.judged(replace(plain, losses_at={LENGTH: (2.0, 2.001)})).losses == plain.losses
-    assert guard.judged(replace(plain, losses_at={})).losses == plain.losses
-    alone = replace(plain, losses=(3.0,), tokens=(9,), losses_at={LENGTH: (2.02,)})
-    assert guard.judged(alone).losses == pytest.approx([3.0 + PENALTY * 0.01])
+def test_the_penalty_counts_how_other_documents_may_differ_and_only_the_documents_known() -> None:
+    documents = SampleSet("search", tuple(sample_of(f"search {n}", np.arange(TARGET)) for n in range(3)))
+    windows = Windows.of(documents, LENGTH, SEARCH_WINDOWS)
+    one = Factors.of([1.0])
+    guard = Guard(0.01, windows, deciding=4, held_out=5, reference=(2.0, 2.0, 2.0), spent=(0, 0.0))
+    plain = Evaluation("k", one, "search", "ok", (3.0, 3.0), (9, 9), {}, 0.1)
+    guard.known[one] = (2.02, 2.04, 9.9)
+    upper = 0.03 + student_quantile(CONFIDENCE, 3) * math.sqrt(2) * 0.01 * math.sqrt(1 / 4 + 1 / 5)
+    assert guard.judged(plain).losses == pytest.approx([3.0 + PENALTY * (upper / 0.01 - 1)] * 2)
+    alone = replace(plain, losses=(3.0,), tokens=(9,))
+    assert guard.judged(alone).losses == pytest.approx([3.0 + PENALTY])
+    guard.known[one] = (2.0, 2.001)
+    assert guard.judged(plain).losses == plain.losses
+    guard.known[one] = ()
+    assert guard.judged(plain).outcome == DIVERGED, "a loss in short texts was not finite"
+
+
+def test_windows_lie_evenly_begin_with_the_prefix_and_are_a_power_of_two() -> None:
+    tokens = np.concatenate([[7], np.arange(100, 1123)])
+    documents = SampleSet("search", tuple(sample_of(name, tokens, prefix=1) for name in ("a", "b")))
+    windows = Windows.of(documents, 200, SEARCH_WINDOWS)
+    assert windows.each == 4, "of the five that fit"
+    assert [one.source for one in windows.samples.samples[4:]] == ["b@0", "b@275", "b@549", "b@824"]
+    for one in windows.samples.samples:
+        start = int(one.source.split("@")[1])
+        assert one.tokens.tolist() == [7, *range(100 + start, 299 + start)]
+        assert one.prefix == 1
+    losses = tuple(float(n) for n in range(6))
+    evaluation = Evaluation("k", Factors.of([1.0]), SHORT, "pruned", losses, (199,) * 6, {}, 0.1)
+    assert windows.by_document(evaluation) == (1.5,), "the second document is not complete"
+    assert Windows.of(documents, 1024, 4).each == 1
+
+
+def test_a_search_counts_the_tokens_of_windows_and_measures_each_once() -> None:
+    result = searched(short_window={"at_most": 0.02})
+    guard = result.state.guard
+    assert guard is not None
+    evaluations = {one.factors: one for one in result.state.evaluations}
+    untouched = Factors.of([1.0] * 16)
+    assert {one: len(short) for one, short in guard.known.items()} == {
+        one: len(evaluation.losses) for one, evaluation in evaluations.items()
+    } | {untouched: 6}
+    windows = sum(len(one) for one in guard.known.values()) * SEARCH_WINDOWS * (LENGTH - 1)
+    long = sum(sum(one.tokens) for one in evaluations.values())
+    assert result.state.tokens == windows + long
+    assert [point["short_perplexity"] for point in front(result.state, LENGTH)] < [math.exp(9.0)]
+    assert OTHER_WINDOWS >= SEARCH_WINDOWS
+
+
+def test_who_holds_is_decided_by_search_and_validation_documents_together() -> None:
+    documents = SampleSet("search", tuple(sample_of(f"search {n}", np.arange(TARGET)) for n in range(2)))
+    windows = Windows.of(documents, LENGTH, 1)
+    guard = Guard(0.01, windows, deciding=4, held_out=4, reference=(2.0, 2.0), spent=(0, 0.0))
+    names = {name: Factors.of([1.0 + place]) for place, name in enumerate(("holds", "varies", "beyond", "lost"))}
+    guard.known |= {names["holds"]: (2.004, 2.006), names["varies"]: (2.02, 1.99), names["beyond"]: (2.02, 2.02)}
+    validation = {"holds": (3.005, 3.004), "varies": (3.012, 2.99), "beyond": (3.02, 3.02)}
+    assert guard.within(names, validation, (3.0, 3.0)) == ["holds"], "the mean of what varies is lower"
+    del validation["holds"]
+    assert guard.within(names, validation, (3.0, 3.0)) == ["beyond"], "which nothing holds; it is sure to cost least"
+    assert cost((2.0,), (1.5,)).deviation == 0.0
 
 
 def test_an_untouched_model_without_a_loss_is_refused() -> None:
-    documents = SampleSet("search", (sample_of("a", np.arange(TARGET)),))
+    documents = SampleSet("search", (sample_of("search 0", np.arange(TARGET)),))
     with pytest.raises(SearchFailedError, match="the untouched model gives no finite loss"):
-        Guard.of(0.01, Factors.of([1.0] * 16), LENGTH, TwoLengths(diverges=True), documents)
+        Guard.of(0.01, Factors.of([1.0] * 16), LENGTH, TwoLengths(diverges=True), documents, deciding=2, held_out=1)
 
 
 @pytest.mark.parametrize(
@@ -163,11 +217,12 @@ def test_a_limit_needs_a_longer_target_and_is_part_of_the_search() -> None:
 
 
 def test_the_front_is_what_none_beats_at_both() -> None:
-    evaluator, documents = TwoLengths(), SampleSet("search", (sample_of("a", np.arange(TARGET)),))
+    evaluator, documents = TwoLengths(), SampleSet("search", (sample_of("search 0", np.arange(TARGET)),))
     curves = [Factors.of(np.exp(share * WANTED).tolist()) for share in (1.0, 0.0, 0.5, 1.5)]
     state = SearchState()
     for factors in curves:
-        state.saw(evaluator.evaluate(factors, documents))
+        evaluation = evaluator.evaluate(factors, documents)
+        state.saw(replace(evaluation, losses_at={LENGTH: (2.0 + float(np.mean(np.log(factors.rescale_factors))),)}))
     found = front(state, LENGTH)
     assert [point["factors"] for point in found] == [curves[place].as_json() for place in (0, 2, 1)]
     assert [point["perplexity"] for point in found] == sorted(point["perplexity"] for point in found)
@@ -186,7 +241,9 @@ def test_a_job_with_a_limit_says_whether_it_holds(spec: Callable[..., JobSpec], 
     report = write_results(result, tmp_path / "out")
     short = report["short_context"]
     assert short["at_most"] == 0.001
-    assert short["holds"] == (short["difference"] <= 0.001)
+    assert short["holds"] == (short["windows"]["difference"] <= 0.001)
+    assert short["windows"]["documents"] == 3
+    assert "in windows of 64 tokens of the held-out documents, found costs" in table(report)
     said = "within the limit of 0.001" if short["holds"] else "BEYOND the limit of 0.001"
     assert said in table(report)
     assert said in render(report)

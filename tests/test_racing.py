@@ -14,10 +14,11 @@ from factor_search.measure.evaluation import DIVERGED, OK, OUT_OF_MEMORY, PRUNED
 from factor_search.measure.evaluator import LocalEvaluator
 from factor_search.measure.ledger import Ledger, RecordedEvaluator
 from factor_search.measure.race import Race, rungs
+from factor_search.measure.statistics import student_quantile
 from factor_search.measure.stored import cut, settled
 from factor_search.model.loading import load_model
 from factor_search.search.loop import search
-from factor_search.search.racing import Referee, student_quantile
+from factor_search.search.racing import Referee
 from factor_search.search.strategies import Generation
 from factor_search.spec import BudgetSpec, ModelSpec, parse_spec
 from factor_search.testbed import CHECKPOINT

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,18 @@ def paired_difference(
     """
     differences = [a - b for a, b in zip(losses, reference, strict=True)]
     return _weighted_mean(differences, tokens)
+
+
+def student_quantile(probability: float, degrees: int) -> float:
+    """Compute the quantile of Student's t by expansion around the normal quantile (Abramowitz and Stegun, 26.7.5)."""
+    z, n = NormalDist().inv_cdf(probability), degrees
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + math.fsum(term / n**power for power, term in enumerate(terms, start=1))
 
 
 def _weighted_mean(values: Sequence[float], weights: Sequence[int]) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from factor_search.text.samples import PARTS
 from factor_search.version import versions as versions
 
 SCHEMA = "factor-search/report@1"
+DIFFERENCE = ("difference", "difference_standard_error")
 NOISE = 2.0
 """Standard errors below which a difference is called none."""
 FOUND = "found"
@@ -146,7 +147,6 @@ def _short_context(result: JobResult) -> dict[str, Any] | None:
         return None
     tokens = [length - 1] * len(losses)
     mean, error = paired_difference(losses, reference, tokens)
-    limit = result.problem.spec.short_window
     return {
         "length": length,
         "untouched": same[0],
@@ -154,8 +154,21 @@ def _short_context(result: JobResult) -> dict[str, Any] | None:
         "untouched_perplexity": finite(summarise(reference, tokens).perplexity),
         "difference": mean,
         "difference_standard_error": finite(error),
-        **({} if limit is None else {"at_most": limit.at_most, "holds": mean <= limit.at_most}),
+        **_limit(result),
     }
+
+
+def _limit(result: JobResult) -> dict[str, Any]:
+    """Whether the winner holds the limit on short texts, if there is one, and what it costs in windows of the held-out
+    documents."""
+    limit, short = result.problem.spec.short_window, result.short
+    untouched_name = next((name for name in short if name != result.winner), result.winner)
+    if limit is None or result.winner not in short:
+        return {}
+    losses, reference = short[result.winner], short[untouched_name]
+    mean, error = paired_difference(losses, reference, [1] * len(losses))
+    windows = {"difference": mean, "difference_standard_error": finite(error), "documents": len(losses)}
+    return {"at_most": limit.at_most, "holds": mean <= limit.at_most, "windows": windows}
 
 
 def _objective(result: JobResult) -> dict[str, Any]:
@@ -298,13 +311,17 @@ def limit_of_short_texts(report: dict[str, Any]) -> str:
     short = report.get("short_context") or {}
     if short.get("at_most") is None:
         return ""
-    error = short["difference_standard_error"]
-    costs = f"{short['difference']:+.4f}" + (f" ± {error:.4f}" if error is not None else "")
+    measured = short.get("windows")
+    where = f"on the first {short['length']:,} tokens of"  # in reports of earlier versions
+    if measured is not None:
+        where = f"in windows of {short['length']:,} tokens of"
+    mean, error = ((short if measured is None else measured)[key] for key in DIFFERENCE)
+    costs = f"{mean:+.4f}" + (f" ± {error:.4f}" if error is not None else "")
     holds = "within" if short["holds"] else "BEYOND"
-    if short["holds"] and short["difference"] + (error or 0.0) > short["at_most"]:
+    if short["holds"] and mean + (error or 0.0) > short["at_most"]:
         holds = "within, but not by a standard error,"
     return (
-        f"on the first {short['length']:,} tokens of the held-out documents, found costs {costs} nats per token more "
+        f"{where} the held-out documents, found costs {costs} nats per token more "
         f"than the untouched model, {holds} the limit of {short['at_most']:g}"
     )
 

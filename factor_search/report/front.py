@@ -42,7 +42,7 @@ def points(state: SearchState, original_length: int) -> list[tuple[Evaluation, f
     known = [
         (evaluation, short)
         for evaluation in state.candidates.values()
-        if evaluation.outcome == OK and (short := _short_loss(evaluation, original_length)) is not None
+        if evaluation.outcome == OK and (short := _short_loss(state, evaluation, original_length)) is not None
     ]
     known.sort(key=lambda point: (point[0].loss, point[1]))
     kept: list[tuple[Evaluation, float]] = []
@@ -54,6 +54,6 @@ def points(state: SearchState, original_length: int) -> list[tuple[Evaluation, f
     return kept
 
 
-def _short_loss(evaluation: Evaluation, original_length: int) -> float | None:
-    losses = evaluation.losses_at.get(original_length)
+def _short_loss(state: SearchState, evaluation: Evaluation, original_length: int) -> float | None:
+    losses = state.short_losses(evaluation, original_length)
     return summarise(losses, [1] * len(losses)).loss if losses else None

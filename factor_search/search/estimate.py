@@ -12,9 +12,10 @@ from factor_search.model.memory import MARGIN, Memory, evaluation_memory, larges
 from factor_search.model.size import ModelSize, Operations
 from factor_search.model.speed import Speed
 from factor_search.search.estimate_text import size_text
+from factor_search.search.guard import OTHER_WINDOWS, SEARCH_WINDOWS
 from factor_search.search.selection import FINALISTS
 from factor_search.search.shares import USUAL_CANDIDATES, at_a_time, most_candidates, usual_share
-from factor_search.search.short_texts import DOCUMENTS
+from factor_search.search.short_texts import DOCUMENTS, windows_of
 from factor_search.spec import JobSpec, NeedleSpec
 from factor_search.text.samples import PARTS, Sample, Samples, SampleSet
 
@@ -40,6 +41,15 @@ class Cost:
     """Tokens scored, as budgets and reports count them."""
     operations: Operations
     seconds: float | None
+
+    def __add__(self, other: "Cost") -> "Cost":
+        seconds = None if self.seconds is None or other.seconds is None else self.seconds + other.seconds
+        return Cost(self.tokens + other.tokens, self.operations + other.operations, seconds)
+
+    def each(self, count: float) -> "Cost":
+        """The cost of as many evaluations, one after the other."""
+        seconds = None if self.seconds is None else self.seconds * count
+        return Cost(self.tokens * count, self.operations * count, seconds)
 
     def times(self, count: float, workers: float = 1.0) -> dict[str, Any]:
         """The cost of several evaluations as JSON."""
@@ -115,6 +125,9 @@ def estimate_search(
         part: _part(spec, known, None if samples is None else getattr(samples, part), n) for part, n in counts.items()
     }
     evaluation = costs["search"]
+    if spec.short_window is not None:
+        windows = _windows(known, original_length, spec.target_length, SEARCH_WINDOWS)
+        evaluation += windows.each(counts["search"])
     candidates, full, reason = _length_of_search(spec, evaluation)
     notes += [] if reason is None else [reason]
     workers = _speed_up(spec, known.workers)
@@ -126,6 +139,9 @@ def estimate_search(
     divergence = known.cost([(short, short - 1)] * 2, short - 1)
     parts = [search, validation, held_out]
     parts.append(divergence.times(methods * min(DOCUMENTS, counts["held_out"]), known.workers))
+    if spec.short_window is not None:
+        others = (methods + FINALISTS) * counts["validation"] + 2 * counts["held_out"]
+        parts.append(_windows(known, short, spec.target_length, OTHER_WINDOWS).times(others, known.workers))
     if isinstance(spec.objective, NeedleSpec):
         plain = spec.model_copy(update={"objective": type(spec).model_fields["objective"].default})
         text = None if samples is None else samples.held_out_text
@@ -231,9 +247,14 @@ def _part(spec: JobSpec, known: Known, samples: SampleSet | None, documents: int
     elif spec.stride is not None:
         whole = spec.tokens_scored or ASSUMED_WINDOWS * length
         windows, each = 1 + max(whole - length, 0) / spec.stride, whole - 1.0
-    cost = known.cost([(length, positions)], each)
-    seconds = None if cost.seconds is None else cost.seconds * windows * documents
-    return Cost(each * documents, cost.operations * (windows * documents), seconds)
+    one = known.cost([(length, positions)], each).each(documents)
+    return Cost(one.tokens, one.operations * windows, None if one.seconds is None else one.seconds * windows)
+
+
+def _windows(known: Known, length: int, target_length: int, most: int) -> Cost:
+    """The cost of one candidate in the short windows of one document."""
+    each = windows_of(target_length, length, most)
+    return known.cost([(length, length - 1)] * each, each * (length - 1))
 
 
 def _passes(sample: Sample, length: int, stride: int | None) -> Iterator[tuple[int, int, int]]:

@@ -1,80 +1,36 @@
 """A limit on what factors cost in short texts: candidates beyond it count as much worse than they are.
 
 Texts up to the original length need no rescaling, and an engine that uses the same factors for all inputs harms them.
-The cost is the loss on the first tokens of the documents, up to the original length, minus that of the untouched model.
-Every evaluation measures it, since tokens see none that follow.
+The cost is the loss in windows of the original length, evenly over the documents, minus that of the untouched model.
+The first window alone would be cheaper, since every evaluation measures it; but documents differ so much in it that
+winners within the limit on eight documents are beyond it on eight others.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
 from factor_search.errors import SearchFailedError
 from factor_search.factors import Factors
-from factor_search.measure.evaluation import OK, Evaluation, Evaluator
-from factor_search.measure.request import Measured
-from factor_search.measure.statistics import paired_difference
+from factor_search.measure.evaluation import DIVERGED, OK, PRUNED, Evaluation, Evaluator
+from factor_search.measure.race import Race
+from factor_search.measure.statistics import paired_difference, student_quantile
+from factor_search.search.short_texts import Windows
 from factor_search.text.samples import SampleSet
 
-PENALTY = 50.0
-"""Nats of loss for each nat beyond the limit: several times what a nat of short texts wins at the target length, near
-usual limits. A much larger one would hide the way to the limit from the far side: the untouched model, which holds any,
-would be better than all that is a little beyond."""
-ROOM = (1.0, 0.9, 0.8, 0.65, 0.5)
-"""Shares of the limit that finalists keep."""
-PART: Measured = "short_window"
-"""The search documents cut to the original length, on which the untouched model is measured once."""
-
-
-@dataclass(frozen=True)
-class Guard:
-    """A limit, and what it is relative to."""
-
-    length: int
-    """The original length in tokens."""
-    at_most: float
-    """Nats per token."""
-    reference: tuple[float, ...]
-    """Loss of the untouched model on the first tokens of each search document."""
-
-    @classmethod
-    def of(cls, at_most: float, untouched: Factors, length: int, evaluator: Evaluator, documents: SampleSet) -> "Guard":
-        """Measure the untouched model on the search documents, cut to the original length.
-
-        Raises:
-            SearchFailedError: it gives no finite loss there.
-        """
-        short = SampleSet(PART, documents.cut(length).samples)
-        (evaluation,) = evaluator.evaluate_all([untouched], short)
-        if evaluation.outcome != OK:
-            raise SearchFailedError(
-                "short_window: the untouched model gives no finite loss on the first tokens of the search documents"
-            )
-        return cls(length, at_most, evaluation.losses)
-
-    def judged(self, evaluation: Evaluation) -> Evaluation:
-        """The evaluation with a penalty on its losses if it is beyond the limit, or within its standard error of it."""
-        short = evaluation.losses_at.get(self.length, ())
-        if not short:
-            return evaluation
-        beyond = cost(short, self.reference[: len(short)], self.length).upper - self.at_most
-        if beyond <= 0:
-            return evaluation
-        return replace(evaluation, losses=tuple(loss + PENALTY * beyond for loss in evaluation.losses))
-
-    def with_room(self, evaluations: Iterable[Evaluation]) -> list[Factors]:
-        """The candidates with the lowest loss that leave more and more room below the limit; complete ones only."""
-        costs = [
-            (cost(one.losses_at[self.length], self.reference, self.length).upper, one.summary.loss, one.factors)
-            for one in evaluations
-            if one.outcome == OK and len(one.losses_at.get(self.length, ())) == len(self.reference)
-        ]
-        found = []
-        for share in ROOM:
-            held = [(loss, factors) for upper, loss, factors in costs if upper <= share * self.at_most]
-            found += [min(held, key=itemgetter(0))[1]] if held else []
-        return list(dict.fromkeys(found))
+PENALTY = 2.0
+"""Nats of loss for being beyond the limit by as much as the limit itself (of 0.01 nats: 200 for each nat beyond), which
+is about what the untouched model lacks at the target length. A much larger one would hide the way to the limit from the
+far side: the untouched model, which holds any, would be better than all that is a little beyond."""
+LEAST = 0.001
+"""Nats; limits below count as this one for the penalty."""
+ROOM = (1.15, 1.0, 0.85, 0.7, 0.5)
+"""Shares of the limit that finalists keep in the search; other documents decide whether they hold it."""
+CONFIDENCE = 0.9
+"""Share of winners that hold the limit on other documents."""
+SEARCH_WINDOWS, OTHER_WINDOWS = 4, 16
+"""Windows of a document at most: of the search, and where finalists are chosen and measured."""
 
 
 @dataclass(frozen=True)
@@ -82,50 +38,149 @@ class Cost:
     """Loss in short texts beyond that of the untouched model, nats per token."""
 
     mean: float
-    error: float
-    """Standard error over the documents; NaN for a single one."""
+    deviation: float
+    """Standard deviation of the documents; 0 for a single one, of which it is not known."""
 
-    @property
-    def upper(self) -> float:
-        """One standard error above the mean, so that most winners hold the limit on other documents too."""
-        return self.mean + (0.0 if math.isnan(self.error) else self.error)
+    def upper(self, here: int, there: int, quantile: float) -> float:
+        """What other documents cost at most, in most cases.
+
+        The mean over some documents differs from that over others by chance on both sides.
+
+        Args:
+            here: documents by which it is decided.
+            there: documents on which it shall hold.
+            quantile: of a distribution with a standard deviation of 1.
+        """
+        return self.mean + quantile * self.deviation * math.sqrt(1 / here + 1 / there)
 
 
-def cost(short: Sequence[float], reference: Sequence[float], length: int) -> Cost:
+def cost(short: Sequence[float], reference: Sequence[float]) -> Cost:
     """What factors cost in short texts.
 
     Args:
-        short: mean loss on the first tokens of each document.
+        short: mean loss in the windows of each document.
         reference: the same of the untouched model.
-        length: tokens in each.
     """
-    return Cost(*paired_difference(short, reference, [length - 1] * len(short)))
+    count = len(short)
+    mean, error = paired_difference(short, reference, [1] * count)
+    return Cost(mean, 0.0 if math.isnan(error) else error * math.sqrt(count))
 
 
-def within(
-    guard: Guard,
-    evaluations: Mapping[str, Evaluation],
-    reference: Evaluation,
-    on_search: Mapping[str, Evaluation | None],
-) -> list[str]:
-    """The names of those that hold the limit on other documents, or else the one that is least beyond it.
+@dataclass
+class Guard:
+    """A limit, what it is relative to, and what is known of candidates."""
 
-    The documents of the search count too: the fewer there are, the larger is the standard error, and the more of the
-    limit would be left unused.
+    at_most: float
+    """Nats per token."""
+    windows: Windows
+    """Of the search documents."""
+    deciding: int
+    """Documents by which winners are chosen: those of the search and of the validation."""
+    held_out: int
+    """Documents on which the winner shall hold the limit."""
+    reference: tuple[float, ...]
+    """Mean loss of the untouched model in the windows of each search document."""
+    spent: tuple[int, float]
+    """Tokens scored of the untouched model, and seconds of it."""
+    known: dict[Factors, tuple[float, ...]] = field(default_factory=dict)
+    """Mean loss of candidates in the windows of each document so far; not of those with a loss that is not finite."""
 
-    Args:
-        guard: the limit.
-        evaluations: on the validation documents, by name.
-        reference: of the untouched model there.
-        on_search: on the search documents, where there is one.
-    """
-    known: dict[str, float] = {}
-    for name, evaluation in evaluations.items():
-        short, untouched = list(evaluation.losses_at.get(guard.length, ())), reference.losses_at.get(guard.length, ())
-        if not short or len(short) != len(untouched):
-            continue
-        searched = on_search.get(name)
-        more = () if searched is None else searched.losses_at.get(guard.length, ())
-        known[name] = cost([*short, *more], [*untouched, *guard.reference[: len(more)]], guard.length).upper
-    held = [name for name, upper in known.items() if upper <= guard.at_most]
-    return held or sorted(known, key=lambda name: known[name])[:1] or list(evaluations)
+    @classmethod
+    def of(
+        cls,
+        at_most: float,
+        untouched: Factors,
+        length: int,
+        evaluator: Evaluator,
+        documents: SampleSet,
+        *,
+        deciding: int,
+        held_out: int,
+    ) -> "Guard":
+        """Measure the untouched model in windows of the search documents.
+
+        Raises:
+            SearchFailedError: it gives no finite loss there.
+        """
+        windows = Windows.of(documents, length, SEARCH_WINDOWS)
+        (evaluation,) = evaluator.evaluate_all([untouched], windows.samples)
+        if evaluation.outcome != OK:
+            raise SearchFailedError(
+                "short_window: the untouched model gives no finite loss in windows of the search documents"
+            )
+        reference = windows.by_document(evaluation)
+        spent = (sum(evaluation.tokens), evaluation.seconds)
+        return cls(at_most, windows, deciding, held_out, reference, spent, {untouched: reference})
+
+    def measure(
+        self, candidates: Sequence[Factors], documents: int | None, evaluator: Evaluator
+    ) -> Iterator[tuple[int, float]]:
+        """Measure candidates in the windows of the first search documents; None is all.
+
+        Yields:
+            Of each candidate that was not known, the tokens scored and the seconds.
+        """
+        total = len(self.reference)
+        wanted = min(documents or total, total)
+        unknown = [one for one in dict.fromkeys(candidates) if len(self.known.get(one, ())) < wanted]
+        race = Race(documents=wanted * self.windows.each)
+        for evaluation in evaluator.evaluate_all(unknown, self.windows.samples, race):
+            earlier = len(self.known.get(evaluation.factors, ()))
+            if evaluation.outcome in (OK, PRUNED):
+                self.known[evaluation.factors] = self.windows.by_document(evaluation)
+            new = evaluation.tokens[earlier * self.windows.each :]
+            yield sum(new), evaluation.seconds * len(new) / max(len(evaluation.tokens), 1)
+
+    def judged(self, evaluation: Evaluation) -> Evaluation:
+        """The evaluation with a penalty on its losses as far as other documents will be beyond the limit."""
+        count = len(evaluation.losses)
+        short = self.known.get(evaluation.factors, ())[:count]
+        if evaluation.outcome not in (OK, PRUNED):
+            return evaluation
+        if len(short) < count:
+            return replace(evaluation, outcome=DIVERGED, losses=(), tokens=(), losses_at={})
+        beyond = self._upper(short) - self.at_most
+        if beyond <= 0:
+            return evaluation
+        penalty = PENALTY * beyond / max(self.at_most, LEAST)
+        return replace(evaluation, losses=tuple(loss + penalty for loss in evaluation.losses))
+
+    def _upper(self, short: Sequence[float]) -> float:
+        quantile = student_quantile(CONFIDENCE, self.deciding - 1) if self.deciding > 1 else 0.0
+        return cost(short, self.reference[: len(short)]).upper(self.deciding, self.held_out, quantile)
+
+    def with_room(self, evaluations: Iterable[Evaluation]) -> list[Factors]:
+        """The candidates with the lowest loss that leave more and more room below the limit; complete ones only."""
+        costs = [
+            (self._upper(short), one.summary.loss, one.factors)
+            for one in evaluations
+            if one.outcome == OK and len(short := self.known.get(one.factors, ())) == len(self.reference)
+        ]
+        found = []
+        for share in ROOM:
+            held = [(loss, factors) for upper, loss, factors in costs if upper <= share * self.at_most]
+            found += [min(held, key=itemgetter(0))[1]] if held else []
+        return list(dict.fromkeys(found))
+
+    def within(
+        self, candidates: Mapping[str, Factors], short: Mapping[str, Sequence[float]], reference: Sequence[float]
+    ) -> list[str]:
+        """The names of those that hold the limit on other documents, or else the one that is least beyond it.
+
+        The documents of the search count too: the fewer there are, the larger is the chance, and the more of the limit
+        would be left unused.
+
+        Args:
+            candidates: by name.
+            short: mean losses in the windows of each validation document, by name; without those that have none.
+            reference: of the untouched model there.
+        """
+        upper: dict[str, float] = {}
+        for name, losses in short.items():
+            searched = self.known.get(candidates[name], ())
+            among = cost([*losses, *searched], [*reference, *self.reference[: len(searched)]])
+            count = len(losses) + len(searched)
+            quantile = student_quantile(CONFIDENCE, count - 1) if count > 1 else 0.0
+            upper[name] = among.upper(count, self.held_out, quantile)
+        held = [name for name, one in upper.items() if one <= self.at_most]
+        return held or sorted(upper, key=lambda name: upper[name])[:1] or list(candidates)

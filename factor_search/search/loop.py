@@ -39,9 +39,33 @@ class SearchState:
     guard: Guard | None = None
     """The limit on short texts, if there is one."""
 
+    def __post_init__(self) -> None:
+        if self.guard is not None:
+            self.spent(*self.guard.spent)
+
+    def measure_short(self, candidates: Sequence[Factors], documents: int | None, evaluator: Evaluator) -> None:
+        """Measure candidates in short texts, where these have a limit."""
+        if self.guard is not None:
+            for tokens, seconds in self.guard.measure(candidates, documents, evaluator):
+                self.spent(tokens, seconds)
+
     def judged(self, evaluation: Evaluation) -> Evaluation:
         """The evaluation as candidates are compared."""
         return evaluation if self.guard is None else self.guard.judged(evaluation)
+
+    def short_losses(self, evaluation: Evaluation, original_length: int | None) -> Sequence[float]:
+        """Mean losses of documents in short texts: in windows if they have a limit, else on the first tokens.
+
+        Empty where they were not measured.
+        """
+        if self.guard is not None:
+            return self.guard.known.get(evaluation.factors, ())
+        return evaluation.losses_at.get(original_length or 0, ())
+
+    def spent(self, tokens: int, seconds: float) -> None:
+        """Add the cost of a measurement."""
+        self.tokens += tokens
+        self.seconds += seconds
 
     def saw(self, evaluation: Evaluation) -> None:
         """Add an evaluation."""
@@ -49,8 +73,10 @@ class SearchState:
         self.evaluations.append(evaluation)
         self.candidates[evaluation.factors] = evaluation
         # An evaluation that continues an earlier one contains its tokens and seconds.
-        self.tokens += max(sum(evaluation.tokens) - (sum(earlier.tokens) if earlier else 0), 0)
-        self.seconds += max(evaluation.seconds - (earlier.seconds if earlier else 0.0), 0.0)
+        self.spent(
+            max(sum(evaluation.tokens) - (sum(earlier.tokens) if earlier else 0), 0),
+            max(evaluation.seconds - (earlier.seconds if earlier else 0.0), 0.0),
+        )
         if self.best is None or _better(self.judged(evaluation), self.judged(self.best)):
             self.best = evaluation
             self.best_at.append((len(self.candidates), evaluation))
@@ -98,6 +124,7 @@ def search(
             known = _documents_known(state)
             race = referee.race(generation.documents)
             evaluations: list[Evaluation] = []
+            state.measure_short(proposed, generation.documents, evaluator)
             for evaluation in evaluator.evaluate_all(proposed, samples, race):
                 evaluations.append(evaluation)
                 state.saw(evaluation)
@@ -110,7 +137,7 @@ def search(
             if state.generation == 0 and len(evaluations) > 1 and all(one.outcome == DIVERGED for one in evaluations):
                 ended_by = "diverged"  # the closed forms too, so the model itself does
                 break
-            strategy.tell([_result(evaluation, referee, original_length) for evaluation in judged])
+            strategy.tell([_result(one, referee, state.short_losses(one, original_length)) for one in judged])
             state.generations.append(len(state.evaluations))
             state.generation += 1
             if len(proposed) < len(generation.candidates) and _documents_known(state) <= known:
@@ -141,12 +168,10 @@ def _better(one: Evaluation, other: Evaluation) -> bool:
     return bool(one.losses) and one.summary.loss < other.summary.loss
 
 
-def _result(evaluation: Evaluation, referee: Referee, original_length: int | None) -> Result:
+def _result(evaluation: Evaluation, referee: Referee, short: Sequence[float]) -> Result:
     if evaluation.outcome not in (OK, PRUNED):
         return Result(float("inf"))
-    short_loss = None
-    if (short := evaluation.losses_at.get(original_length or 0)) is not None:
-        short_loss = summarise(short, [1] * len(short)).loss
+    short_loss = summarise(short, [1] * len(short)).loss if short else None
     return Result(referee.estimate(evaluation), evaluation.losses, short_loss)
 
 

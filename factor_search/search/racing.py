@@ -7,10 +7,10 @@ candidates on the same document.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 
 from factor_search.measure.evaluation import OK, PRUNED, Evaluation
 from factor_search.measure.race import Race, mean_difference, rungs
+from factor_search.measure.statistics import student_quantile
 
 NEIGHBOURS = 12
 """Number of the best complete evaluations from which the spread of paired differences is estimated."""
@@ -79,18 +79,6 @@ class Referee:
             1 - self.error_rate / len(looks), self.total - 1
         )  # Bonferroni: one test per number of documents
         return tuple((count, critical * deviation * math.sqrt(1 / count - 1 / self.total)) for count in looks)
-
-
-def student_quantile(probability: float, degrees: int) -> float:
-    """Compute the quantile of Student's t by expansion around the normal quantile (Abramowitz and Stegun, 26.7.5)."""
-    z, n = NormalDist().inv_cdf(probability), degrees
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + math.fsum(term / n**power for power, term in enumerate(terms, start=1))
 
 
 def _variance(values: Sequence[float]) -> float:

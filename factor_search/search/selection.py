@@ -8,10 +8,10 @@ from typing import Any
 from factor_search.errors import SearchFailedError
 from factor_search.factors import Factors
 from factor_search.measure.evaluation import EARLIER_IDENTITY, OK, PRUNED, Evaluation, Evaluator
-from factor_search.search.guard import Guard, within
+from factor_search.search.guard import OTHER_WINDOWS, Guard
 from factor_search.search.loop import SearchState, search
 from factor_search.search.problem import SearchProblem
-from factor_search.search.short_texts import short_texts
+from factor_search.search.short_texts import Windows, short_texts
 from factor_search.text.samples import Samples, SampleSet, Watch
 
 NOT_FINITE = (
@@ -54,6 +54,9 @@ class JobResult:
     """Evaluations on the held-out documents, by name of method or of the winner."""
     held_out_text: dict[str, Evaluation] = field(default_factory=dict)
     """Evaluations on the plain text of the held-out documents, if the objective is not perplexity."""
+    short: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Mean loss in windows of the original length, of each held-out document, of the winner and the untouched model by
+    name; empty where short texts have no limit."""
     divergence: dict[str, Evaluation] = field(default_factory=dict)
     """Divergence from the untouched model in short texts, by name of method or of the winner."""
     winner: str = ""
@@ -100,8 +103,16 @@ def search_and_measure(
     guard = None
     if spec.short_window is not None:
         watcher.phase("measuring the untouched model on short texts")
-        at_most, length = spec.short_window.at_most, problem.geometry.original_length
-        guard = Guard.of(at_most, problem.untouched[1], length, evaluator, samples.search)
+        deciding = len(samples.search.samples) + len(samples.validation.samples)
+        guard = Guard.of(
+            spec.short_window.at_most,
+            problem.untouched[1],
+            problem.geometry.original_length,
+            evaluator,
+            samples.search,
+            deciding=deciding,
+            held_out=len(samples.held_out.samples),
+        )
     watcher.phase("searching")
     state = search(
         problem.strategy(len(samples.search.samples), watcher.check),
@@ -179,10 +190,7 @@ def _choose(result: JobResult, evaluator: Evaluator, watcher: JobWatcher) -> Non
     validation = _score(result.candidates, result.samples.validation, evaluator, watcher)
     able = [name for name in validation if problem.may_win(result.candidates[name])]
     if (guard := result.state.guard) is not None:
-        untouched, _ = problem.untouched  # which would hold any limit
-        others = {name: validation[name] for name in able if name != untouched}
-        searched = {name: result.state.candidates.get(result.candidates[name]) for name in others}
-        able = within(guard, others or {untouched: validation[untouched]}, validation[untouched], searched)
+        able = _within(guard, able, result, evaluator)
     winner = min(able, key=lambda name: validation[name].loss)
     watcher.phase("measuring on held-out documents")
     reported = result.methods | {winner: result.candidates[winner]}
@@ -190,11 +198,36 @@ def _choose(result: JobResult, evaluator: Evaluator, watcher: JobWatcher) -> Non
     if result.samples.held_out_text is not None:
         watcher.phase("measuring on the plain text of held-out documents")
         result.held_out_text = _score(reported, result.samples.held_out_text, evaluator, watcher)
+    if result.state.guard is not None:
+        untouched, factors = problem.untouched
+        measured = {untouched: factors, winner: result.candidates[winner]}
+        result.short = _short(measured, problem, result.samples.held_out, evaluator)
     short = short_texts(problem, result.samples)
     watcher.phase("comparing predictions in short texts with those of the untouched model")
     changed = {name: factors for name, factors in reported.items() if factors != short.reference}
     result.divergence = _score(changed, short, evaluator, watcher)
     result.validation, result.held_out, result.winner = validation, held_out, winner
+
+
+def _within(guard: Guard, able: list[str], result: JobResult, evaluator: Evaluator) -> list[str]:
+    """The names of those that may win and hold the limit on short texts."""
+    problem = result.problem
+    untouched, reference = problem.untouched  # which would hold any limit
+    others = {name: result.candidates[name] for name in able if name != untouched} or {untouched: reference}
+    short = _short({untouched: reference} | others, problem, result.samples.validation, evaluator)
+    if untouched not in short:
+        return list(others)
+    return guard.within(others, {name: short[name] for name in others if name in short}, short[untouched])
+
+
+def _short(
+    candidates: dict[str, Factors], problem: SearchProblem, samples: SampleSet, evaluator: Evaluator
+) -> dict[str, tuple[float, ...]]:
+    """The mean loss in short windows of each document, by name; without those that have no finite loss."""
+    windows = Windows.of(samples, problem.geometry.original_length, OTHER_WINDOWS)
+    evaluations = evaluator.evaluate_all(list(candidates.values()), windows.samples)
+    found = zip(candidates, evaluations, strict=True)
+    return {name: windows.by_document(one) for name, one in found if one.outcome == OK}
 
 
 def _score(

@@ -156,8 +156,7 @@ class SpaceSpec(Strict):
 class ShortWindowSpec(Strict):
     """A limit on the loss in short texts.
 
-    It is the mean loss on the first tokens of the documents, up to the original length, minus that of the untouched
-    model.
+    It is the mean loss in windows of the original length in the documents, minus that of the untouched model.
     """
 
     at_most: float = Field(ge=0, le=10, allow_inf_nan=False, description="Nats per token.")
