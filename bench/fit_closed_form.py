@@ -1,100 +1,113 @@
-"""Looks for a closed form on the models that strategies were designed on: ``python -m bench.fit_closed_form``.
+"""Fits the constants of a closed form on models that strategies were designed on: ``python -m bench.fit_closed_form``.
 
-Every model evaluates the same profiles of four numbers (:mod:`factor_search.search.strategies.profile`), drawn evenly
-from a box. It prints those that are best on all of them: with the least mean of the share of the way, from the best
-published closed form to the model's own best profile, that is left. Judges are not looked at.
+The form is :func:`factor_search.methods.ramps.rotation_step`. Every model evaluates it with the same constants, drawn
+evenly from a box, and with the best of them once more around those. Printed are the constants that are best on all
+models: with the least mean of the share of the way that is left, from the best published closed form to the model's own
+best constants. Judges are not looked at.
 """
 
 import argparse
 import json
-from dataclasses import astuple
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bench.efficiency_runs import workplace
 from bench.recipes import RECIPES
 from bench.search_efficiency import in_processes
-from factor_search.methods import closed_forms, yarn_attention_factor
-from factor_search.search.space import SearchSpace
-from factor_search.search.strategies.profile import Profile
-from factor_search.spec import JobSpec, parse_spec
+from factor_search.methods import closed_forms
+from factor_search.methods.ramps import STEP, rotation_step
 
-BOX = np.array([[-1.6, 1.2], [0.0, 0.7], [0.7, 1.3], [1.0, 7.0]])
-"""Of step, height before it, level, and start."""
-LARGE = 16
-"""Scales from here on are large."""
+Constants = NDArray[np.float64]
+BOX = np.array([[-1.2, 0.4], [0.3, 2.2], [0.6, 1.3], [0.8, 5.0]])
+"""Lowest and highest value of each constant: step, jump, level and start."""
+WORST = 3.0
+"""A share that is left counts so much at most, so that no single model decides."""
 
 
-def profiles(count: int) -> list[Profile]:
-    """Evenly drawn (Sobol), always the same."""
-    engine = torch.quasirandom.SobolEngine(len(BOX), scramble=True, seed=0)  # type: ignore[no-untyped-call]
+@dataclass(frozen=True)
+class Fitted:
+    """What a model gives with each choice of constants."""
+
+    scale: float
+    form: str
+    """The best published closed form on these documents."""
+    form_loss: float
+    losses: list[float]
+
+    @property
+    def left(self) -> Constants:
+        """Of each choice, the share of the way that is left: 0 is the model's own best one, 1 the closed form."""
+        losses = np.array(self.losses)
+        return np.asarray((losses - losses.min()) / max(self.form_loss - losses.min(), 1e-9))
+
+
+def drawn(count: int, seed: int = 0, centre: Constants | None = None) -> list[Constants]:
+    """Constants drawn evenly (Sobol), always the same: from the box, or from one of a third of its sides."""
+    engine = torch.quasirandom.SobolEngine(len(BOX), scramble=True, seed=seed)  # type: ignore[no-untyped-call]
     shares = engine.draw(count, dtype=torch.float64).numpy()
     low, high = BOX.T
-    return [Profile(*map(float, row)) for row in low + (high - low) * shares]
+    if centre is not None:
+        half = (high - low) / 6
+        low, high = np.maximum(centre - half, low), np.minimum(centre + half, high)
+    return list(low + (high - low) * shares)
 
 
-def measured(name: str, count: int, documents: int) -> dict[str, float | list[float]]:
-    """Losses of the profiles and of the best published closed form on some documents of a model."""
+def measured(name: str, constants: list[Constants], documents: int) -> Fitted:
+    """Losses of the form with each choice of constants, and of the best published form, on documents of a model."""
     with workplace(name, documents, 1, 1) as place:
-        space = SearchSpace.of(_job(place.target_length), place.geometry)
-        attention = yarn_attention_factor(space.scale)
-        forms = closed_forms(place.geometry, place.target_length)
-        best = min(place.evaluate(form, place.samples.search).loss for form in forms.values())
-        losses = []
-        for number, profile in enumerate(profiles(count), start=1):
-            factors = profile.factors(space, 0, attention)
-            losses.append(place.evaluate(factors, place.samples.search).loss)
+        geometry, target = place.geometry, place.target_length
+        losses = {
+            form: place.evaluate(factors, place.samples.search).loss
+            for form, factors in closed_forms(geometry, target).items()
+            if form != STEP
+        }
+        best = min(losses, key=lambda form: losses[form])
+        found = []
+        for number, values in enumerate(constants, start=1):
+            factors = rotation_step(geometry, target, *map(float, values))
+            found.append(place.evaluate(factors, place.samples.search).loss)
             if number % 64 == 0:
-                print(f"{name}: {number} of {count}", flush=True)
-    return {"scale": space.scale, "form": best, "losses": losses}
-
-
-def _job(target_length: int) -> JobSpec:
-    return parse_spec({"name": "fit", "model": "bench", "data": ["bench"], "target_length": target_length})
-
-
-def left(found: dict[str, float | list[float]]) -> np.ndarray:
-    """Of each profile, the share of the way that is left: 0 is the model's own best profile, 1 the closed form."""
-    losses, form = np.array(found["losses"]), found["form"]
-    assert isinstance(form, float)
-    return np.asarray((losses - losses.min()) / max(form - losses.min(), 1e-9))
+                print(f"{name}: {number} of {len(constants)}", flush=True)
+    return Fitted(target / geometry.original_length, best, losses[best], found)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     develop = [name for name, recipe in RECIPES.items() if recipe.role == "develop"]
     parser.add_argument("--models", nargs="+", default=develop)
-    parser.add_argument("--profiles", type=int, default=256)
-    parser.add_argument("--documents", type=int, default=2)
+    parser.add_argument("--constants", type=int, default=128, help="choices of constants in each of the two rounds")
+    parser.add_argument("--documents", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=2, help="models at a time, each with one process and one thread")
     parser.add_argument("--json", type=Path, help="write all losses into this file")
     given = parser.parse_args()
-    work = partial(measured, count=given.profiles, documents=given.documents)
-    found = dict(zip(given.models, in_processes(given.models, given.jobs, work), strict=True))
+    constants = drawn(given.constants)
+    for further in (True, False):
+        work = partial(measured, constants=constants, documents=given.documents)
+        found: list[Fitted] = in_processes(given.models, given.jobs, work)
+        left = np.array([one.left for one in found])
+        if further:
+            centre = constants[int(np.minimum(left, WORST).mean(axis=0).argmin())]
+            constants = constants + drawn(given.constants, 1, centre)
     if given.json is not None:
-        given.json.write_text(json.dumps(found, indent=1))
-    drawn, shares = profiles(given.profiles), {name: left(one) for name, one in found.items()}
-    print(f"\n{'':14}{'s':>5}{'step':>8}{'before':>8}{'level':>8}{'start':>8}{'left of the way':>18}")
+        document = {name: vars(one) for name, one in zip(given.models, found, strict=True)}
+        given.json.write_text(json.dumps({"constants": np.array(constants).tolist(), "models": document}, indent=1))
+    print(f"\n{'':16}{'s':>5}{'step':>8}{'jump':>8}{'level':>8}{'start':>8}{'left of the way':>18}")
 
-    def show(title: str, place: int, scale: float | str, share: float) -> None:
-        numbers = "".join(f"{value:>8.2f}" for value in astuple(drawn[place]))
-        print(f"{title:14}{scale:>5}{numbers}{share:>17.1%}")
+    def show(title: str, place: int, share: float, scale: str = "") -> None:
+        numbers = "".join(f"{value:>8.2f}" for value in constants[place])
+        print(f"{title:16}{scale:>5}{numbers}{share:>17.1%}")
 
-    for name, share in shares.items():
-        place = int(share.argmin())
-        show(name, place, f"{found[name]['scale']:g}", float(share[place]))
-    groups = {"all": list(shares)}
-    groups["small scales"] = [name for name in shares if float(str(found[name]["scale"])) < LARGE]
-    groups["large scales"] = [name for name in shares if name not in groups["small scales"]]
-    for title, names in groups.items():
-        if names:
-            mean = np.mean([np.minimum(shares[name], 3.0) for name in names], axis=0)
-            for place in np.argsort(mean)[:3]:
-                show(title, int(place), "", float(mean[place]))
-                print(" " * 20 + ", ".join(f"{name} {shares[name][place]:.0%}" for name in names))
+    for name, one in zip(given.models, found, strict=True):
+        show(name, int(one.left.argmin()), 0.0, f"{one.scale:g}")
+    mean = np.minimum(left, WORST).mean(axis=0)
+    for place in np.argsort(mean)[:5]:
+        show("all", int(place), float(mean[place]))
+        print(" " * 20 + ", ".join(f"{name} {one[place]:.0%}" for name, one in zip(given.models, left, strict=True)))
 
 
 if __name__ == "__main__":

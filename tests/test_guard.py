@@ -21,7 +21,7 @@ from factor_search.report.document import table
 from factor_search.report.front import front
 from factor_search.report.page import render
 from factor_search.report.results import write_results
-from factor_search.search.guard import CONFIDENCE, OTHER_WINDOWS, PENALTY, SEARCH_WINDOWS, Guard, cost
+from factor_search.search.guard import CONFIDENCE, PENALTY, SEARCH_WINDOWS, Guard, cost
 from factor_search.search.loop import SearchState
 from factor_search.search.problem import SearchProblem
 from factor_search.search.selection import JobResult, JobWatcher, search_and_measure
@@ -122,66 +122,59 @@ def test_a_limit_that_nothing_holds_gives_what_is_least_beyond_it() -> None:
     assert cost_of(result) < 0.01
 
 
-def test_the_penalty_counts_how_other_documents_may_differ_and_only_the_documents_known() -> None:
-    documents = SampleSet("search", tuple(sample_of(f"search {n}", np.arange(TARGET)) for n in range(3)))
+def test_the_penalty_counts_how_other_documents_may_differ() -> None:
+    documents = SampleSet("search", tuple(sample_of(f"search {n}", np.arange(TARGET)) for n in range(2)))
     windows = Windows.of(documents, LENGTH, SEARCH_WINDOWS)
     one = Factors.of([1.0])
-    guard = Guard(0.01, windows, deciding=4, held_out=5, reference=(2.0, 2.0, 2.0), spent=(0, 0.0))
-    plain = Evaluation("k", one, "search", "ok", (3.0, 3.0), (9, 9), {}, 0.1)
-    guard.known[one] = (2.02, 2.04, 9.9)
+    guard = Guard(0.01, windows, deciding=4, held_out=5, reference=(2.0, 2.0), spent=(0, 0.0))
+    plain = Evaluation("k", one, "search", "pruned", (3.0,), (9,), {}, 0.1)
+    guard.known[one] = (2.02, 2.04)
     upper = 0.03 + student_quantile(CONFIDENCE, 3) * math.sqrt(2) * 0.01 * math.sqrt(1 / 4 + 1 / 5)
-    assert guard.judged(plain).losses == pytest.approx([3.0 + PENALTY * (upper / 0.01 - 1)] * 2)
-    alone = replace(plain, losses=(3.0,), tokens=(9,))
-    assert guard.judged(alone).losses == pytest.approx([3.0 + PENALTY])
+    assert guard.judged(plain).losses == pytest.approx([3.0 + PENALTY * (upper / 0.01 - 1)])
     guard.known[one] = (2.0, 2.001)
-    assert guard.judged(plain).losses == plain.losses
+    assert guard.judged(plain) == plain
     guard.known[one] = ()
     assert guard.judged(plain).outcome == DIVERGED, "a loss in short texts was not finite"
+    assert cost((2.5,), (1.5,)).upper(1, 5) == 1.0
 
 
-def test_windows_lie_evenly_begin_with_the_prefix_and_are_a_power_of_two() -> None:
+def test_windows_lie_evenly_and_begin_with_the_prefix() -> None:
     tokens = np.concatenate([[7], np.arange(100, 1123)])
     documents = SampleSet("search", tuple(sample_of(name, tokens, prefix=1) for name in ("a", "b")))
-    windows = Windows.of(documents, 200, SEARCH_WINDOWS)
+    windows = Windows.of(documents, 200, 4)
     assert windows.each == 4, "of the five that fit"
     assert [one.source for one in windows.samples.samples[4:]] == ["b@0", "b@275", "b@549", "b@824"]
     for one in windows.samples.samples:
         start = int(one.source.split("@")[1])
         assert one.tokens.tolist() == [7, *range(100 + start, 299 + start)]
         assert one.prefix == 1
-    losses = tuple(float(n) for n in range(6))
-    evaluation = Evaluation("k", Factors.of([1.0]), SHORT, "pruned", losses, (199,) * 6, {}, 0.1)
-    assert windows.by_document(evaluation) == (1.5,), "the second document is not complete"
+    losses = tuple(float(n) for n in range(8))
+    evaluation = Evaluation("k", Factors.of([1.0]), SHORT, "ok", losses, (199,) * 8, {}, 0.1)
+    assert windows.by_document(evaluation) == (1.5, 5.5)
     assert Windows.of(documents, 1024, 4).each == 1
+    assert Windows.of(documents, 200, 16).each == 5
 
 
-def test_a_search_counts_the_tokens_of_windows_and_measures_each_once() -> None:
+def test_a_search_counts_the_tokens_of_windows_and_measures_each_candidate_once() -> None:
     result = searched(short_window={"at_most": 0.02})
     guard = result.state.guard
     assert guard is not None
     evaluations = {one.factors: one for one in result.state.evaluations}
-    untouched = Factors.of([1.0] * 16)
-    assert {one: len(short) for one, short in guard.known.items()} == {
-        one: len(evaluation.losses) for one, evaluation in evaluations.items()
-    } | {untouched: 6}
-    windows = sum(len(one) for one in guard.known.values()) * SEARCH_WINDOWS * (LENGTH - 1)
-    long = sum(sum(one.tokens) for one in evaluations.values())
-    assert result.state.tokens == windows + long
-    assert [point["short_perplexity"] for point in front(result.state, LENGTH)] < [math.exp(9.0)]
-    assert OTHER_WINDOWS >= SEARCH_WINDOWS
+    assert guard.known.keys() == evaluations.keys() | {Factors.of([1.0] * 16)}
+    assert {len(short) for short in guard.known.values()} == {6}, "all search documents"
+    windows = len(guard.known) * 6 * SEARCH_WINDOWS * (LENGTH - 1)
+    assert result.state.tokens == windows + sum(sum(one.tokens) for one in evaluations.values())
+    assert max(point["short_perplexity"] for point in front(result.state, LENGTH)) < math.exp(9.0)
 
 
-def test_who_holds_is_decided_by_search_and_validation_documents_together() -> None:
+def test_who_holds_is_decided_by_the_mean_and_by_how_documents_differ() -> None:
     documents = SampleSet("search", tuple(sample_of(f"search {n}", np.arange(TARGET)) for n in range(2)))
-    windows = Windows.of(documents, LENGTH, 1)
-    guard = Guard(0.01, windows, deciding=4, held_out=4, reference=(2.0, 2.0), spent=(0, 0.0))
-    names = {name: Factors.of([1.0 + place]) for place, name in enumerate(("holds", "varies", "beyond", "lost"))}
-    guard.known |= {names["holds"]: (2.004, 2.006), names["varies"]: (2.02, 1.99), names["beyond"]: (2.02, 2.02)}
-    validation = {"holds": (3.005, 3.004), "varies": (3.012, 2.99), "beyond": (3.02, 3.02)}
-    assert guard.within(names, validation, (3.0, 3.0)) == ["holds"], "the mean of what varies is lower"
-    del validation["holds"]
-    assert guard.within(names, validation, (3.0, 3.0)) == ["beyond"], "which nothing holds; it is sure to cost least"
-    assert cost((2.0,), (1.5,)).deviation == 0.0
+    guard = Guard(0.01, Windows.of(documents, LENGTH, 1), deciding=4, held_out=4, reference=(2.0, 2.0), spent=(0, 0.0))
+    short = {"holds": (2.005, 2.004, 2.004), "varies": (2.02, 1.985, 2.0), "beyond": (2.02, 2.02, 2.02)}
+    assert guard.within(short, (2.0, 2.0, 2.0)) == ["holds"], "the mean of what varies is lower"
+    del short["holds"]
+    short["worse"] = (2.03, 2.03, 2.03)
+    assert guard.within(short, (2.0, 2.0, 2.0)) == ["beyond"], "nothing holds; it is sure to cost least"
 
 
 def test_an_untouched_model_without_a_loss_is_refused() -> None:

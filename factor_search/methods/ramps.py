@@ -3,10 +3,17 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 from factor_search.factors import Factors
 from factor_search.methods.rebased import RAISED_BASE, new_base, scale_of
-from factor_search.model.geometry import Geometry
+from factor_search.model.geometry import Geometry, longrope_attention_factor
 from factor_search.model.yarn import interpolated, ramp_ends, yarn_attention_factor
+
+STEP = "rotation-step"
+"""The name of :func:`rotation_step`."""
+STEP_WIDTH = 0.5
+"""Of its step, in octaves of rotations."""
 
 
 def yarn(geometry: Geometry, target_length: int, beta_fast: float = 32.0, beta_slow: float = 1.0) -> Factors:
@@ -82,6 +89,40 @@ def llama3(geometry: Geometry, target_length: int, low: float = 1.0, high: float
             blend = (length / wavelength - low) / (high - low)
             factors.append(1 / ((1 - blend) / scale + blend))
     return Factors.of(factors)
+
+
+def rotation_step(
+    geometry: Geometry,
+    target_length: int,
+    step: float = -0.6,
+    jump: float = 1.1,
+    level: float = 0.9,
+    start: float = 2.2,
+) -> Factors:
+    """A step where pairs make less than one rotation in training, fitted to searches of small models.
+
+    Over log2 of the rotations within the original length, log lambda is 0 down to ``start``, rises linearly to
+    log(level s) - jump, and by ``jump`` in half an octave around ``step``; slower pairs have lambda = level s. The
+    attention factor is LongRoPE's.
+
+    The constants are those of ``python -m bench.fit_closed_form``, on models of a million parameters trained for 64 to
+    256 tokens and extended by 4 to 64 times without fine-tuning. Published factors of large models that were fine-tuned
+    rise earlier.
+
+    Args:
+        geometry: of the model.
+        target_length: in tokens.
+        step: log2 of the rotations in the middle of the step.
+        jump: difference of log lambda in the step.
+        level: lambda of the slowest pairs, as a share of s.
+        start: log2 of the rotations at which lambda begins to rise.
+    """
+    scale, half = scale_of(geometry, target_length), STEP_WIDTH / 2
+    highest = max(math.log(level * scale), 0.0)
+    nodes = [-max(start, step + half + 0.1), -step - half, -step + half]
+    rotations = np.array([geometry.original_length / wavelength for wavelength in geometry.wavelengths])
+    logs = np.interp(-np.log2(rotations), nodes, [0.0, max(highest - jump, 0.0), highest])
+    return Factors.of(np.exp(logs).tolist(), 0, longrope_attention_factor(scale, geometry.original_length))
 
 
 def _own_yarn_attention_factor(geometry: Geometry, scale: float) -> float:

@@ -14,7 +14,6 @@ from operator import itemgetter
 from factor_search.errors import SearchFailedError
 from factor_search.factors import Factors
 from factor_search.measure.evaluation import DIVERGED, OK, PRUNED, Evaluation, Evaluator
-from factor_search.measure.race import Race
 from factor_search.measure.statistics import paired_difference, student_quantile
 from factor_search.search.short_texts import Windows
 from factor_search.text.samples import SampleSet
@@ -29,8 +28,8 @@ ROOM = (1.15, 1.0, 0.85, 0.7, 0.5)
 """Shares of the limit that finalists keep in the search; other documents decide whether they hold it."""
 CONFIDENCE = 0.9
 """Share of winners that hold the limit on other documents."""
-SEARCH_WINDOWS, OTHER_WINDOWS = 4, 16
-"""Windows of a document at most: of the search, and where finalists are chosen and measured."""
+SEARCH_WINDOWS, OTHER_WINDOWS = 2, 16
+"""Windows of a document at most: for all candidates of a search, and where finalists are chosen and measured."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Cost:
     deviation: float
     """Standard deviation of the documents; 0 for a single one, of which it is not known."""
 
-    def upper(self, here: int, there: int, quantile: float) -> float:
+    def upper(self, here: int, there: int) -> float:
         """What other documents cost at most, in most cases.
 
         The mean over some documents differs from that over others by chance on both sides.
@@ -49,8 +48,8 @@ class Cost:
         Args:
             here: documents by which it is decided.
             there: documents on which it shall hold.
-            quantile: of a distribution with a standard deviation of 1.
         """
+        quantile = student_quantile(CONFIDENCE, here - 1) if here > 1 else 0.0
         return self.mean + quantile * self.deviation * math.sqrt(1 / here + 1 / there)
 
 
@@ -83,7 +82,7 @@ class Guard:
     spent: tuple[int, float]
     """Tokens scored of the untouched model, and seconds of it."""
     known: dict[Factors, tuple[float, ...]] = field(default_factory=dict)
-    """Mean loss of candidates in the windows of each document so far; not of those with a loss that is not finite."""
+    """Mean loss of candidates in the windows of each search document; of none, where a loss is not finite."""
 
     @classmethod
     def of(
@@ -112,32 +111,26 @@ class Guard:
         spent = (sum(evaluation.tokens), evaluation.seconds)
         return cls(at_most, windows, deciding, held_out, reference, spent, {untouched: reference})
 
-    def measure(
-        self, candidates: Sequence[Factors], documents: int | None, evaluator: Evaluator
-    ) -> Iterator[tuple[int, float]]:
-        """Measure candidates in the windows of the first search documents; None is all.
+    def measure(self, candidates: Sequence[Factors], evaluator: Evaluator) -> Iterator[tuple[int, float]]:
+        """Measure candidates in the windows of all search documents, however few they are evaluated on at first.
+
+        On one or two documents, most of what looks beyond the limit is not, and the search would begin elsewhere.
 
         Yields:
             Of each candidate that was not known, the tokens scored and the seconds.
         """
-        total = len(self.reference)
-        wanted = min(documents or total, total)
-        unknown = [one for one in dict.fromkeys(candidates) if len(self.known.get(one, ())) < wanted]
-        race = Race(documents=wanted * self.windows.each)
-        for evaluation in evaluator.evaluate_all(unknown, self.windows.samples, race):
-            earlier = len(self.known.get(evaluation.factors, ()))
-            if evaluation.outcome in (OK, PRUNED):
+        unknown = [one for one in dict.fromkeys(candidates) if one not in self.known]
+        for evaluation in evaluator.evaluate_all(unknown, self.windows.samples):
+            if evaluation.outcome in (OK, DIVERGED):  # others may succeed when they are tried again
                 self.known[evaluation.factors] = self.windows.by_document(evaluation)
-            new = evaluation.tokens[earlier * self.windows.each :]
-            yield sum(new), evaluation.seconds * len(new) / max(len(evaluation.tokens), 1)
+            yield sum(evaluation.tokens), evaluation.seconds
 
     def judged(self, evaluation: Evaluation) -> Evaluation:
         """The evaluation with a penalty on its losses as far as other documents will be beyond the limit."""
-        count = len(evaluation.losses)
-        short = self.known.get(evaluation.factors, ())[:count]
         if evaluation.outcome not in (OK, PRUNED):
             return evaluation
-        if len(short) < count:
+        short = self.known.get(evaluation.factors)
+        if not short:
             return replace(evaluation, outcome=DIVERGED, losses=(), tokens=(), losses_at={})
         beyond = self._upper(short) - self.at_most
         if beyond <= 0:
@@ -146,15 +139,14 @@ class Guard:
         return replace(evaluation, losses=tuple(loss + penalty for loss in evaluation.losses))
 
     def _upper(self, short: Sequence[float]) -> float:
-        quantile = student_quantile(CONFIDENCE, self.deciding - 1) if self.deciding > 1 else 0.0
-        return cost(short, self.reference[: len(short)]).upper(self.deciding, self.held_out, quantile)
+        return cost(short, self.reference).upper(self.deciding, self.held_out)
 
     def with_room(self, evaluations: Iterable[Evaluation]) -> list[Factors]:
         """The candidates with the lowest loss that leave more and more room below the limit; complete ones only."""
         costs = [
             (self._upper(short), one.summary.loss, one.factors)
             for one in evaluations
-            if one.outcome == OK and len(short := self.known.get(one.factors, ())) == len(self.reference)
+            if one.outcome == OK and (short := self.known.get(one.factors))
         ]
         found = []
         for share in ROOM:
@@ -162,25 +154,13 @@ class Guard:
             found += [min(held, key=itemgetter(0))[1]] if held else []
         return list(dict.fromkeys(found))
 
-    def within(
-        self, candidates: Mapping[str, Factors], short: Mapping[str, Sequence[float]], reference: Sequence[float]
-    ) -> list[str]:
+    def within(self, short: Mapping[str, Sequence[float]], reference: Sequence[float]) -> list[str]:
         """The names of those that hold the limit on other documents, or else the one that is least beyond it.
 
-        The documents of the search count too: the fewer there are, the larger is the chance, and the more of the limit
-        would be left unused.
-
         Args:
-            candidates: by name.
-            short: mean losses in the windows of each validation document, by name; without those that have none.
+            short: mean losses in the windows of each document by which it is decided, by name.
             reference: of the untouched model there.
         """
-        upper: dict[str, float] = {}
-        for name, losses in short.items():
-            searched = self.known.get(candidates[name], ())
-            among = cost([*losses, *searched], [*reference, *self.reference[: len(searched)]])
-            count = len(losses) + len(searched)
-            quantile = student_quantile(CONFIDENCE, count - 1) if count > 1 else 0.0
-            upper[name] = among.upper(count, self.held_out, quantile)
+        upper = {name: cost(one, reference).upper(len(one), self.held_out) for name, one in short.items()}
         held = [name for name, one in upper.items() if one <= self.at_most]
-        return held or sorted(upper, key=lambda name: upper[name])[:1] or list(candidates)
+        return held or sorted(upper, key=lambda name: upper[name])[:1]

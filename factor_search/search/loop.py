@@ -43,10 +43,10 @@ class SearchState:
         if self.guard is not None:
             self.spent(*self.guard.spent)
 
-    def measure_short(self, candidates: Sequence[Factors], documents: int | None, evaluator: Evaluator) -> None:
+    def measure_short(self, candidates: Sequence[Factors], evaluator: Evaluator) -> None:
         """Measure candidates in short texts, where these have a limit."""
         if self.guard is not None:
-            for tokens, seconds in self.guard.measure(candidates, documents, evaluator):
+            for tokens, seconds in self.guard.measure(candidates, evaluator):
                 self.spent(tokens, seconds)
 
     def judged(self, evaluation: Evaluation) -> Evaluation:
@@ -124,7 +124,7 @@ def search(
             known = _documents_known(state)
             race = referee.race(generation.documents)
             evaluations: list[Evaluation] = []
-            state.measure_short(proposed, generation.documents, evaluator)
+            state.measure_short(proposed, evaluator)
             for evaluation in evaluator.evaluate_all(proposed, samples, race):
                 evaluations.append(evaluation)
                 state.saw(evaluation)

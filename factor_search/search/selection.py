@@ -214,10 +214,12 @@ def _within(guard: Guard, able: list[str], result: JobResult, evaluator: Evaluat
     problem = result.problem
     untouched, reference = problem.untouched  # which would hold any limit
     others = {name: result.candidates[name] for name in able if name != untouched} or {untouched: reference}
-    short = _short({untouched: reference} | others, problem, result.samples.validation, evaluator)
-    if untouched not in short:
+    parts = (result.samples.search, result.samples.validation)
+    deciding = SampleSet("deciding", tuple(sample for part in parts for sample in part.samples))
+    short = _short({untouched: reference} | others, problem, deciding, evaluator)
+    if untouched not in short or not (measured := {name: short[name] for name in others if name in short}):
         return list(others)
-    return guard.within(others, {name: short[name] for name in others if name in short}, short[untouched])
+    return guard.within(measured, short[untouched])
 
 
 def _short(

@@ -26,7 +26,7 @@ class Windows:
     samples: SampleSet
     """The windows of the first document, then those of the second, and so on; each begins with the prefix."""
     each: int
-    """How many windows a document has: a power of two, so that races stop between documents."""
+    """How many windows a document has."""
 
     @classmethod
     def of(cls, documents: SampleSet, length: int, most: int) -> "Windows":
@@ -43,14 +43,14 @@ class Windows:
         return cls(SampleSet(SHORT, tuple(windows)), each)
 
     def by_document(self, evaluation: Evaluation) -> tuple[float, ...]:
-        """The mean loss in the windows of each document that was evaluated."""
+        """The mean loss in the windows of each document; of none, where the outcome is not ok."""
         losses, each = evaluation.losses, self.each
-        return tuple(math.fsum(losses[at : at + each]) / each for at in range(0, len(losses) - each + 1, each))
+        return tuple(math.fsum(losses[at : at + each]) / each for at in range(0, len(losses), each))
 
 
 def windows_of(tokens: int, length: int, most: int) -> int:
-    """How many windows of a length a document of so many tokens has: a power of two."""
-    return 1 << int(math.log2(max(min(tokens // length, most), 1)))
+    """How many windows of a length are taken of a document of so many tokens."""
+    return max(min(tokens // length, most), 1)
 
 
 def _windows(document: Sample, length: int, count: int) -> Iterator[Sample]:

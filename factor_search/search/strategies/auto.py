@@ -1,7 +1,7 @@
 """The default strategy: it starts with few parameters on few documents, and increases both.
 
 1. Evaluate closed forms, known factors and twelve profiles (:mod:`factor_search.search.strategies.profile`) on one
-   document; fourteen, where a model has pairs with more than 64 rotations.
+   document; two more, where a model has pairs with more than 64 rotations, four more, where short texts have a limit.
 2. Search profiles of four numbers with a Gaussian process, on two documents.
 3. Vary the initial tokens and the attention factor of the best candidate, where the space has choices.
 4. Search profiles again, on four documents.
@@ -30,6 +30,7 @@ from factor_search.search.strategies.profile import (
     FAR,
     FAR_BOUNDS,
     FIRST,
+    SHORT_TEXTS,
     WIDTHS,
     Profile,
     Steps,
@@ -130,6 +131,8 @@ class Auto(Progressive):
         usual = self._space.first_attention or yarn_attention_factor(self._space.scale)
         attention = min(choices, key=lambda factor: abs(factor - usual))
         profiles = (*FIRST, *FAR) if reaches_far(self._space) else FIRST
+        if self._space.first_attention is not None:
+            profiles = (*SHORT_TEXTS, *profiles)
         return [self._of_profile(profile, initial_tokens, attention) for profile in profiles]
 
     def _of_profile(self, profile: Profile, initial_tokens: int, attention: float) -> Factors:

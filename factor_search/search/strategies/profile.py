@@ -69,6 +69,13 @@ FAR_ROTATIONS = 64.0
 """Published vectors of models with pairs that make more rotations rise before them (Phi-3, LongRoPE2's LLaMA3)."""
 FAR = (Profile(0.5, 1.0, 1.0, 8.0), Profile(3.0, 1.1, 1.15, 9.0))
 """More first profiles for such models: about LongRoPE's for LLaMA2 at 256k tokens, and Phi-3's."""
+SHORT_TEXTS = (
+    Profile(-0.6, 0.0, 0.8, 2.5),
+    Profile(-0.6, 0.0, 0.5, 2.5),
+    Profile(-0.3, 0.0, 0.8, 2.5),
+    Profile(-1.0, 0.0, 0.8, 2.5),
+)
+"""First profiles where short texts have a limit: nothing but the step, which costs them least."""
 BOUNDS = np.array([[-3.0, 2.5], [0.0, 0.9], [0.1, 1.4], [0.5, 5.0]])
 """Lowest and highest value of each number of a profile."""
 FAR_BOUNDS = np.array([[-3.0, 4.0], [0.0, 1.2], [0.1, 1.6], [0.5, 16.0]])
