@@ -76,7 +76,7 @@ def figures(run: Run, runs: ModelRuns) -> Figures:
         behind_error=error,
         attainable_error=best.standard_error / best.perplexity,
         above_closed_form=run.reported.validation_loss - form.validation_loss,
-        errors_before_forms=_errors_before(runs.closed_forms, run.reported, runs.held_out_tokens),
+        errors_before_forms=_errors_before(runs.published, run.reported, runs.held_out_tokens),
     )
 
 
@@ -94,8 +94,8 @@ def rival(name: str, seed: int, runs: ModelRuns) -> Run | None:
 
 
 def best_closed_form(runs: ModelRuns) -> str:
-    """The closed form with the lowest validation loss, as a user could choose it."""
-    return min(runs.closed_forms, key=lambda name: runs.closed_forms[name].validation_loss)
+    """The published closed form with the lowest validation loss, as a user could choose it."""
+    return min(runs.published, key=lambda name: runs.published[name].validation_loss)
 
 
 def attainable(runs: ModelRuns) -> Run:

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from factor_search.measure.evaluation import OK, PRUNED, Evaluation, Evaluator
 from factor_search.measure.evaluator import LocalEvaluator
 from factor_search.measure.ledger import Ledger, RecordedEvaluator
 from factor_search.methods import closed_forms
+from factor_search.methods.ramps import STEP
 from factor_search.model.geometry import Geometry
 from factor_search.model.loading import load_model
 from factor_search.search.loop import SearchState, search
@@ -108,6 +109,11 @@ class ModelRuns:
     """Tokens of each held-out document."""
     closed_forms: dict[str, Measured]
     runs: tuple[Run, ...]
+
+    @property
+    def published(self) -> dict[str, Measured]:
+        """The closed forms that others have published: without the one that was fitted to such models."""
+        return {name: one for name, one in self.closed_forms.items() if name != STEP}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,14 +243,17 @@ def run_plan(plan: Plan, place: Workplace) -> Run:
             for tokens, factors in shown
         ),
         final=measured(changes[-1][1], place),
-        reported=_reported(state, place),
+        reported=measured(finalist_of(state, place), place),
     )
 
 
-def _reported(state: SearchState, place: Workplace) -> Measured:
+def finalist_of(
+    state: SearchState, place: Workplace, may_win: Callable[[Factors], bool] = lambda factors: True
+) -> Factors:
+    """What a job would report: the best of its finalists and the closed forms on the validation documents."""
     forms = closed_forms(place.geometry, place.target_length).values()
-    choices = [*finalists(state), *forms]
-    return measured(min(choices, key=lambda one: place.evaluate(one, place.samples.validation).loss), place)
+    choices = [one for one in (*finalists(state), *forms) if may_win(one)]
+    return min(choices, key=lambda one: place.evaluate(one, place.samples.validation).loss)
 
 
 def measured(factors: Factors, place: Workplace) -> Measured:

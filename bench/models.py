@@ -15,9 +15,11 @@ import numpy as np
 import torch
 
 from bench.fresh import recipe_of
-from bench.recipes import RECIPES, Recipe
+from bench.recipes import RECIPES, SHIPPED, Recipe
 from bench.texts import read_text
 from factor_search.files.cache import cache_folder
+from factor_search.testbed import CHECKPOINT
+from factor_search.testbed.corpus import held_out_files
 from factor_search.testbed.train import save, token_stream, train
 
 
@@ -30,12 +32,17 @@ class BenchModel:
 
     def documents(self) -> list[np.ndarray]:
         """The first ``target`` bytes of every unseen document with that many, as one int64 array a document."""
+        if self.recipe.architecture == SHIPPED:
+            texts = [file.read_bytes() for file in held_out_files()]
+            return [np.frombuffer(text[: self.recipe.target], np.uint8).astype(np.int64) for text in texts]
         return list(np.load(self.folder / "documents.npy").astype(np.int64))
 
 
 def bench_model(name: str) -> BenchModel:
     """A model by name, which is trained if it is not in the cache."""
     recipe = recipe_of(name)
+    if recipe.architecture == SHIPPED:
+        return BenchModel(recipe, CHECKPOINT)
     folder = cache_folder("bench") / f"{name}-{hash_of(recipe):08x}"
     if not (folder / "documents.npy").exists():
         _train(recipe, folder)

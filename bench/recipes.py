@@ -57,9 +57,29 @@ class Recipe:
         )
 
 
+SHIPPED = "shipped"
+"""The architecture of recipes that stand for the model of the package, which is trained already."""
 RECIPES = {
     recipe.name: recipe
     for recipe in (
+        *(
+            Recipe(
+                name=f"shipped-{scale}x",
+                role="develop",
+                architecture=SHIPPED,
+                text="python",
+                context=256,
+                target=256 * scale,
+                hidden=256,
+                layers=4,
+                heads=4,
+                key_value_heads=2,
+                head_dim=64,
+                rope_theta=10_000.0,
+                steps=0,
+            )
+            for scale in (4, 8)
+        ),
         Recipe(
             name="docs-64",
             role="develop",

@@ -28,7 +28,7 @@ ROOM = (1.15, 1.0, 0.85, 0.7, 0.5)
 """Shares of the limit that finalists keep in the search; other documents decide whether they hold it."""
 CONFIDENCE = 0.9
 """Share of winners that hold the limit on other documents."""
-SEARCH_WINDOWS, OTHER_WINDOWS = 2, 16
+SEARCH_WINDOWS, OTHER_WINDOWS = 4, 16
 """Windows of a document at most: for all candidates of a search, and where finalists are chosen and measured."""
 
 

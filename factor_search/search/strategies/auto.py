@@ -1,11 +1,13 @@
 """The default strategy: it starts with few parameters on few documents, and increases both.
 
 1. Evaluate closed forms, known factors and twelve profiles (:mod:`factor_search.search.strategies.profile`) on one
-   document; two more, where a model has pairs with more than 64 rotations, four more, where short texts have a limit.
+   document; two more where a model has pairs with more than 64 rotations, four more where short texts have a limit, and
+   four more for scales of twelve and more.
 2. Search profiles of four numbers with a Gaussian process, on two documents.
 3. Vary the initial tokens and the attention factor of the best candidate, where the space has choices.
 4. Search profiles again, on four documents.
-5. Scale down the pairs before the step of the best candidate.
+5. Scale down the pairs before the step of the best candidate, and take the pair in the middle of the step out of it at
+   scales of twelve and more.
 6. Search curves of up to eight numbers around the best candidate with the Gaussian process, on four documents and then
    on all.
 7. Repeat 5 and the variation of the initial tokens, and try the closed forms that are not usual.
@@ -29,13 +31,15 @@ from factor_search.search.strategies.profile import (
     BOUNDS,
     FAR,
     FAR_BOUNDS,
-    FIRST,
+    LARGE_SCALE,
     SHORT_TEXTS,
     WIDTHS,
     Profile,
     Steps,
+    first_profiles,
     reaches_far,
     scaled_before_step,
+    sharpened,
 )
 from factor_search.search.strategies.progressive import PROMOTED, Phase, Progressive, Vector
 
@@ -130,7 +134,9 @@ class Auto(Progressive):
         initial_tokens, choices = self._space.initial_tokens[0], self._space.attention_factors
         usual = self._space.first_attention or yarn_attention_factor(self._space.scale)
         attention = min(choices, key=lambda factor: abs(factor - usual))
-        profiles = (*FIRST, *FAR) if reaches_far(self._space) else FIRST
+        profiles = first_profiles(self._space.scale)
+        if reaches_far(self._space):
+            profiles = (*profiles, *FAR)
         if self._space.first_attention is not None:
             profiles = (*SHORT_TEXTS, *profiles)
         return [self._of_profile(profile, initial_tokens, attention) for profile in profiles]
@@ -211,6 +217,8 @@ class Auto(Progressive):
     def _sweep_before_step(self, documents: int) -> Phase:
         best = self._best(documents)
         scaled = [scaled_before_step(self._space, best, share) for share in self._settings.before_step_shares]
+        if self._space.scale >= LARGE_SCALE:
+            scaled += sharpened(self._space, best)
         yield from self._sweep([factors for factors in scaled if factors != best], documents)
 
     def _sweep(self, others: list[Factors], documents: int) -> Phase:

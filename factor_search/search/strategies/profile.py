@@ -65,6 +65,30 @@ FIRST = (
 """The first profiles of a search, evaluated with the closed forms. On each of five models, the best of a grid of 112
 profiles was one of the first seven. The others are for models that differ, the last two for models that need hardly any
 rescaling."""
+LARGE_SCALE = 12.0
+"""From this scale on, more first profiles depend on it."""
+_LARGE = (
+    (-0.8, 1.0, 1.0, 2.1),
+    (-0.45, 1.4, 0.95, 2.1),
+    (-0.6, 1.0, 0.7, 2.6),
+    (-0.8, 1.4, 0.9, 2.7),
+)
+"""Their step, the rise of log lambda in it, lambda behind it as a share of the scale, and start: what is good for all
+scales, and the best of three models at 16, 32 and 64 times (``python -m bench.fit_closed_form``)."""
+
+
+def first_profiles(scale: float) -> tuple[Profile, ...]:
+    """The first profiles of a search, evaluated with the closed forms."""
+    if scale < LARGE_SCALE:
+        return FIRST
+    unit = math.log(scale)
+    large = (
+        Profile(step, (math.log(level * scale) - jump) / unit, math.log(level * scale) / unit, start)
+        for step, jump, level, start in _LARGE
+    )
+    return (*large, *FIRST)
+
+
 FAR_ROTATIONS = 64.0
 """Published vectors of models with pairs that make more rotations rise before them (Phi-3, LongRoPE2's LLaMA3)."""
 FAR = (Profile(0.5, 1.0, 1.0, 8.0), Profile(3.0, 1.1, 1.15, 9.0))
@@ -106,6 +130,26 @@ def scaled_before_step(space: SearchSpace, factors: Factors, share: float) -> Fa
     step = int(np.argmax(np.diff(logs, prepend=0.0)))
     logs[:step] *= share
     return in_space(space, logs / math.log(space.scale), factors.initial_tokens, factors.attention_factor)
+
+
+def sharpened(space: SearchSpace, factors: Factors) -> list[Factors]:
+    """Take the pair in the middle of the step out of it: upwards, and downwards.
+
+    The loss has a barrier where the step passes a pair, and a search stays where it began.
+
+    Args:
+        space: space of the result.
+        factors: factors that do not decrease with the pair.
+    """
+    logs = np.log(factors.rescale_factors)
+    rises = np.diff(logs)
+    middle = 1 + int(np.argmax(np.minimum(rises[:-1], rises[1:])))
+    found = []
+    for neighbour in (middle + 1, middle - 1):
+        heights = logs.copy()
+        heights[middle] = logs[neighbour]
+        found.append(in_space(space, heights / math.log(space.scale), factors.initial_tokens, factors.attention_factor))
+    return found
 
 
 class Steps:
