@@ -168,6 +168,20 @@ def test_unknown_method_names_the_known_ones() -> None:
         methods.closed_form("yarm", geometry_of(10_000.0, 64, 256), 1024)
 
 
+def _stepped(rotations: mpmath.mpf, s: float) -> mpmath.mpf:
+    """Lambda where a pair makes so many rotations in training, from many to few."""
+    octaves = mpmath.log(rotations) / mpmath.log(2)
+    highest = max(mpmath.log(mpmath.mpf("0.95") * s), 0)
+    before = max(highest - 1, 0)
+    if octaves >= mpmath.mpf("2.1"):
+        return mpmath.mpf(1)
+    if octaves >= mpmath.mpf("-0.5"):
+        return mpmath.exp(before * (mpmath.mpf("2.1") - octaves) / mpmath.mpf("2.6"))
+    if octaves >= -1:
+        return mpmath.exp(before + (highest - before) * (mpmath.mpf("-0.5") - octaves) * 2)
+    return mpmath.exp(highest)
+
+
 def independent(name: str, d: int, base: float, length: int, s: float) -> tuple[list[mpmath.mpf], mpmath.mpf]:
     """Rescale factors and attention factor, in 50 digits and from the papers' own quantities."""
     pairs, ln = d // 2, mpmath.log
@@ -231,3 +245,17 @@ def test_forms_of_reviewers_equal_an_independent_computation(
         expected, attention = independent(name, head_dim, base, original, scale)
     assert factors.rescale_factors == pytest.approx([float(one) for one in expected], rel=1e-12)
     assert factors.attention_factor == pytest.approx(float(attention), rel=1e-12)
+
+
+@given(**GEOMETRIES)
+def test_the_fitted_form_equals_an_independent_computation(
+    base: float, head_dim: int, original: int, scale: int
+) -> None:
+    geometry = geometry_of(base, head_dim, original)
+    factors = methods.closed_form("rotation-step", geometry, original * scale)
+    with mpmath.workdps(50):
+        theta = [mpmath.mpf(base) ** (mpmath.mpf(-2 * i) / head_dim) for i in range(head_dim // 2)]
+        expected = [float(_stepped(original * one / (2 * mpmath.pi), scale)) for one in theta]
+        attention = float(mpmath.sqrt(1 + mpmath.log(scale) / mpmath.log(original)))
+    assert factors.rescale_factors == pytest.approx(expected, rel=1e-12)
+    assert factors.attention_factor == pytest.approx(attention, rel=1e-12)

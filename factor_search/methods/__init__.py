@@ -9,9 +9,11 @@ from factor_search.errors import FactorsError, SpecError, one_line
 from factor_search.factors import Factors
 from factor_search.methods.flat import none, position_interpolation, soft_clip
 from factor_search.methods.ramps import (
+    STEP,
     llama3,
     mrrope_pro,
     mrrope_uni,
+    rotation_step,
     yarn,
     yarn_cooler,
     yarn_rebased,
@@ -58,6 +60,7 @@ METHODS: dict[str, Method] = {
     "yarn-cooler": yarn_cooler,
     "yarn-rebased": yarn_rebased,
     "soft-clip": soft_clip,
+    STEP: rotation_step,
 }
 
 

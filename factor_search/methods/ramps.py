@@ -94,20 +94,20 @@ def llama3(geometry: Geometry, target_length: int, low: float = 1.0, high: float
 def rotation_step(
     geometry: Geometry,
     target_length: int,
-    step: float = -0.6,
-    jump: float = 1.1,
-    level: float = 0.9,
-    start: float = 2.2,
+    step: float = -0.75,
+    jump: float = 1.0,
+    level: float = 0.95,
+    start: float = 2.1,
 ) -> Factors:
-    """A step where pairs make less than one rotation in training, fitted to searches of small models.
+    """A rise by e where pairs make half a rotation in training, after a ramp from four; fitted to small models.
 
     Over log2 of the rotations within the original length, log lambda is 0 down to ``start``, rises linearly to
     log(level s) - jump, and by ``jump`` in half an octave around ``step``; slower pairs have lambda = level s. The
     attention factor is LongRoPE's.
 
-    The constants are those of ``python -m bench.fit_closed_form``, on models of a million parameters trained for 64 to
-    256 tokens and extended by 4 to 64 times without fine-tuning. Published factors of large models that were fine-tuned
-    rise earlier.
+    The constants were fitted (``python -m bench.fit_closed_form``) to five models of one to three million parameters,
+    trained for 64 to 256 tokens and extended by 4 to 64 times without fine-tuning. Nothing is known of other sizes;
+    published factors of large models that were fine-tuned rise earlier.
 
     Args:
         geometry: of the model.
