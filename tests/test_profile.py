@@ -17,10 +17,14 @@ from factor_search.search.strategies.profile import (
     FAR,
     FAR_BOUNDS,
     FIRST,
+    LARGE_SCALE,
+    SHORT_TEXTS,
     Profile,
     Steps,
+    first_profiles,
     reaches_far,
     scaled_before_step,
+    sharpened,
 )
 from tests.synthetic import contains, is_monotone
 
@@ -59,7 +63,7 @@ def bases(draw: st.DrawFn, space: SearchSpace) -> Factors:
 @settings(deadline=None)
 @given(spaces, st.tuples(*(st.floats(low, high) for low, high in FAR_BOUNDS.tolist())))
 def test_every_profile_is_a_candidate_in_the_space(space: SearchSpace, values: tuple[float, ...]) -> None:
-    for profile in (Profile(*values), *FIRST, *FAR):
+    for profile in (Profile(*values), *first_profiles(space.scale), *FAR, *SHORT_TEXTS):
         factors = profile.factors(space, 4, 1.1)
         assert contains(space, factors)
         assert is_monotone(factors)
@@ -67,7 +71,8 @@ def test_every_profile_is_a_candidate_in_the_space(space: SearchSpace, values: t
 
 
 def test_the_first_profiles_are_within_the_bounds() -> None:
-    for profiles, bounds in ((FIRST, BOUNDS), (FAR, FAR_BOUNDS)):
+    large = [(first_profiles(scale), BOUNDS) for scale in (LARGE_SCALE, 16.0, 64.0, 256.0)]
+    for profiles, bounds in ((FIRST, BOUNDS), (FAR, FAR_BOUNDS), (SHORT_TEXTS, BOUNDS), *large):
         for profile in profiles:
             values = [profile.step, profile.before_step, profile.level, profile.start]
             assert all(low <= value <= high for value, (low, high) in zip(values, bounds, strict=True))
@@ -201,3 +206,33 @@ def test_knots_stand_where_pairs_make_few_rotations() -> None:
     last = np.array(steps.factors(rises).rescale_factors)
     assert np.all(last[np.array(LLAMA.rotations) > 0.21] == 1.0)
     assert last[-1] == pytest.approx(8**0.5, abs=0.006)
+
+
+def test_first_profiles_of_small_scales_are_those_of_earlier_versions() -> None:
+    assert first_profiles(8.0) == FIRST
+    assert first_profiles(LARGE_SCALE)[-len(FIRST) :] == FIRST
+
+
+def test_first_profiles_of_large_scales_jump_by_a_factor_whatever_the_scale() -> None:
+    for scale in (16.0, 64.0):
+        first, *_ = first_profiles(scale)
+        assert (first.level - first.before_step) * math.log(scale) == pytest.approx(1.0)
+        assert first.level == 1.0
+
+
+@given(spaces, st.data())
+def test_the_pair_in_the_middle_of_the_step_is_taken_out_of_it(space: SearchSpace, data: st.DataObject) -> None:
+    base = data.draw(bases(space))
+    found = sharpened(space, base)
+    assert len(found) == (2 if space.pairs >= 3 else 0)
+    for factors in found:
+        assert contains(space, factors)
+        assert is_monotone(factors)
+
+
+def test_the_middle_is_the_pair_with_a_rise_on_both_sides() -> None:
+    base = Factors.of([1.0, 1.5, 2.0, 5.0, 12.0, 13.0, *[13.0] * 26], 4, 1.0)
+    up, down = sharpened(space_of(32, 10_000.0, 128.0, 16.0), base)
+    assert up.rescale_factors[:6] == pytest.approx((1.0, 1.5, 2.0, 12.0, 12.0, 13.0))
+    assert down.rescale_factors[:6] == pytest.approx((1.0, 1.5, 2.0, 2.0, 12.0, 13.0))
+    assert up.initial_tokens == down.initial_tokens == 4

@@ -22,9 +22,11 @@ from bench.efficiency_runs import (
     thinned,
 )
 from bench.efficiency_tables import bars, model_table
+from bench.fit_closed_form import BOX, Fitted, drawn
 from bench.fresh import RECORD, SCALES, first_looked_at, fresh_judge, names, recipe_of
 from bench.racing import highest_rate, replay, stopped_after
 from bench.recipes import RECIPES
+from bench.yarn_numbers import Kept
 from factor_search.factors import Factors
 from factor_search.measure.evaluation import OK, Evaluation
 from factor_search.measure.race import Race
@@ -77,6 +79,34 @@ RUNS = ModelRuns(
 def test_how_far_closed_forms_come_alone() -> None:
     """ln 9 is the untouched model's, ln 4 what can be attained."""
     assert "closed forms reach without a search: pi 61%, yarn 50%, none 0%." in model_table(RUNS)
+
+
+def test_a_form_fitted_to_such_models_is_no_baseline() -> None:
+    fitted = replace(RUNS, closed_forms=RUNS.closed_forms | {"rotation-step": measured(4.5, 1.2)})
+    assert figures(RUNS.runs[2], fitted) == figures(RUNS.runs[2], RUNS)
+    assert "Best published closed form on the validation documents: yarn" in model_table(fitted)
+    assert "without a search: rotation-step 85%, pi 61%" in model_table(fitted)
+
+
+def test_what_numbers_of_yarn_keep_of_a_gain() -> None:
+    parts = {name: measured(value) for name, value in (("yarn", 6.0), ("approximated", 5.0), ("found", 4.5))}
+    kept = Kept(model="x", scale=16.0, tokens=(5, 5), numbers={}, **parts)
+    assert kept.gain[0] == pytest.approx(math.log(6 / 4.5))
+    assert kept.price[0] == pytest.approx(math.log(5 / 4.5))
+    assert kept.share == pytest.approx(1 - math.log(5 / 4.5) / math.log(6 / 4.5))
+
+
+def test_constants_are_drawn_evenly_within_the_box_and_always_the_same() -> None:
+    first, again = drawn(64), drawn(64)
+    assert np.array_equal(first, again)
+    low, high = BOX.T
+    assert np.all((np.array(first) >= low) & (np.array(first) <= high))
+    assert np.allclose(np.mean(first, axis=0), (low + high) / 2, atol=0.02 * (high - low))
+    near = np.array(drawn(64, 1, high))
+    assert np.all(near >= high - (high - low) / 6 - 1e-12)
+    assert np.all(near <= high)
+    fitted = Fitted(4.0, "yarn", 2.0, [1.5, 1.0, 3.0])
+    assert fitted.left.tolist() == [0.5, 0.0, 2.0]
 
 
 class TestForGood:

@@ -140,9 +140,14 @@ def sharpened(space: SearchSpace, factors: Factors) -> list[Factors]:
     Args:
         space: space of the result.
         factors: factors that do not decrease with the pair.
+
+    Returns:
+        Both, or nothing where a model has so few pairs that none lies between others.
     """
     logs = np.log(factors.rescale_factors)
     rises = np.diff(logs)
+    if len(rises) < 2:
+        return []
     middle = 1 + int(np.argmax(np.minimum(rises[:-1], rises[1:])))
     found = []
     for neighbour in (middle + 1, middle - 1):
