@@ -18,7 +18,7 @@ from bench.fresh import first_looked_at, names, recipe_of
 from bench.search_efficiency import in_processes
 from factor_search.factors import Factors
 from factor_search.measure.statistics import paired_difference
-from factor_search.methods import yarn
+from factor_search.methods import closed_form
 from factor_search.search.loop import search
 from factor_search.search.problem import SearchProblem
 from factor_search.spec import AutoSpec, BudgetSpec, parse_spec
@@ -67,7 +67,7 @@ def kept(name: str, documents: tuple[int, int, int]) -> Kept:
         return Kept(
             model=name,
             scale=place.target_length / place.geometry.original_length,
-            yarn=measured(yarn(place.geometry, place.target_length), place),
+            yarn=measured(closed_form("yarn", place.geometry, place.target_length), place),
             approximated=measured(numbers, place),
             found=measured(found, place),
             tokens=tuple(len(sample.tokens) - 1 for sample in place.samples.held_out.samples),

@@ -42,14 +42,6 @@ class HeldOut(_Part):
     tokens: int
 
 
-class ShortWindows(_Part):
-    """What the winner costs in windows of the held-out documents, beyond the untouched model."""
-
-    difference: float
-    difference_standard_error: float | None
-    documents: int
-
-
 class ShortContext(_Part):
     """The winner against the untouched model within the original length."""
 
@@ -61,7 +53,6 @@ class ShortContext(_Part):
     difference_standard_error: float | None
     at_most: float | None = None
     holds: bool | None = None
-    windows: ShortWindows | None = None
 
 
 class Ended(_Part):

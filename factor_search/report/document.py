@@ -117,6 +117,7 @@ def _taken(result: JobResult) -> dict[str, Any]:
     """What the job cost: with stored results, as if each had been computed for it; but not the time in all."""
     parts = [result.validation, result.held_out, result.held_out_text, result.divergence]
     measured = [evaluation for part in parts for evaluation in part.values()]
+    measured += [] if result.unlimited is None else [result.unlimited]
     return {
         "seconds": result.seconds,
         "tokens": result.state.tokens + sum(sum(one.tokens) for one in measured),
@@ -168,7 +169,22 @@ def _limit(result: JobResult) -> dict[str, Any]:
     losses, reference = short[result.winner], short[untouched_name]
     mean, error = paired_difference(losses, reference, [1] * len(losses))
     windows = {"difference": mean, "difference_standard_error": finite(error), "documents": len(losses)}
-    return {"at_most": limit.at_most, "holds": mean <= limit.at_most, "windows": windows}
+    price = _price(result)
+    return {"at_most": limit.at_most, "holds": mean <= limit.at_most, "windows": windows, "price": price}
+
+
+def _price(result: JobResult) -> dict[str, Any] | None:
+    """What the limit costs at the target length: the winner's loss minus that of the best candidate without a limit."""
+    winner, best = result.held_out[result.winner], result.unlimited
+    if best is None or best.outcome != OK or winner.outcome != OK:
+        return None
+    mean, error = paired_difference(winner.losses, best.losses, winner.tokens)
+    return {
+        "difference": mean,
+        "difference_standard_error": finite(error),
+        "perplexity": _perplexity(best),
+        "factors": best.factors.as_json(),
+    }
 
 
 def _objective(result: JobResult) -> dict[str, Any]:
@@ -322,8 +338,16 @@ def limit_of_short_texts(report: dict[str, Any]) -> str:
         holds = "within, but not by a standard error,"
     return (
         f"{where} the held-out documents, found costs {costs} nats per token more "
-        f"than the untouched model, {holds} the limit of {short['at_most']:g}"
+        f"than the untouched model, {holds} the limit of {short['at_most']:g}" + _paid(short.get("price"))
     )
+
+
+def _paid(price: dict[str, Any] | None) -> str:
+    if price is None:
+        return ""
+    mean, error = (price[key] for key in DIFFERENCE)
+    paid = f"{mean:+.4f}" + (f" ± {error:.4f}" if error is not None else "")
+    return f"; at the target length the limit costs {paid} nats per token, against the best candidate without it"
 
 
 def meaning_of_divergence(report: dict[str, Any]) -> str:

@@ -134,7 +134,7 @@ def estimate_search(
     search = evaluation.times(full, workers) | {"candidates": round(candidates), "full_evaluations": round(full, 1)}
     del search["evaluations"]
     validation = costs["validation"].times(methods + FINALISTS, known.workers)
-    held_out = costs["held_out"].times(methods + 1, known.workers)
+    held_out = costs["held_out"].times(methods + (1 if spec.short_window is None else 2), known.workers)
     short = min(original_length, spec.target_length)
     divergence = known.cost([(short, short - 1)] * 2, short - 1)
     parts = [search, validation, held_out]

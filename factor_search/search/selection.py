@@ -8,6 +8,7 @@ from typing import Any
 from factor_search.errors import SearchFailedError
 from factor_search.factors import Factors
 from factor_search.measure.evaluation import EARLIER_IDENTITY, OK, PRUNED, Evaluation, Evaluator
+from factor_search.measure.race import mean_difference
 from factor_search.search.guard import OTHER_WINDOWS, Guard
 from factor_search.search.loop import SearchState, search
 from factor_search.search.problem import SearchProblem
@@ -57,6 +58,8 @@ class JobResult:
     short: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Mean loss in windows of the original length, of each held-out document, of the winner and the untouched model by
     name; empty where short texts have no limit."""
+    unlimited: Evaluation | None = None
+    """On the held-out documents, of the candidate that was best in the search without regard to that limit."""
     divergence: dict[str, Evaluation] = field(default_factory=dict)
     """Divergence from the untouched model in short texts, by name of method or of the winner."""
     winner: str = ""
@@ -202,11 +205,26 @@ def _choose(result: JobResult, evaluator: Evaluator, watcher: JobWatcher) -> Non
         untouched, factors = problem.untouched
         measured = {untouched: factors, winner: result.candidates[winner]}
         result.short = _short(measured, problem, result.samples.held_out, evaluator)
+        unlimited = _without_limit(result.state, result.candidates[winner])
+        result.unlimited = next(iter(evaluator.evaluate_all([unlimited], result.samples.held_out)))
     short = short_texts(problem, result.samples)
     watcher.phase("comparing predictions in short texts with those of the untouched model")
     changed = {name: factors for name, factors in reported.items() if factors != short.reference}
     result.divergence = _score(changed, short, evaluator, watcher)
     result.validation, result.held_out, result.winner = validation, held_out, winner
+
+
+def _without_limit(state: SearchState, winner: Factors) -> Factors:
+    """The candidate with the lowest loss, in pairs with the winner: few were evaluated on all documents."""
+    known = state.candidates.get(winner)
+    if known is None or not known.losses:
+        return winner
+    differences = {
+        one.factors: mean_difference(one.losses, known.losses)
+        for one in state.candidates.values()
+        if one.outcome in (OK, PRUNED)
+    }
+    return min(differences, key=lambda factors: differences[factors])
 
 
 def _within(guard: Guard, able: list[str], result: JobResult, evaluator: Evaluator) -> list[str]:
