@@ -1,9 +1,10 @@
 """Closed forms with a ramp: fast pairs keep their frequency, slow ones are divided by s, between them lies a ramp."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from factor_search.factors import Factors
 from factor_search.methods.rebased import RAISED_BASE, new_base, scale_of
@@ -117,12 +118,29 @@ def rotation_step(
         level: lambda of the slowest pairs, as a share of s.
         start: log2 of the rotations at which lambda begins to rise.
     """
-    scale, half = scale_of(geometry, target_length), STEP_WIDTH / 2
+    scale = scale_of(geometry, target_length)
     highest = max(math.log(level * scale), 0.0)
-    nodes = [-max(start, step + half + 0.1), -step - half, -step + half]
-    rotations = np.array([geometry.original_length / wavelength for wavelength in geometry.wavelengths])
-    logs = np.interp(-np.log2(rotations), nodes, [0.0, max(highest - jump, 0.0), highest])
+    rotations = [geometry.original_length / wavelength for wavelength in geometry.wavelengths]
+    logs = stepped(rotations, step, max(highest - jump, 0.0), highest, start)
     return Factors.of(np.exp(logs).tolist(), 0, longrope_attention_factor(scale, geometry.original_length))
+
+
+def stepped(rotations: Sequence[float], step: float, before: float, level: float, start: float) -> NDArray[np.float64]:
+    """A curve over the rotations of pairs within the original length: 0, a ramp from ``start`` on, and a step.
+
+    Args:
+        rotations: of each pair.
+        step: log2 of the rotations in the middle of the step, which is half an octave wide.
+        before: height at which the step begins.
+        level: height at which it ends, and which all slower pairs have.
+        start: log2 of the rotations at which the height begins to rise from 0.
+
+    Returns:
+        Heights of shape (pairs,).
+    """
+    half = STEP_WIDTH / 2
+    nodes = [-max(start, step + half + 0.1), -step - half, -step + half]
+    return np.interp(-np.log2(rotations), nodes, [0.0, before, max(level, before)])
 
 
 def _own_yarn_attention_factor(geometry: Geometry, scale: float) -> float:

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from factor_search.factors import Factors
+from factor_search.methods.ramps import stepped
 from factor_search.search.space import SearchSpace
 
 Vector = NDArray[np.float64]
-STEP_WIDTH = 0.5
-"""Width of the step, in octaves of rotations."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,7 @@ class Profile:
 
     def factors(self, space: SearchSpace, initial_tokens: int, attention_factor: float) -> Factors:
         """Return the candidate in the space that is closest to the curve."""
-        half = STEP_WIDTH / 2
-        start = max(self.start, self.step + half + 0.1)
-        nodes = [-start, -self.step - half, -self.step + half]
-        node_heights = [0.0, self.before_step, max(self.level, self.before_step)]
-        heights = np.interp(-np.log2(space.rotations), nodes, node_heights)
+        heights = stepped(space.rotations, self.step, self.before_step, self.level, self.start)
         return in_space(space, heights, initial_tokens, attention_factor)
 
 
