@@ -22,7 +22,7 @@ from bench.efficiency_runs import (
     thinned,
 )
 from bench.efficiency_tables import bars, model_table
-from bench.fit_closed_form import BOX, Fitted, drawn
+from bench.fit_closed_form import FORMS, Fitted, drawn
 from bench.fresh import RECORD, SCALES, first_looked_at, fresh_judge, names, recipe_of
 from bench.racing import highest_rate, replay, stopped_after
 from bench.recipes import RECIPES
@@ -97,12 +97,13 @@ def test_what_numbers_of_yarn_keep_of_a_gain() -> None:
 
 
 def test_constants_are_drawn_evenly_within_the_box_and_always_the_same() -> None:
-    first, again = drawn(64), drawn(64)
+    box = FORMS["step"][1]
+    first, again = drawn(box, 64), drawn(box, 64)
     assert np.array_equal(first, again)
-    low, high = BOX.T
+    low, high = box.T
     assert np.all((np.array(first) >= low) & (np.array(first) <= high))
     assert np.allclose(np.mean(first, axis=0), (low + high) / 2, atol=0.02 * (high - low))
-    near = np.array(drawn(64, 1, high))
+    near = np.array(drawn(box, 64, 1, high))
     assert np.all(near >= high - (high - low) / 6 - 1e-12)
     assert np.all(near <= high)
     fitted = Fitted(4.0, "yarn", 2.0, [1.5, 1.0, 3.0])

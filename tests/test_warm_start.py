@@ -174,15 +174,14 @@ def of_another_model(base: float = 500_000.0, pairs: int = 8, original: int = 64
 @pytest.mark.parametrize("pairs", [8, 16, 5])
 def test_factors_of_another_model_are_carried_by_rotations_and_by_index(pairs: int) -> None:
     theirs = of_another_model(pairs=pairs, original=128)
-    heights = np.linspace(0.0, 1.0, pairs) ** 2
-    content = factors_file(
-        Factors.of((8.0**heights).tolist(), 0, 1.1), FactorsModel.of("m", None, theirs), 8 * 128
-    ).as_json()
+    lambdas = 8.0 ** np.linspace(0.0, 1.0, pairs) ** 2
+    content = factors_file(Factors.of(lambdas.tolist(), 0, 1.1), FactorsModel.of("m", None, theirs), 8 * 128).as_json()
     by_rotations, by_index = starting_points(WarmStartSpec(factors=[known_from(content, "theirs")]), GEOMETRY, 256)
     rotations = 128 / np.array(theirs.wavelengths)
     for wavelength, factor in zip(GEOMETRY.wavelengths, by_rotations.rescale_factors, strict=True):
-        height = np.interp(-np.log2(64 / wavelength), -np.log2(rotations), heights)
-        assert factor == pytest.approx(4.0**height)
+        at_scale = 1 + (lambdas - 1) * 3 / 7
+        expected = np.exp(np.interp(-np.log2(64 / wavelength), -np.log2(rotations), np.log(at_scale)))
+        assert factor == pytest.approx(expected)
     ends = by_index.rescale_factors[0], by_index.rescale_factors[-1]
     assert ends == pytest.approx((1.0, 4.0))
     assert (

@@ -128,7 +128,7 @@ def rescaled(factors: Factors, scale: float, to_scale: float) -> Factors:
 
 
 def carried(known: KnownFactors, geometry: Geometry, scale: float) -> list[Factors]:
-    """Carry the factors of another model to this one: the heights log lambda / log s stay where they were.
+    """Carry the factors of another model to this one: rescaled to its scale, they stay where they were.
 
     First over the rotations that a pair makes within the original length, which is what a model has learned about a
     pair; then over the index of the pair, from the first to the last. Whichever is better is for the search to find.
@@ -138,20 +138,20 @@ def carried(known: KnownFactors, geometry: Geometry, scale: float) -> list[Facto
         geometry: of this model.
         scale: s of the result.
     """
-    theirs, to_log = len(known.rescale_factors), math.log(scale)
+    theirs = len(known.rescale_factors)
     assert known.scale is not None
     assert known.rope_theta is not None
     assert known.original_length is not None
-    heights = np.log(known.rescale_factors) / math.log(known.scale)
+    attention = known.attention_factor or longrope_attention_factor(known.scale, known.original_length)
+    at_scale = rescaled(Factors.of(known.rescale_factors, known.initial_tokens, attention), known.scale, scale)
+    logs = np.log(at_scale.rescale_factors)
     first = math.log2(known.original_length / (2 * math.pi))
     rotations = first - np.arange(theirs) / theirs * math.log2(known.rope_theta)
     ours = np.log2(geometry.original_length / np.asarray(geometry.wavelengths))
-    by_rotations = np.interp(-ours, -rotations, heights)
-    by_index = np.interp(np.linspace(0, 1, geometry.pairs), np.linspace(0, 1, theirs), heights)
-    attention = known.attention_factor or longrope_attention_factor(known.scale, known.original_length)
-    attention = rescaled(Factors.of([1.0], 0, attention), known.scale, scale).attention_factor
+    by_rotations = np.interp(-ours, -rotations, logs)
+    by_index = np.interp(np.linspace(0, 1, geometry.pairs), np.linspace(0, 1, theirs), logs)
     return [
-        Factors.of(np.exp(curve * to_log).tolist(), known.initial_tokens, attention)
+        Factors.of(np.exp(curve).tolist(), known.initial_tokens, at_scale.attention_factor)
         for curve in (by_rotations, by_index)
     ]
 
