@@ -21,7 +21,7 @@ from factor_search.methods.ramps import STEP
 from factor_search.model.geometry import Geometry
 from factor_search.model.loading import load_model
 from factor_search.search.loop import SearchState, search
-from factor_search.search.problem import SearchProblem
+from factor_search.search.problem import FORMS, SearchProblem
 from factor_search.search.selection import finalists
 from factor_search.search.strategies import Strategy
 from factor_search.search.strategies.auto import SETTINGS
@@ -51,6 +51,8 @@ class Plan:
     budget: BudgetSpec
     racing: RacingSpec | bool | None = None
     """As in a job: None means that only ``auto`` races."""
+    forms: tuple[str, ...] = FORMS
+    """Names of the closed forms that the search starts from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +217,8 @@ def _strategy(plan: Plan, place: Workplace) -> tuple[Strategy, float | None]:
         racing=plan.racing,
         seed=plan.seed,
     )
-    return SearchProblem.of(spec, place.geometry).strategy(len(place.samples.search.samples)), spec.racing_error_rate
+    problem = SearchProblem.of(spec, place.geometry, plan.forms)
+    return problem.strategy(len(place.samples.search.samples)), spec.racing_error_rate
 
 
 def settings_of(name: str, strategy: StrategySpec | None) -> str:

@@ -51,9 +51,8 @@ def with_heights(factors: Factors, scale: float, to_scale: float) -> Factors:
 def candidates(here: Searched, there: Searched, place: Workplace) -> dict[str, Factors]:
     """What is compared at one scale, by name; first what was searched there."""
     forms = closed_forms(place.geometry, place.target_length)
-    best = min(
-        forms, key=lambda name: place.evaluate(forms[name], place.samples.validation).loss if name != STEP else 9
-    )
+    published = [name for name in forms if name != STEP]
+    best = min(published, key=lambda name: place.evaluate(forms[name], place.samples.validation).loss)
     return {
         "searched there": here.factors,
         f"of {there.scale:g} times, lambda - 1 in proportion": rescaled(there.factors, there.scale, here.scale),

@@ -25,7 +25,9 @@ from bench.efficiency_tables import bars, bars_table, model_table
 from bench.fresh import SCALES, first_looked_at, names, recipe_of
 from bench.models import bench_model
 from bench.recipes import RECIPES
+from factor_search.methods.ramps import STEP
 from factor_search.model.allocator import keep_freed_memory
+from factor_search.search.problem import FORMS
 from factor_search.spec import (
     AutoSpec,
     BudgetSpec,
@@ -37,6 +39,8 @@ from factor_search.spec import (
     TpeSpec,
 )
 
+PUBLISHED = "auto-published"
+"""``auto`` without the closed form that was fitted to models like these."""
 SPECS: dict[str, StrategySpec | None] = {
     CONTROL: None,
     CONTROL_2: None,
@@ -46,6 +50,7 @@ SPECS: dict[str, StrategySpec | None] = {
     "nsga2": Nsga2Spec(),
     "random": RandomSpec(),
     "auto": AutoSpec(),
+    PUBLISHED: AutoSpec(),
 }
 """Every strategy with its default settings."""
 ROLES = {"develop": "used to design the strategies", "judge": "used only to judge them"}
@@ -63,12 +68,14 @@ def plans(options: argparse.Namespace, full_evaluation: int) -> list[Plan]:
         (CONTROL_2, CONTROL_2, control_seeds, counted),
         ("evolution", "evolution", control_seeds, counted),
         ("auto", "auto", seeds, BudgetSpec()),
+        (PUBLISHED, PUBLISHED, seeds, BudgetSpec()),
         ("auto", f"auto, {options.attainable_evaluations:,}", one_seed, ample),
         ("cma", "cma", one_seed, ample),
         *((kind, kind, seeds, equal) for kind in ("tpe", "nsga2", "random")),
     ]
+    forms = {PUBLISHED: tuple(form for form in FORMS if form != STEP)}
     return [
-        Plan(name=name, strategy=SPECS[kind], seed=seed, budget=budget)
+        Plan(name=name, strategy=SPECS[kind], seed=seed, budget=budget, forms=forms.get(kind, FORMS))
         for kind, name, kind_seeds, budget in rows
         if kind in options.strategies
         for seed in kind_seeds
@@ -141,7 +148,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", nargs="*", metavar="NAME", help=f"default: {', '.join(judges)}, or the fresh ones")
     parser.add_argument("--fresh", type=int, metavar="SEED", help=fresh_help)
     parser.add_argument("--scales", nargs="+", type=int, choices=SCALES, default=[16, 32, 64], help="of fresh judges")
-    parser.add_argument("--strategies", nargs="+", choices=SPECS, default=list(SPECS))
+    parser.add_argument("--strategies", nargs="+", choices=SPECS, default=[name for name in SPECS if name != PUBLISHED])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
         "--control-seeds", nargs="+", type=int, help="of the controls and of evolution (default: the first seed)"

@@ -17,14 +17,14 @@ from factor_search.job import run_job
 from factor_search.measure.evaluation import DIVERGED, Evaluation
 from factor_search.measure.race import Race
 from factor_search.measure.statistics import student_quantile
-from factor_search.report.document import table
+from factor_search.report.document import build_report, table
 from factor_search.report.front import front
 from factor_search.report.page import render
 from factor_search.report.results import write_results
 from factor_search.search.guard import CONFIDENCE, PENALTY, SEARCH_WINDOWS, Guard, cost
 from factor_search.search.loop import SearchState
 from factor_search.search.problem import SearchProblem
-from factor_search.search.selection import JobResult, JobWatcher, search_and_measure
+from factor_search.search.selection import JobResult, JobWatcher, finalists, search_and_measure
 from factor_search.search.short_texts import SHORT, Windows
 from factor_search.spec import JobSpec, parse_spec
 from factor_search.text.samples import Samples, SampleSet, sample_of
@@ -125,6 +125,23 @@ def test_the_price_is_that_of_the_best_candidate_without_the_limit() -> None:
     winner = result.held_out[result.winner]
     known = [one.losses[0] for one in result.state.candidates.values()]
     assert result.state.candidates[best.factors].losses[0] == min(known) < winner.losses[0]
+
+
+def test_a_candidate_without_a_finite_loss_in_short_texts_is_no_finalist() -> None:
+    result = searched(short_window={"at_most": 0.02})
+    state = result.state
+    assert state.guard is not None
+    assert result.winning_factors in finalists(state)
+    state.guard.known[result.winning_factors] = ()
+    assert result.winning_factors not in finalists(state)
+
+
+def test_what_is_not_known_of_short_texts_is_said_so() -> None:
+    result = searched(short_window={"at_most": 0.02})
+    del result.short["none"]
+    short = build_report(result)["short_context"]
+    assert (short["at_most"], short["holds"], short["windows"]) == (0.02, None, None)
+    assert "whether found holds the limit of 0.02 on short texts is not known" in table(build_report(result))
 
 
 def test_a_limit_that_nothing_holds_gives_what_is_least_beyond_it() -> None:
@@ -254,10 +271,14 @@ def test_a_job_with_a_limit_says_whether_it_holds(spec: Callable[..., JobSpec], 
     assert f"at the target length the limit costs {price['difference']:+.4f}" in table(report)
     assert report["taken"]["tokens"] == result.state.tokens + sum(
         sum(one.tokens)
-        for part in (result.validation, result.held_out, result.divergence, {"": result.unlimited})
-        for one in part.values()
+        for part in (
+            [*result.validation.values(), *result.held_out.values(), *result.divergence.values()],
+            [*result.windows, result.unlimited],
+        )
+        for one in part
         if one is not None
     )
+    assert len(result.windows) >= 4
     said = "within the limit of 0.001" if short["holds"] else "BEYOND the limit of 0.001"
     assert said in table(report)
     assert said in render(report)

@@ -106,9 +106,9 @@ def rotation_step(
     log(level s) - jump, and by ``jump`` in half an octave around ``step``; slower pairs have lambda = level s. The
     attention factor is LongRoPE's.
 
-    The constants were fitted (``python -m bench.fit_closed_form``) to five models of one to three million parameters,
-    trained for 64 to 256 tokens and extended by 4 to 64 times without fine-tuning. Nothing is known of other sizes;
-    published factors of large models that were fine-tuned rise earlier.
+    The constants were fitted (``python -m bench.fit_closed_form``, rounded) to four models of one to three million
+    parameters, trained for 64 to 256 tokens and extended by 4 to 64 times without fine-tuning. Nothing is known of
+    other sizes; published factors of large models that were fine-tuned rise earlier.
 
     Args:
         geometry: of the model.

@@ -18,6 +18,7 @@ from factor_search.version import versions as versions
 
 SCHEMA = "factor-search/report@1"
 DIFFERENCE = ("difference", "difference_standard_error")
+"""Keys of a paired difference."""
 NOISE = 2.0
 """Standard errors below which a difference is called none."""
 FOUND = "found"
@@ -117,7 +118,7 @@ def _taken(result: JobResult) -> dict[str, Any]:
     """What the job cost: with stored results, as if each had been computed for it; but not the time in all."""
     parts = [result.validation, result.held_out, result.held_out_text, result.divergence]
     measured = [evaluation for part in parts for evaluation in part.values()]
-    measured += [] if result.unlimited is None else [result.unlimited]
+    measured += result.windows + ([] if result.unlimited is None else [result.unlimited])
     return {
         "seconds": result.seconds,
         "tokens": result.state.tokens + sum(sum(one.tokens) for one in measured),
@@ -161,16 +162,17 @@ def _short_context(result: JobResult) -> dict[str, Any] | None:
 
 def _limit(result: JobResult) -> dict[str, Any]:
     """Whether the winner holds the limit on short texts, if there is one, and what it costs in windows of the held-out
-    documents."""
+    documents; null where a loss there is not known."""
     limit, short = result.problem.spec.short_window, result.short
-    untouched_name = next((name for name in short if name != result.winner), result.winner)
-    if limit is None or result.winner not in short:
+    if limit is None:
         return {}
-    losses, reference = short[result.winner], short[untouched_name]
+    losses, reference = (short.get(name) for name in (result.winner, result.problem.untouched[0]))
+    found: dict[str, Any] = {"at_most": limit.at_most, "holds": None, "windows": None, "price": _price(result)}
+    if not losses or not reference:
+        return found
     mean, error = paired_difference(losses, reference, [1] * len(losses))
     windows = {"difference": mean, "difference_standard_error": finite(error), "documents": len(losses)}
-    price = _price(result)
-    return {"at_most": limit.at_most, "holds": mean <= limit.at_most, "windows": windows, "price": price}
+    return found | {"holds": mean <= limit.at_most, "windows": windows}
 
 
 def _price(result: JobResult) -> dict[str, Any] | None:
@@ -327,6 +329,8 @@ def limit_of_short_texts(report: dict[str, Any]) -> str:
     short = report.get("short_context") or {}
     if short.get("at_most") is None:
         return ""
+    if short["holds"] is None:
+        return f"whether found holds the limit of {short['at_most']:g} on short texts is not known"
     measured = short.get("windows")
     where = f"on the first {short['length']:,} tokens of"  # in reports of earlier versions
     if measured is not None:

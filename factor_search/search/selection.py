@@ -58,6 +58,8 @@ class JobResult:
     short: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Mean loss in windows of the original length, of each held-out document, of the winner and the untouched model by
     name; empty where short texts have no limit."""
+    windows: list[Evaluation] = field(default_factory=list)
+    """All evaluations in such windows, but for those of the search itself."""
     unlimited: Evaluation | None = None
     """On the held-out documents, of the candidate that was best in the search without regard to that limit."""
     divergence: dict[str, Evaluation] = field(default_factory=dict)
@@ -170,7 +172,7 @@ def finalists(state: SearchState) -> list[Factors]:
     on other documents, while the best candidates at the end are very similar to each other. With a limit on short texts
     the best ones leave more and more room below it come first, since other documents decide whether they hold it.
     """
-    measured = [one for one in state.candidates.values() if one.outcome in (OK, PRUNED)]
+    measured = [one for one in state.candidates.values() if state.judged(one).outcome in (OK, PRUNED)]
     with_room = [] if state.guard is None else state.guard.with_room(measured)
     # Most documents first. The sort is stable, so ties keep their order.
     measured.sort(key=lambda one: (-len(one.losses), state.judged(one).summary.loss))
@@ -204,7 +206,7 @@ def _choose(result: JobResult, evaluator: Evaluator, watcher: JobWatcher) -> Non
     if result.state.guard is not None:
         untouched, factors = problem.untouched
         measured = {untouched: factors, winner: result.candidates[winner]}
-        result.short = _short(measured, problem, result.samples.held_out, evaluator)
+        result.short = _short(measured, result, result.samples.held_out, evaluator)
         unlimited = _without_limit(result.state, result.candidates[winner])
         result.unlimited = next(iter(evaluator.evaluate_all([unlimited], result.samples.held_out)))
     short = short_texts(problem, result.samples)
@@ -216,15 +218,11 @@ def _choose(result: JobResult, evaluator: Evaluator, watcher: JobWatcher) -> Non
 
 def _without_limit(state: SearchState, winner: Factors) -> Factors:
     """The candidate with the lowest loss, in pairs with the winner: few were evaluated on all documents."""
+    measured = [one for one in state.candidates.values() if one.outcome in (OK, PRUNED)]
     known = state.candidates.get(winner)
-    if known is None or not known.losses:
-        return winner
-    differences = {
-        one.factors: mean_difference(one.losses, known.losses)
-        for one in state.candidates.values()
-        if one.outcome in (OK, PRUNED)
-    }
-    return min(differences, key=lambda factors: differences[factors])
+    if known is None or not known.losses:  # a closed form that is not in the space
+        return min(measured, key=lambda one: (-len(one.losses), one.summary.loss)).factors
+    return min(measured, key=lambda one: mean_difference(one.losses, known.losses)).factors
 
 
 def _within(guard: Guard, able: list[str], result: JobResult, evaluator: Evaluator) -> list[str]:
@@ -234,18 +232,19 @@ def _within(guard: Guard, able: list[str], result: JobResult, evaluator: Evaluat
     others = {name: result.candidates[name] for name in able if name != untouched} or {untouched: reference}
     parts = (result.samples.search, result.samples.validation)
     deciding = SampleSet("deciding", tuple(sample for part in parts for sample in part.samples))
-    short = _short({untouched: reference} | others, problem, deciding, evaluator)
+    short = _short({untouched: reference} | others, result, deciding, evaluator)
     if untouched not in short or not (measured := {name: short[name] for name in others if name in short}):
         return list(others)
     return guard.within(measured, short[untouched])
 
 
 def _short(
-    candidates: dict[str, Factors], problem: SearchProblem, samples: SampleSet, evaluator: Evaluator
+    candidates: dict[str, Factors], result: JobResult, samples: SampleSet, evaluator: Evaluator
 ) -> dict[str, tuple[float, ...]]:
     """The mean loss in short windows of each document, by name; without those that have no finite loss."""
-    windows = Windows.of(samples, problem.geometry.original_length, OTHER_WINDOWS)
-    evaluations = evaluator.evaluate_all(list(candidates.values()), windows.samples)
+    windows = Windows.of(samples, result.problem.geometry.original_length, OTHER_WINDOWS)
+    evaluations = list(evaluator.evaluate_all(list(candidates.values()), windows.samples))
+    result.windows += evaluations
     found = zip(candidates, evaluations, strict=True)
     return {name: windows.by_document(one) for name, one in found if one.outcome == OK}
 
