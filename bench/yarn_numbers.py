@@ -108,6 +108,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     models = given.models + ([] if given.fresh is None else names(given.fresh, (16, 32, 64)))
+    if not models:
+        parser.error("name models, or give --fresh with a seed")
     for name in models:
         if recipe_of(name).role == "judge":
             print(f"{name}: {first_looked_at(name)}")
