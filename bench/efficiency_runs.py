@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.control_as_shipped import ControlAsShipped
 from bench.control_longrope2 import ControlLongRope2
-from bench.models import bench_model
+from bench.models import BenchModel, bench_model
 from factor_search.factors import Factors
 from factor_search.files.cache import cache_folder
 from factor_search.measure.evaluation import OK, PRUNED, Evaluation, Evaluator
@@ -139,13 +139,15 @@ class Workplace:
 
 @contextmanager
 def workplace(
-    name: str, search_documents: int, validation_documents: int, held_out_documents: int
+    model: str | BenchModel, search_documents: int, validation_documents: int, held_out_documents: int
 ) -> Iterator[Workplace]:
     """One process at a time for each model and choice of search documents: the ledger is locked.
 
-    Held-out documents are as many as wanted, or all that the model has besides the others.
+    A model that is given by its name is trained if it is not in the cache. Held-out documents are as many as wanted, or
+    all that the model has besides the others.
     """
-    model = bench_model(name)
+    if isinstance(model, str):
+        model = bench_model(model)
     documents = model.documents()
     distinct = len({tokens.tobytes() for tokens in documents})
     held_out = min(held_out_documents, max(distinct - search_documents - validation_documents, 1))

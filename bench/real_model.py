@@ -1,9 +1,9 @@
 """A real pretrained model from search to engine: ``python -m bench.real_model --out DIR``.
 
-SmolLM2-135M-Instruct, a GGUF file, is extended from 8,192 to 16,384 tokens: a search on books (or on modules of the
-standard library), perplexity on held-out documents, passkeys and needles before and after, a patched GGUF file, and the
-perplexity that llama.cpp itself computes with it, untouched, with YaRN, and with the found factors. Every step is kept
-in the folder; the same command continues. Two cores take hours; ``--steps`` runs some of them.
+SmolLM2-135M-Instruct, a GGUF file, is extended from 8,192 to 16,384 tokens, or to another target: a search on books (or
+on modules of the standard library), perplexity on held-out documents, passkeys and needles before and after, a patched
+GGUF file, and the perplexity that llama.cpp itself computes with it, untouched, with YaRN, and with the found factors.
+Every step is kept in the folder; the same command continues. Two cores take hours; ``--steps`` runs some of them.
 """
 
 import argparse
@@ -51,8 +51,8 @@ class Setting:
     out: Path
     target: int
     candidates: int
-    documents: int
-    """Held-out documents."""
+    documents: tuple[int, int, int]
+    """For search, validation and held-out."""
     baselines: tuple[str, ...]
     """Closed forms that are measured beside what was found."""
 
@@ -65,7 +65,8 @@ class Setting:
         """The search; its paths are links in the folder, so that its evaluations serve on any machine."""
         spec: dict[str, Any] = pretrained(Path(MODEL), self.candidates)
         spec |= {"target_length": self.target, "baselines": list(self.baselines)}
-        data: dict[str, Any] = dict(spec["data"]) | {"held_out_documents": self.documents}
+        parts = ("search_documents", "validation_documents", "held_out_documents")
+        data: dict[str, Any] = dict(spec["data"]) | dict(zip(parts, self.documents, strict=True))
         if BOOKS.is_dir():
             data |= {
                 "files": [f"texts/{name}" for name in SEARCHED],
@@ -210,19 +211,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/smollm2"))
     parser.add_argument("--target", type=int, default=16_384, help="on a GPU up to 65536")
     parser.add_argument("--candidates", type=int, default=24)
-    parser.add_argument("--documents", type=int, default=8, help="held-out documents")
+    documents_help = "for search, validation and held-out"
+    parser.add_argument("--documents", type=int, nargs=3, default=[2, 2, 8], metavar="N", help=documents_help)
     parser.add_argument("--baselines", nargs="+", default=["none", "yarn"], help="closed forms to compare with")
     parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS))
     arguments = parser.parse_args()
     setting = Setting(
-        arguments.out, arguments.target, arguments.candidates, arguments.documents, tuple(arguments.baselines)
+        arguments.out,
+        arguments.target,
+        arguments.candidates,
+        tuple(arguments.documents),
+        tuple(arguments.baselines),
     )
     setting.enter()
     for name in arguments.steps:
         file = Path(f"{name}.json")
-        asked = {key: value for key, value in vars(setting).items() if key != "out"} | {
-            "baselines": list(setting.baselines)
-        }
+        values = {key: value for key, value in vars(setting).items() if key != "out"}
+        asked = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
         if not file.exists() or read_json(file, RuntimeError)["asked"] != asked:
             write_json(file, {"asked": asked, **STEPS[name](setting)})
         print(json.dumps({name: read_json(file, RuntimeError)}, indent=1)[:4000], flush=True)

@@ -26,10 +26,13 @@ from bench.fit_closed_form import FORMS, Fitted, drawn
 from bench.fresh import RECORD, SCALES, first_looked_at, fresh_judge, names, recipe_of
 from bench.racing import highest_rate, replay, stopped_after
 from bench.recipes import RECIPES
+from bench.shape import shape_of
 from bench.yarn_numbers import Kept
 from factor_search.factors import Factors
 from factor_search.measure.evaluation import OK, Evaluation
 from factor_search.measure.race import Race
+from factor_search.methods import closed_form
+from factor_search.methods.ramps import rotation_step
 from factor_search.spec import AutoSpec, BudgetSpec, EvolutionSpec
 from factor_search.text.samples import Samples, SampleSet
 from tests.synthetic import SAMPLES, SyntheticEvaluator, geometry
@@ -108,6 +111,16 @@ def test_constants_are_drawn_evenly_within_the_box_and_always_the_same() -> None
     assert np.all(near <= high)
     fitted = Fitted(4.0, "yarn", 2.0, [1.5, 1.0, 3.0])
     assert fitted.left.tolist() == [0.5, 0.0, 2.0]
+
+
+@pytest.mark.parametrize("constants", [(-0.6, 1.0, 0.9, 2.5), (-0.3, 1.6, 0.7, 3.5)])
+def test_the_shape_of_factors_is_found_again(constants: tuple[float, ...]) -> None:
+    model = geometry(pairs=32)
+    shape, distance = shape_of(rotation_step(model, 4096, *constants), model, 4096)
+    assert distance < 0.03
+    assert np.allclose(shape, constants, atol=0.15)
+    _, none = shape_of(closed_form("pi", model, 4096), model, 4096)
+    assert none > 0.3, "PI has no such shape"
 
 
 class TestForGood:
