@@ -130,7 +130,7 @@ def test_the_best_of_the_first_generation_continue_to_more_documents() -> None:
     objective = ManyDocuments(OPTIMA["ramp"])
     _, (first, second, *_) = run(objective, 8, worth(20, 8))
     ranked = sorted(first.candidates, key=lambda factors: objective.document_loss(factors, 0))
-    assert (first.documents, second.documents) == (1, SETTINGS.profile_documents[0])
+    assert (first.documents, second.documents) == (1, SETTINGS.profile_searches[0].documents)
     assert second.candidates == tuple(ranked[:PROMOTED])
 
 
@@ -278,6 +278,20 @@ def test_initial_tokens_that_help_are_found() -> None:
     space, objective = space_of(initial_tokens=[0, 4, 16, 64]), ManyDocuments(STEP, initial_tokens=16)
     state, _ = run(objective, 4, worth(20, 4), space)
     assert best_of(state).initial_tokens == 16
+
+
+@pytest.mark.parametrize("initial_tokens", [0, 8, 64])
+def test_at_large_scales_few_numbers_of_initial_tokens_are_tried(initial_tokens: int) -> None:
+    choices = [0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64]
+    target = 32 * GEOMETRY.original_length
+    space = SearchSpace.build(SpaceSpec(upper_bound=8.0, initial_tokens=choices), GEOMETRY, target)
+    objective = ManyDocuments((np.array(STEP) * 4).tolist(), initial_tokens=initial_tokens)
+    state, generations = run(objective, 8, worth(30, 8), space)
+    tried = [{factors.initial_tokens for factors in one.candidates} for one in generations]
+    swept = next(number for number, counts in enumerate(tried) if counts != {0})
+    assert tried[swept] >= {64, 20, 4}, "every fourth"
+    assert len(set().union(*tried[: swept + 6])) <= 8
+    assert best_of(state).initial_tokens == initial_tokens
 
 
 def test_profiles_known_with_other_initial_tokens_still_guide_the_search() -> None:

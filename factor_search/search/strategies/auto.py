@@ -4,8 +4,9 @@
    document; two more where a model has pairs with more than 64 rotations, four more where short texts have a limit, and
    four more for scales of twelve and more.
 2. Search profiles of four numbers with a Gaussian process, on two documents.
-3. Vary the initial tokens and the attention factor of the best candidate, where the space has choices.
-4. Search profiles again, on four documents.
+3. Vary the initial tokens and the attention factor of the best candidate, where the space has choices. At scales of
+   twelve and more, every fourth number of initial tokens, and then those beside the best.
+4. Search profiles again, on four documents. At scales of twelve and more, longer and on two documents first.
 5. Scale down the pairs before the step of the best candidate, and take the pair in the middle of the step out of it at
    scales of twelve and more.
 6. Search curves of up to eight numbers around the best candidate with the Gaussian process, on four documents and then
@@ -17,7 +18,7 @@
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import cmaes
 import numpy as np
@@ -32,6 +33,7 @@ from factor_search.search.strategies.profile import (
     FAR,
     FAR_BOUNDS,
     LARGE_SCALE,
+    LARGE_SCALE_WIDTHS,
     SHORT_TEXTS,
     WIDTHS,
     Profile,
@@ -44,15 +46,30 @@ from factor_search.search.strategies.profile import (
 from factor_search.search.strategies.progressive import PROMOTED, Phase, Progressive, Vector
 
 
+@dataclass(frozen=True)
+class ProfileSearch:
+    """One search of profiles."""
+
+    documents: int
+    generations: int
+    radius: float
+    """First radius of the trust region, in the widths of each number."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings of ``auto``, the same for every model."""
 
-    profile_documents: tuple[int, int] = (2, 4)
-    """Documents of the first and the second search of profiles."""
-    profile_generations: tuple[int, int] = (3, 2)
-    profile_radius: tuple[float, float] = (1.0, 0.5)
-    """First radius of the trust region, in the widths of each number."""
+    profile_searches: tuple[ProfileSearch, ...] = (ProfileSearch(2, 3, 1.0), ProfileSearch(4, 2, 0.5))
+    """The initial tokens and the attention factor are varied after the first of them."""
+    large_scale_profile_searches: tuple[ProfileSearch, ...] = (
+        ProfileSearch(2, 3, 1.0),
+        ProfileSearch(2, 5, 0.7),
+        ProfileSearch(4, 1, 0.5),
+    )
+    """The same for scales of twelve and more, where losses are more rugged."""
+    initial_tokens_strides: tuple[int, ...] = (4, 2, 1)
+    """Distances in the list of choices at which numbers of initial tokens are tried at such scales."""
     sweep_documents: int = 2
     """Documents on which all variants of the best candidate are evaluated first."""
     before_step_shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
@@ -115,20 +132,29 @@ class Auto(Progressive):
         self._profiles: dict[tuple[float, ...], Vector] = {}
         """The four numbers of each profile, by its rescale factors."""
 
+    @property
+    def _large(self) -> bool:
+        return self._space.scale >= LARGE_SCALE
+
     def _search(self) -> Phase:
-        first, second = (min(count, self._documents) for count in self._settings.profile_documents)
-        generations, radius = self._settings.profile_generations, self._settings.profile_radius
+        first, *others = self._profile_searches()
         yield from self._evaluate([*self._seeds, *self._first_profiles()], 1)
-        yield from self._search_profiles(first, generations[0], radius[0])
-        yield from self._sweep_initial_tokens(first)
-        yield from self._sweep_attention(first)
-        yield from self._search_profiles(second, generations[1], radius[1])
-        yield from self._sweep_before_step(second)
+        yield from self._search_profiles(first)
+        yield from self._sweep_initial_tokens(first.documents)
+        yield from self._sweep_attention(first.documents)
+        for search in others:
+            yield from self._search_profiles(search)
+        yield from self._sweep_before_step(others[-1].documents)
         yield from self._search_curves()
         yield from self._sweep_before_step(self._documents)
         yield from self._sweep_initial_tokens(self._documents)
         yield from self._sweep([factors for factors in self._later if factors not in self._known], self._documents)
         yield from self._polish()
+
+    def _profile_searches(self) -> list[ProfileSearch]:
+        settings = self._settings
+        searches = settings.large_scale_profile_searches if self._large else settings.profile_searches
+        return [replace(search, documents=min(search.documents, self._documents)) for search in searches]
 
     def _first_profiles(self) -> list[Factors]:
         initial_tokens, choices = self._space.initial_tokens[0], self._space.attention_factors
@@ -146,15 +172,17 @@ class Auto(Progressive):
         self._profiles[factors.rescale_factors] = np.array(astuple(profile))
         return factors
 
-    def _search_profiles(self, documents: int, generations: int, radius: float) -> Phase:
+    def _search_profiles(self, search: ProfileSearch) -> Phase:
         """Search profiles with the initial tokens and the attention factor of the best candidate."""
         bounds = FAR_BOUNDS if reaches_far(self._space) else BOUNDS
+        widths = LARGE_SCALE_WIDTHS if self._large else WIDTHS
+        documents, radius = search.documents, search.radius
         yield from self._promote(documents)
-        for _ in range(generations):
+        for _ in range(search.generations):
             best = self._best(documents)
             losses = self._losses_like(best, documents)
             known = [(vector, losses[shape]) for shape, vector in self._profiles.items() if shape in losses]
-            vectors = self._proposals(known, WIDTHS, bounds, radius)
+            vectors = self._proposals(known, widths, bounds, radius)
             made = [self._of_profile(Profile(*v), best.initial_tokens, best.attention_factor) for v in vectors]
             improved = yield from self._improve(made, documents)
             radius = min(1.3 * radius, 1.5) if improved else 0.7 * radius
@@ -179,7 +207,7 @@ class Auto(Progressive):
     def _search_curves(self) -> Phase:
         settings = self._settings
         smallest, radius, largest = settings.curve_radius
-        least = min(settings.profile_documents[0], self._documents)
+        least = self._profile_searches()[0].documents
         between = [count for count in rungs(self._documents) if count > least]
         plan = [(count, settings.curve_generations_on_fewer) for count in between] + [(self._documents, 0)]
         yield from self._promote(plan[0][0])
@@ -202,8 +230,20 @@ class Auto(Progressive):
                 done, without = done + 1, 0 if improved else without + 1
 
     def _sweep_initial_tokens(self, documents: int) -> Phase:
+        choices = self._space.initial_tokens
+        if not self._large:
+            yield from self._sweep_choices(choices, documents)
+            return
+        first, *others = self._settings.initial_tokens_strides
+        yield from self._sweep_choices(choices[::-first], documents)
+        for stride in others:
+            at = choices.index(self._best(documents).initial_tokens)
+            beside = [choices[place] for place in (at - stride, at + stride) if 0 <= place < len(choices)]
+            yield from self._sweep_choices(beside, documents)
+
+    def _sweep_choices(self, initial_tokens: Sequence[int], documents: int) -> Phase:
         best = self._best(documents)
-        others = [Factors(best.rescale_factors, n, best.attention_factor) for n in self._space.initial_tokens]
+        others = [Factors(best.rescale_factors, count, best.attention_factor) for count in initial_tokens]
         yield from self._sweep([factors for factors in others if factors != best], documents)
 
     def _sweep_attention(self, documents: int) -> Phase:
@@ -217,7 +257,7 @@ class Auto(Progressive):
     def _sweep_before_step(self, documents: int) -> Phase:
         best = self._best(documents)
         scaled = [scaled_before_step(self._space, best, share) for share in self._settings.before_step_shares]
-        if self._space.scale >= LARGE_SCALE:
+        if self._large:
             scaled += sharpened(self._space, best)
         yield from self._sweep([factors for factors in scaled if factors != best], documents)
 

@@ -103,6 +103,8 @@ FLAT = 0.02
 """Height, log lambda / log s, below which a curve has not begun to rise."""
 WIDTHS = np.array([0.5, 0.15, 0.12, 1.0])
 """Distance in each number that changes the loss by about the same amount."""
+LARGE_SCALE_WIDTHS = np.array([0.35, 0.1, 0.08, 0.7])
+"""The same for scales of :data:`LARGE_SCALE` and more, where a height is more of lambda and losses are more rugged."""
 
 
 def reaches_far(space: SearchSpace) -> bool:
