@@ -9,6 +9,8 @@ import argparse
 import json
 import math
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -94,13 +96,22 @@ def in_processes(names: list[str], jobs: int, work: Callable[[str], Any]) -> lis
     for name in names:
         bench_model(name)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(jobs, context, initializer=_prepare) as pool:
         return list(pool.map(work, names))
 
 
-def _one_thread() -> None:
+def _prepare() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed benchmark would otherwise leave this process, which holds the ledger."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def write(models: list[ModelRuns], options: argparse.Namespace, out: Path) -> None:
