@@ -14,7 +14,6 @@ from factor_search.factors import Factors
 from factor_search.search.space import Genome, SearchSpace
 from factor_search.search.strategies.profile import (
     BOUNDS,
-    FAR,
     FAR_BOUNDS,
     FIRST,
     LARGE_SCALE,
@@ -63,7 +62,7 @@ def bases(draw: st.DrawFn, space: SearchSpace) -> Factors:
 @settings(deadline=None)
 @given(spaces, st.tuples(*(st.floats(low, high) for low, high in FAR_BOUNDS.tolist())))
 def test_every_profile_is_a_candidate_in_the_space(space: SearchSpace, values: tuple[float, ...]) -> None:
-    for profile in (Profile(*values), *first_profiles(space.scale), *FAR, *SHORT_TEXTS):
+    for profile in (Profile(*values), *first_profiles(space), *SHORT_TEXTS):
         factors = profile.factors(space, 4, 1.1)
         assert contains(space, factors)
         assert is_monotone(factors)
@@ -71,8 +70,10 @@ def test_every_profile_is_a_candidate_in_the_space(space: SearchSpace, values: t
 
 
 def test_the_first_profiles_are_within_the_bounds() -> None:
-    large = [(first_profiles(scale), BOUNDS) for scale in (LARGE_SCALE, 16.0, 64.0, 256.0)]
-    for profiles, bounds in ((FIRST, BOUNDS), (FAR, FAR_BOUNDS), (SHORT_TEXTS, BOUNDS), *large):
+    scales = (4.0, LARGE_SCALE, 16.0, 64.0, 256.0)
+    near = [(first_profiles(small_model(scale)), BOUNDS) for scale in scales]
+    far = [(first_profiles(space_of(64, 500_000.0, 131_072.0, scale)), FAR_BOUNDS) for scale in scales]
+    for profiles, bounds in ((FIRST, BOUNDS), (SHORT_TEXTS, BOUNDS), *near, *far):
         for profile in profiles:
             values = [profile.step, profile.before_step, profile.level, profile.start]
             assert all(low <= value <= high for value, (low, high) in zip(values, bounds, strict=True))
@@ -208,14 +209,32 @@ def test_knots_stand_where_pairs_make_few_rotations() -> None:
     assert last[-1] == pytest.approx(8**0.5, abs=0.006)
 
 
+def small_model(scale: float) -> SearchSpace:
+    """Of 256 tokens and a base of 10,000, whose fastest pair makes 41 rotations."""
+    return space_of(32, 10_000.0, 256.0, scale)
+
+
 def test_first_profiles_of_small_scales_are_those_of_earlier_versions() -> None:
-    assert first_profiles(8.0) == FIRST
-    assert first_profiles(LARGE_SCALE)[-len(FIRST) :] == FIRST
+    assert first_profiles(small_model(8.0)) == FIRST
+    assert first_profiles(small_model(LARGE_SCALE))[-len(FIRST) :] == FIRST
+
+
+@pytest.mark.parametrize("original", [4096.0, 8192.0, 131_072.0])
+def test_where_pairs_make_many_rotations_the_first_profiles_rise_from_the_fastest_on(original: float) -> None:
+    space = space_of(64, 500_000.0, original, 4.0)
+    first, second, third, *_ = first_profiles(space)
+    for profile in (first, second):
+        factors = profile.factors(space, 0, 1.0).rescale_factors
+        assert 1.0 < factors[4] < factors[8] < factors[16], "no pair but the fastest keeps its frequency"
+        assert factors[0] == 1.0
+    within = sum(rotations > max(space.rotations) / 4 for rotations in space.rotations)
+    assert set(third.factors(space, 0, 1.0).rescale_factors[:within]) == {1.0}
+    assert third.factors(space, 0, 1.0).rescale_factors[within + 2] > 1.0
 
 
 def test_first_profiles_of_large_scales_jump_by_a_factor_whatever_the_scale() -> None:
     for scale in (16.0, 64.0):
-        first, *_ = first_profiles(scale)
+        first, *_ = first_profiles(small_model(scale))
         assert (first.level - first.before_step) * math.log(scale) == pytest.approx(1.0)
         assert first.level == 1.0
 

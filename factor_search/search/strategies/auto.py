@@ -1,8 +1,8 @@
 """The default strategy: it starts with few parameters on few documents, and increases both.
 
 1. Evaluate closed forms, known factors and twelve profiles (:mod:`factor_search.search.strategies.profile`) on one
-   document; two more where a model has pairs with more than 64 rotations, four more where short texts have a limit, and
-   four more for scales of twelve and more.
+   document: five others and seven of these where a model has pairs with more than 64 rotations, four more where short
+   texts have a limit, and four more for scales of twelve and more.
 2. Search profiles of four numbers with a Gaussian process, on two documents.
 3. Vary the initial tokens and the attention factor of the best candidate, where the space has choices. At scales of
    twelve and more, every fourth number of initial tokens, and then those beside the best.
@@ -30,7 +30,6 @@ from factor_search.search.space import SearchSpace
 from factor_search.search.strategies.contract import Check, Generation, Result, no_check
 from factor_search.search.strategies.profile import (
     BOUNDS,
-    FAR,
     FAR_BOUNDS,
     LARGE_SCALE,
     LARGE_SCALE_WIDTHS,
@@ -160,9 +159,7 @@ class Auto(Progressive):
         initial_tokens, choices = self._space.initial_tokens[0], self._space.attention_factors
         usual = self._space.first_attention or yarn_attention_factor(self._space.scale)
         attention = min(choices, key=lambda factor: abs(factor - usual))
-        profiles = first_profiles(self._space.scale)
-        if reaches_far(self._space):
-            profiles = (*profiles, *FAR)
+        profiles = first_profiles(self._space)
         if self._space.first_attention is not None:
             profiles = (*SHORT_TEXTS, *profiles)
         return [self._of_profile(profile, initial_tokens, attention) for profile in profiles]

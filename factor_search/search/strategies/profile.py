@@ -72,22 +72,40 @@ _LARGE = (
 scales, and the best of three models at 16, 32 and 64 times (``python -m bench.fit_closed_form``)."""
 
 
-def first_profiles(scale: float) -> tuple[Profile, ...]:
+FAR_ROTATIONS = 64.0
+"""Pretrained models, whose pairs make more rotations, want factors that rise from the fastest pairs on."""
+_FAR = (
+    (-1.5, 0.8, 1.0, 0.0),
+    (-3.0, 0.92, 1.1, 0.0),
+    (0.5, 1.0, 1.0, 2.0),
+    (-0.6, 0.5, 0.9, 0.0),
+    (3.0, 1.1, 1.15, 0.0),
+)
+"""First profiles of such models: step, height before it, level, and how many octaves behind the fastest pair the height
+begins to rise. The best that were tried on SmolLM2 at four times; the second is about a raised base, the third
+LongRoPE's for LLaMA2 at 256k tokens, the last Phi-3's."""
+FIRST_IF_FAR = 7
+"""Of :data:`FIRST`, so many follow them."""
+
+
+def first_profiles(space: SearchSpace) -> tuple[Profile, ...]:
     """The first profiles of a search, evaluated with the closed forms."""
-    if scale < LARGE_SCALE:
-        return FIRST
+    large = _large(space.scale) if space.scale >= LARGE_SCALE else ()
+    if not reaches_far(space):
+        return (*large, *FIRST)
+    fastest = math.log2(max(space.rotations))
+    far = (Profile(step, before, level, fastest - octaves) for step, before, level, octaves in _FAR)
+    return (*far, *large, *FIRST[:FIRST_IF_FAR])
+
+
+def _large(scale: float) -> tuple[Profile, ...]:
     unit = math.log(scale)
-    large = (
+    return tuple(
         Profile(step, (math.log(level * scale) - jump) / unit, math.log(level * scale) / unit, start)
         for step, jump, level, start in _LARGE
     )
-    return (*large, *FIRST)
 
 
-FAR_ROTATIONS = 64.0
-"""Published vectors of models with pairs that make more rotations rise before them (Phi-3, LongRoPE2's LLaMA3)."""
-FAR = (Profile(0.5, 1.0, 1.0, 8.0), Profile(3.0, 1.1, 1.15, 9.0))
-"""More first profiles for such models: about LongRoPE's for LLaMA2 at 256k tokens, and Phi-3's."""
 SHORT_TEXTS = (
     Profile(-0.6, 0.0, 0.8, 2.5),
     Profile(-0.6, 0.0, 0.5, 2.5),
