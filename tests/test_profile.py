@@ -24,6 +24,7 @@ from factor_search.search.strategies.profile import (
     reaches_far,
     scaled_before_step,
     sharpened,
+    softened,
 )
 from tests.synthetic import contains, is_monotone
 
@@ -247,6 +248,24 @@ def test_the_pair_in_the_middle_of_the_step_is_taken_out_of_it(space: SearchSpac
     for factors in found:
         assert contains(space, factors)
         assert is_monotone(factors)
+
+
+def test_a_pair_beside_the_step_is_moved_into_it() -> None:
+    base = Factors.of([1.0, 1.5, 2.0, 8.0, 8.0, *[9.0] * 27], 4, 1.0)
+    space = small_model(16.0)
+    before_up, behind_down, *_ = softened(space, base, (0.5, 0.25))
+    assert before_up.rescale_factors[:4] == pytest.approx([1.0, 1.5, 4.0, 8.0], abs=0.006)
+    assert behind_down.rescale_factors[:5] == pytest.approx([1.0, 1.5, 2.0, 4.0, 8.0], abs=0.006)
+
+
+@given(spaces, st.data())
+def test_moved_pairs_stay_in_the_space(space: SearchSpace, data: st.DataObject) -> None:
+    base = data.draw(bases(space))
+    if space.pairs > 1:
+        for factors in softened(space, base, (0.25, 0.5)):
+            assert contains(space, factors)
+            assert is_monotone(factors)
+            assert sum(a != b for a, b in zip(base.rescale_factors, factors.rescale_factors, strict=True)) <= 1
 
 
 def test_the_middle_is_the_pair_with_a_rise_on_both_sides() -> None:

@@ -7,8 +7,8 @@
 3. Vary the initial tokens and the attention factor of the best candidate, where the space has choices. At scales of
    twelve and more, every fourth number of initial tokens, and then those beside the best.
 4. Search profiles again, on four documents. At scales of twelve and more, longer and on two documents first.
-5. Scale down the pairs before the step of the best candidate, and take the pair in the middle of the step out of it at
-   scales of twelve and more.
+5. Scale down the pairs before the step of the best candidate. At scales of twelve and more, take the pair in the
+   middle of the step out of it, and move one of the pairs beside it into it (that is tried after 2, too).
 6. Search curves of up to eight numbers around the best candidate with the Gaussian process, on four documents and then
    on all.
 7. Repeat 5 and the variation of the initial tokens, and try the closed forms that are not usual.
@@ -41,6 +41,7 @@ from factor_search.search.strategies.profile import (
     reaches_far,
     scaled_before_step,
     sharpened,
+    softened,
 )
 from factor_search.search.strategies.progressive import PROMOTED, Phase, Progressive, Vector
 
@@ -73,8 +74,10 @@ class Settings:
     """Documents on which all variants of the best candidate are evaluated first."""
     before_step_shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
     """Factors of log lambda at the pairs before the step of the best candidate."""
+    into_step_shares: tuple[float, ...] = (0.25, 0.5)
+    """Shares of the step by which a pair beside it is moved into it, at scales of twelve and more."""
     before_step_rounds: int = 2
-    """After how many rounds of CMA-ES these factors are tried again."""
+    """After how many rounds of CMA-ES all this is tried again."""
     curve_knots: int = 7
     curve_width: float = 0.1
     """Change of a rise that has a noticeable effect, in log lambda / log s."""
@@ -139,13 +142,14 @@ class Auto(Progressive):
         first, *others = self._profile_searches()
         yield from self._evaluate([*self._seeds, *self._first_profiles()], 1)
         yield from self._search_profiles(first)
+        yield from self._sweep_beside_step(first.documents)
         yield from self._sweep_initial_tokens(first.documents)
         yield from self._sweep_attention(first.documents)
         for search in others:
             yield from self._search_profiles(search)
-        yield from self._sweep_before_step(others[-1].documents)
+        yield from self._sweep_step(others[-1].documents)
         yield from self._search_curves()
-        yield from self._sweep_before_step(self._documents)
+        yield from self._sweep_step(self._documents)
         yield from self._sweep_initial_tokens(self._documents)
         yield from self._sweep([factors for factors in self._later if factors not in self._known], self._documents)
         yield from self._polish()
@@ -251,12 +255,19 @@ class Auto(Progressive):
             [Factors(best.rescale_factors, best.initial_tokens, choices[i]) for i in near], documents
         )
 
-    def _sweep_before_step(self, documents: int) -> Phase:
+    def _sweep_step(self, documents: int) -> Phase:
         best = self._best(documents)
         scaled = [scaled_before_step(self._space, best, share) for share in self._settings.before_step_shares]
         if self._large:
             scaled += sharpened(self._space, best)
         yield from self._sweep([factors for factors in scaled if factors != best], documents)
+        yield from self._sweep_beside_step(documents)
+
+    def _sweep_beside_step(self, documents: int) -> Phase:
+        if self._large and self._space.pairs > 1:
+            best = self._best(documents)
+            moved = softened(self._space, best, self._settings.into_step_shares)
+            yield from self._sweep([factors for factors in moved if factors != best], documents)
 
     def _sweep(self, others: list[Factors], documents: int) -> Phase:
         """Evaluate variants of the best candidate on few documents, and those that are not worse on more documents.
@@ -278,7 +289,7 @@ class Auto(Progressive):
             found_new = yield from self._polish_once(round_)
             fruitless = 0 if found_new else fruitless + 1
             if round_ < self._settings.before_step_rounds:
-                yield from self._sweep_before_step(self._documents)
+                yield from self._sweep_step(self._documents)
             if round_ == 0:
                 yield from self._sweep_initial_tokens(self._documents)
                 yield from self._sweep_attention(self._documents)

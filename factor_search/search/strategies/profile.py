@@ -172,6 +172,29 @@ def sharpened(space: SearchSpace, factors: Factors) -> list[Factors]:
     return found
 
 
+def softened(space: SearchSpace, factors: Factors, shares: Sequence[float]) -> list[Factors]:
+    """Move one pair beside the steepest rise into it: the pair before it upwards, or the pair behind it downwards.
+
+    A profile has no number for it where pairs lie an octave apart, and curves did not find it.
+
+    Args:
+        space: space of the result.
+        factors: factors that do not decrease with the pair, of two pairs or more.
+        shares: of the rise in log lambda, by which the pair is moved.
+    """
+    logs = np.log(factors.rescale_factors)
+    rises = np.diff(logs)
+    before = int(np.argmax(rises))
+    found = []
+    for share in shares:
+        for pair, sign in ((before, 1), (before + 1, -1)):
+            heights = logs.copy()
+            heights[pair] += sign * share * rises[before]
+            heights = heights / math.log(space.scale)
+            found.append(in_space(space, heights, factors.initial_tokens, factors.attention_factor))
+    return found
+
+
 class Steps:
     """Non-decreasing curves through knots around a base curve: each number is the rise to the next knot, at least 0.
 
