@@ -129,7 +129,7 @@ def tuned(model: BenchModel, factors: Factors, steps: int) -> BenchModel:
     folder = cache_folder("bench") / f"tuned-{hash_of(recipe):08x}-{steps}-{factors.sha256[:12]}"
     loaded = load_model(ModelSpec(id=str(model.folder), device="cpu"))
     result = finetune(loaded, documents, factors, recipe.target, spec, folder)
-    untouched = folder / "untouched"
+    untouched = folder / f"untouched-{folder.name}"  # the name of its ledger, too
     if not untouched.exists():
         building = folder / "building"
         shutil.rmtree(building, ignore_errors=True)
