@@ -206,6 +206,20 @@ def run_search(plan: Plan, place: Workplace) -> tuple[SearchState, list[tuple[in
     return state, changes
 
 
+def search_of(spec: JobSpec, place: Workplace) -> tuple[SearchState, SearchProblem]:
+    """Run the search of a specification, of which the model and the documents are those of the workplace."""
+    problem = SearchProblem.of(spec, place.geometry)
+    state = search(
+        problem.strategy(len(place.samples.search.samples)),
+        place.evaluator,
+        place.samples.search,
+        spec.budget,
+        error_rate=spec.racing_error_rate,
+        original_length=place.geometry.original_length,
+    )
+    return state, problem
+
+
 def _strategy(plan: Plan, place: Workplace) -> tuple[Strategy, float | None]:
     """The strategy as a job would build it, and the error rate of its races."""
     if plan.strategy is None:

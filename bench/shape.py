@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from bench.efficiency_runs import Measured, Workplace, measured, workplace
+from bench.efficiency_runs import Measured, Workplace, measured, search_of, workplace
 from bench.fit_closed_form import FORMS, Constants
 from bench.models import BenchModel, bench_model, hash_of
 from bench.recipes import SHIPPED
@@ -29,8 +29,6 @@ from factor_search.methods import closed_forms
 from factor_search.methods.ramps import STEP, rotation_step
 from factor_search.model.geometry import Geometry
 from factor_search.model.loading import load_model
-from factor_search.search.loop import search
-from factor_search.search.problem import SearchProblem
 from factor_search.search.selection import finalists
 from factor_search.spec import ModelSpec, parse_spec
 from factor_search.testbed.corpus import training_documents
@@ -106,15 +104,7 @@ def found_by_search(place: Workplace, seed: int) -> Factors:
     """The finalist that is best on validation documents."""
     document = {"model": "bench", "data": ["bench"], "target_length": place.target_length}
     spec = parse_spec(document | {"name": "shape", "space": {"initial_tokens": [0]}, "seed": seed})
-    problem = SearchProblem.of(spec, place.geometry)
-    state = search(
-        problem.strategy(len(place.samples.search.samples)),
-        place.evaluator,
-        place.samples.search,
-        spec.budget,
-        error_rate=spec.racing_error_rate,
-        original_length=place.geometry.original_length,
-    )
+    state, _ = search_of(spec, place)
     return min(finalists(state), key=lambda one: place.evaluate(one, place.samples.validation).loss)
 
 

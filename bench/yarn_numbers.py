@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from bench.efficiency_runs import Measured, Plan, Workplace, finalist_of, measured, run_search, workplace
+from bench.efficiency_runs import Measured, Plan, Workplace, finalist_of, measured, run_search, search_of, workplace
 from bench.fresh import first_looked_at, names, recipe_of
 from bench.search_efficiency import in_processes
 from factor_search.factors import Factors
 from factor_search.measure.statistics import paired_difference
 from factor_search.methods import closed_form
-from factor_search.search.loop import search
 from factor_search.search.problem import SearchProblem
 from factor_search.spec import AutoSpec, BudgetSpec, parse_spec
 
@@ -87,15 +86,7 @@ def approximated(found: Factors, place: Workplace) -> tuple[Factors, SearchProbl
     document = {"name": "numbers", "model": "bench", "data": ["bench"], "target_length": place.target_length}
     document |= {"space": {"form": "yarn"}, "budget": CANDIDATES, "warm_start": {"factors": [known]}}
     spec = parse_spec(document)
-    problem = SearchProblem.of(spec, place.geometry)
-    state = search(
-        problem.strategy(len(place.samples.search.samples)),
-        place.evaluator,
-        place.samples.search,
-        spec.budget,
-        error_rate=spec.racing_error_rate,
-        original_length=place.geometry.original_length,
-    )
+    state, problem = search_of(spec, place)
     return finalist_of(state, place, problem.may_win), problem
 
 

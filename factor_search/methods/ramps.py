@@ -108,8 +108,8 @@ def rotation_step(
 
     The constants were fitted (``python -m bench.fit_closed_form``, rounded) to four models of one to three million
     parameters, trained for 64 to 256 tokens and extended by 4 to 64 times without fine-tuning. It is a form for such
-    models only: on SmolLM2 (135 million parameters, 8,192 tokens, four times) every usual form but PI is better, and
-    what is good rises from the fastest pair on, as published factors of large models do.
+    models only: on SmolLM2 (135 million parameters, 8,192 tokens, four times) every usual form that scales is better
+    but PI, and what is good rises from the fastest pair on, as published factors of large models do.
 
     Args:
         geometry: of the model.
