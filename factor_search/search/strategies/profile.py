@@ -83,7 +83,7 @@ _FAR = (
 )
 """First profiles of such models: step, height before it, level, and how many octaves behind the fastest pair the height
 begins to rise. On SmolLM2 at four times the first four are better than YaRN; the second is about a raised base, the
-third about LongRoPE's for LLaMA2 at 256k tokens. The last, about Phi-3's, is not, but such factors were trained with."""
+third about LongRoPE's for LLaMA2 at 256k tokens. The last, about Phi-3's, is not, but models were trained with it."""
 FIRST_IF_FAR = 7
 """Of :data:`FIRST`, so many follow them."""
 
