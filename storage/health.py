@@ -71,10 +71,14 @@ class Probe:
         """The condition now; takes a few milliseconds, at most about as long as the limits above together."""
         found = self._looked()
         if found.fault is not None:
-            try:
-                self._requests.check_file()  # that is gone since, which shows itself in many ways
+            try:  # what is gone since the look began shows itself in many ways
+                self._requests.check_file()
+                if self._journal is not None and self._own.file is not None:
+                    self._check_journal(self._own.file)
             except MissingDatabaseError as error:
                 return Condition(self._reason(error), one_line(error), found.coordinators)
+            except _FaultError as fault:
+                return Condition(fault.reason, f"{found.detail}; {fault}", found.coordinators)
         if found.fault == UNEXPECTED and self._own.file is not None:  # damage shows itself in many ways
             self._check_at = 0.0
             try:

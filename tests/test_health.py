@@ -185,6 +185,21 @@ def test_a_file_that_goes_during_a_look_is_told_as_one_that_is_gone(tmp_path: Pa
     assert "deleted or replaced" in str(condition.fault)
 
 
+def test_a_journal_that_goes_during_a_look_is_told_as_one_that_is_gone(tmp_path: Path) -> None:
+    file = tmp_path / "jobs.db"
+    with Database(f"sqlite:///{file}") as database, closing(Probe(database, 10.0)) as probe:
+        assert probe.look().fault is None
+
+        def lose(self: Probe) -> None:  # SQLite meets this between the log's last look and its own use of it
+            delete_journal(file)
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHORT_READ
+            raise DatabaseError("disk I/O error") from error
+
+        with mock.patch.object(Probe, "_check_writing", lose):
+            assert "write-ahead log" in str(probe.look().fault)
+
+
 def test_a_file_that_is_put_back_is_used_again(tmp_path: Path) -> None:
     file = tmp_path / "jobs.db"
     with calling(create_app(settings(tmp_path))) as client:
