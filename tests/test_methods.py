@@ -247,15 +247,21 @@ def test_forms_of_reviewers_equal_an_independent_computation(
     assert factors.attention_factor == pytest.approx(float(attention), rel=1e-12)
 
 
+@pytest.mark.parametrize("name", ["rotation-step", "raised-base"])
 @given(**GEOMETRIES)
-def test_the_fitted_form_equals_an_independent_computation(
-    base: float, head_dim: int, original: int, scale: int
+def test_the_fitted_forms_equal_an_independent_computation(
+    name: str, base: float, head_dim: int, original: int, scale: int
 ) -> None:
     geometry = geometry_of(base, head_dim, original)
-    factors = methods.closed_form("rotation-step", geometry, original * scale)
+    factors = methods.closed_form(name, geometry, original * scale)
     with mpmath.workdps(50):
-        theta = [mpmath.mpf(base) ** (mpmath.mpf(-2 * i) / head_dim) for i in range(head_dim // 2)]
-        expected = [float(_stepped(original * one / (2 * mpmath.pi), scale)) for one in theta]
+        exponents = [mpmath.mpf(-2 * i) / head_dim for i in range(head_dim // 2)]
+        theta = [mpmath.mpf(base) ** exponent for exponent in exponents]
+        if name == "raised-base":
+            raised = base * mpmath.mpf(scale) ** mpmath.mpf("1.2")
+            expected = [float(one / raised**exponent) for one, exponent in zip(theta, exponents, strict=True)]
+        else:
+            expected = [float(_stepped(original * one / (2 * mpmath.pi), scale)) for one in theta]
         attention = float(mpmath.sqrt(1 + mpmath.log(scale) / mpmath.log(original)))
     assert factors.rescale_factors == pytest.approx(expected, rel=1e-12)
     assert factors.attention_factor == pytest.approx(attention, rel=1e-12)

@@ -27,6 +27,7 @@ from factor_search.methods.rebased import (
     ntk_critical,
     ntk_fixed,
     ntk_mixed,
+    raised_base,
 )
 from factor_search.model.geometry import Geometry
 from factor_search.model.geometry import longrope_attention_factor as longrope_attention_factor
@@ -61,6 +62,7 @@ METHODS: dict[str, Method] = {
     "yarn-rebased": yarn_rebased,
     "soft-clip": soft_clip,
     STEP: rotation_step,
+    "raised-base": raised_base,
 }
 
 
