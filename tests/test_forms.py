@@ -20,7 +20,14 @@ from factor_search.export.registry import engine_named
 from factor_search.factors import Factors
 from factor_search.factors_file import FactorsModel, factors_file, parse_factors, read_factors
 from factor_search.job import run_job
-from factor_search.methods import closed_form, longrope_attention_factor, yarn_of_numbers
+from factor_search.methods import (
+    closed_form,
+    closed_forms,
+    exact_numbers,
+    longrope_attention_factor,
+    yarn_of_numbers,
+)
+from factor_search.model.configuration import read_geometry
 from factor_search.model.loading import load_model
 from factor_search.report.document import build_factors_file, build_report
 from factor_search.search.forms import FormSpace
@@ -189,6 +196,45 @@ def test_a_form_that_is_not_that_of_the_factors_is_not_exported() -> None:
     wrong = factors_file(factors, model, SCALE * 4096, form={"kind": "yarn", **values, "beta_slow": 0.1})
     with pytest.raises(ExportError, match="is not that of its rescale factors"):
         huggingface_config(wrong, config, with_form=True)
+
+
+FORMS_OF = {
+    "base": {"none", "ntk", "dynamic-ntk", "ntk-critical", "entropy-abf"},
+    "yarn": {"yarn", "yarn-cooler", "yarn-rebased", "raised-base"},
+}
+
+
+@pytest.mark.parametrize("theta", [10_000.0, 500_000.0, 1_000_000.0])
+def test_closed_forms_that_are_numbers_say_so(theta: float) -> None:
+    config = AutoConfig.for_model("llama", head_dim=128, max_position_embeddings=4096, rope_theta=theta)
+    model = read_geometry(config)
+    found: dict[str, set[str]] = {"base": set(), "yarn": set()}
+    for name, factors in closed_forms(model, 4 * 4096).items():
+        if (form := exact_numbers(factors, model, 4 * 4096)) is not None:
+            found[form.pop("kind")].add(name)
+            computed = yarn_of_numbers(model, **form)
+            assert computed.rescale_factors == pytest.approx(factors.rescale_factors, rel=1e-9)
+            assert computed.attention_factor == factors.attention_factor
+    assert found == FORMS_OF
+
+
+def test_a_closed_form_is_exported_as_numbers_where_the_model_has_no_scaling(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["methods", "--model", str(checkpoint), "--target-length", "256", "--method", "raised-base", "--json"]
+    assert main(command) == 0
+    (tmp_path / "factors.json").write_text(capsys.readouterr().out)
+    found = read_factors(tmp_path / "factors.json")
+    assert found.form is not None
+    assert (found.form.kind, found.form.factor, found.form.attention_factor) == ("yarn", 1.0, found.attention_factor)
+    exported = ["export", "--format", "huggingface", "--factors", str(tmp_path / "factors.json")]
+    assert main([*exported, "--out", str(tmp_path / "model")]) == 0, "it is loaded and compared before it is kept"
+    parameters = json.loads((tmp_path / "model" / "config.json").read_text())["rope_parameters"]
+    assert (parameters["rope_type"], parameters["rope_theta"]) == ("yarn", found.form.rope_theta)
+    scaled = AutoConfig.for_model("llama", rope_scaling={"rope_type": "linear", "factor": 2.0})
+    own = read_geometry(scaled)
+    target = 2 * own.original_length
+    assert exact_numbers(closed_form("yarn", own, target), own, target) is None, "its scaling would be lost"
 
 
 @pytest.mark.parametrize("name", ["vllm", "sglang", "mlx", "exllamav3", "tensorrt-llm"])

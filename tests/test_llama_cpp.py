@@ -374,13 +374,15 @@ def test_texts_become_the_tokens_of_llama_cpp(kind: str, prefix: bool, bos: bool
     assert (tokenizer("the").input_ids[0] == tokenizer.bos_token_id) == bos
 
 
-@pytest.mark.parametrize("kind", ["yarn", "base"])
-def test_an_architecture_without_lists_computes_with_the_numbers_of_a_form(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "factor"), [("yarn", 3.2), ("yarn", 1.0), ("base", 1.0)])
+def test_an_architecture_without_lists_computes_with_the_numbers_of_a_form(
+    kind: str, factor: float, tmp_path: Path
+) -> None:
     model = biased(tiny_model("qwen2", vocab_size=257))
     source, geometry = write_model(tmp_path / "m.gguf", model, "qwen2"), read_geometry(model.config, 64)
-    numbers = {"factor": 3.2, "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.2, "rope_theta": 25_000.0}
+    numbers = {"factor": factor, "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.2, "rope_theta": 25_000.0}
     if kind == "base":
-        numbers |= {"factor": 1.0, "attention_factor": 1.0}
+        numbers |= {"attention_factor": 1.0}
     factors = yarn_of_numbers(geometry, **numbers)
     model_of = FactorsModel.of("m", None, geometry)
     file = factors_file(factors, model_of, TARGET, form={"kind": kind, **numbers})

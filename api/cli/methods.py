@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compute and print."""
-    from factor_search.methods import closed_form, closed_forms
+    from factor_search.methods import closed_form, closed_forms, exact_numbers
     from factor_search.model.configuration import read_geometry
     from factor_search.model.loading import load_config
 
@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         chosen = closed_forms(geometry, target)
     if arguments.json:
         model = FactorsModel.of(spec.id, spec.revision, geometry)
-        files = {name: factors_file(factors, model, target).as_json() for name, factors in chosen.items()}
+        forms = {name: exact_numbers(factors, geometry, target) for name, factors in chosen.items()}
+        files = {name: factors_file(one, model, target, form=forms[name]).as_json() for name, one in chosen.items()}
         print(json.dumps(files[arguments.method] if arguments.method else files))
         return 0
     print("\n\n".join(_table(chosen, names, geometry.wavelengths) for names in _blocks(list(chosen))))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from factor_search.errors import FactorsError, SpecError, one_line
 from factor_search.factors import Factors
 from factor_search.methods.flat import none, position_interpolation, soft_clip
+from factor_search.methods.numbers import exact_numbers as exact_numbers
 from factor_search.methods.ramps import (
     STEP,
     llama3,
