@@ -16,8 +16,7 @@ from factor_search.files.cache import cache_folder
 from factor_search.measure.evaluation import OK, PRUNED, Evaluation, Evaluator
 from factor_search.measure.evaluator import LocalEvaluator
 from factor_search.measure.ledger import Ledger, RecordedEvaluator
-from factor_search.methods import closed_forms
-from factor_search.methods.ramps import STEP
+from factor_search.methods import OWN, closed_forms
 from factor_search.model.geometry import Geometry
 from factor_search.model.loading import load_model
 from factor_search.search.loop import SearchState, search
@@ -114,8 +113,8 @@ class ModelRuns:
 
     @property
     def published(self) -> dict[str, Measured]:
-        """The closed forms that others have published: without the one that was fitted to such models."""
-        return {name: one for name, one in self.closed_forms.items() if name != STEP}
+        """The closed forms that others have published: without those whose constants were fitted here."""
+        return {name: one for name, one in self.closed_forms.items() if name not in OWN}
 
 
 @dataclass(frozen=True, kw_only=True)

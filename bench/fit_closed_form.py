@@ -1,9 +1,10 @@
 """Fits the constants of a closed form on models that strategies were designed on: ``python -m bench.fit_closed_form``.
 
-The form is :func:`factor_search.methods.ramps.rotation_step`, or with ``--form yarn`` YaRN with other numbers. Every
-model evaluates it with the same constants, drawn evenly from a box, and with more of them around the best. Printed are
-the constants that are best on all models: with the least mean of the share of the way that is left, from the best
-published closed form to the model's own best constants. Judges are not looked at.
+The form is :func:`factor_search.methods.ramps.rotation_step`, or with ``--form yarn`` that of
+:func:`factor_search.methods.ramps.yarn_narrow`. Every model evaluates it with the same constants, drawn evenly from a
+box, and with more of them around the best. Printed are the constants that are best on all models: with the least mean
+of the share of the way that is left, from the best published closed form to the model's own best constants. Judges are
+not looked at.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from bench.efficiency_runs import workplace
 from bench.recipes import RECIPES
 from bench.search_efficiency import in_processes
 from factor_search.factors import Factors
-from factor_search.methods import closed_forms, longrope_attention_factor, yarn_of_numbers
-from factor_search.methods.ramps import STEP, rotation_step
+from factor_search.methods import OWN, closed_forms, longrope_attention_factor, yarn_of_numbers
+from factor_search.methods.ramps import rotation_step
 from factor_search.model.geometry import Geometry
 
 Constants = NDArray[np.float64]
@@ -30,17 +31,16 @@ Form = Callable[[Geometry, int, Constants], Factors]
 
 
 def _yarn(geometry: Geometry, target_length: int, constants: Constants) -> Factors:
-    """YaRN with other ends of its ramp, LongRoPE's attention factor, and a base raised by a share of NTK's."""
+    """YaRN with other ends of its ramp, a power of s as factor, and LongRoPE's attention factor."""
     scale = target_length / geometry.original_length
-    fast, slow, level, base = map(float, constants)
-    ntk = scale ** (geometry.exponent_dim / (geometry.exponent_dim - 2))
+    fast, slow, exponent = map(float, constants)
     return yarn_of_numbers(
         geometry,
-        factor=max(level * scale, 1.0),
+        factor=scale**exponent,
         beta_fast=2.0**fast,
         beta_slow=2.0**slow,
         attention_factor=longrope_attention_factor(scale, geometry.original_length),
-        rope_theta=geometry.rope_theta * ntk**base,
+        rope_theta=geometry.rope_theta,
     )
 
 
@@ -52,8 +52,8 @@ FORMS: dict[str, tuple[Form, Constants, tuple[str, ...]]] = {
     ),
     "yarn": (
         _yarn,
-        np.array([[1.0, 4.5], [-2.0, 0.5], [0.5, 1.4], [0.0, 0.5]]),
-        ("fast", "slow", "level", "base"),
+        np.array([[1.5, 4.5], [-1.2, 0.4], [0.8, 1.05]]),
+        ("fast", "slow", "exponent"),
     ),
 }
 """Of each form, the box of its constants and their names."""
@@ -99,7 +99,7 @@ def measured(name: str, kind: str, constants: list[Constants], documents: int) -
         losses = {
             form: place.evaluate(factors, place.samples.search).loss
             for form, factors in closed_forms(geometry, target).items()
-            if form != STEP
+            if form not in OWN
         }
         best = min(losses, key=lambda form: losses[form])
         found = []

@@ -17,7 +17,7 @@ import torch
 from bench.efficiency_runs import Plan, Workplace, finalist_of, measured, run_search, workplace
 from factor_search.factors import Factors
 from factor_search.measure.statistics import paired_difference
-from factor_search.methods import closed_forms
+from factor_search.methods import OWN, closed_forms
 from factor_search.methods.ramps import STEP
 from factor_search.model.allocator import keep_freed_memory
 from factor_search.search.warm_start import rescaled
@@ -51,7 +51,7 @@ def with_heights(factors: Factors, scale: float, to_scale: float) -> Factors:
 def candidates(here: Searched, there: Searched, place: Workplace) -> dict[str, Factors]:
     """What is compared at one scale, by name; first what was searched there."""
     forms = closed_forms(place.geometry, place.target_length)
-    published = [name for name in forms if name != STEP]
+    published = [name for name in forms if name not in OWN]
     best = min(published, key=lambda name: place.evaluate(forms[name], place.samples.validation).loss)
     return {
         "searched there": here.factors,

@@ -27,7 +27,7 @@ from bench.efficiency_tables import bars, bars_table, model_table
 from bench.fresh import SCALES, first_looked_at, names, recipe_of
 from bench.models import bench_model
 from bench.recipes import RECIPES
-from factor_search.methods.ramps import STEP
+from factor_search.methods import OWN
 from factor_search.model.allocator import keep_freed_memory
 from factor_search.search.problem import FORMS
 from factor_search.spec import (
@@ -75,7 +75,7 @@ def plans(options: argparse.Namespace, full_evaluation: int) -> list[Plan]:
         ("cma", "cma", one_seed, ample),
         *((kind, kind, seeds, equal) for kind in ("tpe", "nsga2", "random")),
     ]
-    forms = {PUBLISHED: tuple(form for form in FORMS if form != STEP)}
+    forms = {PUBLISHED: tuple(form for form in FORMS if form not in OWN)}
     return [
         Plan(name=name, strategy=SPECS[kind], seed=seed, budget=budget, forms=forms.get(kind, FORMS))
         for kind, name, kind_seeds, budget in rows

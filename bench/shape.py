@@ -25,7 +25,7 @@ from factor_search.files.cache import cache_folder
 from factor_search.finetune.run import finetune
 from factor_search.finetune.spec import FinetuneSpec
 from factor_search.measure.statistics import paired_difference
-from factor_search.methods import closed_forms
+from factor_search.methods import OWN, closed_forms
 from factor_search.methods.ramps import STEP, rotation_step
 from factor_search.model.geometry import Geometry
 from factor_search.model.loading import load_model
@@ -82,8 +82,9 @@ def searched(
     with workplace(model, *documents) as place:
         found = found_by_search(place, seed)
         forms = closed_forms(place.geometry, place.target_length)
-        form = forms.pop(STEP)
-        published = min(forms.values(), key=lambda one: place.evaluate(one, place.samples.validation).loss)
+        form = forms[STEP]
+        others = (one for name, one in forms.items() if name not in OWN)
+        published = min(others, key=lambda one: place.evaluate(one, place.samples.validation).loss)
         shape, distance = shape_of(found, place.geometry, place.target_length)
         return Searched(
             title=title,

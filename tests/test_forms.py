@@ -200,7 +200,7 @@ def test_a_form_that_is_not_that_of_the_factors_is_not_exported() -> None:
 
 FORMS_OF = {
     "base": {"none", "ntk", "dynamic-ntk", "ntk-critical", "entropy-abf"},
-    "yarn": {"yarn", "yarn-cooler", "yarn-rebased", "raised-base"},
+    "yarn": {"yarn", "yarn-cooler", "yarn-rebased", "raised-base", "yarn-narrow"},
 }
 
 

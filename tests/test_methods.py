@@ -247,7 +247,7 @@ def test_forms_of_reviewers_equal_an_independent_computation(
     assert factors.attention_factor == pytest.approx(float(attention), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["rotation-step", "raised-base"])
+@pytest.mark.parametrize("name", ["rotation-step", "raised-base", "yarn-narrow"])
 @given(**GEOMETRIES)
 def test_the_fitted_forms_equal_an_independent_computation(
     name: str, base: float, head_dim: int, original: int, scale: int
@@ -257,11 +257,22 @@ def test_the_fitted_forms_equal_an_independent_computation(
     with mpmath.workdps(50):
         exponents = [mpmath.mpf(-2 * i) / head_dim for i in range(head_dim // 2)]
         theta = [mpmath.mpf(base) ** exponent for exponent in exponents]
-        if name == "raised-base":
-            raised = base * mpmath.mpf(scale) ** mpmath.mpf("1.2")
-            expected = [float(one / raised**exponent) for one, exponent in zip(theta, exponents, strict=True)]
-        else:
-            expected = [float(_stepped(original * one / (2 * mpmath.pi), scale)) for one in theta]
+        match name:
+            case "raised-base":
+                raised = base * mpmath.mpf(scale) ** mpmath.mpf("1.2")
+                expected = [one / raised**exponent for one, exponent in zip(theta, exponents, strict=True)]
+            case "yarn-narrow":
+                ends = [
+                    mpmath.log(original / (mpmath.mpf(str(rotations)) * 2 * mpmath.pi), base)
+                    for rotations in (7.0, 0.8)
+                ]
+                low, high = (head_dim * end / 2 for end in ends)
+                low, high = max(mpmath.floor(low), 0), min(mpmath.ceil(high), head_dim - 1)
+                shares = [min(max((i - low) / ((high - low) or mpmath.mpf("0.001")), 0), 1) for i in range(len(theta))]
+                slowest = mpmath.mpf(scale) ** mpmath.mpf("0.92")
+                expected = [1 / (1 - share + share / slowest) for share in shares]
+            case _:
+                expected = [_stepped(original * one / (2 * mpmath.pi), scale) for one in theta]
         attention = float(mpmath.sqrt(1 + mpmath.log(scale) / mpmath.log(original)))
-    assert factors.rescale_factors == pytest.approx(expected, rel=1e-12)
+    assert factors.rescale_factors == pytest.approx([float(one) for one in expected], rel=1e-12)
     assert factors.attention_factor == pytest.approx(attention, rel=1e-12)

@@ -17,6 +17,7 @@ from factor_search.methods.ramps import (
     rotation_step,
     yarn,
     yarn_cooler,
+    yarn_narrow,
     yarn_rebased,
     yarn_untruncated,
 )
@@ -36,6 +37,8 @@ from factor_search.model.yarn import yarn_attention_factor as yarn_attention_fac
 from factor_search.model.yarn import yarn_of_numbers as yarn_of_numbers
 
 AS_CONFIGURED = "as-configured"
+OWN = (STEP, "raised-base", "yarn-narrow")
+"""The closed forms whose constants were fitted here; all others are published."""
 USUAL = ("none", "pi", "ntk", "dynamic-ntk", "ntk-critical", "yarn", "llama3", "entropy-abf", AS_CONFIGURED)
 """The methods that every report compares with, unless a specification names others."""
 OPEN_LENGTH = ("linear", "yarn")
@@ -64,6 +67,7 @@ METHODS: dict[str, Method] = {
     "soft-clip": soft_clip,
     STEP: rotation_step,
     "raised-base": raised_base,
+    "yarn-narrow": yarn_narrow,
 }
 
 

@@ -3,12 +3,13 @@
 from typing import Any
 
 from factor_search.factors import Factors
+from factor_search.methods.ramps import NARROW_EXPONENT, NARROW_RAMP
 from factor_search.methods.rebased import RAISED_BASE, scale_of
 from factor_search.model.geometry import Geometry
 from factor_search.model.yarn import yarn_of_numbers
 
-ROTATIONS = {"beta_fast": 32.0, "beta_slow": 1.0}
-"""The ends of YaRN's ramp, as engines take them."""
+RAMP = (32.0, 1.0)
+"""Rotations at the ends of YaRN's ramp, as engines take them."""
 TOLERANCE = 1e-9
 """Relative, of each factor."""
 
@@ -29,9 +30,15 @@ def exact_numbers(factors: Factors, geometry: Geometry, target_length: int) -> d
         return None
     theta, d, last = geometry.rope_theta, geometry.exponent_dim, geometry.pairs - 1
     raised = theta * factors.rescale_factors[-1] ** (d / (2 * last)) if last else theta
-    own, scale = {"attention_factor": factors.attention_factor}, scale_of(geometry, target_length)
-    for factor, base in ((1.0, raised), (scale, theta), (scale, RAISED_BASE)):
-        numbers = {"factor": factor, **ROTATIONS, **own, "rope_theta": base}
+    scale = scale_of(geometry, target_length)
+    for factor, base, ramp in (
+        (1.0, raised, RAMP),
+        (scale, theta, RAMP),
+        (scale, RAISED_BASE, RAMP),
+        (scale**NARROW_EXPONENT, theta, NARROW_RAMP),
+    ):
+        numbers = {"factor": factor, "beta_fast": ramp[0], "beta_slow": ramp[1], "rope_theta": base}
+        numbers["attention_factor"] = factors.attention_factor
         given = yarn_of_numbers(geometry, **numbers).rescale_factors
         if all(abs(one / other - 1) <= TOLERANCE for one, other in zip(given, factors.rescale_factors, strict=True)):
             plain = factor == 1.0 and factors.attention_factor == 1.0

@@ -15,6 +15,10 @@ STEP = "rotation-step"
 """The name of :func:`rotation_step`."""
 STEP_WIDTH = 0.5
 """Of its step, in octaves of rotations."""
+NARROW_RAMP = (7.0, 0.8)
+"""Rotations at the ends of the ramp of :func:`yarn_narrow`."""
+NARROW_EXPONENT = 0.92
+"""Of s, in its factor."""
 
 
 def yarn(geometry: Geometry, target_length: int, beta_fast: float = 32.0, beta_slow: float = 1.0) -> Factors:
@@ -48,6 +52,17 @@ def yarn_rebased(geometry: Geometry, target_length: int, base: float = RAISED_BA
     of_base = new_base(geometry, raised).rescale_factors
     factors = [one * other for one, other in zip(of_base, ramp, strict=True)]
     return Factors.of(factors, 0, yarn_attention_factor(scale))
+
+
+def yarn_narrow(geometry: Geometry, target_length: int) -> Factors:
+    """YaRN with a ramp from 7 to 0.8 rotations, not 32 to 1, and factor s^0.92; LongRoPE's attention factor.
+
+    FITTED
+    """
+    scale = scale_of(geometry, target_length)
+    factor = max(scale, 1.0) ** NARROW_EXPONENT
+    lambdas = interpolated(geometry, factor, *ramp_ends(geometry, *NARROW_RAMP))
+    return Factors.of(lambdas, 0, longrope_attention_factor(scale, geometry.original_length))
 
 
 def mrrope_uni(geometry: Geometry, target_length: int) -> Factors:
