@@ -16,6 +16,8 @@ from factor_search.spec import EvolutionSpec, JobSpec, WarmStartSpec
 
 FORMS = tuple(METHODS)
 """Names of all closed forms that a new search knows."""
+FIRST = ("raised-base", "yarn-narrow")
+"""The closed forms with which ``auto`` begins: for pretrained models, and for small ones."""
 SEED_ORDER = ("yarn", "ntk-critical", "ntk", "llama3", "pi", "dynamic-ntk", "entropy-abf", "as-configured", "none")
 """The usual closed forms in the order in which a search evaluates them, the most promising first; the others follow."""
 OTHERS_COMPARED = 2
@@ -37,7 +39,7 @@ class SearchProblem:
     """By default, the closed forms that are not usual, by name: the winner is also compared with the two that are best
     on the search documents (:meth:`best_others`). Empty where the specification has ``baselines``."""
     seeds: tuple[Factors, ...]
-    """The starting points of the search: known factors first, then the usual closed forms."""
+    """The starting points of the search: known factors first, then :data:`FIRST` and the usual closed forms."""
     later_seeds: tuple[Factors, ...]
     """The other closed forms, which ``auto`` tries before CMA-ES; evolution leaves half of its first generation to
     mutants."""
@@ -188,16 +190,18 @@ def _seeds(
 ) -> tuple[tuple[Factors, ...], tuple[Factors, ...]]:
     known = starting_points(spec.warm_start, geometry, _formula_length(spec, geometry))
     usual = [methods[name] for name in SEED_ORDER if name in methods]
-    others = [methods[name] for name in METHODS if name in methods and name not in SEED_ORDER]
-    if isinstance(spec.strategy, EvolutionSpec):
-        population, first = spec.strategy.population, len(known) + len(usual)
-        if known and population < first:
-            raise SpecError(
-                f"strategy.population is {population}, but {len(known)} warm starts and {len(usual)} closed forms come "
-                f"first: make it {first} or more"
-            )
-        others = others[: max(population // 2 - first, 0)]  # the rest of the first generation are mutants
-    return (*known, *usual), tuple(others)
+    ours = [methods[name] for name in FIRST if name in methods]
+    others = [methods[name] for name in METHODS if name in methods and name not in (*SEED_ORDER, *FIRST)]
+    if not isinstance(spec.strategy, EvolutionSpec):
+        return (*known, *ours, *usual), tuple(others)
+    population, first = spec.strategy.population, len(known) + len(usual)
+    if known and population < first:
+        raise SpecError(
+            f"strategy.population is {population}, but {len(known)} warm starts and {len(usual)} closed forms come "
+            f"first: make it {first} or more"
+        )
+    rest = max(population // 2 - first, 0)  # the others of the first generation are mutants
+    return (*known, *usual), (*ours, *others)[:rest]
 
 
 def _formula_length(spec: JobSpec, geometry: Geometry) -> int:
