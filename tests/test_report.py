@@ -256,7 +256,9 @@ def test_the_usual_closed_forms_and_the_two_best_of_the_others_are_compared_with
     problem = result().problem
     assert (set(problem.methods), set(problem.others)) == (set(METHODS), set(others))
     assert problem.forms_compared == len(METHODS) + 2
-    assert (len(problem.seeds), set(problem.later_seeds)) == (len(METHODS), set(others.values()))
+    first = [others["raised-base"], others["yarn-narrow"]]
+    assert (list(problem.seeds[:2]), len(problem.seeds)) == (first, len(METHODS) + 2)
+    assert set(problem.later_seeds) == set(others.values()) - set(first)
     losses = {"mrrope-pro": [1.0, 9.0], "soft-clip": [3.0], "ntk-fixed": [1.5], "ntk-mixed": []}
     known = {}
     for name, values in losses.items():  # a race stopped some of them, and the space has only what is near
