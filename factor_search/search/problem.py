@@ -11,13 +11,14 @@ from factor_search.model.geometry import Geometry
 from factor_search.search.space import SearchSpace
 from factor_search.search.strategies import Strategy, build_strategy
 from factor_search.search.strategies.contract import Check, no_check
+from factor_search.search.strategies.profile import reaches_far
 from factor_search.search.warm_start import starting_points
 from factor_search.spec import EvolutionSpec, JobSpec, WarmStartSpec
 
 FORMS = tuple(METHODS)
 """Names of all closed forms that a new search knows."""
-FIRST = ("raised-base", "yarn-narrow")
-"""The closed forms with which ``auto`` begins: for pretrained models, and for small ones."""
+FIRST_IF_FAR = "raised-base"
+"""The closed form with which a search begins where pairs make as many rotations as those of pretrained models."""
 SEED_ORDER = ("yarn", "ntk-critical", "ntk", "llama3", "pi", "dynamic-ntk", "entropy-abf", "as-configured", "none")
 """The usual closed forms in the order in which a search evaluates them, the most promising first; the others follow."""
 OTHERS_COMPARED = 2
@@ -39,7 +40,8 @@ class SearchProblem:
     """By default, the closed forms that are not usual, by name: the winner is also compared with the two that are best
     on the search documents (:meth:`best_others`). Empty where the specification has ``baselines``."""
     seeds: tuple[Factors, ...]
-    """The starting points of the search: known factors first, then :data:`FIRST` and the usual closed forms."""
+    """The starting points of the search: known factors first, then the usual closed forms, for
+    pretrained models after :data:`FIRST_IF_FAR`."""
     later_seeds: tuple[Factors, ...]
     """The other closed forms, which ``auto`` tries before CMA-ES; evolution leaves half of its first generation to
     mutants."""
@@ -70,7 +72,7 @@ class SearchProblem:
         methods = {name: one for name, one in methods.items() if name not in METHODS or name in (*USUAL, *forms)}
         if spec.short_window is not None and spec.target_length <= geometry.original_length:
             raise SpecError("short_window: the target length must be above the original one")
-        seeds, later = _seeds(spec, geometry, methods)
+        seeds, later = _seeds(spec, space, geometry, methods)
         others = {} if spec.baselines else {name: one for name, one in methods.items() if name not in compared}
         problem = cls(
             spec=spec,
@@ -186,22 +188,23 @@ def _compared(spec: JobSpec, methods: dict[str, Factors]) -> dict[str, Factors]:
 
 
 def _seeds(
-    spec: JobSpec, geometry: Geometry, methods: dict[str, Factors]
+    spec: JobSpec, space: SearchSpace, geometry: Geometry, methods: dict[str, Factors]
 ) -> tuple[tuple[Factors, ...], tuple[Factors, ...]]:
     known = starting_points(spec.warm_start, geometry, _formula_length(spec, geometry))
     usual = [methods[name] for name in SEED_ORDER if name in methods]
-    ours = [methods[name] for name in FIRST if name in methods]
-    others = [methods[name] for name in METHODS if name in methods and name not in (*SEED_ORDER, *FIRST)]
-    if not isinstance(spec.strategy, EvolutionSpec):
-        return (*known, *ours, *usual), tuple(others)
-    population, first = spec.strategy.population, len(known) + len(usual)
-    if known and population < first:
-        raise SpecError(
-            f"strategy.population is {population}, but {len(known)} warm starts and {len(usual)} closed forms come "
-            f"first: make it {first} or more"
-        )
-    rest = max(population // 2 - first, 0)  # the others of the first generation are mutants
-    return (*known, *usual), (*ours, *others)[:rest]
+    others = {name: methods[name] for name in METHODS if name in methods and name not in SEED_ORDER}
+    if isinstance(spec.strategy, EvolutionSpec):
+        population, first = spec.strategy.population, len(known) + len(usual)
+        if known and population < first:
+            raise SpecError(
+                f"strategy.population is {population}, but {len(known)} warm starts and {len(usual)} closed forms come "
+                f"first: make it {first} or more"
+            )
+        rest = list(others.values())[: max(population // 2 - first, 0)]  # the rest of the first generation are mutants
+        return (*known, *usual), tuple(rest)
+    if reaches_far(space) and FIRST_IF_FAR in others:
+        usual.insert(0, others.pop(FIRST_IF_FAR))
+    return (*known, *usual), tuple(others.values())
 
 
 def _formula_length(spec: JobSpec, geometry: Geometry) -> int:
