@@ -133,10 +133,10 @@ def main() -> None:
     if given.json is not None:
         document = {name: vars(one) for name, one in zip(given.models, found, strict=True)}
         given.json.write_text(json.dumps({"constants": np.array(constants).tolist(), "models": document}, indent=1))
-    print(f"\n{'':16}{'s':>5}" + "".join(f"{title:>8}" for title in titles) + f"{'left of the way':>18}")
+    print(f"\n{'':16}{'s':>5}" + "".join(f"{title:>10}" for title in titles) + f"{'left of the way':>18}")
 
     def show(title: str, place: int, share: float, scale: str = "") -> None:
-        numbers = "".join(f"{value:>8.2f}" for value in constants[place])
+        numbers = "".join(f"{value:>10.2f}" for value in constants[place])
         print(f"{title:16}{scale:>5}{numbers}{share:>17.1%}")
 
     for name, one in zip(given.models, found, strict=True):
