@@ -221,8 +221,10 @@ def test_closed_forms_that_are_numbers_say_so(theta: float) -> None:
 def test_a_closed_form_is_exported_as_numbers_where_the_model_has_no_scaling(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["methods", "--model", str(checkpoint), "--target-length", "256", "--method", "raised-base", "--json"]
-    assert main(command) == 0
+    command = ["methods", "--model", str(checkpoint), "--target-length", "256", "--method", "raised-base"]
+    assert main([*command, "--json"]) == 0
+    assert "form" not in json.loads(capsys.readouterr().out), "lists work everywhere"
+    assert main([*command, "--json", "--numbers"]) == 0
     (tmp_path / "factors.json").write_text(capsys.readouterr().out)
     found = read_factors(tmp_path / "factors.json")
     assert found.form is not None
@@ -231,10 +233,48 @@ def test_a_closed_form_is_exported_as_numbers_where_the_model_has_no_scaling(
     assert main([*exported, "--out", str(tmp_path / "model")]) == 0, "it is loaded and compared before it is kept"
     parameters = json.loads((tmp_path / "model" / "config.json").read_text())["rope_parameters"]
     assert (parameters["rope_type"], parameters["rope_theta"]) == ("yarn", found.form.rope_theta)
+    for wrong, message in (
+        (command, "give --json too"),
+        ([*command[:-1], "pi", "--json"], "pi has no numbers of YaRN"),
+    ):
+        assert main([*wrong, "--numbers"]) == 1
+        assert message in capsys.readouterr().err
     scaled = AutoConfig.for_model("llama", rope_scaling={"rope_type": "linear", "factor": 2.0})
     own = read_geometry(scaled)
     target = 2 * own.original_length
     assert exact_numbers(closed_form("yarn", own, target), own, target) is None, "its scaling would be lost"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "form", "written"),
+    [
+        ("llama", {}, "yarn", "yarn"),
+        ("llama", {}, "ntk", "default"),
+        ("phi3", {}, "yarn", "longrope"),
+        ("phi3", {}, "ntk", "default"),
+        ("gpt_neox", {"partial_rotary_factor": 0.3}, "raised-base", "longrope"),
+        ("ministral3", {}, "ntk", "longrope"),
+    ],
+)
+def test_numbers_are_written_where_transformers_computes_the_model_with_them(
+    model_type: str, fields: dict[str, Any], form: str, written: str
+) -> None:
+    """Phi-3 takes every scaling for LongRoPE, YaRN's ramp lacks a pair of odd dimensions, Ministral reads a length."""
+    sizes = {"hidden_size": 128, "num_attention_heads": 2, "head_dim": 64, "max_position_embeddings": 512}
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, **fields}
+    if model_type == "ministral3":
+        rope |= {"llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 512}
+    config = AutoConfig.for_model(model_type, **sizes, rope_parameters=rope)
+    own = read_geometry(config)
+    assert own.odd == (model_type == "gpt_neox")
+    target = 4 * own.original_length
+    factors = closed_form(form, own, target)
+    numbers_of = exact_numbers(factors, own, target)
+    assert numbers_of is not None
+    file = factors_file(factors, FactorsModel.of("m", None, own), target, form=numbers_of)
+    content = huggingface_config(file, config, with_form=True)
+    assert content["rope_parameters"]["rope_type"] == written
+    assert ("long_factor" in content["rope_parameters"]) == (written == "longrope")
 
 
 @pytest.mark.parametrize("name", ["vllm", "sglang", "mlx", "exllamav3", "tensorrt-llm"])

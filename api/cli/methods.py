@@ -21,6 +21,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target-length", type=int, required=True, metavar="L", help="context length in tokens")
     parser.add_argument("--method", metavar="M", help="this one only; with --json, its factors file")
     add_json_argument(parser)
+    help_numbers = "with --json, also the numbers of YaRN or the base that give the factors, for engines without lists"
+    parser.add_argument("--numbers", action="store_true", help=help_numbers)
     parser.set_defaults(run=run)
 
 
@@ -39,9 +41,15 @@ def run(arguments: argparse.Namespace) -> int:
         chosen = {arguments.method: closed_form(arguments.method, geometry, target)}
     else:
         chosen = closed_forms(geometry, target)
+    forms = {name: exact_numbers(one, geometry, target) if arguments.numbers else None for name, one in chosen.items()}
+    if arguments.numbers and not arguments.json:
+        raise SpecError("--numbers is for factors files: give --json too")
+    if arguments.numbers and arguments.method and forms[arguments.method] is None:
+        raise SpecError(
+            f"{arguments.method} has no numbers of YaRN, nor a base, for this model: find the nearest with approximate"
+        )
     if arguments.json:
         model = FactorsModel.of(spec.id, spec.revision, geometry)
-        forms = {name: exact_numbers(factors, geometry, target) for name, factors in chosen.items()}
         files = {name: factors_file(one, model, target, form=forms[name]).as_json() for name, one in chosen.items()}
         print(json.dumps(files[arguments.method] if arguments.method else files))
         return 0

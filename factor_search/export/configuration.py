@@ -187,7 +187,8 @@ def _parameters(
                 f"cannot switch at {original}: export without short factors"
             )
         original = own_original
-    if with_form and short is None and (form := form_of(file, geometry)) is not None:
+    form = form_of(file, geometry) if with_form and short is None else None
+    if form is not None and _loads_numbers(form, geometry, kept):
         scaled = {"factor": form.factor, "beta_fast": form.beta_fast, "beta_slow": form.beta_slow}
         scaled |= {"attention_factor": form.attention_factor, "original_max_position_embeddings": original}
         kind = {"yarn": "yarn", "base": "default"}[form.kind]
@@ -228,6 +229,16 @@ def form_of(file: FactorsFile, geometry: Geometry) -> Form | None:
             "of the file to export the factors themselves"
         )
     return form
+
+
+def _loads_numbers(form: Form, geometry: Geometry, kept: Mapping[str, Any]) -> bool:
+    """Whether transformers computes a model with these numbers; lists serve where it does not."""
+    if kept.get("llama_4_scaling_beta") is not None:  # these models read an original length, which may be another
+        return False
+    if form.kind == "base":
+        return True
+    three = getattr(geometry.config, "model_type", None) in THREE_FIELDS  # every scaling of theirs is LongRoPE
+    return not three and not geometry.odd  # transformers' ramp is a pair short there
 
 
 def _add_legacy(text: dict[str, Any], *, switching: bool) -> None:

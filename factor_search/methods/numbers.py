@@ -24,7 +24,7 @@ def exact_numbers(factors: Factors, geometry: Geometry, target_length: int) -> d
 
     Returns:
         The ``form`` of a factors file. None if no such numbers give the factors, if they have initial tokens, and if
-        the model has a scaling of its own, which numbers would replace.
+        the model has a scaling of its own.
     """
     if factors.initial_tokens or geometry.base_rope_type != "default":
         return None

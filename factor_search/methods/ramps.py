@@ -57,9 +57,9 @@ def yarn_rebased(geometry: Geometry, target_length: int, base: float = RAISED_BA
 def yarn_narrow(geometry: Geometry, target_length: int) -> Factors:
     """YaRN with a ramp from 7 to 0.8 rotations, not 32 to 1, and factor s^0.92; LongRoPE's attention factor.
 
-    The three constants were fitted (``python -m bench.fit_closed_form --form yarn``, rounded) to four models of one to
-    three million parameters, trained for 64 to 256 tokens and extended by 4 to 16 times without fine-tuning. It is a
-    form for such models; for pretrained ones, whose pairs rise from the fastest on, see
+    The three constants were fitted (``bench.fit_closed_form`` does it with ``--form yarn --models shipped-4x shipped-8x
+    fresh-1-4x fresh-2-16x``) to three models of two to three million parameters, trained for 64 to 256 tokens and
+    extended by 4 to 16 times without fine-tuning. It is a form for such models; for pretrained ones see
     :func:`factor_search.methods.rebased.raised_base`.
     """
     scale = scale_of(geometry, target_length)

@@ -84,9 +84,9 @@ def raised_base(geometry: Geometry, target_length: int, exponent: float = EXPONE
     """base' = base * s^1.2, above NTK-aware scaling's, with LongRoPE's attention factor, sqrt(1 + ln s / ln L).
 
     A form for pretrained models whose fastest pairs make hundreds of rotations in training. The exponent was chosen on
-    two books for SmolLM2 (135 million parameters, 8,192 tokens) at two and four times its length, without fine-tuning
-    (``python -m bench.pretrained_forms``); no other pretrained model was tried. On models of a million parameters,
-    which want a step, :func:`rotation_step` is better.
+    two documents for SmolLM2 (135 million parameters, 8,192 tokens) at two times its length and one at four, without
+    fine-tuning (``python -m bench.pretrained_forms``); no other pretrained model was tried. On models of a million
+    parameters :func:`factor_search.methods.ramps.yarn_narrow` is better.
 
     Args:
         geometry: of the model.
