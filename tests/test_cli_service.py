@@ -398,7 +398,7 @@ def test_serve_stops_at_a_signal_with_streams_open(number: int, tmp_path: Path, 
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (0, "")
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 20, "the stream would last a minute"
     reader.join(10)
     assert "event: submitted" in texts[0]
 

@@ -149,6 +149,11 @@ def _text_key(config: "PretrainedConfig") -> str | None:
     )
 
 
+def language_model_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of an exported configuration that describes the language model, which may be all of it."""
+    return next((content[name] for name in TEXT_PARTS if isinstance(content.get(name), dict)), content)
+
+
 def loaded_by(content: Mapping[str, Any]) -> tuple[str, str | None]:
     """Say which versions of transformers load an exported configuration as it is meant.
 
@@ -158,11 +163,12 @@ def loaded_by(content: Mapping[str, Any]) -> tuple[str, str | None]:
     Returns:
         The versions as a requirement (``>=4.57``), and what transformers 4 would do if it is not among them.
     """
-    text = next((content[name] for name in TEXT_PARTS if isinstance(content.get(name), dict)), content)
+    text = language_model_of(content)
     parameters = text["rope_parameters"]
     if "rope_type" not in parameters:
         return ">=5", "transformers 4 has no RoPE parameters by layer type: it would ignore the factors without a word"
-    if text.get("model_type") in THREE_FIELDS and len(text["rope_scaling"] or ()) != len(("type", "short", "long")):
+    legacy = text["rope_scaling"]  # None for a base alone
+    if text.get("model_type") in THREE_FIELDS and legacy is not None and len(legacy) != len(("type", "short", "long")):
         return ">=5", "transformers 4 cannot express this attention factor for the model, and refuses to load it"
     return ">=4.57", None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factor_search.errors import ExportError
-from factor_search.export.configuration import check_pair, huggingface_config, loaded_by
+from factor_search.export.configuration import check_pair, huggingface_config, language_model_of, loaded_by
 from factor_search.export.contract import Engine, Exported, Limit, Source
 from factor_search.export.model_folder import shell_command, write_model_folder
 from factor_search.factors_file import FactorsFile
@@ -73,7 +73,8 @@ class HuggingFace(Engine):
         versions, otherwise = loaded_by(content)
         notes = [f"transformers{versions} loads it", *([otherwise] if otherwise else [])]
         form = source.file.form
-        if form is not None and form.kind == "yarn" and source.short is None and form.factor != source.file.scale:
+        written = language_model_of(content)["rope_parameters"].get("rope_type")
+        if form is not None and written == "yarn" and form.factor != source.file.scale:
             notes.append(
                 f"transformers warns that the factor {form.factor:g} is not {source.file.scale:g}, the quotient of the "
                 "lengths: it is meant so"

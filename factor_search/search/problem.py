@@ -17,7 +17,7 @@ from factor_search.spec import EvolutionSpec, JobSpec, WarmStartSpec
 
 FORMS = tuple(METHODS)
 """Names of all closed forms that a new search knows."""
-FIRST_IF_FAR = "raised-base"
+FORM_IF_FAR = "raised-base"
 """The closed form with which a search begins where pairs make as many rotations as those of pretrained models."""
 SEED_ORDER = ("yarn", "ntk-critical", "ntk", "llama3", "pi", "dynamic-ntk", "entropy-abf", "as-configured", "none")
 """The usual closed forms in the order in which a search evaluates them, the most promising first; the others follow."""
@@ -41,7 +41,7 @@ class SearchProblem:
     on the search documents (:meth:`best_others`). Empty where the specification has ``baselines``."""
     seeds: tuple[Factors, ...]
     """The starting points of the search: known factors first, then the usual closed forms, for
-    pretrained models after :data:`FIRST_IF_FAR`."""
+    pretrained models after :data:`FORM_IF_FAR`."""
     later_seeds: tuple[Factors, ...]
     """The other closed forms, which ``auto`` tries before CMA-ES; evolution leaves half of its first generation to
     mutants."""
@@ -202,8 +202,8 @@ def _seeds(
             )
         rest = list(others.values())[: max(population // 2 - first, 0)]  # the rest of the first generation are mutants
         return (*known, *usual), tuple(rest)
-    if reaches_far(space) and FIRST_IF_FAR in others:
-        usual.insert(0, others.pop(FIRST_IF_FAR))
+    if reaches_far(space) and FORM_IF_FAR in others:
+        usual.insert(0, others.pop(FORM_IF_FAR))
     return (*known, *usual), tuple(others.values())
 
 
