@@ -242,7 +242,7 @@ def test_a_closed_form_is_exported_as_numbers_where_the_model_has_no_scaling(
     scaled = AutoConfig.for_model("llama", rope_scaling={"rope_type": "linear", "factor": 2.0})
     own = read_geometry(scaled)
     target = 2 * own.original_length
-    assert exact_numbers(closed_form("yarn", own, target), own, target) is None, "its scaling would be lost"
+    assert exact_numbers(closed_form("yarn", own, target), own, target) is None, "it has a scaling"
 
 
 @pytest.mark.parametrize(
